@@ -1,0 +1,70 @@
+"""The seam: what a detector tells a loss, and nothing else.
+
+Data flows one way: images -> detector -> :class:`Assigned` -> criterion -> named terms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+BACKGROUND: Final = -1
+"""Label of a prediction that belongs to no object."""
+
+IGNORED: Final = -2
+"""Label of a prediction that no loss may look at (between two matching thresholds, inside a crowd region)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assigned:
+    """Predictions of one stage (or decoder layer) with the objects assigned to them, over a whole batch.
+
+    With n predictions, c classes and p positives (predictions that an object is assigned to):
+
+    Attributes:
+        logits: ``[n, c]`` raw class logits of all images and levels.
+        labels: ``[n]`` int64, 0..c-1 for the object's class, :data:`BACKGROUND` or :data:`IGNORED`.
+        positive: ``[p]`` int64, the positives' places in ``n``, ascending.
+        boxes: ``[p, 4]`` decoded predicted boxes of the positives, xyxy in pixels of the network's input, differentiable.
+        gt_boxes: ``[p, 4]`` boxes of the objects assigned to them, same units.
+        gt_ids: ``[p]`` int64, which object, counted over the batch.
+        image_ids: ``[p]`` int64, which image of the batch.
+        normalizer: ``[]`` number of positives averaged over processes, at least 1.
+        deltas: ``[p, 4]`` encoded predicted regression, where the detector has one.
+        gt_deltas: ``[p, 4]`` its target.
+        quality_logits: ``[p]`` logits of the auxiliary head (centerness or IoU), where there is one.
+        quality_targets: ``[p]`` its target in [0, 1], where geometry alone decides it (centerness).
+        stage: name of the stage; "" for a detector with one.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    positive: Tensor
+    boxes: Tensor
+    gt_boxes: Tensor
+    gt_ids: Tensor
+    image_ids: Tensor
+    normalizer: Tensor
+    deltas: Tensor | None = None
+    gt_deltas: Tensor | None = None
+    quality_logits: Tensor | None = None
+    quality_targets: Tensor | None = None
+    stage: str = ""
+
+    @property
+    def positive_logits(self) -> Tensor:
+        """``[p]`` each positive's logit of the class of its object."""
+        return self.logits[self.positive, self.labels[self.positive]]
+
+    def confidences(self) -> Tensor:
+        """``[p]`` score in [0, 1] that the positives would be ranked with at inference.
+
+        With an auxiliary head it is the geometric mean of class probability and predicted quality, as FCOS and ATSS do.
+        """
+        scores = self.positive_logits.sigmoid()
+        if self.quality_logits is None:
+            return scores
+        return torch.sqrt(scores * self.quality_logits.sigmoid())
