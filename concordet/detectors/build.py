@@ -1,0 +1,112 @@
+"""The table of detectors, and the one function that builds them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, get_args
+
+from torch import nn
+from torchvision.models import WeightsEnum
+
+from concordet.detectors import atss, fcos, retinanet
+from concordet.detectors.backbones import Size
+from concordet.detectors.dense import Inference
+from concordet.detectors.weights import load_weights
+from concordet.losses.criteria import Criterion, Usual, build_criterion
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A detector of the zoo: how it is built, its published loss and image size, thresholds."""
+
+    build: Callable[..., nn.Module]
+    usual: Usual
+    image_size: tuple[int, int] = (800, 1333)
+    inference: Inference = Inference()
+
+
+DETECTORS: dict[str, Entry] = {
+    "retinanet": Entry(retinanet.retinanet, retinanet.USUAL, inference=Inference(nms_threshold=0.5)),
+    "fcos": Entry(fcos.fcos, fcos.USUAL),
+    "atss": Entry(atss.atss, atss.USUAL),
+}
+NANO_IMAGE_SIZE = (240, 320)
+
+
+def list_detectors() -> list[str]:
+    """Names that :func:`build_detector` takes.
+
+    Example:
+        >>> "fcos" in list_detectors()
+        True
+    """
+    return list(DETECTORS)
+
+
+def build_detector(
+    name: str,
+    *,
+    num_classes: int,
+    loss: str | Criterion = "default",
+    size: Size = "full",
+    backbone: str | None = None,
+    weights: str | Path | WeightsEnum | None = None,
+    image_size: tuple[int, int] | None = None,
+    ignore_regions: bool = True,
+    **inference: Any,
+) -> nn.Module:
+    """A detector in torchvision's convention with the loss of one's choice.
+
+    Args:
+        name: one of :func:`list_detectors`.
+        num_classes: foreground classes; labels in targets and detections are 1..num_classes.
+        loss: a name (:func:`concordet.losses.list_losses`) such as ``"rank_sort+concordance(0.3)"``, or a criterion.
+            ``"default"`` is the detector's own.
+        size: ``"full"``, the published architecture, or ``"nano"``, under 1 M parameters, for CPUs and small images.
+        backbone: a torchvision ResNet's name; None is ResNet-50.  Nano has its own.
+        weights: file or torchvision enumeration, of the whole detector or of its backbone; None starts from scratch.
+            With weights, batch norms and the first two stages are frozen, as torchvision does.
+        image_size: (shorter side, longer side) images are resized to, keeping their shape; None: (800, 1333), nano
+            (240, 320).
+        ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.
+        **inference: ``score_threshold``, ``nms_threshold``, ``topk``, ``detections_per_image``.
+
+    Returns:
+        ``model(images, targets)`` gives losses in training mode, ``model(images)`` detections in evaluation mode.
+
+    Raises:
+        ValueError: for an unknown name, size, backbone, loss or option.
+
+    Example:
+        >>> import torch
+        >>> model = build_detector("fcos", num_classes=3, size="nano", loss="focal+concordance(0.3)")
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+        >>> sorted(model([torch.rand(3, 64, 64)], [target]))
+        ['box', 'classification', 'concordance']
+    """
+    if name not in DETECTORS:
+        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
+    if size not in get_args(Size):
+        raise ValueError(f"size must be one of {', '.join(get_args(Size))}, got {size!r}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes counts foreground classes and must be at least 1, got {num_classes}")
+    known = [f.name for f in fields(Inference)]
+    unknown = [k for k in inference if k not in known]
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r} for detector {name!r}; choose one of {', '.join(known)}")
+    entry = DETECTORS[name]
+    model = entry.build(
+        build_criterion(loss, entry.usual) if isinstance(loss, str) else loss,
+        num_classes=num_classes,
+        size=size,
+        backbone=backbone,
+        pretrained=weights is not None,
+        image_size=image_size or (entry.image_size if size == "full" else NANO_IMAGE_SIZE),
+        inference=Inference(**{**vars(entry.inference), **inference}),
+        ignore_regions=ignore_regions,
+    )
+    if weights is not None:
+        load_weights(model, weights)
+    return model

@@ -1,0 +1,322 @@
+"""Dense detectors: one forward pass, from images to assigned predictions, losses and detections.
+
+What distinguishes RetinaNet, FCOS and ATSS here is passed in: head, anchors, box coder, assigner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import batched_nms, clip_boxes_to_image
+
+from concordet.detectors.matching import Assigner, centers, ignore_inside, side_distances
+from concordet.losses.criteria import Criterion
+from concordet.types import BACKGROUND, Assigned
+
+Target = dict[str, Any]
+Detections = list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class BoxCodec:
+    """How regressions become boxes and back: functions of (values ``[k, 4]``, anchors ``[k, 4]``)."""
+
+    decode: Callable[[Tensor, Tensor], Tensor]
+    encode: Callable[[Tensor, Tensor], Tensor]
+
+
+def delta_codec(weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> BoxCodec:
+    """Centre offsets and log sizes relative to anchors (R-CNN's)."""
+    coder = BoxCoder(weights)
+    return BoxCodec(coder.decode_single, coder.encode_single)
+
+
+def distance_codec() -> BoxCodec:
+    """Distances to the four sides in units of the anchor's size (FCOS's)."""
+    coder = BoxLinearCoder(normalize_by_size=True)
+    return BoxCodec(coder.decode, lambda boxes, anchors: coder.encode(anchors, boxes))
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What is kept of the raw predictions.
+
+    Attributes:
+        score_threshold: least score, in [0, 1].
+        nms_threshold: IoU above which the lower scored of two boxes of a class is dropped.
+        topk: candidates a level before NMS.
+        detections_per_image: most detections after it.
+    """
+
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.6
+    topk: int = 1000
+    detections_per_image: int = 100
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Raw predictions of a batch: b images, a anchors over all levels, c classes."""
+
+    logits: Tensor  # [b, a, c]
+    regressions: Tensor  # [b, a, 4]
+    qualities: Tensor | None  # [b, a]
+    anchors: list[Tensor]  # b times [a, 4]
+    level_sizes: list[int]
+    image_sizes: list[tuple[int, int]]
+
+
+class DenseDetector(nn.Module):
+    """A one-stage detector in torchvision's convention.
+
+    In training mode ``model(images, targets)`` returns named losses; in evaluation mode ``model(images)`` returns
+    detections.  :meth:`losses_and_detections` gives both of one forward pass, :meth:`assigned` the positives with their
+    objects, from which measures such as beta_img are taken.
+
+    Args:
+        backbone: features; has ``out_channels``.
+        head: features to (logits, regressions, qualities or None).
+        anchor_generator: torchvision's.
+        codec: regressions to boxes.
+        assigner: anchors to objects.
+        criterion: loss.
+        num_classes: foreground classes; labels outside are 1..num_classes.
+        image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
+        inference: thresholds.
+        ignore_regions: anchors inside ``target["ignored_boxes"]`` (crowds, difficult objects) are neither positive nor
+            negative.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        anchor_generator: AnchorGenerator,
+        codec: BoxCodec,
+        assigner: Assigner,
+        criterion: Criterion,
+        *,
+        num_classes: int,
+        image_size: tuple[int, int],
+        inference: Inference,
+        ignore_regions: bool = True,
+    ) -> None:
+        super().__init__()
+        self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self.backbone = backbone
+        self.head = head
+        self.anchor_generator = anchor_generator
+        self.codec = codec
+        self.assigner = assigner
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.inference = inference
+        self.ignore_regions = ignore_regions
+
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> dict[str, Tensor] | Detections:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            images: float ``[3, h, w]`` in [0, 1] each, of any size.
+            targets: one an image, in training: ``boxes`` ``[m, 4]`` xyxy in the image's pixels, ``labels`` ``[m]``
+                1..num_classes, optionally ``ignored_boxes`` ``[k, 4]``.
+
+        Returns:
+            Named, weighted 0-dim terms, or for each image ``boxes`` ``[k, 4]``, ``labels`` ``[k]``, ``scores`` ``[k]``
+            in descending order of score.
+
+        Raises:
+            ValueError: for targets that are missing or malformed.
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError("in training mode a detector needs targets; call model.eval() to detect")
+            predictions, objects = self._predict(images, targets)
+            return self.criterion(self._assign(predictions, objects))
+        predictions, _ = self._predict(images, None)
+        return self._detections(predictions, images)
+
+    def losses_and_detections(
+        self, images: list[Tensor], targets: list[Target]
+    ) -> tuple[dict[str, Tensor], Detections]:
+        """Losses and detections of the same batch from one forward pass, in either mode."""
+        predictions, objects = self._predict(images, targets)
+        return self.criterion(self._assign(predictions, objects)), self._detections(predictions, images)
+
+    def assigned(self, images: list[Tensor], targets: list[Target]) -> list[Assigned]:
+        """Predictions with the objects assigned to them, one record a stage (here one)."""
+        return [self._assign(*self._predict(images, targets))]
+
+    def detections_and_assigned(
+        self, images: list[Tensor], targets: list[Target]
+    ) -> tuple[Detections, list[Assigned]]:
+        """What an evaluation needs, from one forward pass."""
+        predictions, objects = self._predict(images, targets)
+        return self._detections(predictions, images), [self._assign(predictions, objects)]
+
+    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> tuple[Predictions, list[Target]]:
+        if targets is not None:
+            check_targets(images, targets, self.num_classes)
+            targets = [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets_with_ignored(targets)]
+        batch, objects = self.transform(images, targets)
+        features = list(self.backbone(batch.tensors).values())
+        logits, regressions, qualities = self.head(features)
+        anchors = self.anchor_generator(batch, features)
+        locations = [x.shape[-2] * x.shape[-1] for x in features]
+        per_location = self.anchor_generator.num_anchors_per_location()
+        predictions = Predictions(
+            logits.float(),
+            regressions.float(),
+            None if qualities is None else qualities.float(),
+            anchors,
+            [n * k for n, k in zip(locations, per_location, strict=True)],
+            batch.image_sizes,
+        )
+        return predictions, objects or []
+
+    @torch.no_grad()
+    def _match(self, predictions: Predictions, objects: list[Target]) -> Tensor:
+        """``[b, a]`` index of each anchor's object in its image, or a label without object."""
+        matches = []
+        for anchors, target in zip(predictions.anchors, objects, strict=True):
+            real = target["labels"] > 0
+            match = self.assigner(anchors, target["boxes"][real], predictions.level_sizes)
+            if self.ignore_regions:
+                match = ignore_inside(match, anchors, target["boxes"][~real])
+            matches.append(match)
+        return torch.stack(matches)
+
+    def _assign(self, predictions: Predictions, objects: list[Target]) -> Assigned:
+        matches = self._match(predictions, objects).flatten()  # [b * a]
+        count = len(predictions.anchors[0])
+        positive = torch.nonzero(matches >= 0).squeeze(1)
+        image_ids = positive // count
+        sizes = [int((t["labels"] > 0).sum()) for t in objects]
+        offsets = torch.tensor([0, *sizes[:-1]], device=matches.device).cumsum(0)
+        gt_ids = matches[positive] + offsets[image_ids]
+        boxes = torch.cat([t["boxes"][t["labels"] > 0] for t in objects])
+        classes = torch.cat([t["labels"][t["labels"] > 0] for t in objects]) - 1
+        labels = matches.clamp(max=BACKGROUND)
+        labels[positive] = classes[gt_ids]
+        anchors = torch.cat(predictions.anchors)[positive]
+        deltas = predictions.regressions.flatten(0, 1)[positive]
+        gt_boxes = boxes[gt_ids]
+        return Assigned(
+            logits=predictions.logits.flatten(0, 1),
+            labels=labels,
+            positive=positive,
+            boxes=self.codec.decode(deltas, anchors),
+            gt_boxes=gt_boxes,
+            gt_ids=gt_ids,
+            image_ids=image_ids,
+            normalizer=mean_count(len(positive), matches.device),
+            deltas=deltas,
+            gt_deltas=self.codec.encode(gt_boxes, anchors),
+            quality_logits=None if predictions.qualities is None else predictions.qualities.flatten()[positive],
+            quality_targets=centerness(centers(anchors), gt_boxes),
+        )
+
+    @torch.no_grad()
+    def _detections(self, predictions: Predictions, images: list[Tensor]) -> Detections:
+        scores = predictions.logits.sigmoid()
+        if predictions.qualities is not None:
+            scores = torch.sqrt(scores * predictions.qualities.sigmoid()[..., None])
+        results = [
+            select(scores[i], predictions.regressions[i], anchors, predictions.level_sizes, self.codec, self.inference, size)
+            for i, (anchors, size) in enumerate(zip(predictions.anchors, predictions.image_sizes, strict=True))
+        ]
+        for result, image, size in zip(results, images, predictions.image_sizes, strict=True):
+            result["boxes"] = resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))
+        return results
+
+
+def select(
+    scores: Tensor,
+    regressions: Tensor,
+    anchors: Tensor,
+    level_sizes: Sequence[int],
+    codec: BoxCodec,
+    inference: Inference,
+    image_size: tuple[int, int],
+) -> dict[str, Tensor]:
+    """One image's detections: threshold, best of each level, decode, clip, NMS within classes.
+
+    Args:
+        scores: ``[a, c]`` in [0, 1].
+        regressions: ``[a, 4]``.
+        anchors: ``[a, 4]``.
+    """
+    num_classes = scores.shape[1]
+    chosen, start = [], 0
+    for size in level_sizes:
+        flat = scores[start : start + size].flatten()
+        above = torch.nonzero(flat > inference.score_threshold).squeeze(1)
+        best = flat[above].topk(min(inference.topk, len(above))).indices
+        chosen.append(above[best] + start * num_classes)
+        start += size
+    index = torch.cat(chosen)
+    rows, labels, kept_scores = index // num_classes, index % num_classes, scores.flatten()[index]
+    boxes = clip_boxes_to_image(codec.decode(regressions[rows], anchors[rows]), image_size)
+    keep = batched_nms(boxes, kept_scores, labels, inference.nms_threshold)[: inference.detections_per_image]
+    return {"boxes": boxes[keep], "labels": labels[keep] + 1, "scores": kept_scores[keep]}
+
+
+def centerness(points: Tensor, boxes: Tensor) -> Tensor:
+    """``[p]`` in [0, 1]: 1 at the object's centre, 0 at its sides and outside.
+
+    sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)).  Tian et al. 2019, Eq. 3.
+    """
+    left, top, right, bottom = side_distances(points, boxes).clamp(min=0).unbind(-1)
+    tiny = torch.finfo(boxes.dtype).tiny
+    horizontal = torch.minimum(left, right) / torch.maximum(left, right).clamp(min=tiny)
+    vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp(min=tiny)
+    return torch.sqrt(horizontal * vertical)
+
+
+def mean_count(count: int, device: torch.device) -> Tensor:
+    """0-dim: ``count`` averaged over processes, at least 1."""
+    total = torch.tensor(float(count), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(total)
+        total /= torch.distributed.get_world_size()
+    return total.clamp(min=1.0)
+
+
+def targets_with_ignored(targets: list[Target]) -> list[Target]:
+    """Ignored regions travel as boxes of label 0, so that they are resized with the rest."""
+    merged = []
+    for target in targets:
+        boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
+        ignored = target.get("ignored_boxes")
+        if ignored is not None and len(ignored):
+            boxes = torch.cat([boxes, ignored.as_subclass(Tensor).to(boxes)])
+            labels = torch.cat([labels, labels.new_zeros(len(ignored))])
+        merged.append({"boxes": boxes, "labels": labels})
+    return merged
+
+
+def check_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> None:
+    """Raises ValueError with one sentence for targets that a detector cannot learn from."""
+    if len(images) != len(targets):
+        raise ValueError(f"expected one target an image, got {len(targets)} targets for {len(images)} images")
+    for i, target in enumerate(targets):
+        boxes, labels = target["boxes"], target["labels"]
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
+            raise ValueError(
+                f"target {i}: expected boxes [m, 4] and labels [m], got {list(boxes.shape)} and {list(labels.shape)}"
+            )
+        if len(labels) == 0:
+            continue
+        low, high = int(labels.min()), int(labels.max())
+        if low < 1 or high > num_classes:
+            raise ValueError(f"target {i}: labels must be 1..{num_classes}, got {low}..{high}; check num_classes")
+        if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
+            bad = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1)][0].tolist()
+            raise ValueError(f"target {i}: boxes must be xyxy with positive width and height, got {bad}; drop such boxes")

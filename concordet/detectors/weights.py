@@ -1,0 +1,78 @@
+"""Weights from a local file or from torchvision's enumerations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum, get_weight
+
+
+def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
+    """Loads a whole detector's weights, or a classifier's into its backbone, in place.
+
+    Args:
+        model: the detector.
+        weights: a local file (a state dict, or a checkpoint of this project), a torchvision enumeration, or its name
+            (``"ResNet50_Weights.IMAGENET1K_V1"``), which torchvision downloads unless it is in torch's cache.
+
+    Raises:
+        ValueError: for a file that is no weights, for weights of something else, or when a download is not possible.
+    """
+    name = str(weights)
+    state = _read(weights)
+    detector = {k: v for k, v in state.items() if k.split(".")[0] in ("backbone", "head")}
+    if detector:
+        _copy(model, detector, name)
+    else:
+        body = getattr(getattr(model, "backbone", None), "body", None)
+        if body is None:
+            raise ValueError(f"weights {name}: these are a classifier's, and this detector has no backbone for them")
+        _copy(body, {k: v for k, v in state.items() if not k.startswith("fc.")}, name)
+
+
+def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
+    if isinstance(weights, str) and not Path(weights).exists() and "_Weights." in weights:
+        try:
+            weights = get_weight(weights)
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ValueError(f"weights {weights!r} is neither a file nor a name that torchvision knows") from error
+    if isinstance(weights, WeightsEnum):
+        try:
+            return weights.get_state_dict(progress=False, check_hash=True)
+        except (URLError, OSError) as error:
+            raise ValueError(
+                f"weights {weights} could not be downloaded ({error}); download them where there is a network "
+                f"and pass the file's path"
+            ) from error
+    path = Path(weights)
+    if not path.is_file():
+        raise ValueError(f"weights {path}: no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for files that are no checkpoints
+        raise ValueError(f"weights {path}: not a PyTorch file that loads with weights_only=True ({type(error).__name__})") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"weights {path}: holds no state dict")
+    return {k.removeprefix("model."): v for k, v in content.items()}
+
+
+def _copy(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    own = module.state_dict()
+    expected = {k for k in own if not k.startswith("criterion.")}
+    missing = sorted(expected - set(state) - {k for k in own if k.endswith("num_batches_tracked")})
+    if missing:
+        raise ValueError(f"weights {name}: {len(missing)} parameters of this detector are not in it, {missing[0]!r} first")
+    wrong = [k for k in sorted(expected & set(state)) if own[k].shape != state[k].shape]
+    if wrong:
+        raise ValueError(
+            f"weights {name}: {wrong[0]!r} is {list(state[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here; "
+            "are detector, size and number of classes the same?"
+        )
+    module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)

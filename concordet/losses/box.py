@@ -1,0 +1,89 @@
+"""Box terms: how far predicted boxes are from their objects, one value a positive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from concordet.boxes import paired_iou
+from concordet.types import Assigned
+
+BoxKind = Literal["l1", "smooth_l1", "iou", "giou", "diou", "ciou"]
+Weighting = Literal["none", "score", "quality", "iou"]
+
+
+@dataclass(frozen=True)
+class BoxTerm:
+    """Which box loss, how heavy, and how positives are weighed against one another.
+
+    Attributes:
+        kind: ``l1`` and ``smooth_l1`` compare encoded regressions (as RetinaNet and Faster R-CNN do), the others boxes.
+        weight: factor of the whole term.
+        weighting: ``none``: sum over positives / normalizer; ``score``: by the largest class probability (RS Loss,
+            GFL); ``quality``: by the auxiliary head's target (ATSS: centerness); ``iou``: by the IoU (VarifocalNet).
+            With weights the term is sum(w x loss) / sum(w).  No weight carries gradient.
+
+    Example:
+        >>> BoxTerm("giou", weight=2.0)
+        BoxTerm(kind='giou', weight=2.0, weighting='none')
+    """
+
+    kind: BoxKind = "giou"
+    weight: float = 1.0
+    weighting: Weighting = "none"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(BoxKind):
+            raise ValueError(f"box term must be one of {', '.join(get_args(BoxKind))}, got {self.kind!r}")
+        if self.weighting not in get_args(Weighting):
+            raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}, got {self.weighting!r}")
+
+
+def box_losses(kind: BoxKind, assigned: Assigned) -> Tensor:
+    """``[p]`` box loss of each positive, fp32, differentiable in the predictions.
+
+    ``iou``, ``giou``, ``diou`` and ``ciou`` are 1 minus that measure (``iou`` in [0, 1], the others in [0, 2] or a
+    little above); ``l1`` and ``smooth_l1`` (beta 1/9) are summed over the four encoded coordinates.
+
+    Raises:
+        ValueError: for a loss of encoded regressions where the detector regresses boxes directly.
+    """
+    if kind in ("l1", "smooth_l1"):
+        if assigned.deltas is None or assigned.gt_deltas is None:
+            raise ValueError(f"box term {kind!r} needs a detector with encoded regression; use 'giou' with this one")
+        deltas, targets = assigned.deltas.float(), assigned.gt_deltas.float()
+        if kind == "l1":
+            return (deltas - targets).abs().sum(-1)
+        return F.smooth_l1_loss(deltas, targets, reduction="none", beta=1 / 9).sum(-1)
+    boxes, targets = assigned.boxes.float(), assigned.gt_boxes.float()
+    if kind == "iou":
+        return 1 - paired_iou(boxes, targets)
+    from torchvision import ops  # optional dependency: `import concordet.losses` needs torch alone
+
+    function = {
+        "giou": ops.generalized_box_iou_loss,
+        "diou": ops.distance_box_iou_loss,
+        "ciou": ops.complete_box_iou_loss,
+    }[kind]
+    return function(boxes, targets, reduction="none")
+
+
+def weigh(term: BoxTerm, assigned: Assigned, losses: Tensor, ious: Tensor) -> Tensor:
+    """0-dim weighted sum of ``losses`` ``[p]`` as ``term`` says; zero (connected) without positives."""
+    if term.weighting == "none":
+        return term.weight * losses.sum() / assigned.normalizer
+    if term.weighting == "score":
+        weights = assigned.logits[assigned.positive].amax(dim=-1).float().sigmoid()
+    elif term.weighting == "iou":
+        weights = ious
+    elif assigned.quality_targets is None:
+        raise ValueError("weighting 'quality' needs a detector with centerness targets; use 'none' with this one")
+    else:
+        weights = assigned.quality_targets
+    weights = weights.detach()
+    # The floor keeps an empty batch, or one whose weights all vanish, at zero instead of 0 / 0.
+    return term.weight * (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)

@@ -1,0 +1,244 @@
+"""Detectors: torchvision's numbers with the default loss, and the convention on awkward batches."""
+
+import math
+
+import pytest
+import torch
+from torchvision.models import detection
+
+from concordet.boxes import paired_iou
+from concordet.detectors import build_detector, list_detectors
+from concordet.detectors.dense import Inference, centerness, delta_codec, select
+from concordet.losses import build_criterion, list_losses
+from concordet.types import IGNORED
+
+DETECTORS = list_detectors()
+
+
+def scene(count, height=64, width=96, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([width - 30.0, height - 30.0])
+    extent = 6 + 24 * torch.rand(count, 2, generator=generator)
+    target = {
+        "boxes": torch.cat([corner, corner + extent], 1),
+        "labels": torch.randint(1, 4, (count,), generator=generator),
+    }
+    return torch.rand(3, height, width, generator=generator), target
+
+
+def batch(*counts, **size):
+    images, targets = zip(*(scene(n, seed=i, **size) for i, n in enumerate(counts)), strict=True)
+    return list(images), list(targets)
+
+
+def build(name, loss="default", **options):
+    torch.manual_seed(0)
+    return build_detector(name, num_classes=3, size="nano", loss=loss, image_size=(64, 96), **options)
+
+
+class TestAgainstTorchvision:
+    """Same weights, same batch: torchvision's own class computes the same losses and detections."""
+
+    def test_fcos(self):
+        ours = build("fcos", score_threshold=0.0, topk=50)
+        theirs = detection.FCOS(
+            ours.backbone, 3, 64, 96, anchor_generator=ours.anchor_generator, score_thresh=0.0, topk_candidates=50
+        )
+        theirs.head = detection.fcos.FCOSHead(64, 1, 3, 2)
+        theirs.head.load_state_dict(ours.head.state_dict())
+        images, targets = batch(3, 5, 2)
+        expected = theirs(images, [{**t, "labels": t["labels"] - 1} for t in targets])
+        got = ours(images, targets)
+        pairs = {"classification": "classification", "box": "bbox_regression", "quality": "bbox_ctrness"}
+        for mine, other in pairs.items():
+            torch.testing.assert_close(got[mine], expected[other], rtol=1e-5, atol=1e-6)
+        self.compare_detections(ours, theirs, images)
+
+    def test_retinanet(self):
+        ours = build("retinanet", score_threshold=0.0, topk=50)
+        theirs = detection.RetinaNet(
+            ours.backbone, 3, 64, 96, anchor_generator=ours.anchor_generator, score_thresh=0.0, topk_candidates=50,
+            detections_per_img=100,
+        )  # fmt: skip
+        theirs.head.classification_head.conv = theirs.head.classification_head.conv[:2]
+        theirs.head.regression_head.conv = theirs.head.regression_head.conv[:2]
+        theirs.head.load_state_dict(ours.head.state_dict())
+        images, targets = batch(4)  # torchvision normalises image by image: one image is comparable
+        expected = theirs(images, [{**t, "labels": t["labels"] - 1} for t in targets])
+        got = ours(images, targets)
+        torch.testing.assert_close(got["classification"], expected["classification"], rtol=1e-5, atol=1e-6)
+        # torchvision takes the mean over the four coordinates' sum as well: both are sums over positives.
+        torch.testing.assert_close(got["box"], expected["bbox_regression"], rtol=1e-5, atol=1e-6)
+        self.compare_detections(ours, theirs, images)
+
+    @staticmethod
+    def compare_detections(ours, theirs, images):
+        for got, expected in zip(ours.eval()(images), theirs.eval()(images), strict=True):
+            torch.testing.assert_close(got["scores"], expected["scores"][: len(got["scores"])])
+            torch.testing.assert_close(got["boxes"], expected["boxes"][: len(got["boxes"])])
+            assert (got["labels"] - 1).tolist() == expected["labels"][: len(got["labels"])].tolist()
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+class TestEveryDetector:
+    @pytest.mark.parametrize("loss", [*(n for n in list_losses() if n[0] != "+"), "rank_sort+concordance(0.3)"])
+    def test_every_loss_gives_finite_gradients_to_every_parameter(self, name, loss):
+        model = build(name, loss)
+        terms = model(*batch(3, 0, 2))
+        sum(terms.values()).backward()
+        for parameter, value in model.named_parameters():
+            assert value.grad is not None, parameter
+            assert value.grad.isfinite().all(), parameter
+        assert all(v.ndim == 0 and v.isfinite() for v in terms.values())
+
+    @pytest.mark.parametrize("loss", ["default", "rank_sort", "ap", "focal+concordance(0.3)+pse", "ce+spearman"])
+    def test_a_batch_without_objects_trains_on(self, name, loss):
+        model = build(name, loss)
+        terms = model(*batch(0, 0))
+        sum(terms.values()).backward()
+        assert all(v.isfinite() for v in terms.values())
+        assert terms["box"] == 0
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+    def test_images_of_unequal_sizes_one_object_and_many(self, name):
+        first, second = scene(1, 40, 90, seed=1), scene(200, 70, 60, seed=2)
+        model = build(name)
+        terms = model([first[0], second[0]], [first[1], second[1]])
+        assert all(v.isfinite() for v in terms.values())
+        for image, result in zip((first[0], second[0]), model.eval()([first[0], second[0]]), strict=True):
+            height, width = image.shape[-2:]
+            assert (result["boxes"] >= 0).all()
+            assert (result["boxes"] <= torch.tensor([width, height, width, height]) + 1e-3).all()
+
+    def test_losses_and_detections_are_those_of_the_two_modes(self, name):
+        model = build(name, score_threshold=0.0).eval()
+        images, targets = batch(3, 2)
+        losses, detections = model.losses_and_detections(images, targets)
+        for got, expected in zip(detections, model(images), strict=True):
+            torch.testing.assert_close(got, expected)
+        for module in model.modules():  # same normalisation in both modes, to compare their losses
+            module.training = isinstance(module, type(model))
+        torch.testing.assert_close(losses, model(images, targets))
+
+    def test_nano_is_small(self, name):
+        assert sum(p.numel() for p in build_detector(name, num_classes=80, size="nano").parameters()) < 1e6
+
+    def test_assigned_records_describe_the_positives(self, name):
+        images, targets = batch(3, 0, 4)
+        (record,) = build(name).assigned(images, targets)
+        assert (record.positive.diff() > 0).all()
+        assert (record.labels[record.positive] >= 0).all()
+        assert (record.labels >= 0).sum() == len(record.positive)
+        objects = torch.cat([t["boxes"] for t in targets])
+        torch.testing.assert_close(record.gt_boxes, objects[record.gt_ids], rtol=1e-4, atol=1e-3)
+        classes = torch.cat([t["labels"] for t in targets]) - 1
+        assert torch.equal(record.labels[record.positive], classes[record.gt_ids])
+        assert set(record.image_ids.tolist()) <= {0, 2}
+        assert record.normalizer == len(record.positive)
+
+    def test_perfect_regression_has_iou_one(self, name):
+        model = build(name)
+        (record,) = model.assigned(*batch(4, 2))
+        anchors_decoded = model.codec.decode(record.gt_deltas, _anchors_of_positives(model, record))
+        torch.testing.assert_close(paired_iou(anchors_decoded, record.gt_boxes), torch.ones(len(record.positive)))
+
+    def test_ignored_regions_are_no_background(self, name):
+        images, targets = batch(1)
+        targets[0]["ignored_boxes"] = torch.tensor([[0.0, 0.0, 96.0, 64.0]])
+        (record,) = build(name).assigned(images, targets)
+        assert (record.labels == IGNORED).sum() > 0
+        assert (record.labels == -1).sum() < (build(name).assigned(images, batch(1)[1])[0].labels == -1).sum()
+
+    def test_bf16_autocast(self, name):
+        model = build(name, "rank_sort+concordance(0.3)")
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            terms = model(*batch(3, 2))
+        assert all(v.dtype == torch.float32 and v.isfinite() for v in terms.values())
+
+
+def _anchors_of_positives(model, record):
+    # The codec is exact: solve for anchors through a second pass of the generator on the same batch.
+    from torchvision.models.detection.image_list import ImageList
+
+    images = ImageList(torch.zeros(2, 3, 64, 96), [(64, 96)] * 2)
+    features = [torch.zeros(2, 1, 64 // s, 96 // s) for s in (8, 16, 32)]
+    return torch.cat(model.anchor_generator(images, features))[record.positive]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"name": "fcoss"}, "unknown detector 'fcoss'; choose one of retinanet"),
+            ({"size": "tiny"}, "size must be one of full, nano, got 'tiny'"),
+            ({"num_classes": 0}, "must be at least 1, got 0"),
+            ({"loss": "focl"}, "unknown loss 'focl'"),
+            ({"score": 0.1}, "unknown option 'score'"),
+            ({"backbone": "resnet18"}, "drop backbone='resnet18'"),
+            ({"size": "full", "backbone": "vgg"}, "backbone must be one of resnet18"),
+            ({"weights": "no/such/file.pt"}, "no such file"),
+        ],
+    )
+    def test_build(self, change, message):
+        options = {"name": "fcos", "num_classes": 3, "size": "nano", **change}
+        with pytest.raises(ValueError, match=message):
+            build_detector(options.pop("name"), **options)
+
+    @pytest.mark.parametrize(
+        ("target", "message"),
+        [
+            ({"boxes": torch.zeros(1, 4), "labels": torch.tensor([1])}, "positive width and height"),
+            ({"boxes": torch.tensor([[0.0, 0, 9, 9]]), "labels": torch.tensor([4])}, r"labels must be 1\.\.3, got 4\.\.4"),
+            ({"boxes": torch.tensor([[0.0, 0, 9, 9]]), "labels": torch.tensor([0])}, r"got 0\.\.0"),
+            ({"boxes": torch.zeros(2, 4), "labels": torch.tensor([1])}, r"boxes \[m, 4\] and labels \[m\]"),
+        ],
+    )
+    def test_targets(self, target, message):
+        with pytest.raises(ValueError, match=message):
+            build("fcos")([torch.rand(3, 64, 96)], [target])
+
+    def test_no_targets(self):
+        with pytest.raises(ValueError, match="needs targets"):
+            build("fcos")([torch.rand(3, 64, 96)])
+
+
+class TestWeights:
+    def test_a_saved_detector_loads(self, tmp_path):
+        model = build("atss")
+        torch.save(model.state_dict(), tmp_path / "w.pt")
+        torch.manual_seed(1)
+        other = build_detector("atss", num_classes=3, size="nano", weights=tmp_path / "w.pt")
+        torch.testing.assert_close(other.state_dict(), model.state_dict())
+
+    def test_another_class_count_is_refused(self, tmp_path):
+        torch.save(build("fcos").state_dict(), tmp_path / "w.pt")
+        with pytest.raises(ValueError, match="same"):
+            build_detector("fcos", num_classes=4, size="nano", weights=tmp_path / "w.pt")
+
+    def test_garbage_is_refused(self, tmp_path):
+        (tmp_path / "w.pt").write_bytes(b"no weights")
+        with pytest.raises(ValueError, match="weights_only=True"):
+            build_detector("fcos", num_classes=3, size="nano", weights=tmp_path / "w.pt")
+
+
+def test_select_keeps_the_better_of_two_overlapping_boxes_and_other_classes():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30]])
+    scores = torch.tensor([[0.9, 0.0], [0.8, 0.7], [0.0, 0.3]])
+    inference = Inference(score_threshold=0.1, nms_threshold=0.5)
+    got = select(scores, torch.zeros(3, 4), anchors, [3], delta_codec(), inference, (25, 40))
+    torch.testing.assert_close(got["scores"], torch.tensor([0.9, 0.7, 0.3]))
+    assert got["labels"].tolist() == [1, 2, 2]
+    assert got["boxes"][2].tolist() == [20, 20, 30, 25]
+
+
+def test_centerness_is_the_papers_formula():
+    points = torch.tensor([[5.0, 5.0], [2.0, 5.0], [20.0, 5.0]])
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]] * 3)
+    torch.testing.assert_close(centerness(points, boxes), torch.tensor([1.0, math.sqrt(2 / 8), 0.0]))
+
+
+def test_a_criterion_object_is_taken():
+    criterion = build_criterion("rank_sort")
+    model = build_detector("fcos", num_classes=3, size="nano", loss=criterion)
+    assert model.criterion is criterion
+    assert model.head.regression_head.bbox_ctrness is None

@@ -1,0 +1,123 @@
+"""Assigners against scalar loops written from the papers."""
+
+import math
+import statistics
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from concordet.detectors.matching import atss_matches, fcos_matches, ignore_inside, iou_matches
+from concordet.types import BACKGROUND, IGNORED
+
+LEVELS = [(8, 12), (4, 6), (2, 3)]
+STRIDES = [8, 16, 32]
+
+
+def anchors_of(sizes, ratios=(1.0,)):
+    generator = AnchorGenerator(tuple((s,) for s in sizes), (ratios,) * len(sizes))
+    images = ImageList(torch.zeros(1, 3, 64, 96), [(64, 96)])
+    boxes = generator(images, [torch.zeros(1, 1, h, w) for h, w in LEVELS])[0]
+    return boxes, [h * w * len(ratios) for h, w in LEVELS]
+
+
+@st.composite
+def objects(draw, most=6):
+    boxes = []
+    for _ in range(draw(st.integers(0, most))):
+        x, y = draw(st.integers(0, 80)), draw(st.integers(0, 50))
+        width, height = draw(st.integers(2, 60)), draw(st.integers(2, 60))
+        boxes.append([x + 0.37, y + 0.41, x + 0.37 + width, y + 0.41 + height])
+    return torch.tensor(boxes).reshape(-1, 4)
+
+
+def iou(a, b):
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - width * height
+    return width * height / union
+
+
+@settings(max_examples=30, deadline=None)
+@given(objects())
+def test_fcos_equals_a_loop_over_points(boxes):
+    anchors, sizes = anchors_of(STRIDES)
+    expected, index = [], 0
+    for level, count in enumerate(sizes):
+        for _ in range(count):
+            x, y = float(anchors[index, 0] + anchors[index, 2]) / 2, float(anchors[index, 1] + anchors[index, 3]) / 2
+            stride, best, area_of_best = STRIDES[level], BACKGROUND, math.inf
+            for j, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+                sides = (x - x0, y - y0, x1 - x, y1 - y)
+                centre_offset = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
+                low = 0 if level == 0 else 4 * stride
+                high = math.inf if level == len(sizes) - 1 else 8 * stride
+                inside = min(sides) > 0 and centre_offset < 1.5 * stride and low < max(sides) < high
+                if inside and (x1 - x0) * (y1 - y0) < area_of_best - 1e-3:
+                    best, area_of_best = j, (x1 - x0) * (y1 - y0)
+            expected.append(best)
+            index += 1
+    assert fcos_matches(anchors, boxes, sizes).tolist() == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(objects())
+def test_atss_equals_the_papers_algorithm(boxes):
+    anchors, sizes = anchors_of([4 * s for s in STRIDES])
+    centre = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors.tolist()]
+    wanted = [dict() for _ in anchors]
+    ambiguous = False
+    for j, box in enumerate(boxes.tolist()):
+        middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        candidates, start = [], 0
+        for count in sizes:
+            level = sorted(range(start, start + count), key=lambda i: math.dist(centre[i], middle))
+            distances = [math.dist(centre[i], middle) for i in level]
+            # Which of two equally distant anchors comes ninth is nobody's business.
+            ambiguous |= count > 9 and abs(distances[8] - distances[9]) < 1e-4
+            candidates += level[:9]
+            start += count
+        ious = [iou(anchors[i].tolist(), box) for i in candidates]
+        threshold = statistics.mean(ious) + statistics.stdev(ious)
+        for i, value in zip(candidates, ious, strict=True):
+            x, y = centre[i]
+            inside = min(x - box[0], y - box[1], box[2] - x, box[3] - y) > 0.01
+            ambiguous |= abs(value - threshold) < 1e-5
+            if value >= threshold and inside:
+                wanted[i][j] = value
+    if ambiguous:
+        return
+    expected = [max(w, key=w.get) if w else BACKGROUND for w in wanted]
+    got = atss_matches(anchors, boxes, sizes).tolist()
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        assert a == b or wanted[i][a] == pytest.approx(wanted[i][b], abs=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(objects())
+def test_iou_matches_equal_a_loop(boxes):
+    anchors, sizes = anchors_of([2 * s for s in STRIDES], ratios=(0.5, 1.0, 2.0))
+    table = [[iou(a, b) for b in boxes.tolist()] for a in anchors.tolist()]
+    best_of_object = [max(row[j] for row in table) for j in range(len(boxes))]
+    got = iou_matches(anchors, boxes, sizes).tolist()
+    for row, match in zip(table, got, strict=True):
+        if not row:
+            assert match == BACKGROUND
+        elif max(row) >= 0.5 + 1e-5 or any(abs(v - best_of_object[j]) < 1e-7 and v > 0 for j, v in enumerate(row)):
+            assert match >= 0
+            assert row[match] == pytest.approx(max(row), abs=1e-6)
+        elif 0.4 + 1e-5 < max(row) < 0.5 - 1e-5:
+            assert match in (IGNORED, row.index(max(row)))
+        elif max(row) < 0.4 - 1e-5 and match >= 0:
+            assert row[match] == pytest.approx(best_of_object[match], abs=1e-5)
+
+
+def test_ignored_regions_take_only_background():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [8, 8, 18, 18], [50, 50, 60, 60]])
+    matches = torch.tensor([0, BACKGROUND, BACKGROUND, BACKGROUND])
+    got = ignore_inside(matches, anchors, torch.tensor([[0.0, 0, 12, 12]]))
+    assert got.tolist() == [0, IGNORED, BACKGROUND, BACKGROUND]
+    assert ignore_inside(matches, anchors, torch.zeros(0, 4)).tolist() == matches.tolist()
