@@ -1,0 +1,139 @@
+"""What a data set gives for one image, and the way back to the pixels of the original image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+
+Target = dict[str, Any]
+Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
+
+
+class DetectionDataset(Dataset[tuple[Tensor, Target]]):
+    """A map-style data set of ``(image, target)`` with what training and evaluation need to know about it.
+
+    Without ``transforms`` an image is float ``[3, H, W]`` in 0..1 and a target holds plain tensors; transforms get what
+    :meth:`sample` gives.  A target holds
+
+    - ``boxes`` ``[n, 4]`` float32 xyxy pixels of the given image, ``labels`` ``[n]`` int64 1..C, ``image_id`` int;
+    - ``ignored_boxes`` ``[k, 4]``: crowd regions and difficult objects, which are neither objects nor background;
+    - ``masks`` ``[n, H, W]`` uint8, where asked for;
+    - ``scale`` ``[2]`` width and height of the given image over those of the original (see :func:`to_original`).
+
+    Attributes:
+        class_names: the class of label i + 1 is ``class_names[i]``.
+        category_ids: the category id in :meth:`ground_truth` of label i + 1 is ``category_ids[i]``.
+        default_flip: which flips leave objects of these classes what they are: "none", "horizontal" or "both".
+    """
+
+    class_names: list[str]
+    category_ids: list[int]
+    default_flip: str = "horizontal"
+    transforms: Transforms | None = None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} of a data set of {len(self)} images")
+        image, target = self.sample(index % len(self))
+        return to_plain(image, target) if self.transforms is None else self.transforms(image, target)
+
+    def sample(self, index: int) -> tuple[Tensor, Target]:
+        """``tv_tensors.Image`` uint8 ``[3, H, W]`` and a target whose boxes and masks are tv_tensors."""
+        raise NotImplementedError
+
+    def load_image(self, index: int) -> Image.Image:
+        """The original image as 8-bit RGB."""
+        raise NotImplementedError
+
+    def image_path(self, index: int) -> Path | None:
+        """The image's file, or None where there is none."""
+        raise NotImplementedError
+
+    def ground_truth(self) -> dict[str, Any]:
+        """All annotations in COCO form, in pixels of the original images."""
+        raise NotImplementedError
+
+    def summary(self) -> dict[str, int]:
+        """Counts of what was found and how it was handled; :func:`describe` renders them."""
+        raise NotImplementedError
+
+
+def make_target(
+    boxes: Tensor,
+    labels: Tensor,
+    ignored_boxes: Tensor,
+    *,
+    image_id: int,
+    size: tuple[int, int],
+    scale: tuple[float, float] = (1.0, 1.0),
+    masks: Tensor | None = None,
+) -> Target:
+    """A target with tv_tensors, for an image of ``size`` (height, width)."""
+    target: Target = {
+        "boxes": _boxes(boxes, size),
+        "labels": labels.to(torch.int64),
+        "image_id": image_id,
+        "ignored_boxes": _boxes(ignored_boxes, size),
+        "scale": torch.tensor(scale, dtype=torch.float32),
+    }
+    if masks is not None:
+        target["masks"] = tv_tensors.Mask(masks)
+    return target
+
+
+def to_plain(image: Tensor, target: Target) -> tuple[Tensor, Target]:
+    """What a detector takes: a float image in 0..1 and plain tensors."""
+    image = image.as_subclass(Tensor)
+    image = image.float().div_(255) if image.dtype == torch.uint8 else image
+    return image, {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in target.items()}
+
+
+def to_original(boxes: Tensor, target: Target) -> Tensor:
+    """Boxes ``[n, 4]`` xyxy in pixels of the given image, in pixels of the original one.
+
+    It undoes the resizing of ``max_size``, not random crops and flips: use it with evaluation transforms.
+
+    Example:
+        >>> to_original(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), {"scale": torch.tensor([0.5, 0.25])})
+        tensor([[ 2.,  8.,  6., 16.]])
+    """
+    return boxes / target["scale"].to(boxes).repeat(2)
+
+
+def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
+    """A list of images, whose sizes may differ, and a list of targets.
+
+    Example:
+        >>> batch = [(torch.zeros(3, 4, 4), {"image_id": 7}), (torch.zeros(3, 5, 6), {"image_id": 8})]
+        >>> images, targets = collate(batch)
+        >>> [tuple(image.shape) for image in images], [target["image_id"] for target in targets]
+        ([(3, 4, 4), (3, 5, 6)], [7, 8])
+    """
+    images, targets = zip(*batch, strict=True)
+    return list(images), list(targets)
+
+
+def describe(summary: dict[str, int]) -> str:
+    """One line from :meth:`DetectionDataset.summary`, the counts of what is not there left out.
+
+    Example:
+        >>> describe({"images": 1200, "objects": 5000, "crowd": 0, "clipped_boxes": 3})
+        '1,200 images, 5,000 objects, 3 clipped boxes'
+    """
+    shown = {name: count for name, count in summary.items() if count or name in ("images", "objects")}
+    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in shown.items())
+
+
+def _boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
+    data = boxes.reshape(-1, 4).to(torch.float32, copy=True)  # a cached target stays what it is
+    return tv_tensors.BoundingBoxes(data, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size)
