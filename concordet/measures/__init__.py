@@ -1,0 +1,23 @@
+"""How well scores and IoUs agree, from arrays or from files; nothing here imports torch or a loss."""
+
+from concordet.measures.correlation import (
+    CorrelationReport,
+    class_correlation,
+    image_correlation,
+    pooled_correlation,
+)
+from concordet.measures.evaluation import evaluate_detections
+from concordet.measures.inconsistency import average_inconsistency
+from concordet.measures.lrp import ClassLRP, LRPReport, lrp
+
+__all__ = [
+    "ClassLRP",
+    "CorrelationReport",
+    "LRPReport",
+    "average_inconsistency",
+    "class_correlation",
+    "evaluate_detections",
+    "image_correlation",
+    "lrp",
+    "pooled_correlation",
+]

@@ -1,0 +1,52 @@
+"""Turn what a caller passes (lists, NumPy arrays, torch tensors) into checked NumPy columns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
+
+
+def to_numpy(values: Any) -> NDArray[Any]:
+    """``values`` as an array; a torch tensor of any device, dtype or graph is taken without importing torch."""
+    if hasattr(values, "detach") and hasattr(values, "cpu"):
+        values = values.detach().cpu()
+        if values.is_floating_point():
+            values = values.double()  # NumPy has no bfloat16
+        return np.asarray(values.numpy())
+    return np.asarray(values)
+
+
+def float_column(values: Any, name: str) -> Floats:
+    """``values`` as finite float64 ``[n]``; raises ValueError naming the first place that is not a finite number."""
+    array = to_numpy(values)
+    if array.size == 0:
+        return np.zeros(0)
+    if array.ndim != 1 or array.dtype.kind not in "fiub":
+        raise ValueError(
+            f"{name} has shape {list(array.shape)} and type {array.dtype}; expected a one-dimensional array of numbers."
+        )
+    column = array.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(column))
+    if bad.size:
+        raise ValueError(f"{name}[{bad[0]}] is {column[bad[0]]}; expected a finite number, so drop or repair it.")
+    return column
+
+
+def group_column(values: Any, name: str, length: int) -> NDArray[Any]:
+    """``values`` as ``[length]`` group labels of any sortable type."""
+    array = to_numpy(values)
+    if array.ndim != 1 or len(array) != length:
+        raise ValueError(f"{name} has shape {list(array.shape)}; expected one label for each of {length} scores.")
+    return array
+
+
+def same_length(first: Floats, second: Floats, names: str) -> None:
+    """Raise ValueError where two columns differ in length."""
+    if len(first) != len(second):
+        raise ValueError(f"{names} have {len(first)} and {len(second)} values; expected one of each per detection.")

@@ -1,0 +1,176 @@
+"""hotcoco as the one source of average precision and of matches."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from concordet.measures.arrays import Bools, Floats, Ints
+from concordet.measures.dataset import Dataset
+
+IOU_THRESHOLDS: Final = tuple(np.linspace(0.5, 0.95, 10).tolist())
+AREAS: Final = ("all", "small", "medium", "large")
+_AREA_RANGES: Final = ([0.0, 1e10], [0.0, 1024.0], [1024.0, 9216.0], [9216.0, 1e10])
+
+
+def load(dataset: Dataset) -> Any:
+    """The ground truth as a hotcoco dataset whose ids are places + 1, so that no id is 0 and order is kept."""
+    from hotcoco import COCO
+
+    images = [{**image, "id": i + 1} for i, image in enumerate(dataset.images)]
+    classes = [{**c, "id": i + 1, "name": c["name"]} for i, c in enumerate(dataset.classes)]
+    return COCO.from_arrays(
+        images,
+        classes,
+        dataset.gt_images + 1,
+        dataset.gt_classes + 1,
+        dataset.gt_boxes,
+        ids=np.arange(1, len(dataset.gt_images) + 1),
+        area=dataset.gt_areas,
+        iscrowd=dataset.gt_crowd,
+        segmentation=dataset.gt_masks,
+    )
+
+
+def evaluator(
+    dataset: Dataset, truth: Any, *, scores: Floats | None, max_dets: list[int], all_areas: bool, thresholds: Any
+) -> Any:
+    """A hotcoco evaluator after ``evaluate()``, with these scores in place of the detections' own where given."""
+    from hotcoco import COCOeval
+
+    rows = np.column_stack(
+        [
+            dataset.dt_images + 1,
+            dataset.dt_boxes,
+            dataset.dt_scores if scores is None else scores,
+            dataset.dt_classes + 1,
+        ]
+    ).reshape(-1, 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the parameters are not the leaderboard's
+        result = COCOeval(truth, truth.load_res(rows, segmentation=dataset.dt_masks), dataset.iou_type)
+        params = result.params
+        params.iou_thrs = list(thresholds)
+        params.max_dets = max_dets
+        if not all_areas:
+            params.area_rng, params.area_rng_lbl = [_AREA_RANGES[0]], [AREAS[0]]
+        result.evaluate()
+    return result
+
+
+def average_precision(
+    dataset: Dataset, truth: Any, *, scores: Floats | None = None, max_dets: int = 100, all_areas: bool = True
+) -> Precision:
+    """AP and AR of every IoU threshold, class and area range, at ``max_dets`` detections per image and class."""
+    counts = sorted({1, 10, 100, max_dets})
+    result = evaluator(dataset, truth, scores=scores, max_dets=counts, all_areas=all_areas, thresholds=IOU_THRESHOLDS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result.accumulate()
+    precision = result.eval["precision"][..., counts.index(max_dets)]  # [T, R, K, A]
+    recall = result.eval["recall"]  # [T, K, A, M]
+    return Precision(
+        ap=np.where(precision[:, 0] > -1, precision.mean(1), np.nan),
+        recall=np.where(recall > -1, recall, np.nan)[:, :, 0],
+        counts=counts,
+    )
+
+
+def match(dataset: Dataset, truth: Any, *, max_dets: int = 100, threshold: float = 0.5) -> Matches:
+    """pycocotools' matches at one IoU threshold, over all areas, of the detections that ``max_dets`` keeps."""
+    result = evaluator(dataset, truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=[threshold])
+    groups = [group for group in result.eval_imgs if group is not None]
+    lengths = [len(group["dtIds"]) for group in groups]
+    flat: dict[str, Any] = {
+        key: np.fromiter((v for g in groups for v in (g[key] if key == "dtIds" else g[key][0])), dtype, sum(lengths))
+        for key, dtype in (("dtIds", np.int64), ("dtMatches", np.int64), ("dtMatched", bool), ("dtIgnore", bool))
+    }
+    rows = flat["dtIds"] - 1
+    objects = np.where(flat["dtMatched"], flat["dtMatches"] - 1, -1)
+    counted = np.array([g["category_id"] - 1 for g in groups for held in g["gtInDenominator"] if held], np.int64)
+    matched = flat["dtMatched"]
+    ious = np.zeros(len(rows))
+    ious[matched] = np.round(paired_iou(dataset, rows[matched], objects[matched]), 12)  # equal boxes tie
+    return Matches(
+        rows=rows,
+        images=dataset.dt_images[rows],
+        classes=dataset.dt_classes[rows],
+        scores=dataset.dt_scores[rows],
+        ious=ious,
+        objects=objects,
+        true_positive=matched & ~flat["dtIgnore"],
+        ignored=flat["dtIgnore"],
+        n_objects=np.bincount(counted, minlength=len(dataset.class_ids)),
+    )
+
+
+def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
+    """``[n]`` IoU of detections with annotations pair by pair; with a crowd the area in common over the detection's."""
+    if dataset.iou_type == "segm":
+        return _paired_mask_iou(dataset, detections, objects)
+    d, g = dataset.dt_boxes[detections], dataset.gt_boxes[objects]
+    low = np.maximum(d[:, :2], g[:, :2])
+    side = np.maximum(np.minimum(d[:, :2] + d[:, 2:], g[:, :2] + g[:, 2:]) - low, 0)
+    common = side[:, 0] * side[:, 1]
+    area_d, area_g = d[:, 2] * d[:, 3], g[:, 2] * g[:, 3]
+    union = np.where(dataset.gt_crowd[objects], area_d, area_d + area_g - common)
+    return np.divide(common, union, out=np.zeros(len(d)), where=union > 0)
+
+
+def _paired_mask_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
+    from hotcoco import mask as masks
+
+    gt_masks, dt_masks = dataset.gt_masks or [], dataset.dt_masks or []
+    rle: dict[tuple[str, int], Any] = {}
+
+    def encoded(side: str, place: int, segmentation: Any, image: dict[str, Any]) -> Any:
+        if (side, place) not in rle:
+            size = (image["height"], image["width"])
+            parts = masks.frPyObjects(segmentation, *size)
+            rle[side, place] = masks.merge(parts) if isinstance(parts, list) else parts
+        return rle[side, place]
+
+    ious = np.zeros(len(detections))
+    for i, (d, g) in enumerate(zip(detections.tolist(), objects.tolist(), strict=True)):
+        image = dataset.images[dataset.gt_images[g]]
+        pair = encoded("d", d, dt_masks[d], image), encoded("g", g, gt_masks[g], image)
+        ious[i] = masks.iou([pair[0]], [pair[1]], [bool(dataset.gt_crowd[g])])[0, 0]
+    return ious
+
+
+@dataclass(frozen=True)
+class Precision:
+    """AP ``[T, K, A]`` and recall ``[T, K, M]`` by IoU threshold, class, area and detection count; NaN is undefined."""
+
+    ap: Floats
+    recall: Floats
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Each kept detection with the object it is matched to at IoU 0.5; the one source of every measure but AP.
+
+    Attributes:
+        rows: ``[n]`` the detection's place in the dataset.
+        images, classes: ``[n]`` places of its image and class.
+        scores: ``[n]`` its score.
+        ious: ``[n]`` IoU with the annotation it is matched to, 0 without one.
+        objects: ``[n]`` that annotation's place, -1 without one.
+        true_positive: ``[n]`` matched to an object that counts.
+        ignored: ``[n]`` matched to a crowd region (or, under LVIS, not judged): neither true nor false.
+        n_objects: ``[K]`` objects that count, by class.
+    """
+
+    rows: Ints
+    images: Ints
+    classes: Ints
+    scores: Floats
+    ious: Floats
+    objects: Ints
+    true_positive: Bools
+    ignored: Bools
+    n_objects: Ints

@@ -1,0 +1,163 @@
+"""Localisation-Recall-Precision (LRP) error and its optimum over score thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from concordet.measures.arrays import Bools, Floats, Ints, float_column, group_column, same_length, to_numpy
+
+
+def lrp(
+    scores: Any,
+    ious: Any,
+    class_ids: Any,
+    n_objects: Mapping[Any, int] | int,
+    *,
+    true_positive: Any = None,
+    tau: float = 0.5,
+) -> LRPReport:
+    r"""LRP error at its best score threshold (oLRP), per class and averaged, with its three components.
+
+    With the detections of one class whose score is at least s,
+
+    .. math:: LRP(s) = \frac{\sum_{TP} (1 - IoU)/(1 - \tau) + N_{FP} + N_{FN}}{N_{TP} + N_{FP} + N_{FN}},
+        \qquad oLRP = \min_s LRP(s)
+
+    (Oksuz et al. 2018 and 2021; aLRP Loss, Eq. 6). At the optimum: ``loc`` is the mean of 1 - IoU over the true
+    positives, ``fp`` is 1 - precision, ``fn`` is 1 - recall. Every distinct score is tried; of thresholds with equal
+    error the highest is taken.
+
+    Args:
+        scores: ``[n]`` confidences of all kept detections that are not ignored.
+        ious: ``[n]`` IoU in [0, 1] with the object that each is matched to; anything below ``tau`` where it has none.
+        class_ids: ``[n]`` class of each.
+        n_objects: objects per class (classes with no detection included), or one number where all are of one class.
+        true_positive: ``[n]`` bool; None takes ``ious >= tau``, right only where no two detections share an object.
+        tau: IoU from which a match counts, in [0, 1); 0.5 is the papers'.
+
+    Returns:
+        A report; a class without objects has no LRP and is left out of the averages. A class with objects
+        and no true positive has oLRP 1, ``fn`` 1, no threshold, and no other component.
+
+    Raises:
+        ValueError: lengths differ, a class of a detection is not in ``n_objects``, or true positives outnumber objects.
+
+    Example:
+        >>> report = lrp([0.9, 0.8, 0.1], [0.9, 0.8, 0.0], [7, 7, 7], {7: 2})
+        >>> round(report.value, 6), report.per_class[7].threshold, report.per_class[7].fp
+        (0.3, 0.8, 0.0)
+    """
+    s, iou = float_column(scores, "scores"), float_column(ious, "ious")
+    same_length(s, iou, "scores and ious")
+    if not 0 <= tau < 1:
+        raise ValueError(f"tau is {tau}; expected an IoU threshold in [0, 1), 0.5 in the papers.")
+    labels = group_column(class_ids, "class_ids", len(s))
+    hit = iou >= tau if true_positive is None else to_numpy(true_positive).astype(bool)
+    if len(hit) != len(s):
+        raise ValueError(f"true_positive has {len(hit)} values; expected one for each of {len(s)} scores.")
+    found = np.unique(labels).tolist()
+    if not isinstance(n_objects, Mapping):
+        if len(found) > 1:
+            raise ValueError(
+                f"n_objects is one number and class_ids has {len(found)} classes; pass a dict of class to count."
+            )
+        n_objects = {found[0] if found else 0: int(n_objects)}
+    missing = [c for c in found if c not in n_objects]
+    if missing:
+        raise ValueError(
+            f"class {missing[0]!r} has detections but no entry in n_objects; give its count, 0 for no object."
+        )
+    order = np.argsort(labels, kind="stable")
+    bounds = [*np.searchsorted(labels[order], found).tolist(), len(s)] if found else [0]
+    rows = {c: order[bounds[i] : bounds[i + 1]] for i, c in enumerate(found)}
+    nothing = np.zeros(0, np.int64)
+    per_class = {
+        c: _class_lrp(s[r], iou[r], hit[r], int(n), tau, c)
+        for c, n in n_objects.items()
+        for r in [rows.get(c, nothing)]
+    }
+    return _average(per_class)
+
+
+def _class_lrp(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: float, name: Any) -> ClassLRP:
+    n_hits = int(hit.sum())
+    if n_hits > n_objects:
+        raise ValueError(
+            f"class {name!r} has {n_hits} true positives and {n_objects} objects; an object has at most one,"
+            " so pass true_positive with duplicates as False."
+        )
+    if n_objects == 0:
+        return ClassLRP(None, None, None, None, None, "the class has no object")
+    if n_hits == 0:
+        return ClassLRP(1.0, None, None, 1.0, None, "the class has no true positive")
+    error, last, tp = _curve(scores, ious, hit, n_objects, tau)
+    best = int(np.argmin(error))
+    n_best, kept = int(tp[best]), int(last[best]) + 1
+    threshold = float(np.sort(scores)[::-1][kept - 1])
+    if n_best == 0:
+        return ClassLRP(1.0, None, None, 1.0, None, "no threshold is better than detecting nothing")
+    above = hit & (scores >= threshold)
+    return ClassLRP(
+        value=float(error[best]),
+        loc=float(np.mean(1 - ious[above])),
+        fp=1 - n_best / kept,
+        fn=1 - n_best / n_objects,
+        threshold=threshold,
+        reason=None,
+    )
+
+
+def _curve(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: float) -> tuple[Floats, Ints, Ints]:
+    # [m] error, place of the last kept detection and true positives, one for each distinct score, descending
+    order = np.argsort(-scores, kind="stable")
+    sorted_scores = scores[order]
+    last = np.flatnonzero(np.append(sorted_scores[1:] != sorted_scores[:-1], True)).astype(np.int64)
+    tp = np.cumsum(hit[order], dtype=np.int64)[last]
+    loc = np.cumsum(np.where(hit, 1 - ious, 0.0)[order])[last] / (1 - tau)
+    fp = last + 1 - tp
+    fn = n_objects - tp
+    return (loc + fp + fn) / (tp + fp + fn), last, tp
+
+
+def _average(per_class: dict[Any, ClassLRP]) -> LRPReport:
+    def mean(field: str) -> float | None:
+        values = [v for c in per_class.values() if (v := getattr(c, field)) is not None]
+        return float(np.mean(values)) if values else None
+
+    value = mean("value")
+    return LRPReport(
+        value=value,
+        loc=mean("loc"),
+        fp=mean("fp"),
+        fn=mean("fn"),
+        reason=None if value is not None else "no class has an object",
+        per_class=per_class,
+    )
+
+
+@dataclass(frozen=True)
+class ClassLRP:
+    """One class's oLRP with its components in [0, 1] (lower is better) and the score threshold that attains it."""
+
+    value: float | None
+    loc: float | None
+    fp: float | None
+    fn: float | None
+    threshold: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class LRPReport:
+    """oLRP and components averaged over the classes where each is defined; None with a reason where none is."""
+
+    value: float | None
+    loc: float | None
+    fp: float | None
+    fn: float | None
+    reason: str | None
+    per_class: dict[Any, ClassLRP]

@@ -1,0 +1,219 @@
+"""Read ground truth and detections in COCO form into columns, and say in one sentence what is wrong with a record."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from concordet.measures.arrays import Bools, Floats, Ints, to_numpy
+
+
+def load_json(path: str | os.PathLike[str]) -> Any:
+    """The content of a JSON file; raises ValueError naming the file where it cannot be read or is not whole."""
+    try:
+        return json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist; give the path of a JSON file in COCO form.") from None
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read ({error.strerror}); give the path of a JSON file in COCO form."
+        ) from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not text; expected a JSON file in COCO form.") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not complete JSON ({error.msg} at line {error.lineno}, column {error.colno}); write it again."
+        ) from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be in COCO form.") from None
+
+
+def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:
+    """Columns of a list of COCO annotations or results (or of an array ``[n, 7]``), each value checked.
+
+    Args:
+        records: list of dicts, or array of image_id, x, y, width, height, score, category_id (``[n, 7]``) where
+            ``scored``, else of image_id, x, y, width, height, category_id (``[n, 6]``).
+        what: how sentences name a record, such as ``"results.json: detection"``.
+        scored: whether a score is required.
+    """
+    if not isinstance(records, list | tuple):
+        return _from_array(to_numpy(records), what, scored)
+    n = len(records)
+    columns = Columns(
+        image_ids=_column(records, "image_id", what, _is_integer, "an integer").astype(np.int64),
+        class_ids=_column(records, "category_id", what, _is_integer, "an integer").astype(np.int64),
+        boxes=_boxes(records, what),
+        scores=_column(records, "score", what, _is_number, "a finite number").astype(np.float64)
+        if scored
+        else np.zeros(0),
+        segmentations=[record.get("segmentation") for record in records],
+    )
+    if not scored:
+        areas = [record.get("area") for record in records]
+        columns.areas = np.array([math.nan if a is None else a for a in _checked(areas, "area", what)], np.float64)
+        crowd = [record.get("iscrowd") or 0 for record in records]
+        columns.crowd = np.array(_checked(crowd, "iscrowd", what), np.float64).reshape(n) != 0
+        columns.n_ignore = sum(bool(r.get("ignore")) and not r.get("iscrowd") for r in records)
+        ids = [record.get("id") for record in records]
+        columns.n_duplicate_ids = n - len(set(map(str, ids))) if all(i is not None for i in ids) else 0
+    return columns
+
+
+def _from_array(array: Any, what: str, scored: bool) -> Columns:
+    width, form = (
+        (7, "image_id, x, y, width, height, score, category_id")
+        if scored
+        else (
+            6,
+            "image_id, x, y, width, height, category_id",
+        )
+    )
+    if array.size == 0:
+        array = np.zeros((0, width))
+    if array.ndim != 2 or array.shape[1] != width or array.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{what}s are an array of shape {list(array.shape)} and type {array.dtype};"
+            f" expected numbers [n, {width}] ({form}) or a list of records."
+        )
+    rows = array.astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(rows).all(1))
+    if bad.size:
+        raise ValueError(
+            f"{what} {bad[0]} (from 0) holds a value that is not finite: {rows[bad[0]].tolist()}; mend or drop it."
+        )
+    boxes = np.ascontiguousarray(rows[:, 1:5])
+    _check_sizes(boxes, what)
+    for column, name in ((rows[:, 0], "image_id"), (rows[:, -1], "category_id")):
+        bad = np.flatnonzero(column != np.round(column))
+        if bad.size:
+            raise ValueError(f"{what} {bad[0]} (from 0) has {name} {column[bad[0]]:g}; expected an integer.")
+    columns = Columns(
+        rows[:, 0].astype(np.int64), rows[:, -1].astype(np.int64), boxes, rows[:, 5] if scored else np.zeros(0)
+    )
+    if not scored:
+        columns.areas = np.full(len(rows), np.nan)
+        columns.crowd = np.zeros(len(rows), bool)
+    return columns
+
+
+def _column(
+    records: Sequence[Any], key: str, what: str, valid: Callable[[Any], bool], expected: str
+) -> np.ndarray[Any, np.dtype[Any]]:
+    if not records:
+        return np.zeros(0)
+    try:
+        column = np.array([record[key] for record in records])
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError):
+        column = np.zeros(0)
+    kinds = "iu" if valid is _is_integer else "iuf"
+    if column.shape == (len(records),) and column.dtype.kind in kinds and np.isfinite(column).all():
+        return column
+    for place, record in enumerate(records):
+        _require_dict(record, place, what)
+        if key not in record:
+            raise ValueError(f"{what} {place} (from 0) has no {key}; expected {expected}.")
+        if not valid(record[key]):
+            raise ValueError(f"{what} {place} (from 0) has {key} {_shown(record[key])}; expected {expected}.")
+    return np.array([float(record[key]) if kinds == "iuf" else int(record[key]) for record in records])
+
+
+def _boxes(records: Sequence[Any], what: str) -> Floats:
+    if not records:
+        return np.zeros((0, 4))
+    try:
+        boxes = np.array([record["bbox"] for record in records])
+    except (KeyError, TypeError, IndexError, ValueError, OverflowError):
+        boxes = np.zeros(0)
+    if boxes.shape != (len(records), 4) or boxes.dtype.kind not in "iuf" or not np.isfinite(boxes).all():
+        boxes = np.array([_one_box(record, place, what) for place, record in enumerate(records)])
+    boxes = boxes.astype(np.float64)
+    _check_sizes(boxes, what)
+    return boxes
+
+
+def _one_box(record: Any, place: int, what: str) -> list[float]:
+    _require_dict(record, place, what)
+    box = record.get("bbox")
+    if box is None:
+        mask = record.get("segmentation")
+        if isinstance(mask, dict) and "counts" in mask:
+            from hotcoco import mask as masks
+
+            return [float(v) for v in masks.to_bbox(masks.frPyObjects(mask, *mask["size"]))]
+        if isinstance(mask, list) and mask:
+            points = np.concatenate([np.asarray(part, np.float64).reshape(-1, 2) for part in mask])
+            low, high = points.min(0), points.max(0)
+            return [*low.tolist(), *(high - low).tolist()]
+        raise ValueError(f"{what} {place} (from 0) has no bbox; expected [x, y, width, height].")
+    if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4 or not all(_is_number(v) for v in box):
+        raise ValueError(
+            f"{what} {place} (from 0) has bbox {_shown(box)}; expected four finite numbers [x, y, width, height]."
+        )
+    return [float(v) for v in box]
+
+
+def _check_sizes(boxes: Floats, what: str) -> None:
+    bad = np.flatnonzero((boxes[:, 2:] < 0).any(1))
+    if bad.size:
+        raise ValueError(
+            f"{what} {bad[0]} (from 0) has bbox {boxes[bad[0]].tolist()} with a negative size;"
+            " expected [x, y, width, height], not two corners."
+        )
+
+
+def _checked(values: list[Any], key: str, what: str) -> list[Any]:
+    for place, value in enumerate(values):
+        if value is not None and not isinstance(value, bool) and not _is_number(value):
+            raise ValueError(f"{what} {place} (from 0) has {key} {_shown(value)}; expected a finite number.")
+    return values
+
+
+def _require_dict(record: Any, place: int, what: str) -> None:
+    if not isinstance(record, dict):
+        raise ValueError(
+            f"{what} {place} (from 0) is {_shown(record)}; expected an object with image_id, category_id, bbox."
+        )
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+@dataclass
+class Columns:
+    """Records as columns, in the order and with the ids of their source; boxes are xywh in pixels."""
+
+    image_ids: Ints
+    class_ids: Ints
+    boxes: Floats
+    scores: Floats
+    segmentations: list[Any] | None = None
+    areas: Floats = field(default_factory=lambda: np.zeros(0))
+    crowd: Bools = field(default_factory=lambda: np.zeros(0, bool))
+    n_ignore: int = 0
+    n_duplicate_ids: int = 0
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
