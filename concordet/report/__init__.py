@@ -1,0 +1,32 @@
+"""Pages and pictures: compare runs, show an analysis, draw detections.
+
+The figures (:data:`METRICS`, :func:`comparison_rows`) need NumPy alone; matplotlib and Jinja2 (``pip install
+"concordet[report]"``) are imported when a page is written, Pillow when something is drawn.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from concordet.report.metrics import METRICS, Metric
+from concordet.report.runs import comparison_rows
+
+if TYPE_CHECKING:
+    from concordet.report.comparison import write_comparison
+    from concordet.report.draw import draw_detections
+
+__all__ = ["METRICS", "Metric", "comparison_rows", "draw_detections", "write_comparison"]
+
+_LATER = {"write_comparison": "comparison", "draw_detections": "draw"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'{error.name} is needed for {name} and not installed; pip install "concordet[report]"', name=error.name
+        ) from error

@@ -1,0 +1,282 @@
+"""The page that compares runs: what the figures say, how training went, and what the detections look like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from markupsafe import Markup
+from scipy.stats import spearmanr
+
+from concordet.measures.coco import IOU_THRESHOLDS, average_precision, load
+from concordet.measures.dataset import read_dataset
+from concordet.report.metrics import METRICS, PER_CLASS, Metric, is_missing
+from concordet.report.page import listed, render, write_text
+from concordet.report.pictures import disagreement_pictures, sample_pictures
+from concordet.report.plots import Line, density_plot, line_plot, thin
+from concordet.report.runs import Run, read_runs, same_ground_truth, setting_differences
+
+CLASS_COLUMNS: Final = tuple(metric for metric in PER_CLASS if metric.key != "AP50")
+
+_FIGURES: Final = {metric.key: metric for metric in METRICS}
+
+
+def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
+    """Write one self-contained page that compares runs; the first one is what the others are compared with.
+
+    A run that lacks some of its files is compared by the rest, and the page says what is missing.
+
+    Args:
+        run_folders: evaluated runs, one or more.
+        out: the HTML file; written under a temporary name, then renamed.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: a folder is no evaluated run, one of its files is damaged, or ``out`` cannot be written.
+    """
+    return write_text(comparison_page(read_runs(run_folders)), out)
+
+
+def comparison_page(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    sample_rows = sample_pictures(runs)
+    return render(
+        "comparison.html.jinja",
+        runs=[{"name": run.name, "slot": i, "detector": run.detector, "folder": run.folder.name} for i, run in enumerate(runs)],
+        facts=_facts(runs),
+        summary=summary(runs),
+        table=figure_table(runs),
+        metrics=METRICS,
+        curves=training_curves(runs),
+        densities=densities(runs),
+        thresholds=threshold_plot(runs),
+        classes=class_table(runs),
+        samples=sample_rows,
+        disagreements=[
+            {"name": run.name, "slot": i, "pairs": pairs}
+            for i, run in enumerate(runs)
+            if (pairs := disagreement_pictures(run))
+        ],
+        differences=setting_differences(runs),
+        has_settings=sum(bool(run.settings) for run in runs),
+        environment=_environment_rows(runs),
+        notes=[note for run in runs for note in run.notes],
+    )  # fmt: skip
+
+
+def summary(runs: Sequence[Run]) -> list[str]:
+    """What the figures say, in sentences; the same words whichever way they point."""
+    first, others = runs[0], runs[1:]
+    ap = _FIGURES["AP"]
+    if not others:
+        sentences = [f"{first.name} reaches {ap.text(first.metrics.get('AP'))} AP with {first.detector}."]
+        agreement = [f"{m.title} {m.text(first.metrics.get(m.key))}" for m in _agreement() if m.key in first.metrics]
+        return sentences + ([f"Agreement of score and IoU: {listed(agreement)}."] if agreement else [])
+    sentences = [_ap_sentence(first, run) for run in others]
+    if len(others) > 1:
+        best = ap.best([run.metrics.get("AP") for run in runs])
+        if best:
+            sentences.append(f"The highest AP is that of {listed([runs[i].name for i in sorted(best)])}.")
+    sentences += [sentence for run in others if (sentence := _agreement_sentence(first, run))]
+    if not same_ground_truth(runs):
+        sentences.append(
+            "The runs were evaluated on different objects, so the differences above are not due to the detectors alone."
+        )
+    elif len({run.loss for run in runs}) == len(runs):
+        sentences.append(
+            "Each loss was trained once here: a small difference can come from the seed, so repeat over several seeds "
+            "before relying on it."
+        )
+    return sentences
+
+
+def figure_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Rows of the main table: the metric, and for each run its text, its difference from the first, whether it is best."""
+    rows = []
+    for metric in METRICS:
+        values = [run.metrics.get(metric.key) for run in runs]
+        if all(is_missing(value) for value in values):
+            continue
+        rows.append(
+            {"metric": metric, "cells": _cells(metric, values, reasons=[_reason(run, metric.key) for run in runs])}
+        )
+    return rows
+
+
+def training_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Validation AP, the total, the loss terms and the learning rate, one plot each, all runs in it."""
+    named = [{_curve_name(name): run.curves[name] for name in _curve_columns(run)} for run in runs]
+    names = sorted({name for curves in named for name in curves}, key=lambda n: (_curve_rank(n), n))
+    plots = []
+    for name in names:
+        factor = 100 if name.startswith("val/AP") else 1
+        lines = []
+        for slot, (run, curves) in enumerate(zip(runs, named, strict=True)):
+            if name in curves:
+                x, y = thin(*curves[name])
+                lines.append(Line(run.name, slot, x, [factor * value for value in y]))
+        title = {"lr": "Learning rate", "train/total": "Total loss"}.get(name) or name.replace(
+            "val/AP", "AP on validation"
+        )
+        title = title.removeprefix("train/")
+        markers = name.startswith("val/")
+        plots.append({"title": title, "plot": line_plot(lines, title=title, x_label="iteration", markers=markers)})
+    return plots
+
+
+def densities(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Score against IoU of the positives of each run that kept them."""
+    plots = []
+    for slot, run in enumerate(runs):
+        if run.positives is None or len(run.positives["scores"]) == 0:
+            continue
+        scores, ious = run.positives["scores"], run.positives["ious"]
+        varied = len(scores) > 2 and np.ptp(scores) > 0 and np.ptp(ious) > 0
+        pooled = float(spearmanr(scores, ious).statistic) if varied else None
+        plots.append(
+            {
+                "name": run.name,
+                "slot": slot,
+                "plot": density_plot(scores, ious, slot=slot, title=run.name),
+                "count": len(scores),
+                "beta_img": _FIGURES["beta_img"].text(run.metrics.get("beta_img")),
+                "pooled": _FIGURES["beta_img"].text(pooled),
+            }
+        )
+    return plots
+
+
+def threshold_plot(runs: Sequence[Run]) -> Markup | None:
+    """AP at each IoU threshold from 0.50 to 0.95, one line a run; None where no run has its detections."""
+    lines = []
+    for slot, run in enumerate(runs):
+        if run.ground_truth is not None and run.detections is not None:
+            thresholds, values = ap_by_threshold(run.ground_truth, run.detections)
+            if values:
+                lines.append(Line(run.name, slot, thresholds, [100 * value for value in values]))
+    if not lines:
+        return None
+    return line_plot(
+        lines, title="AP by IoU threshold", x_label="IoU threshold", y_label="AP", y_from_zero=True, markers=True
+    )
+
+
+def ap_by_threshold(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+    """(IoU thresholds, fractions of AP at each of them); without values where no class has an object."""
+    dataset = read_dataset(ground_truth, detections)
+    precision = average_precision(dataset, load(dataset), all_areas=False).ap[..., 0]  # [T, K]
+    kept = precision[:, ~np.isnan(precision).any(axis=0)]
+    if kept.shape[1] == 0:
+        return [], []
+    return list(IOU_THRESHOLDS), [float(value) for value in kept.mean(axis=1)]
+
+
+def class_table(runs: Sequence[Run]) -> dict[str, Any]:
+    """Columns and rows of the table by class; no rows where no run has figures by class."""
+    names = list(dict.fromkeys(row["name"] for run in runs for row in run.per_class))
+    by_name = [{row["name"]: row for row in run.per_class} for run in runs]
+    metrics = [m for m in CLASS_COLUMNS if any(not is_missing(row.get(m.key)) for run in runs for row in run.per_class)]
+    objects = _objects_by_class(runs)
+    rows = []
+    for name in names:
+        cells = []
+        for metric in metrics:
+            cells += _cells(metric, [rows_of_run.get(name, {}).get(metric.key) for rows_of_run in by_name])
+        rows.append({"name": name, "objects": objects.get(name), "cells": cells})
+    return {"metrics": metrics, "rows": rows, "with_objects": bool(objects)}
+
+
+def _cells(metric: Metric, values: Sequence[Any], reasons: Sequence[str | None] = ()) -> list[dict[str, Any]]:
+    best = metric.best(values)
+    return [
+        {
+            "value": "" if is_missing(value) else repr(float(value)),
+            "text": metric.text(value),
+            "best": i in best,
+            "difference": metric.difference(values[0], value) if i else "",
+            "verdict": metric.verdict(values[0], value) if i else "unknown",
+            "reason": (reasons[i] if reasons else None) if is_missing(value) else None,
+        }
+        for i, value in enumerate(values)
+    ]
+
+
+def _reason(run: Run, key: str) -> str:
+    return run.reasons.get(key, "not measured, or undefined on these data")
+
+
+def _ap_sentence(first: Run, run: Run) -> str:
+    ap = _FIGURES["AP"]
+    before, after = first.metrics.get("AP"), run.metrics.get("AP")
+    verdict = ap.verdict(before, after)
+    if verdict == "unknown":
+        return f"AP of {run.name} and {first.name} cannot be compared: it is undefined for one of them."
+    if verdict == "same":
+        return f"{run.name} and {first.name} reach the same AP, {ap.text(after)}."
+    step = ap.difference(before, after).lstrip("+−")
+    return (
+        f"{run.name} reaches {ap.text(after)} AP where {first.name} reaches {ap.text(before)}: {step} points {verdict}."
+    )
+
+
+def _agreement_sentence(first: Run, run: Run) -> str | None:
+    parts: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
+    for metric in _agreement():
+        before, after = first.metrics.get(metric.key), run.metrics.get(metric.key)
+        verdict = metric.verdict(before, after)
+        if verdict == "same":
+            parts["same"].append(f"{metric.title} {metric.text(after)}")
+        elif verdict != "unknown":
+            parts[verdict].append(f"{metric.title} {metric.text(before)} → {metric.text(after)}")
+    said = [f"{'the same' if word == 'same' else word} by {listed(items)}" for word, items in parts.items() if items]
+    return f"Against {first.name}, scores of {run.name} agree with IoU {listed(said)}." if said else None
+
+
+def _agreement() -> list[Metric]:
+    return [_FIGURES[key] for key in ("beta_img", "beta_cls", "AIC_mean")]
+
+
+def _facts(runs: Sequence[Run]) -> list[str]:
+    facts = [listed(list(dict.fromkeys(run.detector for run in runs)))]
+    truth = next((run.ground_truth for run in runs if run.ground_truth is not None), None)
+    if truth is not None and same_ground_truth(runs):
+        objects = sum(not a.get("iscrowd") for a in truth.get("annotations", []))
+        facts.append(f"{len(truth.get('images', [])):,} images with {objects:,} objects")
+    return facts
+
+
+def _objects_by_class(runs: Sequence[Run]) -> dict[str, int]:
+    truth = next((run.ground_truth for run in runs if run.ground_truth is not None), None)
+    if truth is None:
+        return {}
+    names = {c["id"]: str(c["name"]) for c in truth.get("categories", [])}
+    counts = dict.fromkeys(names.values(), 0)
+    for annotation in truth.get("annotations", []):
+        if not annotation.get("iscrowd") and annotation["category_id"] in names:
+            counts[names[annotation["category_id"]]] += 1
+    return counts
+
+
+def _environment_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    names = list(dict.fromkeys(name for run in runs for name in run.environment))
+    return [(name, [run.environment.get(name, "") for run in runs]) for name in names]
+
+
+def _curve_columns(run: Run) -> list[str]:
+    """Columns worth a plot; of a value that was logged by step and by epoch, the finer one."""
+    wanted = [n for n in run.curves if n.startswith(("train/", "lr")) or _curve_name(n) in {"val/AP", "val/AP75"}]
+    return [n for n in wanted if not (n.endswith("_epoch") and n.removesuffix("_epoch") + "_step" in run.curves)]
+
+
+def _curve_name(column: str) -> str:
+    name = column.removesuffix("_step").removesuffix("_epoch")
+    return "lr" if name.startswith("lr") else name
+
+
+def _curve_rank(name: str) -> int:
+    order = ("val/AP", "val/AP75", "train/total", "lr")
+    return (order.index(name) if name != "lr" else 9) if name in order else 5

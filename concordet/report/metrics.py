@@ -1,0 +1,123 @@
+"""The figures that concordet reports: titles, directions and formats in one place, for pages, tables and documents."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+MISSING: Final = "–"
+"""What stands in a table where a figure is undefined or was not measured."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure: where it is found, how it is called, and how it is read.
+
+    Attributes:
+        key: its name in ``evaluation.json`` and ``Analysis.to_dict()``.
+        title: its name in tables.
+        better: "higher" or "lower".
+        scale: factor between the stored value (a fraction) and the shown one; 100 for points of AP.
+        decimals: digits shown after the point.
+        unit: what a difference is counted in, after the scale; "" where it has none.
+        explanation: one sentence for people who meet the figure for the first time.
+
+    Example:
+        >>> ap = METRICS[0]
+        >>> ap.text(0.3871), ap.difference(0.3871, 0.4032), ap.verdict(0.3871, 0.4032)
+        ('38.7', '+1.6', 'better')
+    """
+
+    key: str
+    title: str
+    better: Literal["higher", "lower"]
+    scale: float
+    decimals: int
+    unit: str
+    explanation: str
+
+    @property
+    def arrow(self) -> str:
+        """Upwards where more is better, downwards where less is."""
+        return "↑" if self.better == "higher" else "↓"
+
+    def text(self, value: float | None) -> str:
+        """The value as tables show it; :data:`MISSING` for None and NaN."""
+        return MISSING if is_missing(value) else f"{self.shown(value):.{self.decimals}f}"
+
+    def difference(self, reference: float | None, value: float | None) -> str:
+        """Signed difference of the two values as shown, so that it agrees with the printed figures."""
+        if is_missing(reference) or is_missing(value):
+            return MISSING
+        step = round(self.shown(value) - self.shown(reference), self.decimals)
+        return f"{step:+.{self.decimals}f}".replace("-", "−") if step else "±0"
+
+    def verdict(self, reference: float | None, value: float | None) -> Literal["better", "worse", "same", "unknown"]:
+        """How ``value`` compares with ``reference``, at the precision that is shown."""
+        if is_missing(reference) or is_missing(value):
+            return "unknown"
+        step = round(self.shown(value) - self.shown(reference), self.decimals)
+        if step == 0:
+            return "same"
+        return "better" if (step > 0) == (self.better == "higher") else "worse"
+
+    def best(self, values: Sequence[float | None]) -> set[int]:
+        """Places of the best values (ties at the precision shown share it); empty where there is nothing to win."""
+        shown = {i: self.shown(v) for i, v in enumerate(values) if not is_missing(v)}
+        if len(set(shown.values())) < 2:
+            return set()
+        winner = (max if self.better == "higher" else min)(shown.values())
+        return {i for i, v in shown.items() if v == winner}
+
+    def shown(self, value: float | None) -> float:
+        """The value scaled and rounded to the precision that is shown; NaN for None."""
+        return math.nan if value is None else round(value * self.scale, self.decimals)
+
+
+def is_missing(value: object) -> bool:
+    """True for None, NaN and whatever is no number."""
+    return isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)
+
+
+def pick(metrics: Sequence[Metric], values: Mapping[str, object]) -> dict[str, float | None]:
+    """The figures of ``metrics`` found in ``values``, in the order of ``metrics``; None where one is undefined."""
+    found = {metric.key: values.get(metric.key) for metric in metrics}
+    return {key: float(value) if isinstance(value, int | float) and not is_missing(value) else None
+            for key, value in found.items()}  # fmt: skip
+
+
+def _points(key: str, title: str, better: Literal["higher", "lower"], explanation: str) -> Metric:
+    return Metric(key, title, better, 100, 1, "points", explanation)
+
+
+def _plain(key: str, title: str, better: Literal["higher", "lower"], explanation: str) -> Metric:
+    return Metric(key, title, better, 1, 3, "", explanation)
+
+
+METRICS: Final[tuple[Metric, ...]] = (
+    _points("AP", "AP", "higher", "Average precision over IoU thresholds 0.50 to 0.95 and over classes, as COCO has it."),
+    _points("AP50", "AP50", "higher", "Average precision where a box counts as right from IoU 0.50: loose localisation."),
+    _points("AP75", "AP75", "higher", "Average precision where a box counts as right from IoU 0.75: tight localisation."),
+    _points("AP90", "AP90", "higher", "Average precision where a box counts as right from IoU 0.90: near-perfect boxes."),
+    _plain("beta_img", "β image", "higher",
+           "Spearman correlation of score and IoU over the positives of one image before NMS, averaged over images; "
+           "from −1 to 1."),
+    _plain("beta_cls", "β class", "higher",
+           "Spearman correlation of score and IoU over the true positives of one class after NMS, averaged over "
+           "classes; from −1 to 1."),
+    _points("oLRP", "oLRP", "lower",
+            "Optimal localisation-recall-precision error: missed, false and badly placed boxes in one number at the "
+            "best score threshold; from 0 to 100."),
+    _plain("AIC_mean", "AIC mean", "lower",
+           "Mean of |score − IoU| over the true positives: how far confidence is from localisation; from 0 to 1."),
+    Metric("seconds_per_iteration", "s / iteration", "lower", 1, 3, "seconds",
+           "Seconds that one training step took, on the machine the run was made on."),
+)  # fmt: skip
+"""The figures of a comparison, in the order of its table."""
+
+PER_CLASS: Final[tuple[Metric, ...]] = tuple(
+    metric for metric in METRICS if metric.key in {"AP", "AP50", "AP75", "beta_cls", "oLRP"}
+)
+"""The figures that have a value for every class."""

@@ -1,0 +1,212 @@
+"""Plots as inline SVG that takes its colours from the page: one drawing serves light, dark and print."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+
+SLOTS: Final = 8
+"""How many run colours the style sheet has; further runs share them and differ by dashes."""
+
+DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.6)), (0, (1.4, 1.2)), (0, (6, 1.5, 1.4, 1.5)))
+
+# Colours that stand for the page's variables until the SVG is written.
+INK, MUTED, GRID = "#0a0001", "#0a0002", "#0a0003"
+_VARIABLES: Final = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
+    f"#0b000{slot}": f"var(--run-{slot})" for slot in range(SLOTS)
+}
+_SETTINGS: Final = {
+    "svg.hashsalt": "concordet",  # the same plot gives the same text
+    "svg.fonttype": "none",  # text stays text: the page's font, searchable, read aloud
+    "font.size": 9,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": GRID,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": GRID,
+    "ytick.color": GRID,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "xtick.major.pad": 5,
+    "ytick.major.pad": 5,
+    "axes.unicode_minus": True,
+    "lines.linewidth": 1.8,
+    "lines.solid_capstyle": "round",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot: its name (for the description), its colour slot, and its points."""
+
+    name: str
+    slot: int
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def slot_colour(slot: int) -> str:
+    """Stand-in for the colour of a run; runs beyond :data:`SLOTS` share colours."""
+    return f"#0b000{slot % SLOTS}"
+
+
+def line_plot(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str = "",
+    y_from_zero: bool = False,
+    markers: bool = False,
+    band: tuple[Line, Line] | None = None,
+) -> Markup:
+    """Lines over a common axis, optionally above a band between two further ones."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _figure()
+        if band is not None:
+            low, high = band
+            axes.fill_between(low.x, low.y, high.y, color=slot_colour(low.slot), alpha=0.16, linewidth=0)
+        for line in lines:
+            axes.plot(
+                line.x,
+                line.y,
+                color=slot_colour(line.slot),
+                linestyle=DASHES[line.slot % len(DASHES)],
+                marker="o" if markers or len(line.x) == 1 else None,
+                markersize=3.2,
+            )
+        if y_from_zero:
+            axes.set_ylim(bottom=0)
+        axes.margins(x=0.02)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.locator_params(nbins=5)
+        return _svg(figure, f"{title}: {', '.join(_describe(line) for line in lines)}")
+
+
+def density_plot(scores: Any, ious: Any, *, slot: int, title: str, bins: int = 32) -> Markup:
+    """How many predictions have this IoU and this score, darker for more, with the diagonal on which both agree.
+
+    The line is the mean score at each IoU, over cells of at least five predictions.
+    """
+    scores, ious = np.asarray(scores, float), np.asarray(ious, float)
+    counts, edges, _ = np.histogram2d(ious, scores, bins=bins, range=((0, 1), (0, 1)))
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _figure(height=3.3)
+        levels = np.ceil(6 * np.log1p(counts) / np.log1p(max(counts.max(), 1))).astype(int)
+        for level in range(1, 7):
+            cells = [_cell(edges[i], edges[j], 1 / bins) for i, j in zip(*np.nonzero(levels == level), strict=True)]
+            if cells:
+                outline = Outline.make_compound_path(*cells)
+                patch = PathPatch(outline, facecolor=slot_colour(slot), alpha=0.06 + 0.155 * level, linewidth=0)
+                patch.set_gid(f"density{level}")
+                axes.add_patch(patch)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        middles, means = _mean_by_bin(ious, scores)
+        axes.plot(middles, means, color=INK, linewidth=1.6, marker="o", markersize=2.6)
+        _unit_square(axes)
+        axes.set_xlabel("IoU with the object")
+        axes.set_ylabel("score")
+        return _svg(figure, f"{title}: score against IoU of {len(scores)} predictions, with the diagonal")
+
+
+def calibration_plot(bins: Sequence[tuple[float, float, int]], *, slot: int, title: str) -> Markup:
+    """Mean IoU of the true positives in each bin of scores, as (mean score, mean IoU, how many), against the diagonal."""
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _figure(height=3.3)
+        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        if bins:
+            x, y, sizes = (np.array(column, float) for column in zip(*bins, strict=True))
+            axes.vlines(x, x, y, color=slot_colour(slot), alpha=0.4, linewidth=2)
+            axes.plot(x, y, color=slot_colour(slot), linewidth=1.2)
+            axes.scatter(x, y, s=14 + 70 * sizes / sizes.max(), color=slot_colour(slot), zorder=3)
+        _unit_square(axes)
+        axes.set_xlabel("score")
+        axes.set_ylabel("mean IoU")
+        return _svg(figure, f"{title}: mean IoU of true positives by score, with the diagonal")
+
+
+def thin(x: Sequence[float], y: Sequence[float], *, points: int = 120) -> tuple[list[float], list[float]]:
+    """Means over equal runs of points, so that long noisy curves stay small and readable.
+
+    Example:
+        >>> thin([0, 1, 2, 3], [1.0, 3.0, 5.0, 7.0], points=2)
+        ([0.5, 2.5], [2.0, 6.0])
+    """
+    if len(x) <= points:
+        return list(x), list(y)
+    pieces = np.array_split(np.arange(len(x)), points)
+    xs, ys = np.asarray(x, float), np.asarray(y, float)
+    return [float(xs[p].mean()) for p in pieces], [float(ys[p].mean()) for p in pieces]
+
+
+def _figure(*, height: float = 2.6) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(3.9, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _unit_square(axes: Axes) -> None:
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_yticks(np.linspace(0, 1, 6))
+
+
+def _cell(x: float, y: float, side: float) -> Outline:
+    return Outline([(x, y), (x + side, y), (x + side, y + side), (x, y + side), (x, y)], closed=True)
+
+
+def _mean_by_bin(x: np.ndarray, y: np.ndarray, *, bins: int = 16, least: int = 5) -> tuple[list[float], list[float]]:
+    places = np.clip((x * bins).astype(int), 0, bins - 1)
+    full = [b for b in range(bins) if (places == b).sum() >= least]
+    return [float(x[places == b].mean()) for b in full], [float(y[places == b].mean()) for b in full]
+
+
+def _describe(line: Line) -> str:
+    return f"{line.name} from {line.y[0]:.3g} to {line.y[-1]:.3g}" if len(line.y) else f"{line.name} empty"
+
+
+def _svg(figure: Figure, description: str) -> Markup:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True)
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r' xmlns(:xlink)?="[^"]*"| transform="rotate\(-0 [^"]*\)"', "", text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
+    # A hundredth of a point is below what screens show; numbers between tags are labels and stay.
+    text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text)
+    text = re.sub(r'id="density\d"', 'class="density"', text)
+    used = set(re.findall(r"#([\w.-]+)", text))
+    prefix = f"p{zlib.crc32((description + text).encode()):08x}-"  # identifiers are shared by all plots of a page
+    text = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", text)
+    text = re.sub(r"(url\(#|href=\"#)", rf"\1{prefix}", text)
+    text = re.sub(r"\s*\n\s*", " ", text)
+    for stand_in, variable in _VARIABLES.items():
+        text = text.replace(stand_in, variable)
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    opening = (
+        f'<svg class="plot" role="img" aria-label="{html.escape(description)}" viewBox="0 0 {width:g} {height:g}">'
+    )
+    return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1).strip())

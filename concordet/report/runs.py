@@ -1,0 +1,283 @@
+"""Reads run folders: what training and evaluation left there, with whatever is missing named instead of failing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zipfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from concordet.report.metrics import METRICS, pick
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
+
+NO_SETTINGS = {"out", "folder", "run_folder", "resume"}
+"""Last parts of names in config.yaml that say where a run is, not what it does."""
+
+
+@dataclass
+class Run:
+    """One training with its evaluation, as the page needs it.
+
+    Attributes:
+        folder: where it was read from.
+        name: short and different from the other runs of the same page.
+        loss, detector: their names.
+        metrics: figure by key, fractions, None where undefined.
+        reasons: why a figure is undefined, by key.
+        per_class: one mapping per class, with "name".
+        class_names: index i is label i + 1.
+        environment: versions and device, as text.
+        settings: the configuration, flattened to dotted names.
+        curves: (steps, values) by column of ``metrics.csv``.
+        positives: scores, ious and so on of positives before NMS, or None.
+        ground_truth: COCO form, or None.
+        detections: COCO results, or None.
+        samples: picture by image id.
+        notes: what could not be shown, one sentence each.
+    """
+
+    folder: Path
+    name: str
+    loss: str
+    detector: str
+    metrics: dict[str, Any]
+    reasons: dict[str, str]
+    per_class: list[dict[str, Any]]
+    class_names: list[str]
+    environment: dict[str, str]
+    settings: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    positives: dict[str, np.ndarray] | None = None
+    ground_truth: dict[str, Any] | None = None
+    detections: list[dict[str, Any]] | None = None
+    samples: dict[int | str, Path] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders and give each run a name of its own.
+
+    Raises:
+        ValueError: no folder is given, or one is no run folder.
+    """
+    if not folders:
+        raise ValueError("a comparison needs at least one run folder and none was given; name the folders to compare")
+    runs = [read_run(Path(folder)) for folder in folders]
+    for run, name in zip(runs, _distinct_names(runs), strict=True):
+        run.name = name
+    return runs
+
+
+def read_run(folder: Path) -> Run:
+    """Read one run folder; everything but ``evaluation.json`` may be missing.
+
+    Raises:
+        ValueError: the folder does not exist, holds no evaluation, or one of its files cannot be read.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; name a run folder that `concordet train` has written")
+    if not (folder / "evaluation.json").is_file():
+        raise ValueError(
+            f"{folder} is not an evaluated run: it has no evaluation.json; "
+            "name a folder that `concordet train` has written, or run `concordet evaluate` on it first"
+        )
+    evaluation = _read_json(folder / "evaluation.json", dict)
+    if not isinstance(evaluation.get("metrics"), dict):
+        raise ValueError(
+            f'{folder / "evaluation.json"} has no "metrics"; run `concordet evaluate` on {folder} to write it again'
+        )
+    class_names = [str(name) for name in evaluation.get("class_names") or []]
+    run = Run(
+        folder=folder,
+        name=folder.name,
+        loss=str(evaluation.get("loss", folder.name)),
+        detector=str(evaluation.get("detector", "detector")),
+        metrics=evaluation["metrics"],
+        reasons={str(key): str(reason) for key, reason in (evaluation.get("reasons") or {}).items()},
+        per_class=_named_classes(evaluation.get("per_class") or [], class_names),
+        class_names=class_names,
+        environment={str(key): str(value) for key, value in flatten(evaluation.get("environment") or {}).items()},
+    )
+    run.settings = _read_settings(run)
+    run.curves = _read_curves(run)
+    run.positives = _read_positives(run)
+    run.ground_truth = _read_optional(run, "ground_truth.json", dict, "no pictures and no curve over IoU thresholds")
+    run.detections = _read_optional(run, "detections.json", list, "no pictures and no curve over IoU thresholds")
+    run.samples = _find_samples(run)
+    return run
+
+
+def comparison_rows(run_folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """The figures of each run, one row a run: name, loss, detector, folder and every key of ``METRICS``.
+
+    Values are as stored (fractions, seconds), None where one is undefined; :class:`Metric` formats them.
+
+    Raises:
+        ValueError: as :func:`read_run`.
+    """
+    return [
+        {"name": run.name, "loss": run.loss, "detector": run.detector, "folder": str(run.folder)}
+        | pick(METRICS, run.metrics)
+        for run in read_runs(run_folders)
+    ]
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted names.
+
+    Example:
+        >>> flatten({"optim": {"lr": 0.1}, "seed": 0})
+        {'optim.lr': 0.1, 'seed': 0}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def setting_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """Settings in which the runs differ, with each run's value; where the run was written to is no setting."""
+    names = sorted({name for run in runs for name in run.settings if name.split(".")[-1] not in NO_SETTINGS})
+    rows = [(name, [run.settings.get(name, "not set") for run in runs]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def same_ground_truth(runs: Sequence[Run]) -> bool:
+    """Whether all runs that kept their ground truth were evaluated on the same objects."""
+    known = [run.ground_truth for run in runs if run.ground_truth is not None]
+    return all(truth is known[0] or truth.get("annotations") == known[0].get("annotations") for truth in known[1:])
+
+
+def _distinct_names(runs: Sequence[Run]) -> list[str]:
+    candidates = (
+        lambda run: run.loss,
+        lambda run: f"{run.detector}, {run.loss}",
+        lambda run: run.folder.name,
+        lambda run: f"{run.loss} ({run.folder.name})",
+        lambda run: str(run.folder),
+    )
+    for candidate in candidates:
+        names = [candidate(run) for run in runs]
+        if max(Counter(names).values()) == 1:
+            return names
+    return [f"{run.folder} #{i + 1}" for i, run in enumerate(runs)]
+
+
+def _named_classes(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    named = []
+    for i, row in enumerate(rows):
+        name = row.get("name") or row.get("class_name") or row.get("class")
+        if name is None:
+            name = class_names[i] if i < len(class_names) else f"class {i + 1}"
+        named.append({**row, "name": str(name)})
+    return named
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{path} cannot be read as JSON ({error}); write it again with `concordet evaluate`"
+        ) from error
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{path} should hold a JSON {'object' if kind is dict else 'list'} and holds a {type(value).__name__}; "
+            "write it again with `concordet evaluate`"
+        )
+    return value
+
+
+def _read_optional(run: Run, name: str, kind: type, loss: str) -> Any:
+    if not (run.folder / name).is_file():
+        run.notes.append(f"{run.folder.name} has no {name}: {loss} for it.")
+        return None
+    return _read_json(run.folder / name, kind)
+
+
+def _read_settings(run: Run) -> dict[str, str]:
+    path = run.folder / "config.yaml"
+    if not path.is_file():
+        run.notes.append(f"{run.folder.name} has no config.yaml: its settings are not compared.")
+        return {}
+    import yaml  # a part of the "train" extra, which a reader of finished runs may not have
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"{path} cannot be read as YAML ({' '.join(str(error).split())}); mend or remove it"
+        ) from error
+    return {name: _setting_text(value) for name, value in flatten(tree).items()} if isinstance(tree, dict) else {}
+
+
+def _setting_text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _read_curves(run: Run) -> dict[str, tuple[list[float], list[float]]]:
+    path = run.folder / "metrics.csv"
+    if not path.is_file():
+        run.notes.append(f"{run.folder.name} has no metrics.csv: no training curves for it.")
+        return {}
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for place, row in enumerate(csv.DictReader(file)):
+            step = _number(row.get("step"))
+            for name, text in row.items():
+                value = _number(text)
+                if value is None or name in {None, "", "step", "epoch"}:
+                    continue
+                steps, values = curves.setdefault(name, ([], []))
+                steps.append(place if step is None else step)
+                values.append(value)
+    return curves
+
+
+def _number(text: Any) -> float | None:
+    try:
+        value = float(text)
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _read_positives(run: Run) -> dict[str, np.ndarray] | None:
+    path = run.folder / "positives.npz"
+    if not path.is_file():
+        run.notes.append(f"{run.folder.name} has no positives.npz: no density of score against IoU for it.")
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}); write it again with `concordet evaluate`") from error
+    if not {"scores", "ious"} <= arrays.keys() or len(arrays["scores"]) != len(arrays["ious"]):
+        raise ValueError(
+            f"{path} should hold as many scores as ious and holds {sorted(arrays)}; "
+            "write it again with `concordet evaluate`"
+        )
+    return arrays
+
+
+def _find_samples(run: Run) -> dict[int | str, Path]:
+    folder = run.folder / "samples"
+    found = (
+        sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
+    )
+    if not found:
+        run.notes.append(f"{run.folder.name} has no samples: no pictures for it.")
+    return {int(path.stem) if path.stem.isdigit() else path.stem: path for path in found}
