@@ -1,0 +1,204 @@
+"""What happens beside a training step: averaged weights, time measured, progress shown."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from concordet.engine.checkpoint import EMA_KEY
+
+WARMUP_ITERATIONS = 5  # memory pools, cuDNN's choices and caches settle in these
+_KEPT = 20_000
+
+
+class AveragedWeights(pl.Callback):
+    """Exponential moving average of weights and of float buffers, evaluated and saved in place of the last ones.
+
+    w_ema <- d w_ema + (1 - d) w after every update, with d = min(decay, (1 + k) / (10 + k)) at update k, so that short
+    runs do not keep their first weights.  A criterion's state and integer buffers are not averaged.
+
+    Args:
+        decay: in [0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.average: dict[str, Tensor] = {}
+        self.updates = 0
+
+    @staticmethod
+    def averaged(module: pl.LightningModule) -> dict[str, Tensor]:
+        """The tensors that are averaged, by name."""
+        state = module.state_dict()
+        return {n: v for n, v in state.items() if v.is_floating_point() and ".criterion." not in f".{n}"}
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self.average:
+            self.average = {name: value.detach().clone() for name, value in self.averaged(pl_module).items()}
+        self.average = {name: value.to(pl_module.device) for name, value in self.average.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.updates:
+            return
+        self.updates = trainer.global_step
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        current = self.averaged(pl_module)
+        torch._foreach_lerp_(list(self.average.values()), [current[name] for name in self.average], weight)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: pl.LightningModule) -> None:
+        for name, value in self.averaged(pl_module).items():
+            kept = value.clone()
+            value.copy_(self.average[name])
+            self.average[name].copy_(kept)
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[EMA_KEY] = dict(self.average)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.average = {name: value.clone() for name, value in checkpoint[EMA_KEY].items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.updates = state_dict["updates"]
+
+
+class IterationTimer(pl.Callback):
+    """Seconds of each iteration (forward, backward, update), and of waiting for images between iterations.
+
+    On a GPU the clock is read after the device has finished.  The first iterations of a process are left out.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.waited: list[float] = []
+        self.skipped = 0
+        self._done_here = 0
+        self._start = 0.0
+        self._end: float | None = None
+
+    @staticmethod
+    def _now(pl_module: pl.LightningModule) -> float:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        return time.perf_counter()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # what lies between epochs (evaluation, checkpoints, starting workers) is not waiting for images
+        self._end = None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._start = self._now(pl_module)
+        if self._end is not None and self._done_here >= WARMUP_ITERATIONS and len(self.waited) < _KEPT:
+            self.waited.append(self._start - self._end)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._end = self._now(pl_module)
+        taken = self._end - self._start
+        if self._done_here < WARMUP_ITERATIONS:
+            self.skipped += 1
+        elif len(self.seconds) < _KEPT:
+            self.seconds.append(taken)
+        self._done_here += 1
+        pl_module.log("seconds_per_iteration", taken)
+        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+
+    def report(self) -> dict[str, Any]:
+        """Medians in seconds, None before there are any, and what they leave out."""
+        return {
+            "seconds_per_iteration": statistics.median(self.seconds) if self.seconds else None,
+            "seconds_waiting_for_data": statistics.median(self.waited) if self.waited else None,
+            "iterations": len(self.seconds),
+            "iterations_left_out": self.skipped,
+            "note": (
+                "median of forward, backward and update; waiting for images is counted apart, and the first "
+                f"{WARMUP_ITERATIONS} iterations of each process are left out"
+            ),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": list(self.seconds), "waited": list(self.waited), "skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.waited = list(state_dict["seconds"]), list(state_dict["waited"])
+        self.skipped = state_dict["skipped"]
+
+
+class Progress(pl.Callback):
+    """One bar for the whole run on a terminal, one line an epoch elsewhere.
+
+    Args:
+        title: what is being trained.
+    """
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self._bar: Any = None
+        self._task: Any = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True),
+        )
+        total = int(trainer.estimated_stepping_batches)
+        self._task = self._bar.add_task(self.title, total=total, completed=trainer.global_step, figures="")
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=trainer.global_step, figures=self._figures(trainer))
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._bar is None and trainer.is_global_zero:
+            done = f"{trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if trainer.max_epochs else "")
+            print(f"{self.title}: epoch {done}, {self._figures(trainer)}", file=sys.stderr, flush=True)
+
+    @staticmethod
+    def _figures(trainer: pl.Trainer) -> str:
+        metrics = trainer.callback_metrics
+        shown = [("loss", metrics.get("train/total")), ("AP", metrics.get("val/AP"))]
+        return ", ".join(f"{name} {float(value):.3f}" for name, value in shown if value is not None)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,160 @@
+"""The images of a run: data sets by configuration, and loaders whose order depends on the seed and the epoch alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from concordet.engine.config import DataConfig
+from concordet.engine.errors import UsageError
+from concordet.engine.seeding import mix, seeded
+
+Part = Literal["train", "val"]
+
+
+def build_dataset(config: DataConfig, part: Part, *, augment: bool = False) -> Any:
+    """The training or the evaluated part of a data set.
+
+    Args:
+        config: Which data set, and where.
+        part: "train" or "val".
+        augment: With the training augmentations of ``config``.
+
+    Raises:
+        ValueError: it is missing, broken or empty.
+    """
+    from concordet.data import load_dataset
+
+    options = dict(config.train_options if part == "train" else config.val_options)
+    for option in ("split", "annotations", "images"):
+        value = getattr(config, f"{part}_{option}")
+        if value is not None:
+            options[option] = value
+    if config.root is not None:
+        options["root"] = config.root
+    try:
+        dataset = load_dataset(config.name, **options)
+    except TypeError as error:
+        raise UsageError(f"the data set {config.name} does not take these settings ({error})") from error
+    if len(dataset) == 0:
+        where = options.get("annotations") or options.get("root") or config.name
+        raise ValueError(f"the {part} part of {where} has no images; name another split, folder or annotation file")
+    dataset.transforms = transforms_of(config, dataset.default_flip if augment else None)
+    return dataset
+
+
+def transforms_of(config: DataConfig, flip: str | None) -> Any:
+    """Training transforms by the name in ``config``, or evaluation's where ``flip`` is None."""
+    from concordet.data import eval_transforms, train_transforms
+
+    if flip is None or config.augment == "none":
+        return eval_transforms()
+    if config.augment == "jitter":
+        return train_transforms(flip=flip, scale_jitter=(0.8, 1.25))
+    if config.augment == "ssd":
+        return train_transforms(flip=flip, photometric=True, zoom_out=0.5, iou_crop=True)
+    return train_transforms(flip=flip)
+
+
+def default_split(name: str, part: Part) -> str:
+    """The part of a data set that trains, or that is evaluated, where the user names none."""
+    if name == "voc":
+        return {"train": "trainval", "val": "test"}[part]
+    if name == "coco":
+        return {"train": "train2017", "val": "val2017"}[part]
+    return part
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Pairs (epoch, image index) of one process, the same for the same seed and epoch whatever ran before.
+
+    The order of all processes together is one permutation; each takes every ``world``-th place of it.  Where the images
+    do not divide evenly, the order is filled up from its start, so that every process makes as many steps.
+    """
+
+    def __init__(self, length: int, *, seed: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> None:
+        self.length, self.seed, self.rank, self.world, self.shuffle = length, seed, rank, world, shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before every epoch, with its number from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.length // self.world)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(mix(self.seed, self.epoch))
+            order = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            order = list(range(self.length))
+        total = len(self) * self.world
+        order = (order * (-(-total // self.length)))[:total]
+        return iter([(self.epoch, index) for index in order[self.rank :: self.world]])
+
+
+class SeededDataset(Dataset[Any]):
+    """A data set read by (epoch, index), with every random draw a function of (seed, epoch, index)."""
+
+    def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        epoch, index = place
+        with seeded(self.seed, epoch, index):
+            return self.dataset[index]
+
+
+def eval_loader(dataset: Any, *, batch_size: int, workers: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:
+    """A loader in the data set's own order; with several processes each has its share, some images twice."""
+    from concordet.data import collate
+
+    return DataLoader(
+        SeededDataset(dataset, 0),
+        batch_size=batch_size,
+        sampler=EpochSampler(len(dataset), seed=0, rank=rank, world=world, shuffle=False),
+        num_workers=workers,
+        collate_fn=collate,
+    )
+
+
+class DetectionData(pl.LightningDataModule):
+    """Loaders of a run's two parts; the data sets are made by whoever makes this, so that errors come early."""
+
+    def __init__(self, config: DataConfig, train: Any, val: Any | None, *, seed: int) -> None:
+        super().__init__()
+        self.config, self.train, self.val, self.seed = config, train, val, seed
+
+    def _place(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"rank": trainer.global_rank, "world": trainer.world_size} if trainer is not None else {}
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches in a new order every epoch; a last batch that is not full is dropped unless it is the only one."""
+        from concordet.data import collate
+
+        sampler = EpochSampler(len(self.train), seed=self.seed, **self._place())
+        return DataLoader(
+            SeededDataset(self.train, self.seed),
+            batch_size=self.config.batch_size,
+            sampler=sampler,
+            num_workers=self.config.workers,
+            collate_fn=collate,
+            drop_last=len(sampler) >= self.config.batch_size,
+            persistent_workers=self.config.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def val_dataloader(self) -> DataLoader[Any] | list[Any]:
+        """The evaluated part, in its own order."""
+        if self.val is None:
+            return []
+        return eval_loader(self.val, batch_size=self.config.batch_size, workers=self.config.workers, **self._place())

@@ -1,0 +1,47 @@
+"""Detections in COCO's results form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def coco_results(
+    detections: list[dict[str, Tensor]], image_ids: list[int], category_ids: list[int]
+) -> list[dict[str, Any]]:
+    """Detections of a batch as COCO results.
+
+    Args:
+        detections: for each image ``boxes`` ``[k, 4]`` xyxy in the image's pixels, ``labels`` ``[k]`` 1..c and
+            ``scores`` ``[k]``.
+        image_ids: of the same images.
+        category_ids: the data set's id of each class, in the order of labels.
+
+    Returns:
+        ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`` each; boxes to a thousandth of a pixel,
+        scores as they are, since rounding would tie them.
+
+    Example:
+        >>> import torch
+        >>> found = {"boxes": torch.tensor([[1.0, 2, 4, 8]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
+        >>> coco_results([found], [7], [90])
+        [{'image_id': 7, 'category_id': 90, 'bbox': [1.0, 2.0, 3.0, 6.0], 'score': 0.5}]
+    """
+    results = []
+    for found, image_id in zip(detections, image_ids, strict=True):
+        boxes = found["boxes"].detach().double().cpu()
+        sizes = boxes[:, 2:] - boxes[:, :2]
+        rows = zip(
+            boxes[:, :2].tolist(), sizes.tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
+        )
+        for corner, size, label, score in rows:
+            results.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category_ids[label - 1],
+                    "bbox": [round(value, 3) for value in (*corner, *size)],
+                    "score": score,
+                }
+            )
+    return results

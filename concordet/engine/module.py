@@ -1,0 +1,141 @@
+"""The Lightning module: one training step, and detections of the evaluated part between epochs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from concordet.engine.checkpoint import KEY
+from concordet.engine.config import TrainConfig
+from concordet.engine.detections import coco_results
+from concordet.engine.errors import DivergedError
+from concordet.engine.schedule import build_optimizer, learning_rate_factor
+from concordet.engine.seeding import seed_all
+
+MEND = "a smaller optim.lr (a tenth, say), a longer optim.warmup or a smaller optim.clip usually mends this"
+VALIDATED = ("AP", "AP50", "AP75")
+
+
+class DetectionModule(pl.LightningModule):
+    """Trains a detector in torchvision's convention.
+
+    Args:
+        model: ``model(images, targets)`` returns named loss terms in training mode, detections in evaluation mode.
+        config: optimisation, seed.
+        meta: what its checkpoints say of themselves (:func:`concordet.engine.checkpoint.describe`).
+        ground_truth: COCO form, of the evaluated part; None when nothing is evaluated between epochs.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, meta: dict[str, Any], ground_truth: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.meta = meta
+        self.ground_truth = ground_truth
+        self.found: list[dict[str, Any]] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # dropout and sampling are functions of the update too, so that a resumed run repeats them
+        seed_all(self.config.seed, self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> Tensor:
+        """The sum of the detector's loss terms.
+
+        Raises:
+            DivergedError: a term is not finite; the sentence names it.
+        """
+        images, targets = batch
+        try:
+            terms: dict[str, Tensor] = self.model(images, targets)
+        except (ValueError, RuntimeError, IndexError) as error:
+            self.check_weights(cause=error)
+            raise
+        values = torch.stack([term.detach().float() for term in terms.values()])
+        if not bool(torch.isfinite(values).all()):
+            bad = next(name for name, term in terms.items() if not bool(torch.isfinite(term)))
+            raise DivergedError(
+                f"the loss term {bad} is {float(terms[bad]):g} at update {self.global_step} "
+                f"(epoch {self.current_epoch}); {MEND}, and earlier checkpoints are untouched"
+            )
+        total = torch.stack(list(terms.values())).sum()
+        sizes = {"batch_size": len(images)}
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, **sizes)
+        self.log("train/total", total.detach(), **sizes)
+        return total
+
+    def check_weights(self, cause: BaseException | None = None) -> None:
+        """Raises DivergedError when a weight is no longer finite."""
+        with torch.no_grad():
+            norms = torch.stack([parameter.detach().float().norm() for parameter in self.model.parameters()])
+            if bool(torch.isfinite(norms).all()):
+                return
+        raise DivergedError(
+            f"the weights are no longer finite numbers at update {self.global_step} (epoch {self.current_epoch}); "
+            f"{MEND}, and earlier checkpoints are untouched"
+        ) from cause
+
+    def on_validation_epoch_start(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.check_weights()
+        self.found = []
+
+    def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
+        """Keeps the detections of a batch, in COCO form."""
+        images, targets = batch
+        self.found += coco_results(self.model(images), [int(t["image_id"]) for t in targets], self.meta["category_ids"])
+
+    def on_validation_epoch_end(self) -> None:
+        figures = evaluate_everywhere(self.ground_truth, self.found)
+        self.found = []
+        for name, value in figures.items():
+            self.log(f"val/{name}", value, prog_bar=True, rank_zero_only=False, sync_dist=False)
+
+    def on_train_epoch_end(self) -> None:
+        # before the checkpoint of this epoch is written
+        self.check_weights()
+        hook = getattr(getattr(self.model, "criterion", None), "on_epoch_end", None)
+        if hook is not None:
+            hook()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with its learning rate set before every update."""
+        optimizer = build_optimizer(self.model, self.config.optim)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self.config.optim, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.meta
+
+
+def evaluate_everywhere(ground_truth: dict[str, Any] | None, found: list[dict[str, Any]]) -> dict[str, float]:
+    """AP of the detections of all processes, the same numbers on each; NaN where undefined."""
+    from concordet.measures import evaluate_detections
+
+    shares: list[Any] = [found]
+    several = dist.is_available() and dist.is_initialized()
+    if several:
+        shares = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, found)
+    figures: list[Any] = [None]
+    if not several or dist.get_rank() == 0:
+        measured = evaluate_detections(ground_truth, without_repeats(shares))
+        figures = [{name: float("nan") if measured[name] is None else measured[name] for name in VALIDATED}]
+    if several:
+        dist.broadcast_object_list(figures)
+    return figures[0]
+
+
+def without_repeats(shares: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Detections of all processes, each image from the first that has it: shares are filled up with repeated images."""
+    owner: dict[int, int] = {}
+    for rank, share in enumerate(shares):
+        for detection in share:
+            owner.setdefault(detection["image_id"], rank)
+    return [found for rank, share in enumerate(shares) for found in share if owner[found["image_id"]] == rank]

@@ -1,0 +1,270 @@
+"""One run, from configuration to a folder with checkpoints and an evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import nn
+
+from concordet.engine.callbacks import AveragedWeights, IterationTimer, Progress
+from concordet.engine.checkpoint import (
+    checkpoint_path,
+    describe,
+    detector_options,
+    is_ours,
+    read_checkpoint,
+    start_from,
+)
+from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
+from concordet.engine.data import DetectionData, build_dataset
+from concordet.engine.errors import InterruptedRun, UsageError
+from concordet.engine.evaluate import evaluate_run
+from concordet.engine.files import new_folder, writable, write_json
+from concordet.engine.logger import CsvLog
+from concordet.engine.module import DetectionModule
+from concordet.engine.seeding import seed_all
+
+CONFIG = "config.yaml"
+
+
+def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path:
+    """Trains a detector, and evaluates it at the end.
+
+    Args:
+        config: The run.
+        out: Its folder, which must not exist yet unless ``resume`` is set.
+        resume: Continue the run in ``out`` from its last finished epoch, with the same order of images and the same
+            random draws; ``config`` may differ from the one it was started with only in where things are.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ValueError: the folder exists, the data is missing or broken, or the checkpoint is of something else.
+        DivergedError: the loss became infinite or no number; earlier checkpoints are untouched.
+        InterruptedRun: Ctrl-C; the message says how to continue.
+    """
+    out = Path(out)
+    main = is_main_process()
+    checkpoint = _resumed(config, out) if resume else None
+    train_set = build_dataset(config.data, "train", augment=True)
+    watched = config.val_every > 0 or config.evaluate
+    val_set = build_dataset(config.data, "val") if watched else None
+    if val_set is not None and val_set.class_names != train_set.class_names:
+        raise ValueError(
+            f"the classes of the training part ({', '.join(train_set.class_names)}) and of the evaluated part "
+            f"({', '.join(val_set.class_names)}) differ; make their annotation files name the same categories in order"
+        )
+    meta = describe(config, train_set.class_names, train_set.category_ids)
+    model = build_model(config, meta)
+    if main and not resume:
+        new_folder(out, "name another --out, or continue the run with --resume")
+    if main:
+        _note_start(config, out, train_set, val_set)
+    _fit(config, out, model, meta, train_set, val_set if config.val_every else None, checkpoint)
+    if not main:
+        return out
+    if config.evaluate and not (out / "evaluation.json").is_file():
+        evaluate_run(out, dataset=val_set)
+    return out
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files, before any process group exists."""
+    return int(os.environ.get("RANK", 0)) == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+
+def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
+    """The detector of a run, its weights decided by the seed or by ``config.weights``.
+
+    Raises:
+        UsageError: there is no such detector or loss.
+        ValueError: the weights are of something else.
+    """
+    from concordet.detectors import build_detector, list_detectors
+    from concordet.losses.criteria import build_criterion
+
+    if config.detector not in list_detectors():
+        raise UsageError(f"there is no detector {config.detector}; choose one of {', '.join(list_detectors())}")
+    try:
+        build_criterion(config.loss)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    seed_all(config.seed)
+    ours = config.weights is not None and is_ours(config.weights)
+    model = build_detector(
+        config.detector,
+        num_classes=meta["num_classes"],
+        loss=config.loss,
+        size=config.size,
+        backbone=config.backbone,
+        weights=None if ours else config.weights,
+        **detector_options(config),
+    )
+    if ours and config.weights is not None:
+        start_from(model, config.weights, meta)
+    return model
+
+
+def _resumed(config: TrainConfig, out: Path) -> Path | None:
+    """The checkpoint to continue from; None where no epoch was finished."""
+    before, now = flat(load_config(out / CONFIG)), flat(config)
+    for name, value in now.items():
+        if name not in MAY_CHANGE and before[name] != value:
+            raise UsageError(
+                f"the run in {out} was started with {name} {before[name]}, and {value} would be another run; leave it "
+                "out, or start anew with another --out"
+            )
+    writable(out)
+    path = checkpoint_path(out)
+    if not path.is_file():
+        return None
+    read_checkpoint(path)
+    return path
+
+
+def _note_start(config: TrainConfig, out: Path, train_set: Any, val_set: Any) -> None:
+    from concordet.data import describe as counts
+
+    save_config(out / CONFIG, config)
+    summaries = {"train": train_set.summary()} | ({} if val_set is None else {"val": val_set.summary()})
+    write_json(out / "data.json", summaries)
+    for part, summary in summaries.items():
+        print(f"{part}: {counts(summary)}", file=sys.stderr)
+
+
+def _fit(
+    config: TrainConfig,
+    out: Path,
+    model: nn.Module,
+    meta: dict[str, Any],
+    train_set: Any,
+    val_set: Any,
+    checkpoint: Path | None,
+) -> None:
+    if config.compile:
+        getattr(model, "backbone", model).compile()
+    module = DetectionModule(model, config, meta, None if val_set is None else val_set.ground_truth())
+    timer = IterationTimer()
+    callbacks: list[Callback] = [timer, Progress(f"{config.detector} {config.loss}")]
+    if config.optim.ema > 0:
+        callbacks.append(AveragedWeights(config.optim.ema))
+    callbacks += _checkpoints(out, best=val_set is not None)
+    _quiet()
+    trainer = pl.Trainer(
+        accelerator=config.accelerator,
+        devices=_devices(config),
+        num_nodes=config.nodes,
+        strategy="ddp" if _several(config) else "auto",
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        max_epochs=None if config.optim.steps else config.optim.epochs,
+        max_steps=config.optim.steps or -1,
+        gradient_clip_val=config.optim.clip or None,
+        accumulate_grad_batches=config.optim.accumulate,
+        check_val_every_n_epoch=config.val_every or 1,
+        limit_val_batches=None if val_set is not None else 0,
+        num_sanity_val_steps=0,
+        sync_batchnorm=config.sync_batchnorm,
+        use_distributed_sampler=False,
+        log_every_n_steps=config.log_every,
+        logger=_loggers(out, checkpoint),
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(
+            module,
+            datamodule=DetectionData(config.data, train_set, val_set, seed=config.seed),
+            ckpt_path=checkpoint,
+            weights_only=True,
+        )
+    except SystemExit as stop:
+        # Lightning turns Ctrl-C into an exit once loggers and workers are closed
+        if trainer.state.status != TrainerStatus.INTERRUPTED:
+            raise
+        raise InterruptedRun(_how_to_continue(out)) from stop
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if trainer.is_global_zero and timer.seconds:
+        write_json(out / "timing.json", timer.report() | {"updates": trainer.global_step})
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # what follows is done by one process
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _how_to_continue(out: Path) -> str:
+    if not checkpoint_path(out).is_file():
+        return f"stopped before an epoch was finished; start again with: concordet train --resume {out}"
+    return f"stopped; the last finished epoch is kept, continue with: concordet train --resume {out}"
+
+
+def _several(config: TrainConfig) -> bool:
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or config.nodes > 1:
+        return True
+    count = _devices(config)
+    if isinstance(count, int):
+        return count > 1
+    return config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.device_count() > 1
+
+
+def _devices(config: TrainConfig) -> int | str:
+    """Number of processes; on a CPU "auto" is one."""
+    if config.devices != "auto":
+        if not config.devices.isdigit() or int(config.devices) < 1:
+            raise UsageError(f"devices is a number of processes from 1 or auto, not {config.devices}")
+        return int(config.devices)
+    if "WORLD_SIZE" in os.environ:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
+    if config.accelerator == "cpu" or not torch.cuda.is_available():
+        return 1
+    return "auto"
+
+
+def _checkpoints(out: Path, *, best: bool) -> list[Callback]:
+    common: dict[str, Any] = {
+        "dirpath": (out / "checkpoints").absolute(),
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+        "auto_insert_metric_name": False,
+    }
+    callbacks: list[Callback] = [ModelCheckpoint(filename="last", **common)]
+    if best:
+        callbacks.append(ModelCheckpoint(filename="best", monitor="val/AP", mode="max", **common))
+    return callbacks
+
+
+def _loggers(out: Path, checkpoint: Path | None) -> list[Logger]:
+    step = None if checkpoint is None else int(read_checkpoint(checkpoint)["global_step"])
+    tensorboard = TensorBoardLogger(out, name="", version="tensorboard")
+    # a run that was killed before its first checkpoint starts again at 0
+    return [CsvLog(out / "metrics.csv", resume_at=0 if step is None else step), tensorboard]
+
+
+def _quiet() -> None:
+    """Keeps back what Lightning says about choices that were made on purpose."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*exists and is not empty.*",
+        ".*Checkpoint directory.*",
+        ".*lr_scheduler.step.*before.*optimizer.step.*",
+        ".*`isinstance.treespec, LeafSpec.`.*",
+        ".*litlogger.*",
+    ):
+        warnings.filterwarnings("ignore", message)
