@@ -1,0 +1,22 @@
+"""Every loss as a function. The modules of :mod:`concordet.losses` hold hyperparameters and call these."""
+
+from concordet.losses.association import association_loss
+from concordet.losses.correlations import correlation, correlation_loss, soft_rank
+from concordet.losses.focal import focal_loss, quality_focal_loss, varifocal_loss
+from concordet.losses.rankings import ALRP, RankSort, alrp_loss, ap_loss, ndcg_loss, rank_sort_loss
+
+__all__ = [
+    "ALRP",
+    "RankSort",
+    "alrp_loss",
+    "ap_loss",
+    "association_loss",
+    "correlation",
+    "correlation_loss",
+    "focal_loss",
+    "ndcg_loss",
+    "quality_focal_loss",
+    "rank_sort_loss",
+    "soft_rank",
+    "varifocal_loss",
+]

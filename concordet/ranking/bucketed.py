@@ -1,0 +1,48 @@
+"""The thesis's Algorithm 2: runs of negatives between consecutive positives stand for one prototype each.
+
+Yavuz, Cam, Kalkan, Akbas: Bucketed Ranking-based Losses for Efficient Training of Object Detectors (ECCV 2024 and
+thesis). An approximation for delta > 0, the same numbers at delta = 0 unless negatives tie with positives.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from concordet.ranking.exact import ExactCounts
+
+
+def bucket(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Prototypes ``[b]`` (mean logits), sizes ``[b]``, and ``[n]`` which bucket a negative is in.
+
+    All logits are sorted in descending order, stably and positives first, so that a negative tied with a positive falls
+    into the bucket below it (Algorithm 2, lines 1 and 2). There is no bucket between adjacent positives.
+
+    Example:
+        >>> prototypes, sizes, _ = bucket(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.5, 0.0]))
+        >>> prototypes, sizes
+        (tensor([2.2500, 0.0000], dtype=torch.float64), tensor([2., 1.], dtype=torch.float64))
+    """
+    p = len(positives)
+    order = torch.sort(torch.cat([positives, negatives]), descending=True, stable=True).indices
+    is_negative = order >= p
+    run = (~is_negative).cumsum(0)[is_negative]  # how many positives stand before each negative
+    _, which, sizes = torch.unique_consecutive(run, return_inverse=True, return_counts=True)
+    sorted_negatives = negatives[order[is_negative] - p].double()
+    sums = sorted_negatives.new_zeros(len(sizes)).index_add_(0, which, sorted_negatives)
+    # a mean of equal logits must not be rounded past them
+    ends = sizes.cumsum(0)
+    prototypes = torch.clamp(sums / sizes, sorted_negatives[ends - 1], sorted_negatives[ends - sizes])
+    return prototypes, sizes.double(), torch.empty_like(which).index_copy_(0, order[is_negative] - p, which)
+
+
+class BucketedCounts(ExactCounts):
+    """Soft counts in which every negative is moved to its bucket's mean (Eqs. 3.20-3.22, over all buckets)."""
+
+    def __init__(self, positives: Tensor, negatives: Tensor, delta: float) -> None:
+        prototypes, sizes, self._bucket = bucket(positives, negatives)
+        super().__init__(positives, prototypes, delta, weights=sizes)
+
+    def spread_to_negatives(self, amount: Tensor) -> Tensor:
+        """A prototype's share H b / FP goes to its b negatives in equal parts (Eq. 3.33)."""
+        return super().spread_to_negatives(amount)[self._bucket]

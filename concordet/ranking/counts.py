@@ -1,0 +1,62 @@
+"""The one primitive: soft counts over positives and negatives, as an interface that every method implements.
+
+    H(x) = clamp(x / 2d + 1/2, 0, 1) for d > 0,    H(x) = [x >= 0] for d = 0
+
+counts how far a key lies above a query. Every ranking loss and its gradient is made of the five sums below; how they
+are computed (whole matrices, intervals, buckets) is the method's business, what is made of them is the definition's.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+def step(difference: Tensor, delta: float) -> Tensor:
+    """The smoothed step H of half width ``delta``; at 0 it is hard and a tie counts 1.
+
+    Example:
+        >>> step(torch.tensor([-2.0, -0.5, 0.0, 3.0]), 1.0)
+        tensor([0.0000, 0.2500, 0.5000, 1.0000])
+        >>> step(torch.tensor([-2.0, -0.5, 0.0, 3.0]), 0.0)
+        tensor([0., 0., 1., 1.])
+    """
+    if delta == 0:
+        return (difference >= 0).to(difference.dtype)
+    return (difference / (2 * delta) + 0.5).clamp(0, 1)
+
+
+def step_at_zero(delta: float) -> float:
+    """H(0): 1/2 for a smoothed step, 1 for the hard one."""
+    return 1.0 if delta == 0 else 0.5
+
+
+class Counts(Protocol):
+    """Soft counts of p positives s_i among each other and among negatives; all in float64, in the positives' order.
+
+    Attributes:
+        positives: ``[p]`` logits of the positives.
+    """
+
+    positives: Tensor
+
+    def negatives_above(self) -> Tensor:
+        """``[p]`` sum over negatives j of H(s_j - s_i): the false positives of i."""
+        ...
+
+    def positives_above(self, weights: Tensor) -> Tensor:
+        """``[p, c]`` sum over positives k != i of w_k H(s_k - s_i), for weights ``[p, c]``."""
+        ...
+
+    def better_above(self, weights: Tensor, quality: Tensor) -> Tensor:
+        """``[p, c]`` the same over those k that also have q_k >= q_i."""
+        ...
+
+    def spread_to_negatives(self, amount: Tensor) -> Tensor:
+        """``[n]`` sum over positives i of a_i H(s_j - s_i) for every negative j: the adjoint of negatives_above."""
+        ...
+
+    def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
+        """``[p]`` sum over positives i of a_i H(s_k - s_i) [q_k < q_i] for every positive k."""
+        ...

@@ -1,0 +1,208 @@
+"""From a definition to a loss: choose positives and negatives, count, spread, and hand the update to autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from concordet.ranking import definitions
+from concordet.ranking.bucketed import BucketedCounts
+from concordet.ranking.counts import Counts
+from concordet.ranking.definitions import Definition, Payers, Result
+from concordet.ranking.exact import ExactCounts
+from concordet.ranking.processes import Everyone, everyone
+from concordet.ranking.quadratic import QuadraticCounts
+
+METHODS: dict[str, Callable[[Tensor, Tensor, float], Counts]] = {
+    "exact": ExactCounts,
+    "quadratic": QuadraticCounts,
+    "bucketed": BucketedCounts,
+    "auto": ExactCounts,
+}
+"""How soft counts are computed. ``auto`` is exact: it is the fastest at every size."""
+
+DEFINITIONS: dict[str, Definition] = {}
+"""Known losses by name; an operator that torch.compile understands takes names, not objects."""
+
+
+def register(definition: Definition) -> Definition:
+    """Make a definition known to :func:`ranking_loss`; ValueError where another one has its name."""
+    known = DEFINITIONS.setdefault(definition.name, definition)
+    if known is not definition:
+        raise ValueError(f"a ranking loss named {definition.name!r} is registered already; choose another name.")
+    return definition
+
+
+for _definition in (
+    definitions.AP,
+    definitions.INTERPOLATED_AP,
+    definitions.ALRP,
+    definitions.RANK_SORT,
+    definitions.NDCG,
+):
+    register(_definition)
+
+
+def ranking_loss(
+    definition: Definition,
+    logits: Tensor,
+    labels: Tensor,
+    side: Tensor | None = None,
+    *,
+    delta: float,
+    self_relation: float,
+    method: str = "auto",
+    group: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The terms of a registered ranking loss, each with its error-driven gradient with respect to the logits.
+
+    Args:
+        definition: what to compute.
+        logits: ``[n]`` float; half precision is computed in float32, sums always in float64.
+        labels: ``[n]`` integer, 1 positive, 0 negative, anything else ignored.
+        side: ``[p]`` or ``[n]`` (read at the positives) side information, detached.
+        delta: half width of the smoothed step.
+        self_relation: what a positive adds to its own rank.
+        method: a name in :data:`METHODS`.
+        group: name of a process group, or None for this process alone.
+
+    Returns:
+        ``[t]`` values of the terms, and ``[p]`` weights of the positives (constants; empty if the definition has none).
+    """
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    # sizes that a compiler can know beforehand: [n] side information stays [n] here, [p] stays [p]
+    side = logits.new_zeros(0) if side is None else side.detach()
+    if side.dtype != torch.float64:
+        side = side.float()
+    wants_gradient = torch.is_grad_enabled() and logits.requires_grad
+    values, _, weights = _ranking(
+        logits, labels, side, definition.name, delta, self_relation, method, group or "", wants_gradient
+    )
+    return values, weights
+
+
+@torch.library.custom_op("concordet::ranking", mutates_args=())
+def _ranking(
+    logits: Tensor,
+    labels: Tensor,
+    side: Tensor,
+    definition: str,
+    delta: float,
+    self_relation: float,
+    method: str,
+    group: str,
+    wants_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values ``[t]``, updates ``[t, n]`` (``[t, 0]`` if not wanted) and weights like ``side``."""
+    with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
+        return _compute(
+            logits,
+            labels,
+            side,
+            DEFINITIONS[definition],
+            delta,
+            self_relation,
+            METHODS[method],
+            everyone(group),
+            wants_gradient,
+        )
+
+
+@_ranking.register_fake
+def _ranking_fake(
+    logits: Tensor,
+    labels: Tensor,
+    side: Tensor,
+    definition: str,
+    delta: float,
+    self_relation: float,
+    method: str,
+    group: str,
+    wants_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n_terms = DEFINITIONS[definition].n_terms
+    return (
+        logits.new_empty(n_terms),
+        logits.new_empty(n_terms, len(logits) if wants_gradient else 0),
+        side.new_empty(side.shape),
+    )
+
+
+def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.save_for_backward(output[1])
+    ctx.set_materialize_grads(True)
+
+
+def _backward(ctx, grad_values, grad_updates, grad_weights):  # type: ignore[no-untyped-def]
+    (updates,) = ctx.saved_tensors
+    # each term's update is scaled by the gradient that arrives at its own output
+    grad_logits = updates[0] * grad_values[0] if len(updates) == 1 else (updates * grad_values[:, None]).sum(0)
+    return (grad_logits, *[None] * 8)
+
+
+_ranking.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _compute(
+    logits: Tensor,
+    labels: Tensor,
+    side: Tensor,
+    definition: Definition,
+    delta: float,
+    self_relation: float,
+    method: Callable[[Tensor, Tensor, float], Counts],
+    processes: Everyone,
+    wants_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n_terms = definition.n_terms
+    values = logits.new_zeros(n_terms)
+    updates = logits.new_zeros(n_terms, len(logits) if wants_gradient else 0)
+    positive = (labels == 1).nonzero().squeeze(1)  # [p]
+    by_logit = side.shape == logits.shape
+    if definition.needs_side and not by_logit and len(side) != len(positive):
+        raise ValueError(
+            f"expected one value for each of the {len(positive)} positives in labels, got {len(side)}; "
+            "give them in the order of the positives."
+        )
+    weights = torch.zeros_like(side)
+    own_side = side[positive] if by_logit and definition.needs_side else side
+    own_side = own_side.double() if definition.needs_side else logits.new_zeros(len(positive), dtype=torch.float64)
+
+    positives, mine = processes.gather(logits[positive])  # all processes' positives, and which of them are ours
+    if len(positives) == 0:
+        return values + _poison(logits, labels), updates, weights
+    quality, _ = processes.gather(own_side)
+    # negatives below min(s+) - d have H = 0 for every positive; the comparison keeps NaN
+    negative = ((labels == 0) & ~(logits < positives.min() - delta)).nonzero().squeeze(1)
+    negatives = logits[negative]
+
+    counts = processes.shared(method(positives, negatives, delta))
+    result = definition.compute(counts, self_relation, quality)
+    poison = _poison(positives) + _poison(negatives)
+    values = torch.stack([term.value.mean() for term in result.terms]).to(values.dtype) + poison
+    if result.weights is not None:
+        weights = _place_weights(weights, result, positive if by_logit else None, mine)
+    if wants_gradient:
+        for row, term in zip(updates, result.terms, strict=True):
+            moved = torch.where(term.mass > 0, term.error, 0) * (processes.size / len(positives))  # [p]
+            amount = torch.where(term.mass > 0, moved / term.mass, 0)
+            gain = -moved
+            if term.payers is Payers.NEGATIVES:
+                row[negative] = counts.spread_to_negatives(amount).to(row.dtype) + poison
+            else:
+                gain = gain + counts.spread_to_worse(amount, quality)
+            row[positive] = gain[mine].to(row.dtype) + poison
+    return values, updates, weights
+
+
+def _place_weights(weights: Tensor, result: Result, positive: Tensor | None, mine: slice) -> Tensor:
+    own = result.weights[mine].to(weights.dtype) / len(result.weights)
+    return own if positive is None else weights.index_copy_(0, positive, own)
+
+
+def _poison(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """0, or NaN where there is a NaN among the logits that count: NaN must not become a number."""
+    bad = logits.isnan() if labels is None else logits.isnan() & ((labels == 0) | (labels == 1))
+    return torch.where(bad.any(), float("nan"), 0.0).to(logits.dtype)
