@@ -133,15 +133,15 @@ class DetectionData(pl.LightningDataModule):
         super().__init__()
         self.config, self.train, self.val, self.seed = config, train, val, seed
 
-    def _place(self) -> dict[str, int]:
-        trainer = self.trainer
-        return {"rank": trainer.global_rank, "world": trainer.world_size} if trainer is not None else {}
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches in a new order every epoch; a last batch that is not full is dropped unless it is the only one."""
         from concordet.data import collate
 
-        sampler = EpochSampler(len(self.train), seed=self.seed, **self._place())
+        rank, world = self._place()
+        sampler = EpochSampler(len(self.train), seed=self.seed, rank=rank, world=world)
         return DataLoader(
             SeededDataset(self.train, self.seed),
             batch_size=self.config.batch_size,
@@ -157,4 +157,6 @@ class DetectionData(pl.LightningDataModule):
         """The evaluated part, in its own order."""
         if self.val is None:
             return []
-        return eval_loader(self.val, batch_size=self.config.batch_size, workers=self.config.workers, **self._place())
+        rank, world = self._place()
+        size, workers = self.config.batch_size, self.config.workers
+        return eval_loader(self.val, batch_size=size, workers=workers, rank=rank, world=world)

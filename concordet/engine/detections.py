@@ -24,8 +24,8 @@ def coco_results(
 
     Example:
         >>> import torch
-        >>> found = {"boxes": torch.tensor([[1.0, 2, 4, 8]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.5])}
-        >>> coco_results([found], [7], [90])
+        >>> boxes, labels = torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([1])
+        >>> coco_results([{"boxes": boxes, "labels": labels, "scores": torch.tensor([0.5])}], [7], [90])
         [{'image_id': 7, 'category_id': 90, 'bbox': [1.0, 2.0, 3.0, 6.0], 'score': 0.5}]
     """
     results = []

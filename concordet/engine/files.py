@@ -34,7 +34,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as strict JSON has it: NaN and infinities are None, tuples are lists, NumPy and torch scalars numbers."""
+    """``value`` as strict JSON has it: NaN and infinities are None, tuples lists, NumPy and torch scalars numbers."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

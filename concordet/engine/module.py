@@ -64,9 +64,8 @@ class DetectionModule(pl.LightningModule):
                 f"(epoch {self.current_epoch}); {MEND}, and earlier checkpoints are untouched"
             )
         total = torch.stack(list(terms.values())).sum()
-        sizes = {"batch_size": len(images)}
-        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, **sizes)
-        self.log("train/total", total.detach(), **sizes)
+        logged = {f"train/{name}": term.detach() for name, term in terms.items()}
+        self.log_dict(logged | {"train/total": total.detach()}, batch_size=len(images))
         return total
 
     def check_weights(self, cause: BaseException | None = None) -> None:

@@ -177,7 +177,7 @@ def _fit(
         num_sanity_val_steps=0,
         sync_batchnorm=config.sync_batchnorm,
         use_distributed_sampler=False,
-        log_every_n_steps=config.log_every,
+        log_every_n_steps=min(config.log_every, max(1, len(train_set) // config.data.batch_size)),
         logger=_loggers(out, checkpoint),
         callbacks=callbacks,
         enable_progress_bar=False,
