@@ -28,7 +28,7 @@ class Assigned:
         logits: ``[n, c]`` raw class logits of all images and levels.
         labels: ``[n]`` int64, 0..c-1 for the object's class, :data:`BACKGROUND` or :data:`IGNORED`.
         positive: ``[p]`` int64, the positives' places in ``n``, ascending.
-        boxes: ``[p, 4]`` decoded predicted boxes of the positives, xyxy in pixels of the network's input, differentiable.
+        boxes: ``[p, 4]`` decoded predicted boxes of the positives, xyxy in the network's input pixels, differentiable.
         gt_boxes: ``[p, 4]`` boxes of the objects assigned to them, same units.
         gt_ids: ``[p]`` int64, which object, counted over the batch.
         image_ids: ``[p]`` int64, which image of the batch.

@@ -22,8 +22,8 @@ def atss(
 ) -> DenseDetector:
     """ATSS: FCOS's towers with a scale a level, R-CNN's box coder, anchors 8 times the stride.
 
-    Follows mmdetection's ``atss_r50_fpn``: the GIoU term weighs 2 and is weighed by centerness; box deltas are scaled by
-    (10, 10, 5, 5).  32.1 M parameters at ResNet-50 and 80 classes with the centerness branch; nano: 0.6 M, levels
+    Follows mmdetection's ``atss_r50_fpn``: the GIoU term weighs 2, positives in it by centerness; box deltas are scaled
+    by (10, 10, 5, 5).  32.3 M parameters at ResNet-50 and 80 classes with the centerness branch; nano: 0.6 M, levels
     P3..P5 and anchors 4 times the stride.
     """
     features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
@@ -31,9 +31,7 @@ def atss(
     anchors = AnchorGenerator(tuple((scale * s,) for s in strides), ((1.0,),) * len(strides))
     head = DenseHead(
         FCOSClassificationHead(channels, 1, num_classes, convs),
-        RegressionHead(
-            channels, 1, num_convs=convs, quality=criterion.quality is not None, levels=len(strides)
-        ),
+        RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, levels=len(strides)),
     )
     return DenseDetector(
         features,

@@ -44,7 +44,9 @@ def resnet_fpn(name: str, *, extra: Literal["c5", "p5"], pretrained: bool = Fals
     """
     if name not in RESNETS:
         raise ValueError(f"backbone must be one of {', '.join(RESNETS)}, got {name!r}")
-    body = getattr(torchvision.models, name)(weights=None, norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d)
+    body = getattr(torchvision.models, name)(
+        weights=None, norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d
+    )
     channels = body.inplanes if extra == "c5" else 256
     return _resnet_fpn_extractor(
         body, 3 if pretrained else 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(channels, 256)

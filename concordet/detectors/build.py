@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,7 +24,7 @@ class Entry:
     build: Callable[..., nn.Module]
     usual: Usual
     image_size: tuple[int, int] = (800, 1333)
-    inference: Inference = Inference()
+    inference: Inference = field(default_factory=Inference)
 
 
 DETECTORS: dict[str, Entry] = {

@@ -154,9 +154,7 @@ class DenseDetector(nn.Module):
         """Predictions with the objects assigned to them, one record a stage (here one)."""
         return [self._assign(*self._predict(images, targets))]
 
-    def detections_and_assigned(
-        self, images: list[Tensor], targets: list[Target]
-    ) -> tuple[Detections, list[Assigned]]:
+    def detections_and_assigned(self, images: list[Tensor], targets: list[Target]) -> tuple[Detections, list[Assigned]]:
         """What an evaluation needs, from one forward pass."""
         predictions, objects = self._predict(images, targets)
         return self._detections(predictions, images), [self._assign(predictions, objects)]
@@ -229,7 +227,15 @@ class DenseDetector(nn.Module):
         if predictions.qualities is not None:
             scores = torch.sqrt(scores * predictions.qualities.sigmoid()[..., None])
         results = [
-            select(scores[i], predictions.regressions[i], anchors, predictions.level_sizes, self.codec, self.inference, size)
+            select(
+                scores[i],
+                predictions.regressions[i],
+                anchors,
+                predictions.level_sizes,
+                self.codec,
+                self.inference,
+                size,
+            )
             for i, (anchors, size) in enumerate(zip(predictions.anchors, predictions.image_sizes, strict=True))
         ]
         for result, image, size in zip(results, images, predictions.image_sizes, strict=True):
@@ -319,4 +325,6 @@ def check_targets(images: list[Tensor], targets: list[Target], num_classes: int)
             raise ValueError(f"target {i}: labels must be 1..{num_classes}, got {low}..{high}; check num_classes")
         if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
             bad = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1)][0].tolist()
-            raise ValueError(f"target {i}: boxes must be xyxy with positive width and height, got {bad}; drop such boxes")
+            raise ValueError(
+                f"target {i}: boxes must be xyxy with positive width and height, got {bad}; drop such boxes"
+            )

@@ -23,16 +23,14 @@ def fcos(
     """FCOS: a point a location, distances to the four sides, centre sampling.
 
     Follows torchvision's ``fcos_resnet50_fpn``, whose weights' names it keeps; the centerness branch exists only where
-    the loss trains it.  32.1 M parameters at ResNet-50 and 80 classes with it; nano: 0.6 M, levels P3..P5.
+    the loss trains it.  32.3 M parameters at ResNet-50 and 80 classes with it; nano: 0.6 M, levels P3..P5.
     """
     features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
     channels, convs, bias = features.out_channels, *((2, 1.0) if size == "nano" else (4, 0.0))
     anchors = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
     head = DenseHead(
         FCOSClassificationHead(channels, 1, num_classes, convs),
-        RegressionHead(
-            channels, 1, num_convs=convs, quality=criterion.quality is not None, positive=True, bias=bias
-        ),
+        RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, positive=True, bias=bias),
     )
     return DenseDetector(
         features,

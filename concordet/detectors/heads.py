@@ -52,8 +52,7 @@ class RegressionHead(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
-                nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.bbox_reg.bias, bias)
+                nn.init.constant_(layer.bias, bias if layer is self.bbox_reg else 0.0)  # type: ignore[arg-type]
         self.scales = nn.Parameter(torch.ones(levels)) if levels else None
         self.positive = positive
 

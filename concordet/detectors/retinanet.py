@@ -23,11 +23,11 @@ def retinanet(
 
     Follows torchvision's ``retinanet_resnet50_fpn``, whose weights' names it keeps; losses are normalised by the
     batch's positives, as in Detectron2, not image by image.  38.0 M parameters at ResNet-50 and 80 classes, as
-    Detectron2's and mmdetection's; nano: 0.8 M.  Nano has levels P3..P5 and anchors twice the stride.
+    Detectron2's and mmdetection's.  Nano: levels P3..P5, 2 scales from 2.5 strides on, 0.6 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)
-    scale, convs = (2.5, 2) if size == "nano" else (4.0, 4)
-    sizes = tuple(tuple(int(scale * stride * 2 ** (k / 3)) for k in range(3)) for stride in strides)
+    scale, octaves, convs = (2.5, 2, 2) if size == "nano" else (4.0, 3, 4)
+    sizes = tuple(tuple(int(scale * stride * 2 ** (k / octaves)) for k in range(octaves)) for stride in strides)
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     head = RetinaHead(features.out_channels, anchors.num_anchors_per_location()[0], num_classes)
     return DenseDetector(

@@ -54,7 +54,9 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoints
-        raise ValueError(f"weights {path}: not a PyTorch file that loads with weights_only=True ({type(error).__name__})") from error
+        raise ValueError(
+            f"weights {path}: not a PyTorch file that loads with weights_only=True ({type(error).__name__})"
+        ) from error
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -68,11 +70,13 @@ def _copy(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     expected = {k for k in own if not k.startswith("criterion.")}
     missing = sorted(expected - set(state) - {k for k in own if k.endswith("num_batches_tracked")})
     if missing:
-        raise ValueError(f"weights {name}: {len(missing)} parameters of this detector are not in it, {missing[0]!r} first")
+        raise ValueError(
+            f"weights {name}: {len(missing)} parameters of this detector are not in it, {missing[0]!r} first"
+        )
     wrong = [k for k in sorted(expected & set(state)) if own[k].shape != state[k].shape]
     if wrong:
         raise ValueError(
-            f"weights {name}: {wrong[0]!r} is {list(state[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here; "
+            f"weights {name}: {wrong[0]!r} is {list(state[wrong[0]].shape)} there, {list(own[wrong[0]].shape)} here; "
             "are detector, size and number of classes the same?"
         )
     module.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)

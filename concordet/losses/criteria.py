@@ -163,12 +163,12 @@ def varifocal_term(assigned: Assigned, ious: Tensor) -> Terms:
     return {"classification": over_used_rows(losses, assigned)}
 
 
-def average_precision_term(assigned: Assigned, ious: Tensor, *, method: functional.Method = "auto") -> Terms:
+def average_precision_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") -> Terms:
     """AP Loss with delta 1, as published."""
     return {"ranking": functional.ap_loss(assigned.logits.flatten(), flat_labels(assigned), method=method)}
 
 
-def rank_sort_term(assigned: Assigned, ious: Tensor, *, method: functional.Method = "auto") -> Terms:
+def rank_sort_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") -> Terms:
     """Rank & Sort Loss: positives above negatives, and among themselves by IoU."""
     result = functional.rank_sort_loss(
         assigned.logits.flatten(), flat_labels(assigned), one_hot(assigned, ious).flatten(), method=method
@@ -179,12 +179,12 @@ def rank_sort_term(assigned: Assigned, ious: Tensor, *, method: functional.Metho
 # --- couplings ------------------------------------------------------------------------------------------------------
 
 
-def correlation_coupling(assigned: Assigned, ious: Tensor, *, coefficient: functional.Coefficient) -> Tensor:
+def correlation_coupling(assigned: Assigned, ious: Tensor, *, coefficient: str) -> Tensor:
     """1 - correlation of the positives' class probabilities with their IoUs (Correlation Loss)."""
     return functional.correlation_loss(assigned.positive_logits.sigmoid(), ious, coefficient=coefficient)
 
 
-def association_coupling(assigned: Assigned, ious: Tensor, *, form: functional.AssociationForm) -> Tensor:
+def association_coupling(assigned: Assigned, ious: Tensor, *, form: str) -> Tensor:
     """PSE or PCE over the number of positives (Association Loss, Eq. 12)."""
     losses = functional.association_loss(assigned.positive_logits.sigmoid(), ious, form=form, reduction="sum")
     return losses / assigned.normalizer
@@ -250,22 +250,18 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
     Example:
         >>> sorted(build_criterion("focal+concordance(0.3)").couplings)
         ['concordance']
-        >>> build_criterion("focl")
-        Traceback (most recent call last):
-        ...
-        ValueError: unknown loss 'focl' in 'focl'; choose one of default, focal, ce, quality_focal, varifocal, ...
     """
     usual = usual or Usual()
     base, *extras = (_parse(part, loss) for part in loss.replace(" ", "").split("+"))
     name, weight = base
     if weight is not None:
-        raise ValueError(f"loss {name!r} in {loss!r} takes no weight; only couplings do, as in 'focal+concordance(0.3)'")
-    if name != "default" and name not in BASES:
-        kind = "a coupling, to be added to a base loss as in 'focal+" + name + "'" if name in COUPLINGS else "unknown"
-        mend = f"choose one of default, {', '.join(BASES)}"
         raise ValueError(
-            f"loss {name!r} in {loss!r} is {kind}" if kind != "unknown" else f"unknown loss {name!r} in {loss!r}; {mend}"
+            f"loss {name!r} in {loss!r} takes no weight; only couplings do, as in 'focal+concordance(0.3)'"
         )
+    if name in COUPLINGS or name in HEADS:
+        raise ValueError(f"{name!r} in {loss!r} is no loss of its own; add it to a base loss, as in 'focal+{name}'")
+    if name != "default" and name not in BASES:
+        raise ValueError(f"unknown loss {name!r} in {loss!r}; choose one of default, {', '.join(BASES)}")
     criterion = BASES[usual.classification if name == "default" else name](usual)
     if name == "default":
         criterion.quality = usual.quality

@@ -68,7 +68,7 @@ def test_fcos_equals_a_loop_over_points(boxes):
 def test_atss_equals_the_papers_algorithm(boxes):
     anchors, sizes = anchors_of([4 * s for s in STRIDES])
     centre = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors.tolist()]
-    wanted = [dict() for _ in anchors]
+    wanted = [{} for _ in anchors]
     ambiguous = False
     for j, box in enumerate(boxes.tolist()):
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)

@@ -1,0 +1,246 @@
+"""Criteria on hand-made records: each term against a loop or another library, composition, names."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import complete_box_iou_loss, generalized_box_iou, sigmoid_focal_loss
+
+from concordet.boxes import paired_iou
+from concordet.losses import BoxTerm, Usual, build_criterion, list_losses
+from concordet.losses.box import box_losses
+from concordet.losses.criteria import balance, sum_terms
+from concordet.types import BACKGROUND, IGNORED, Assigned
+
+BASES = [n for n in list_losses() if n[0] != "+"]
+
+
+def record(positives=5, negatives=20, ignored=4, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def rand(*shape):
+        return torch.rand(*shape, generator=generator)
+
+    n = positives + negatives + ignored
+    order = torch.randperm(n, generator=generator)
+    labels = torch.full((n,), BACKGROUND)
+    labels[order[:positives]] = torch.randint(0, classes, (positives,), generator=generator)
+    labels[order[positives : positives + ignored]] = IGNORED
+    corner = 50 * rand(positives, 2)
+    gt_boxes = torch.cat([corner, corner + 5 + 20 * rand(positives, 2)], 1)
+    boxes = gt_boxes + 4 * (rand(positives, 4) - 0.5)
+    return Assigned(
+        logits=(4 * rand(n, classes) - 2).requires_grad_(),
+        labels=labels,
+        positive=torch.nonzero(labels >= 0).squeeze(1),
+        boxes=boxes.requires_grad_(),
+        gt_boxes=gt_boxes,
+        gt_ids=torch.arange(positives),
+        image_ids=torch.zeros(positives, dtype=torch.int64),
+        normalizer=torch.tensor(float(max(positives, 1))),
+        deltas=(rand(positives, 4) - 0.5).requires_grad_(),
+        gt_deltas=rand(positives, 4) - 0.5,
+        quality_logits=(rand(positives) - 0.5).requires_grad_(),
+        quality_targets=rand(positives),
+    )
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+class TestClassification:
+    def test_focal_is_torchvisions_without_ignored_rows(self):
+        assigned = record()
+        targets = torch.zeros_like(assigned.logits)
+        for row in assigned.positive.tolist():
+            targets[row, assigned.labels[row]] = 1
+        used = assigned.labels != IGNORED
+        expected = sigmoid_focal_loss(assigned.logits[used], targets[used], reduction="sum") / 5
+        terms = build_criterion("focal")(assigned)
+        torch.testing.assert_close(terms["classification"], expected)
+        (got,) = torch.autograd.grad(terms["classification"], assigned.logits)
+        (wanted,) = torch.autograd.grad(expected, assigned.logits)
+        torch.testing.assert_close(got, wanted)
+
+    @pytest.mark.parametrize("name", BASES)
+    def test_ignored_rows_get_no_gradient(self, name):
+        assigned = record()
+        sum_terms(build_criterion(name)(assigned)).backward()
+        assert (assigned.logits.grad[assigned.labels == IGNORED] == 0).all()
+        assert (assigned.logits.grad[assigned.positive] != 0).any()
+
+    def test_cross_entropy_by_hand(self):
+        assigned = record(positives=2, negatives=1, ignored=1, classes=2)
+        total = 0.0
+        for row, label in enumerate(assigned.labels.tolist()):
+            if label == IGNORED:
+                continue
+            for c in range(2):
+                p = sigmoid(float(assigned.logits[row, c].detach()))
+                total -= math.log(p if c == label else 1 - p)
+        got = build_criterion("ce")(assigned)["classification"].item()
+        assert got == pytest.approx(total / 2, rel=1e-5)
+
+    @pytest.mark.parametrize("name", ["quality_focal", "varifocal"])
+    def test_iou_targets_reach_the_loss(self, name):
+        assigned = record(positives=3, negatives=2, ignored=0, classes=2)
+        ious = paired_iou(assigned.boxes.detach(), assigned.gt_boxes).tolist()
+        total = 0.0
+        for row, label in enumerate(assigned.labels.tolist()):
+            for c in range(2):
+                p = sigmoid(float(assigned.logits[row, c].detach()))
+                q = ious[assigned.positive.tolist().index(row)] if c == label else 0.0
+                entropy = -(q * math.log(p) + (1 - q) * math.log(1 - p))
+                if name == "quality_focal":
+                    total += abs(q - p) ** 2 * entropy
+                else:
+                    total += (q if q > 0 else 0.75 * p**2) * entropy
+        assert build_criterion(name)(assigned)["classification"].item() == pytest.approx(total / 3, rel=1e-4)
+
+    def test_ranking_losses_rank_all_classes_together(self):
+        """One positive above every negative logit of every class but one: AP loss by hand at well separated logits."""
+        assigned = record(positives=1, negatives=2, ignored=0, classes=2)
+        with torch.no_grad():
+            assigned.logits.fill_(-10)
+            row = int(assigned.positive)
+            assigned.logits[row, assigned.labels[row]] = 0
+            assigned.logits[row, 1 - assigned.labels[row]] = 10  # the other class of the same row is a negative
+        assert build_criterion("ap")(assigned)["ranking"].item() == pytest.approx(0.5)
+        assert build_criterion("rank_sort")(assigned)["ranking"].item() == pytest.approx(1 / 1.5)
+
+
+class TestBoxTerms:
+    def test_ious_of_pairs_are_the_diagonal_of_torchvisions(self):
+        assigned = record(positives=20)
+        giou = 1 - generalized_box_iou(assigned.boxes, assigned.gt_boxes).diagonal()
+        torch.testing.assert_close(box_losses("giou", assigned), giou, rtol=1e-4, atol=1e-5)
+        ciou = complete_box_iou_loss(assigned.boxes, assigned.gt_boxes)
+        torch.testing.assert_close(box_losses("ciou", assigned), ciou)
+
+    @pytest.mark.parametrize("kind", ["l1", "smooth_l1"])
+    def test_encoded_terms_by_loop(self, kind):
+        assigned = record()
+        expected = []
+        for row, target in zip(assigned.deltas.tolist(), assigned.gt_deltas.tolist(), strict=True):
+            total = 0.0
+            for a, b in zip(row, target, strict=True):
+                d = abs(a - b)
+                total += d if kind == "l1" else (d * d * 4.5 if d < 1 / 9 else d - 1 / 18)
+            expected.append(total)
+        torch.testing.assert_close(box_losses(kind, assigned).detach(), torch.tensor(expected))
+
+    @settings(max_examples=50, deadline=None)
+    @given(st.lists(st.floats(-50, 50), min_size=8, max_size=8))
+    def test_paired_iou_equals_a_loop(self, numbers):
+        a, b = np.array(numbers[:4]), np.array(numbers[4:])
+        a[2:], b[2:] = a[:2] + np.abs(a[2:]), b[:2] + np.abs(b[2:])
+        overlap = np.prod(np.maximum(0, np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])))
+        union = np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2]) - overlap
+        expected = overlap / union if union > 0 else 0.0
+        assert float(paired_iou(torch.tensor(a), torch.tensor(b))) == pytest.approx(expected, abs=1e-9)
+
+    @pytest.mark.parametrize("weighting", ["none", "score", "quality", "iou"])
+    def test_weights(self, weighting):
+        assigned = record()
+        losses = box_losses("giou", assigned).tolist()
+        weights = {
+            "none": [1.0] * 5,
+            "score": [max(sigmoid(v) for v in assigned.logits[i].tolist()) for i in assigned.positive.tolist()],
+            "quality": assigned.quality_targets.tolist(),
+            "iou": paired_iou(assigned.boxes, assigned.gt_boxes).tolist(),
+        }[weighting]
+        expected = 2 * sum(w * v for w, v in zip(weights, losses, strict=True)) / sum(weights)
+        criterion = build_criterion("focal", Usual("focal", BoxTerm("giou", 2.0, weighting)))
+        assert criterion(assigned)["box"].item() == pytest.approx(expected, rel=1e-5)
+
+    def test_self_balancing(self):
+        assigned = record()
+        terms = build_criterion("rank_sort")(assigned)
+        ranking = (terms["ranking"] + terms["sorting"]).item()
+        assert terms["box"].item() == pytest.approx(ranking, rel=1e-5)
+        (gradient,) = torch.autograd.grad(terms["box"], assigned.logits, allow_unused=True, retain_graph=True)
+        assert gradient is None or (gradient == 0).all()
+        (gradient,) = torch.autograd.grad(terms["box"], assigned.boxes)
+        assert gradient.abs().sum() > 0
+
+    def test_balance_of_nothing_is_one(self):
+        assert balance(torch.tensor(3.0), torch.tensor(0.0)) == 1
+
+
+class TestCouplings:
+    def test_concordance(self):
+        assigned = record(positives=8)
+        p = assigned.positive_logits.sigmoid().detach().numpy()
+        q = paired_iou(assigned.boxes, assigned.gt_boxes).detach().numpy()
+        expected = 1 - 2 * np.cov(p, q, bias=True)[0, 1] / (p.var() + q.var() + (p.mean() - q.mean()) ** 2)
+        plain = build_criterion("focal")(assigned)
+        terms = build_criterion("focal+concordance(0.3)")(assigned)
+        assert terms["concordance"].item() == pytest.approx(0.3 * expected, rel=1e-4)
+        torch.testing.assert_close({k: terms[k] for k in plain}, plain)
+
+    def test_pse(self):
+        assigned = record()
+        p = assigned.positive_logits.sigmoid().detach().numpy()
+        q = paired_iou(assigned.boxes, assigned.gt_boxes).detach().numpy()
+        terms = build_criterion("focal+pse(2)")(assigned)
+        assert terms["pse"].item() == pytest.approx(2 * ((p - q) ** 2).mean(), rel=1e-4)
+
+    @pytest.mark.parametrize("coupling", ["concordance", "spearman", "pearson", "pse", "pce"])
+    def test_the_box_gets_no_gradient(self, coupling):
+        assigned = record(positives=300)  # dense enough that soft ranks are not hard everywhere
+        term = build_criterion(f"focal+{coupling}")(assigned)[coupling]
+        logits, boxes = torch.autograd.grad(term, (assigned.logits, assigned.boxes), allow_unused=True)
+        assert logits.abs().sum() > 0
+        assert boxes is None or (boxes == 0).all()
+
+
+class TestQuality:
+    def test_centerness(self):
+        assigned = record()
+        criterion = build_criterion("default", Usual("focal", BoxTerm(), quality="centerness"))
+        expected = 0.0
+        for x, q in zip(assigned.quality_logits.tolist(), assigned.quality_targets.tolist(), strict=True):
+            expected -= q * math.log(sigmoid(x)) + (1 - q) * math.log(1 - sigmoid(x))
+        assert criterion(assigned)["quality"].item() == pytest.approx(expected / 5, rel=1e-5)
+
+    def test_head_is_asked_for_only_where_trained(self):
+        usual = Usual("focal", BoxTerm(), quality="centerness")
+        assert build_criterion("default", usual).quality == "centerness"
+        assert build_criterion("focal", usual).quality is None
+        assert build_criterion("focal+iou_head", usual).quality == "iou"
+
+
+@pytest.mark.parametrize("name", [*BASES, "rank_sort+concordance(0.3)", "focal+spearman(0.1)+pse"])
+def test_no_positives_is_zero_and_connected(name):
+    assigned = record(positives=0)
+    terms = build_criterion(name)(assigned)
+    sum_terms(terms).backward()
+    assert assigned.logits.grad.isfinite().all()
+    for term in set(terms) - {"classification"}:
+        assert terms[term] == 0, term
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("focl", "unknown loss 'focl' in 'focl'; choose one of default, focal"),
+        ("concordance", "add it to a base loss, as in 'focal\\+concordance'"),
+        ("focal+ap", "two base losses"),
+        ("focal+concord", "unknown coupling 'concord'"),
+        ("focal+pse+pse", "stands twice"),
+        ("focal(2)", "takes no weight"),
+        ("focal+pse(-1)", "at least 0, got '-1'"),
+        ("focal+pse(nan)", "at least 0, got 'nan'"),
+        ("focal+pse(x)", "at least 0, got 'x'"),
+        ("focal+centerness+iou_head", "two auxiliary heads"),
+        ("focal+", "cannot read ''"),
+        ("", "cannot read ''"),
+    ],
+)
+def test_names_that_make_no_sense(name, message):
+    with pytest.raises(ValueError, match=message):
+        build_criterion(name)
