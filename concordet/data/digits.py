@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 
-from concordet.data.rle import encode_rle
+from concordet.data.masks import encode_mask
 from concordet.data.scenes import Draws, Scene, draw_scene, split_digits
 from concordet.data.targets import DetectionDataset, Target, Transforms, make_target
 
@@ -155,7 +155,7 @@ class DigitScenes(DetectionDataset):
                     "iscrowd": 0,
                 }
                 if self.masks:
-                    annotation |= {"segmentation": encode_rle(ink), "area": float(ink.sum())}
+                    annotation |= {"segmentation": encode_mask(ink), "area": float(ink.sum())}
                 found.append(annotation)
         self._found = found
         return found

@@ -15,11 +15,12 @@ _IGNORED_LABEL = 0
 
 
 def train_transforms(
+    recipe: str = "flip",
     *,
     flip: str = "horizontal",
-    photometric: bool = False,
-    zoom_out: float = 0.0,
-    iou_crop: bool = False,
+    photometric: bool | None = None,
+    zoom_out: float | None = None,
+    iou_crop: bool | None = None,
     scale_jitter: tuple[float, float] | None = None,
     min_size: float = 1.0,
 ) -> Transforms:
@@ -28,8 +29,9 @@ def train_transforms(
     Boxes are clipped to the image, and dropped (with their masks) where less than ``min_size`` pixels remain.
 
     Args:
+        recipe: "flip" for flips alone, or "ssd" for flips, colours, zooming out (0.5) and crops; the options change it.
         flip: "none", "horizontal" or "both"; each direction has probability 1/2.  ``dataset.default_flip`` says
-            what its classes allow: a mirrored digit is no digit.
+            what its classes allow (a mirrored digit is no digit).
         photometric: SSD's random brightness, contrast, saturation, hue and channel order.
         zoom_out: probability of putting the image on a canvas of up to 4 times its width and height (SSD: 0.5).
         iou_crop: SSD's random crop with a least overlap with an object.
@@ -40,9 +42,15 @@ def train_transforms(
         ValueError: an option out of its range.
 
     Example:
-        >>> ssd = train_transforms(photometric=True, zoom_out=0.5, iou_crop=True)
+        >>> ssd = train_transforms("ssd")
         >>> light = train_transforms(flip="none", scale_jitter=(0.8, 1.25))
     """
+    if recipe not in ("flip", "ssd"):
+        raise ValueError(f"augmentation recipe must be 'flip' or 'ssd', not {recipe!r}")
+    ssd = recipe == "ssd"
+    photometric = ssd if photometric is None else photometric
+    iou_crop = ssd if iou_crop is None else iou_crop
+    zoom_out = 0.5 * ssd if zoom_out is None else zoom_out
     if flip not in ("none", "horizontal", "both"):
         raise ValueError(f"flip must be 'none', 'horizontal' or 'both', not {flip!r}")
     if not 0 <= zoom_out <= 1:

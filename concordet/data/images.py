@@ -1,0 +1,129 @@
+"""Image files of any kind as 8-bit RGB, and what their headers say.
+
+Modes are read as Pillow's ``convert("RGB")`` and torchvision's data sets read them (alpha is dropped, palettes are looked
+up, CMYK is converted), but for 16-bit greyscale, which ``convert`` would cut off at 255: of it the high byte is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+_ORIENTATION = 0x0112
+_QUARTER_TURNS = (5, 6, 7, 8)
+_WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What can be known of an image without decoding it.
+
+    Attributes:
+        width, height: pixels as stored.
+        mode: Pillow's mode.
+        orientation: EXIF orientation 1..8, 1 where there is none.
+    """
+
+    width: int
+    height: int
+    mode: str
+    orientation: int
+
+    def kinds(self) -> list[str]:
+        """Which of the summary's counts this image belongs to."""
+        found = []
+        if self.mode in ("1", "L", "LA", *_WIDE):
+            found.append("greyscale_images")
+        if self.mode in _WIDE:
+            found.append("16-bit_images")
+        if self.mode in ("CMYK", "YCCK"):
+            found.append("cmyk_images")
+        if self.mode in ("P", "PA"):
+            found.append("palette_images")
+        if self.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+            found.append("images_with_alpha")
+        return found
+
+    def turned(self, size: tuple[int, int] | None) -> bool:
+        """Whether annotations made for an image of ``size`` (width, height) refer to the image turned upright.
+
+        The annotations' size decides: it equals the stored size or, for an image to be turned by a quarter, the
+        turned size.  Where it cannot decide (no size, a square, a half turn, a mirror image) the stored pixels are
+        taken, as torchvision's data sets do and as COCO's annotations are made.
+        """
+        if self.orientation not in _QUARTER_TURNS or size is None:
+            return False
+        return size == (self.height, self.width) and size != (self.width, self.height)
+
+
+def read_header(path: Path) -> Header:
+    """Reads a header, without the pixels.
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+            orientation = orientation if orientation in range(1, 9) else 1
+            return Header(image.width, image.height, image.mode, orientation)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: the image file is missing; restore it or remove its annotations") from None
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def read_rgb(path: Path, *, turn: bool = False, max_size: int | None = None) -> Image.Image:
+    """Decodes an image as 8-bit RGB.
+
+    Args:
+        path: the file.
+        turn: upright by its EXIF orientation.
+        max_size: longest side of what is returned; larger images are made smaller (JPEG files already in decoding).
+
+    Raises:
+        FileNotFoundError, ValueError: the file is missing, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            size = _fitting(image.size, max_size)
+            if size != image.size:
+                image.draft("RGB" if image.mode == "RGB" else None, size)
+            decoded = ImageOps.exif_transpose(image) if turn else image
+            rgb = _to_rgb(decoded)
+            size = size[::-1] if turn and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS else size
+            return rgb.resize(size, Image.Resampling.BILINEAR) if rgb.size != size else rgb
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: the image file is missing; restore it or remove its annotations") from None
+    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(_unreadable(path, error)) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in _WIDE:
+        values = np.asarray(image).astype(np.int64) >> 8
+        return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating point numbers, whose range is not known")
+    image.load()  # convert() of an RGB image would leave the file unread
+    return image.convert("RGB")
+
+
+def _fitting(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
+    longest = max(size)
+    if max_size is None or longest <= max_size:
+        return size
+    return max(round(size[0] * max_size / longest), 1), max(round(size[1] * max_size / longest), 1)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return f"{path}: a folder stands where an image file is expected"
+    reason = "no image format is recognised" if isinstance(error, UnidentifiedImageError) else str(error)
+    return f"{path}: the image cannot be decoded ({reason}); replace the file or remove it from the data set"
