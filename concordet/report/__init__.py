@@ -13,12 +13,13 @@ from concordet.report.metrics import METRICS, Metric
 from concordet.report.runs import comparison_rows
 
 if TYPE_CHECKING:
+    from concordet.report.analysis import write_analysis
     from concordet.report.comparison import write_comparison
     from concordet.report.draw import draw_detections
 
-__all__ = ["METRICS", "Metric", "comparison_rows", "draw_detections", "write_comparison"]
+__all__ = ["METRICS", "Metric", "comparison_rows", "draw_detections", "write_analysis", "write_comparison"]
 
-_LATER = {"write_comparison": "comparison", "draw_detections": "draw"}
+_LATER = {"write_analysis": "analysis", "write_comparison": "comparison", "draw_detections": "draw"}
 
 
 def __getattr__(name: str) -> Any:
@@ -27,6 +28,8 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
     except ModuleNotFoundError as error:
+        if str(error.name).startswith("concordet"):
+            raise
         raise ModuleNotFoundError(
             f'{error.name} is needed for {name} and not installed; pip install "concordet[report]"', name=error.name
         ) from error

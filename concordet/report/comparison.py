@@ -7,20 +7,16 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from markupsafe import Markup
 from scipy.stats import spearmanr
 
-from concordet.measures.coco import IOU_THRESHOLDS, average_precision, load
-from concordet.measures.dataset import read_dataset
-from concordet.report.metrics import METRICS, PER_CLASS, Metric, is_missing
+from concordet.measures import analyze
+from concordet.report.metrics import FIGURES, METRICS, PER_CLASS, Metric, is_missing, number
 from concordet.report.page import listed, render, write_text
 from concordet.report.pictures import disagreement_pictures, sample_pictures
 from concordet.report.plots import Line, density_plot, line_plot, thin
 from concordet.report.runs import Run, read_runs, same_ground_truth, setting_differences
 
-CLASS_COLUMNS: Final = tuple(metric for metric in PER_CLASS if metric.key != "AP50")
-
-_FIGURES: Final = {metric.key: metric for metric in METRICS}
+NO_BREAK: Final = "\u00a0"
 
 
 def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
@@ -46,14 +42,14 @@ def comparison_page(runs: Sequence[Run]) -> str:
     sample_rows = sample_pictures(runs)
     return render(
         "comparison.html.jinja",
-        runs=[{"name": run.name, "slot": i, "detector": run.detector, "folder": run.folder.name} for i, run in enumerate(runs)],
+        runs=[{"name": run.name, "slot": i} for i, run in enumerate(runs)],
         facts=_facts(runs),
         summary=summary(runs),
         table=figure_table(runs),
         metrics=METRICS,
         curves=training_curves(runs),
         densities=densities(runs),
-        thresholds=threshold_plot(runs),
+        thresholds=threshold_curves(runs),
         classes=class_table(runs),
         samples=sample_rows,
         disagreements=[
@@ -71,7 +67,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
 def summary(runs: Sequence[Run]) -> list[str]:
     """What the figures say, in sentences; the same words whichever way they point."""
     first, others = runs[0], runs[1:]
-    ap = _FIGURES["AP"]
+    ap = FIGURES["AP"]
     if not others:
         sentences = [f"{first.name} reaches {ap.text(first.metrics.get('AP'))} AP with {first.detector}."]
         agreement = [f"{m.title} {m.text(first.metrics.get(m.key))}" for m in _agreement() if m.key in first.metrics]
@@ -95,7 +91,7 @@ def summary(runs: Sequence[Run]) -> list[str]:
 
 
 def figure_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Rows of the main table: the metric, and for each run its text, its difference from the first, whether it is best."""
+    """Rows of the main table: the metric, and each run's text, difference from the first run and whether it is best."""
     rows = []
     for metric in METRICS:
         values = [run.metrics.get(metric.key) for run in runs]
@@ -119,10 +115,8 @@ def training_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
             if name in curves:
                 x, y = thin(*curves[name])
                 lines.append(Line(run.name, slot, x, [factor * value for value in y]))
-        title = {"lr": "Learning rate", "train/total": "Total loss"}.get(name) or name.replace(
-            "val/AP", "AP on validation"
-        )
-        title = title.removeprefix("train/")
+        title = {"lr": "Learning rate", "train/total": "Total loss"}.get(name) or name.removeprefix("train/")
+        title = f"{title.removeprefix('val/')} on validation" if name.startswith("val/") else title
         markers = name.startswith("val/")
         plots.append({"title": title, "plot": line_plot(lines, title=title, x_label="iteration", markers=markers)})
     return plots
@@ -143,43 +137,46 @@ def densities(runs: Sequence[Run]) -> list[dict[str, Any]]:
                 "slot": slot,
                 "plot": density_plot(scores, ious, slot=slot, title=run.name),
                 "count": len(scores),
-                "beta_img": _FIGURES["beta_img"].text(run.metrics.get("beta_img")),
-                "pooled": _FIGURES["beta_img"].text(pooled),
+                "beta_img": FIGURES["beta_img"].text(run.metrics.get("beta_img")),
+                "pooled": FIGURES["beta_img"].text(pooled),
             }
         )
     return plots
 
 
-def threshold_plot(runs: Sequence[Run]) -> Markup | None:
-    """AP at each IoU threshold from 0.50 to 0.95, one line a run; None where no run has its detections."""
-    lines = []
+def threshold_curves(runs: Sequence[Run]) -> dict[str, Any] | None:
+    """AP at each IoU threshold, one line a run, and what a perfect ranking would give; None without any detections."""
+    lines, perfect = [], []
     for slot, run in enumerate(runs):
-        if run.ground_truth is not None and run.detections is not None:
-            thresholds, values = ap_by_threshold(run.ground_truth, run.detections)
-            if values:
-                lines.append(Line(run.name, slot, thresholds, [100 * value for value in values]))
+        if run.ground_truth is None or run.detections is None:
+            continue
+        figures = analyze(run.ground_truth, run.detections).to_dict()
+        curve = figures["ap_by_threshold"]
+        if is_missing(figures["AP"]):
+            continue
+        lines.append(Line(run.name, slot, curve["iou"], [100 * value for value in curve["AP"]]))
+        ap = FIGURES["AP"]
+        perfect.append(
+            {
+                "name": run.name,
+                "slot": slot,
+                "upper": ap.text(figures["AP_upper"]),
+                "left": ap.difference(figures["AP"], figures["AP_upper"]),
+            }
+        )
     if not lines:
         return None
-    return line_plot(
+    plot = line_plot(
         lines, title="AP by IoU threshold", x_label="IoU threshold", y_label="AP", y_from_zero=True, markers=True
     )
-
-
-def ap_by_threshold(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
-    """(IoU thresholds, fractions of AP at each of them); without values where no class has an object."""
-    dataset = read_dataset(ground_truth, detections)
-    precision = average_precision(dataset, load(dataset), all_areas=False).ap[..., 0]  # [T, K]
-    kept = precision[:, ~np.isnan(precision).any(axis=0)]
-    if kept.shape[1] == 0:
-        return [], []
-    return list(IOU_THRESHOLDS), [float(value) for value in kept.mean(axis=1)]
+    return {"plot": plot, "perfect": perfect}
 
 
 def class_table(runs: Sequence[Run]) -> dict[str, Any]:
     """Columns and rows of the table by class; no rows where no run has figures by class."""
     names = list(dict.fromkeys(row["name"] for run in runs for row in run.per_class))
     by_name = [{row["name"]: row for row in run.per_class} for run in runs]
-    metrics = [m for m in CLASS_COLUMNS if any(not is_missing(row.get(m.key)) for run in runs for row in run.per_class)]
+    metrics = [m for m in PER_CLASS if any(not is_missing(row.get(m.key)) for run in runs for row in run.per_class)]
     objects = _objects_by_class(runs)
     rows = []
     for name in names:
@@ -194,7 +191,7 @@ def _cells(metric: Metric, values: Sequence[Any], reasons: Sequence[str | None] 
     best = metric.best(values)
     return [
         {
-            "value": "" if is_missing(value) else repr(float(value)),
+            "value": "" if (found := number(value)) is None else repr(found),
             "text": metric.text(value),
             "best": i in best,
             "difference": metric.difference(values[0], value) if i else "",
@@ -210,7 +207,7 @@ def _reason(run: Run, key: str) -> str:
 
 
 def _ap_sentence(first: Run, run: Run) -> str:
-    ap = _FIGURES["AP"]
+    ap = FIGURES["AP"]
     before, after = first.metrics.get("AP"), run.metrics.get("AP")
     verdict = ap.verdict(before, after)
     if verdict == "unknown":
@@ -229,15 +226,16 @@ def _agreement_sentence(first: Run, run: Run) -> str | None:
         before, after = first.metrics.get(metric.key), run.metrics.get(metric.key)
         verdict = metric.verdict(before, after)
         if verdict == "same":
-            parts["same"].append(f"{metric.title} {metric.text(after)}")
+            parts["same"].append(f"{metric.title} {metric.text(after)}".replace(" ", NO_BREAK))
         elif verdict != "unknown":
-            parts[verdict].append(f"{metric.title} {metric.text(before)} → {metric.text(after)}")
+            change = f"{metric.title} {metric.text(before)} → {metric.text(after)}"
+            parts[verdict].append(change.replace(" ", NO_BREAK))
     said = [f"{'the same' if word == 'same' else word} by {listed(items)}" for word, items in parts.items() if items]
     return f"Against {first.name}, scores of {run.name} agree with IoU {listed(said)}." if said else None
 
 
 def _agreement() -> list[Metric]:
-    return [_FIGURES[key] for key in ("beta_img", "beta_cls", "AIC_mean")]
+    return [FIGURES[key] for key in ("beta_img", "beta_cls", "AIC_mean")]
 
 
 def _facts(runs: Sequence[Run]) -> list[str]:

@@ -77,9 +77,10 @@ def draw_detections(
     kept = [i for i in order if confidences is None or confidences[i] >= score_threshold]
     for i in kept:
         pen.rectangle(_rectangle(corners[i]), outline=class_colour(numbers[i]), width=width + (width > 1))
-    for i in kept:  # labels last: no box may hide one
+    taken: list[tuple[float, float, float, float]] = []
+    for i in reversed(kept):  # after all boxes, so that none hides a label; the highest scores choose their place first
         text = _label_text(numbers[i], class_names, None if confidences is None else confidences[i])
-        _label(pen, drawn.size, corners[i], text, class_colour(numbers[i]), font)
+        taken.append(_label(pen, drawn.size, corners[i], text, class_colour(numbers[i]), font, taken))
     return drawn
 
 
@@ -106,15 +107,37 @@ def _label(
     text: str,
     colour: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-) -> None:
-    x1, y1, _, _ = _rectangle(box)
+    taken: Sequence[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """Write a label at a corner of its box, the first that lies in the image and on no other label; where it went."""
+    x1, y1, x2, y2 = _rectangle(box)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     margin = max(1.0, (bottom - top) / 5)
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
-    x = min(max(0.0, x1), max(0.0, size[0] - width))
-    y = y1 - height if y1 >= height else max(0.0, min(y1, size[1] - height))
-    pen.rectangle([x, y, x + width, y + height], fill=colour)
-    pen.text((x + margin - left, y + margin - top), text, fill=_ink_on(colour), font=font)
+    corners = [(x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2), (x1, y1), (x1, y2 - height)]
+    places = [_inside(x, y, width, height, size) for x, y in corners]
+    free = [
+        place
+        for place, (_, y) in zip(places, corners, strict=True)
+        if abs(place[1] - y) < 1 and not any(_overlap(place, other) for other in taken)
+    ]
+    place = free[0] if free else places[4]
+    pen.rectangle(place, fill=colour)
+    pen.text((place[0] + margin - left, place[1] + margin - top), text, fill=_ink_on(colour), font=font)
+    return place
+
+
+def _inside(
+    x: float, y: float, width: float, height: float, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """A label's rectangle, moved into the image."""
+    x = min(max(0.0, x), max(0.0, size[0] - width))
+    y = min(max(0.0, y), max(0.0, size[1] - height))
+    return x, y, x + width, y + height
+
+
+def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _ink_on(colour: str) -> str:
@@ -137,8 +160,7 @@ def _dashes(pen: ImageDraw.ImageDraw, box: np.ndarray, width: int) -> None:
         for start in np.arange(0.0, whole, 2 * length):
             stop = min(start + length, whole)
             pen.line(
-                [ax + (bx - ax) * start / whole, ay + (by - ay) * start / whole]
-                + [ax + (bx - ax) * stop / whole, ay + (by - ay) * stop / whole],
+                [(ax + (bx - ax) * t / whole, ay + (by - ay) * t / whole) for t in (start, stop)],
                 fill=GROUND_TRUTH,
                 width=width,
             )

@@ -1,4 +1,4 @@
-"""Which detection lies on which object, and where score and placement disagree most: for pictures and their captions."""
+"""Which detection lies on which object, and where score and placement disagree most: for pictures."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def worst_disagreements(
     min_iou: float = 0.3,
     min_score: float = 0.05,
 ) -> list[Disagreement]:
-    """Pairs of boxes, of one class and image, in which the one that ranks higher lies worse; the worst first, one an image.
+    """Pairs of boxes of one class and image in which the higher ranked lies worse; the worst first, one an image.
 
     Args:
         ground_truth: COCO form; crowd regions are left out.

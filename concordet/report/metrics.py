@@ -18,7 +18,7 @@ class Metric:
     Attributes:
         key: its name in ``evaluation.json`` and ``Analysis.to_dict()``.
         title: its name in tables.
-        better: "higher" or "lower".
+        better: "higher", "lower", or "neither" for a setting.
         scale: factor between the stored value (a fraction) and the shown one; 100 for points of AP.
         decimals: digits shown after the point.
         unit: what a difference is counted in, after the scale; "" where it has none.
@@ -32,7 +32,7 @@ class Metric:
 
     key: str
     title: str
-    better: Literal["higher", "lower"]
+    better: Literal["higher", "lower", "neither"]
     scale: float
     decimals: int
     unit: str
@@ -40,8 +40,8 @@ class Metric:
 
     @property
     def arrow(self) -> str:
-        """Upwards where more is better, downwards where less is."""
-        return "↑" if self.better == "higher" else "↓"
+        """Upwards where more is better, downwards where less is, nothing where neither is."""
+        return {"higher": "↑", "lower": "↓", "neither": ""}[self.better]
 
     def text(self, value: float | None) -> str:
         """The value as tables show it; :data:`MISSING` for None and NaN."""
@@ -56,7 +56,7 @@ class Metric:
 
     def verdict(self, reference: float | None, value: float | None) -> Literal["better", "worse", "same", "unknown"]:
         """How ``value`` compares with ``reference``, at the precision that is shown."""
-        if is_missing(reference) or is_missing(value):
+        if self.better == "neither" or is_missing(reference) or is_missing(value):
             return "unknown"
         step = round(self.shown(value) - self.shown(reference), self.decimals)
         if step == 0:
@@ -66,7 +66,7 @@ class Metric:
     def best(self, values: Sequence[float | None]) -> set[int]:
         """Places of the best values (ties at the precision shown share it); empty where there is nothing to win."""
         shown = {i: self.shown(v) for i, v in enumerate(values) if not is_missing(v)}
-        if len(set(shown.values())) < 2:
+        if self.better == "neither" or len(set(shown.values())) < 2:
             return set()
         winner = (max if self.better == "higher" else min)(shown.values())
         return {i for i, v in shown.items() if v == winner}
@@ -76,16 +76,21 @@ class Metric:
         return math.nan if value is None else round(value * self.scale, self.decimals)
 
 
+def number(value: object) -> float | None:
+    """The value as float; None for None, NaN and whatever is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+        return None
+    return float(value)
+
+
 def is_missing(value: object) -> bool:
-    """True for None, NaN and whatever is no number."""
-    return isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value)
+    """Whether :func:`number` finds none."""
+    return number(value) is None
 
 
 def pick(metrics: Sequence[Metric], values: Mapping[str, object]) -> dict[str, float | None]:
     """The figures of ``metrics`` found in ``values``, in the order of ``metrics``; None where one is undefined."""
-    found = {metric.key: values.get(metric.key) for metric in metrics}
-    return {key: float(value) if isinstance(value, int | float) and not is_missing(value) else None
-            for key, value in found.items()}  # fmt: skip
+    return {metric.key: number(values.get(metric.key)) for metric in metrics}
 
 
 def _points(key: str, title: str, better: Literal["higher", "lower"], explanation: str) -> Metric:
@@ -97,10 +102,10 @@ def _plain(key: str, title: str, better: Literal["higher", "lower"], explanation
 
 
 METRICS: Final[tuple[Metric, ...]] = (
-    _points("AP", "AP", "higher", "Average precision over IoU thresholds 0.50 to 0.95 and over classes, as COCO has it."),
-    _points("AP50", "AP50", "higher", "Average precision where a box counts as right from IoU 0.50: loose localisation."),
-    _points("AP75", "AP75", "higher", "Average precision where a box counts as right from IoU 0.75: tight localisation."),
-    _points("AP90", "AP90", "higher", "Average precision where a box counts as right from IoU 0.90: near-perfect boxes."),
+    _points("AP", "AP", "higher", "Average precision over IoU thresholds 0.50 to 0.95 and classes, as COCO has it."),
+    _points("AP50", "AP50", "higher", "Average precision if a box is right from IoU 0.50: loose localisation."),
+    _points("AP75", "AP75", "higher", "Average precision if a box is right from IoU 0.75: tight localisation."),
+    _points("AP90", "AP90", "higher", "Average precision if a box is right from IoU 0.90: near-perfect boxes."),
     _plain("beta_img", "β image", "higher",
            "Spearman correlation of score and IoU over the positives of one image before NMS, averaged over images; "
            "from −1 to 1."),
@@ -117,7 +122,50 @@ METRICS: Final[tuple[Metric, ...]] = (
 )  # fmt: skip
 """The figures of a comparison, in the order of its table."""
 
-PER_CLASS: Final[tuple[Metric, ...]] = tuple(
-    metric for metric in METRICS if metric.key in {"AP", "AP50", "AP75", "beta_cls", "oLRP"}
+FIGURES: Final = {metric.key: metric for metric in METRICS}
+
+PER_CLASS: Final[tuple[Metric, ...]] = tuple(FIGURES[key] for key in ("AP", "AP75", "beta_cls", "oLRP"))
+"""The figures that a comparison shows for every class."""
+
+AGREEMENT: Final[tuple[Metric, ...]] = (
+    FIGURES["beta_img"],
+    FIGURES["beta_cls"],
+    _plain("spearman", "Spearman", "higher",
+           "Correlation of the ranks of score and IoU over all true positives; from −1 to 1."),
+    _plain("pearson", "Pearson", "higher", "Linear correlation of score and IoU over all true positives; from −1 to 1."),
+    _plain("kendall", "Kendall", "higher",
+           "Share of pairs of true positives in the right order less that in the wrong one; from −1 to 1."),
+    _plain("concordance", "Concordance", "higher",
+           "Lin's coefficient over all true positives: 1 only if the score equals the IoU; from −1 to 1."),
+    FIGURES["AIC_mean"],
+    _plain("calibration_error", "Calibration error", "lower",
+           "Mean distance between score and IoU over bins of score, false positives having IoU 0; from 0 to 1."),
+)  # fmt: skip
+"""How well scores and IoUs agree, in the order of an analysis."""
+
+ERRORS: Final[tuple[Metric, ...]] = (
+    FIGURES["oLRP"],
+    _points("oLRP_loc", "oLRP, localisation", "lower", "Its part for badly placed boxes: mean of 1 − IoU where found."),
+    _points("oLRP_fp", "oLRP, false positives", "lower", "Its part for boxes on no object: 1 − precision."),
+    _points("oLRP_fn", "oLRP, false negatives", "lower", "Its part for objects not found: 1 − recall."),
 )
-"""The figures that have a value for every class."""
+"""oLRP with its parts."""
+
+ANALYSIS_PER_CLASS: Final[tuple[Metric, ...]] = (
+    FIGURES["AP"],
+    _points("AP_upper", "AP, perfect", "higher", "AP if the true positives of the class were ranked by their IoU."),
+    _points("AP_left", "AP left", "lower", "What a perfect ranking of the same boxes would add."),
+    FIGURES["beta_cls"],
+    FIGURES["AIC_mean"],
+    FIGURES["oLRP"],
+    Metric(
+        "lrp_threshold",
+        "Threshold",
+        "neither",
+        1,
+        2,
+        "",
+        "The score at which LRP is lowest: the one to keep boxes from.",
+    ),
+)
+"""The figures that an analysis shows for every class."""

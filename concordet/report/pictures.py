@@ -36,7 +36,7 @@ def sample_pictures(runs: Sequence[Run], *, limit: int = 6) -> list[dict[str, An
         image, scale = open_sample(able[0].samples[image_id], truth, image_id)
         own = [o for o in objects.get(image_id, []) if o["category_id"] in labels]
         plain = [o for o in own if not o.get("iscrowd")]
-        cells = [
+        cells: list[dict[str, Any]] = [
             {
                 "title": "Ground truth",
                 "caption": f"{len(plain)} object{'s' * (len(plain) != 1)}",
@@ -120,7 +120,7 @@ def open_sample(path: Path, ground_truth: Mapping[str, Any], image_id: Any) -> t
         raise ValueError(
             f"{path} cannot be read as an image ({error}); remove it or write the samples again"
         ) from error
-    known = next((entry for entry in ground_truth.get("images", []) if entry["id"] == image_id), {})
+    known: Mapping[str, Any] = next((entry for entry in ground_truth.get("images", []) if entry["id"] == image_id), {})
     stored = image.width / known["width"] if known.get("width") else 1.0
     image, factor = fit(image)
     return image, stored * factor
@@ -153,12 +153,9 @@ def _columns(
 
 
 def _window(boxes: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part of an image around boxes, with half their extent to each side, no wider than 16:9 either way."""
-    x1, y1 = boxes[:, :2].min(axis=0)
-    x2, y2 = boxes[:, 2:].max(axis=0)
-    half = np.array([x2 - x1, y2 - y1]) * 0.75
-    half = np.maximum(half, half.max() * 9 / 16)
-    low = np.clip(np.array([x1 + x2, y1 + y2]) / 2 - half, 0, None).astype(int)
-    high = np.minimum(np.ceil(np.array([x1 + x2, y1 + y2]) / 2 + half), size).astype(int)
-    high = np.maximum(high, low + 1)
-    return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+    """The part of an image around boxes, half their extent wider, as near to 4:3 as the image allows."""
+    low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+    wide = 1.5 * max(high[0] - low[0], (high[1] - low[1]) * 4 / 3)
+    extent = np.minimum(np.maximum(np.ceil([wide, wide * 3 / 4]), 8), size).astype(int)
+    start = np.clip(((low + high - extent) / 2).astype(int), 0, np.array(size) - extent)
+    return int(start[0]), int(start[1]), int(start[0] + extent[0]), int(start[1] + extent[1])

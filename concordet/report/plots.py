@@ -28,7 +28,7 @@ INK, MUTED, GRID = "#0a0001", "#0a0002", "#0a0003"
 _VARIABLES: Final = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
     f"#0b000{slot}": f"var(--run-{slot})" for slot in range(SLOTS)
 }
-_SETTINGS: Final = {
+_SETTINGS: Final[dict[Any, Any]] = {
     "svg.hashsalt": "concordet",  # the same plot gives the same text
     "svg.fonttype": "none",  # text stays text: the page's font, searchable, read aloud
     "font.size": 9,
@@ -131,7 +131,7 @@ def density_plot(scores: Any, ious: Any, *, slot: int, title: str, bins: int = 3
 
 
 def calibration_plot(bins: Sequence[tuple[float, float, int]], *, slot: int, title: str) -> Markup:
-    """Mean IoU of the true positives in each bin of scores, as (mean score, mean IoU, how many), against the diagonal."""
+    """Mean IoU of true positives by score, from bins of (mean score, mean IoU, how many), with the diagonal."""
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(height=3.3)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))

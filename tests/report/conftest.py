@@ -18,8 +18,16 @@ CLASSES = ["disc", "box", "<ring> & co"]
 SIZE = (160, 120)
 
 
-def make_run(folder: Path, *, loss: str = "focal", seed: int = 0, spread: float = 0.1, metrics: dict[str, Any] | None = None,
-             n_images: int = 24, lr: float = 0.01) -> Path:  # fmt: skip
+def make_run(
+    folder: Path,
+    *,
+    loss: str = "focal",
+    seed: int = 0,
+    spread: float = 0.1,
+    metrics: dict[str, Any] | None = None,
+    n_images: int = 24,
+    lr: float = 0.01,
+) -> Path:
     """Objects and images are those of seed 0; detections are the objects moved by ``spread`` of their size."""
     scenes, rng = np.random.default_rng(0), np.random.default_rng(seed + 1)
     (folder / "samples").mkdir(parents=True)
@@ -51,8 +59,9 @@ def make_run(folder: Path, *, loss: str = "focal", seed: int = 0, spread: float 
             picture.save(folder / "samples" / f"{i}.png")
     figures = {"AP": 0.412, "AP50": 0.71, "AP75": 0.43, "AP90": 0.12, "beta_img": 0.31, "beta_cls": 0.42, "oLRP": 0.66,
                "AIC": 12.0, "AIC_mean": 0.153, "seconds_per_iteration": 0.2104}  # fmt: skip
-    per_class = [{"name": name, "AP": 0.3 + 0.05 * i + 0.01 * seed, "AP75": 0.4 - 0.1 * i, "beta_cls": None if i == 2 else 0.4,
-                  "oLRP": 0.6, "lrp_threshold": 0.45} for i, name in enumerate(CLASSES)]  # fmt: skip
+    per_class = [{"name": name, "AP": 0.3 + 0.05 * i + 0.01 * seed, "AP75": 0.4 - 0.1 * i, "oLRP": 0.6,
+                  "beta_cls": None if i == 2 else 0.4, "lrp_threshold": 0.45}
+                 for i, name in enumerate(CLASSES)]  # fmt: skip
     evaluation = {"metrics": figures | (metrics or {}), "per_class": per_class, "loss": loss, "detector": "fcos",
                   "class_names": CLASSES, "environment": {"torch": "2.14.1", "device": "cpu"}}  # fmt: skip
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
