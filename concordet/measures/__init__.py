@@ -1,19 +1,21 @@
 """How well scores and IoUs agree, from arrays or from files; nothing here imports torch or a loss."""
 
+from concordet.measures.analysis import Analysis, analyze, evaluate_detections
 from concordet.measures.correlation import (
     CorrelationReport,
     class_correlation,
     image_correlation,
     pooled_correlation,
 )
-from concordet.measures.evaluation import evaluate_detections
 from concordet.measures.inconsistency import average_inconsistency
 from concordet.measures.lrp import ClassLRP, LRPReport, lrp
 
 __all__ = [
+    "Analysis",
     "ClassLRP",
     "CorrelationReport",
     "LRPReport",
+    "analyze",
     "average_inconsistency",
     "class_correlation",
     "evaluate_detections",

@@ -21,6 +21,11 @@ def load(dataset: Dataset) -> Any:
     from hotcoco import COCO
 
     images = [{**image, "id": i + 1} for i, image in enumerate(dataset.images)]
+    if dataset.lvis:
+        places = {ident: i + 1 for i, ident in enumerate(dataset.class_ids.tolist())}
+        for image in images:
+            for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+                image[key] = [places[ident] for ident in image.get(key) or [] if ident in places]
     classes = [{**c, "id": i + 1, "name": c["name"]} for i, c in enumerate(dataset.classes)]
     return COCO.from_arrays(
         images,
@@ -39,7 +44,7 @@ def evaluator(
     dataset: Dataset, truth: Any, *, scores: Floats | None, max_dets: list[int], all_areas: bool, thresholds: Any
 ) -> Any:
     """A hotcoco evaluator after ``evaluate()``, with these scores in place of the detections' own where given."""
-    from hotcoco import COCOeval
+    from hotcoco import COCOeval, LVISResults
 
     rows = np.column_stack(
         [
@@ -51,7 +56,11 @@ def evaluator(
     ).reshape(-1, 7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the parameters are not the leaderboard's
-        result = COCOeval(truth, truth.load_res(rows, segmentation=dataset.dt_masks), dataset.iou_type)
+        if dataset.lvis:
+            results = LVISResults(truth, _as_records(rows, dataset.dt_masks), max_dets=-1)  # capped when read
+        else:
+            results = truth.load_res(rows, segmentation=dataset.dt_masks)
+        result = COCOeval(truth, results, dataset.iou_type, lvis_style=dataset.lvis)
         params = result.params
         params.iou_thrs = list(thresholds)
         params.max_dets = max_dets
@@ -61,11 +70,20 @@ def evaluator(
     return result
 
 
+def _as_records(rows: Floats, masks: list[Any] | None) -> Any:
+    if masks is None:
+        return rows
+    return [
+        {"image_id": int(r[0]), "bbox": r[1:5].tolist(), "score": r[5], "category_id": int(r[6]), "segmentation": mask}
+        for r, mask in zip(rows, masks, strict=True)
+    ]
+
+
 def average_precision(
     dataset: Dataset, truth: Any, *, scores: Floats | None = None, max_dets: int = 100, all_areas: bool = True
 ) -> Precision:
     """AP and AR of every IoU threshold, class and area range, at ``max_dets`` detections per image and class."""
-    counts = sorted({1, 10, 100, max_dets})
+    counts = [max_dets] if dataset.lvis else sorted({1, 10, 100, max_dets})
     result = evaluator(dataset, truth, scores=scores, max_dets=counts, all_areas=all_areas, thresholds=IOU_THRESHOLDS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -88,6 +106,8 @@ def match(dataset: Dataset, truth: Any, *, max_dets: int = 100, threshold: float
         key: np.fromiter((v for g in groups for v in (g[key] if key == "dtIds" else g[key][0])), dtype, sum(lengths))
         for key, dtype in (("dtIds", np.int64), ("dtMatches", np.int64), ("dtMatched", bool), ("dtIgnore", bool))
     }
+    order = np.argsort(flat["dtIds"], kind="stable")  # rows ascend, as in the dataset
+    flat = {key: column[order] for key, column in flat.items()}
     rows = flat["dtIds"] - 1
     objects = np.where(flat["dtMatched"], flat["dtMatches"] - 1, -1)
     counted = np.array([g["category_id"] - 1 for g in groups for held in g["gtInDenominator"] if held], np.int64)
@@ -155,7 +175,7 @@ class Matches:
     """Each kept detection with the object it is matched to at IoU 0.5; the one source of every measure but AP.
 
     Attributes:
-        rows: ``[n]`` the detection's place in the dataset.
+        rows: ``[n]`` the detection's place in the dataset, ascending.
         images, classes: ``[n]`` places of its image and class.
         scores: ``[n]`` its score.
         ious: ``[n]`` IoU with the annotation it is matched to, 0 without one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,22 @@ import numpy as np
 
 from concordet.measures.arrays import Bools, Floats, Ints, to_numpy
 from concordet.measures.records import Columns, annotation_columns, load_json
+from concordet.measures.textform import read_text_folder
 
 
-def read_dataset(ground_truth: Any, detections: Any, *, iou_type: str = "bbox") -> Dataset:
+def read_dataset(
+    ground_truth: Any, detections: Any, *, iou_type: str = "bbox", lvis: bool = False, max_dets: int | None = None
+) -> Dataset:
     """Read both sides in COCO form and align them.
 
     Args:
         ground_truth: path of a JSON file, the dict in it, a list of annotations, or an array ``[n, 6]`` of image_id,
             x, y, width, height, category_id. Where images or categories are not listed they are those that are named.
-        detections: path of a results file, a list of results, a dict with ``annotations``, or an array ``[n, 7]``
-            of image_id, x, y, width, height, score, category_id.
+        detections: path of a results file or of a folder of text files, a list of results, a dict with ``annotations``,
+            or an array ``[n, 7]`` of image_id, x, y, width, height, score, category_id.
         iou_type: ``"bbox"`` or ``"segm"``.
+        lvis: whether images carry LVIS's ``neg_category_ids`` and ``not_exhaustive_category_ids``.
+        max_dets: with ``lvis``, how many detections of an image to keep, highest scores first; None keeps all.
 
     Raises:
         ValueError: one sentence naming the file, the record and what is wrong with it.
@@ -29,41 +34,34 @@ def read_dataset(ground_truth: Any, detections: Any, *, iou_type: str = "bbox") 
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type is {iou_type!r}; expected 'bbox' or 'segm'.")
     notes: list[str] = []
-    truth, truth_name = _opened(ground_truth, "ground truth")
-    found, found_name = _opened(detections, "detections")
-    if isinstance(found, dict):
-        if "annotations" not in found:
-            raise ValueError(f"{found_name} is an object without annotations; expected a list of results in COCO form.")
-        found = found["annotations"]
-    dt = annotation_columns(found, f"{found_name}: detection", scored=True)
+    truth, gt_name = _opened(ground_truth, "ground truth")
     if not isinstance(truth, dict):
         truth = {"annotations": truth}
     elif "annotations" not in truth:
-        raise ValueError(
-            f"{truth_name} has no annotations; expected an object with images, annotations and categories."
-        )
-    gt = annotation_columns(truth["annotations"], f"{truth_name}: annotation", scored=False)
-    images = _images(truth, truth_name, gt, dt, notes)
-    classes = _classes(truth, truth_name, gt, dt, notes)
+        raise ValueError(f"{gt_name} has no annotations; expected an object with images, annotations and categories.")
+    dt, dt_name = _detections(detections, truth, gt_name)
+    gt = annotation_columns(truth["annotations"], f"{gt_name}: annotation", scored=False)
+    images = _images(truth, gt_name, gt, dt, notes)
+    classes = _classes(truth, gt_name, gt, dt, notes)
+    if lvis and not any("neg_category_ids" in image for image in images):
+        raise ValueError(f"{gt_name}: no image has neg_category_ids; give a file of LVIS or judge without its rules.")
     image_ids = np.array([image["id"] for image in images], np.int64)
     class_ids = np.array([c["id"] for c in classes], np.int64)
 
     gt_images, gt_classes = _places(gt.image_ids, image_ids), _places(gt.class_ids, class_ids)
-    _require_known(gt_images, gt.image_ids, f"{truth_name}: annotation", "image_id", "images")
-    _require_known(gt_classes, gt.class_ids, f"{truth_name}: annotation", "category_id", "categories")
+    _require_known(gt_images, gt.image_ids, f"{gt_name}: annotation", "image_id", "images")
+    _require_known(gt_classes, gt.class_ids, f"{gt_name}: annotation", "category_id", "categories")
     dt_images, dt_classes = _places(dt.image_ids, image_ids), _places(dt.class_ids, class_ids)
-    _require_known(dt_classes, dt.class_ids, f"{found_name}: detection", "category_id", f"categories of {truth_name}")
+    _require_known(dt_classes, dt.class_ids, f"{dt_name}: detection", "category_id", f"categories of {gt_name}")
     rows = np.flatnonzero(dt_images >= 0)
     if len(dt) and not len(rows):
         raise ValueError(
-            f"{found_name}: no detection is on an image of {truth_name} (the first names image {dt.image_ids[0]});"
+            f"{dt_name}: no detection is on an image of {gt_name} (the first names image {dt.image_ids[0]});"
             " give the results of the same images."
         )
     if len(rows) < len(dt):
-        outside = len(np.unique(dt.image_ids[dt_images < 0]))
-        notes.append(
-            f"{len(dt) - len(rows)} detections on {outside} images that the ground truth does not list were left out"
-        )
+        missing = len(np.unique(dt.image_ids[dt_images < 0]))
+        notes.append(f"{len(dt) - len(rows)} detections on {missing} images that the ground truth lacks were left out")
     if gt.n_duplicate_ids:
         notes.append(f"{gt.n_duplicate_ids} annotations repeat an id; each counts as an object of its own")
     if gt.n_ignore:
@@ -72,13 +70,17 @@ def read_dataset(ground_truth: Any, detections: Any, *, iou_type: str = "bbox") 
             " give them iscrowd 1 to leave their regions out"
         )
     if iou_type == "segm":
-        _require_masks(gt, f"{truth_name}: annotation", np.arange(len(gt)))
-        _require_masks(dt, f"{found_name}: detection", rows)
-    return Dataset(
+        _require_masks(gt, f"{gt_name}: annotation", np.arange(len(gt)))
+        _require_masks(dt, f"{dt_name}: detection", rows)
+        _require_sizes(images, gt_name)
+    n_read = len(rows)
+    if lvis and max_dets is not None:
+        rows = np.sort(rows[highest_by_image(dt_images[rows], dt.scores[rows], max_dets)])
+    whole = Dataset(
         images=images,
-        class_ids=class_ids,
-        class_names=[str(c["name"]) for c in classes],
         classes=classes,
+        class_names=[c["name"] for c in classes],
+        class_ids=class_ids,
         image_ids=image_ids,
         gt_images=gt_images,
         gt_classes=gt_classes,
@@ -86,24 +88,46 @@ def read_dataset(ground_truth: Any, detections: Any, *, iou_type: str = "bbox") 
         gt_areas=np.where(np.isnan(gt.areas), gt.boxes[:, 2] * gt.boxes[:, 3], gt.areas),
         gt_crowd=gt.crowd,
         gt_masks=gt.segmentations if iou_type == "segm" else None,
-        dt_images=dt_images[rows],
-        dt_classes=dt_classes[rows],
-        dt_boxes=dt.boxes[rows],
-        dt_scores=dt.scores[rows],
-        dt_masks=[dt.segmentations[i] for i in rows] if iou_type == "segm" and dt.segmentations else None,
-        dt_rows=rows,
+        dt_images=dt_images,
+        dt_classes=dt_classes,
+        dt_boxes=dt.boxes,
+        dt_scores=dt.scores,
+        dt_masks=dt.segmentations if iou_type == "segm" else None,
+        dt_rows=np.arange(len(dt)),
         iou_type=iou_type,
+        lvis=lvis,
+        n_read=n_read,
         notes=notes,
     )
+    return whole if len(rows) == len(dt) else whole.only(rows)
+
+
+def highest_by_image(images: Ints, scores: Floats, limit: int) -> Ints:
+    """Places of the ``limit`` highest scores of each image, ties in order of place."""
+    order = np.lexsort((np.arange(len(scores)), -scores, images))
+    sorted_images = images[order]
+    return order[np.arange(len(order)) - np.searchsorted(sorted_images, sorted_images) < limit]
+
+
+def _detections(source: Any, truth: dict[str, Any], gt_name: str) -> tuple[Columns, str]:
+    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+        images, classes = _listed(truth, "images", gt_name), _listed(truth, "categories", gt_name)
+        if images is None or classes is None:
+            raise ValueError(f"{gt_name} lists no images or no categories; text files are named after both.")
+        return read_text_folder(Path(source), images, classes), Path(source).name
+    found, name = _opened(source, "detections")
+    if isinstance(found, dict):
+        if "annotations" not in found:
+            raise ValueError(f"{name} is an object without annotations; expected a list of results in COCO form.")
+        found = found["annotations"]
+    return annotation_columns(found, f"{name}: detection", scored=True), name
 
 
 def _opened(source: Any, name: str) -> tuple[Any, str]:
     if isinstance(source, str | os.PathLike):
         content, name = load_json(source), Path(source).name
         if not isinstance(content, dict | list):
-            raise ValueError(
-                f"{name} holds {type(content).__name__} at its top; expected a list or an object in COCO form."
-            )
+            raise ValueError(f"{name} holds one {type(content).__name__}; expected a list or an object in COCO form.")
         return content, name
     if isinstance(source, dict | list | tuple):
         return source, name
@@ -141,11 +165,10 @@ def _classes(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: 
         return [{"id": int(i), "name": str(i)} for i in np.union1d(gt.class_ids, dt.class_ids)]
     unique: dict[int, dict[str, Any]] = {}
     for record in records:
-        known = unique.setdefault(record["id"], {**record, "name": record.get("name", str(record["id"]))})
-        if known["name"] != record.get("name", known["name"]):
-            raise ValueError(
-                f"{name}: category id {record['id']} is both {known['name']!r} and {record['name']!r}; give each an id."
-            )
+        label = str(record.get("name", record["id"]))
+        known = unique.setdefault(record["id"], {**record, "name": label})["name"]
+        if known != label:
+            raise ValueError(f"{name}: category id {record['id']} is both {known!r} and {label!r}; give each its own.")
     if len(unique) < len(records):
         notes.append(f"{len(records) - len(unique)} categories repeat an id; the first of each was taken")
     return [unique[i] for i in sorted(unique)]
@@ -162,18 +185,20 @@ def _places(ids: Ints, known: Ints) -> Ints:
 def _require_known(places: Ints, ids: Ints, what: str, key: str, where: str) -> None:
     bad = np.flatnonzero(places < 0)
     if bad.size:
-        raise ValueError(
-            f"{what} {bad[0]} (from 0) has {key} {ids[bad[0]]}, which is not among the {where}; mend the id."
-        )
+        raise ValueError(f"{what} {bad[0]} (from 0) has {key} {ids[bad[0]]}, which is not among the {where}.")
 
 
 def _require_masks(columns: Columns, what: str, rows: Ints) -> None:
     masks = columns.segmentations
     for row in rows:
         if masks is None or not masks[row]:
-            raise ValueError(
-                f"{what} {row} (from 0) has no segmentation; give it one or evaluate boxes (iou_type 'bbox')."
-            )
+            raise ValueError(f"{what} {row} (from 0) has no segmentation; give it one or evaluate boxes ('bbox').")
+
+
+def _require_sizes(images: list[dict[str, Any]], name: str) -> None:
+    for image in images:
+        if not all(isinstance(image.get(key), int) and image[key] > 0 for key in ("height", "width")):
+            raise ValueError(f"{name}: image {image['id']} has no height and width, which masks need; add both.")
 
 
 @dataclass(frozen=True)
@@ -198,9 +223,23 @@ class Dataset:
     dt_masks: list[Any] | None
     dt_rows: Ints
     iou_type: str
+    lvis: bool
+    n_read: int
     notes: list[str]
 
     @property
     def n_detections(self) -> int:
-        """How many detections are on images of the ground truth."""
+        """How many detections there are."""
         return len(self.dt_scores)
+
+    def only(self, rows: Ints) -> Dataset:
+        """The same with these detections alone."""
+        return replace(
+            self,
+            dt_images=self.dt_images[rows],
+            dt_classes=self.dt_classes[rows],
+            dt_boxes=self.dt_boxes[rows],
+            dt_scores=self.dt_scores[rows],
+            dt_masks=[self.dt_masks[row] for row in rows.tolist()] if self.dt_masks is not None else None,
+            dt_rows=self.dt_rows[rows],
+        )

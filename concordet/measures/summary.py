@@ -33,10 +33,12 @@ def summarize(dataset: Dataset, precision: Precision, matches: Matches) -> dict[
     report |= {
         "n_images": len(dataset.images),
         "n_objects": int(matches.n_objects.sum()),
-        "n_detections": dataset.n_detections,
+        "n_detections": dataset.n_read,
         "n_kept": len(matches.rows),
         "n_classes_correlated": beta.n_defined,
     }
+    if dataset.lvis:
+        _put_lvis(report, reasons, dataset, precision)
     report["per_class"] = [
         _class_summary(dataset, precision, matches, losses, place) for place in range(len(dataset.class_ids))
     ]
@@ -75,6 +77,8 @@ def _figures(
         _put(report, reasons, name, value, _NO_AREA.get(name, _NO_OBJECT))
     for place, count in enumerate(precision.counts):
         _put(report, reasons, f"AR{count}", _mean(precision.recall[:, classes, place]), _NO_OBJECT)
+    if 100 not in precision.counts:
+        _put(report, reasons, "AR100", None, f"{precision.counts[-1]} detections of an image are counted, not 100")
     hit = matches.true_positive & chosen
     scores, ious = matches.scores[hit], matches.ious[hit]
     for coefficient in COEFFICIENTS:
@@ -106,6 +110,13 @@ def _class_summary(
         "n_kept": int(np.count_nonzero(chosen)),
         "reasons": reasons,
     }
+
+
+def _put_lvis(report: dict[str, Any], reasons: dict[str, str], dataset: Dataset, precision: Precision) -> None:
+    frequency = np.array([str(c.get("frequency", "")) for c in dataset.classes])
+    for letter, word in (("r", "rare"), ("c", "common"), ("f", "frequent")):
+        value = _mean(precision.ap[:, frequency == letter, 0])
+        _put(report, reasons, f"AP{letter}", value, f"no class with an object is {word} (frequency '{letter}')")
 
 
 def _put_inconsistency(report: dict[str, Any], reasons: dict[str, str], scores: Floats, ious: Floats) -> None:

@@ -1,0 +1,214 @@
+"""The analysis of a results file: everything the report page and the command line show."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from concordet.measures import coco
+from concordet.measures.arrays import Bools, Floats, Ints
+from concordet.measures.bounds import reranking_bounds
+from concordet.measures.dataset import read_dataset
+from concordet.measures.disagreements import calibration, worst_disagreements
+from concordet.measures.raw import image_level
+from concordet.measures.summary import ap_figures, summarize
+
+
+def analyze(
+    ground_truth: Any,
+    detections: Any,
+    *,
+    iou_type: str = "bbox",
+    lvis: bool = False,
+    max_dets: int | None = None,
+    raw_detections: Any = None,
+    nms_threshold: float = 0.6,
+    n_disagreements: int = 50,
+) -> Analysis:
+    """How well the scores of these detections agree with their IoUs, and what AP a better ranking of them would have.
+
+    Args:
+        ground_truth: path of a JSON file in COCO form, the dict in it, a list of annotations, or an array ``[n, 6]``
+            of image_id, x, y, width, height, category_id.
+        detections: path of a results file in COCO form, a list of results, an array ``[n, 7]`` of image_id, x, y,
+            width, height, score, category_id, or a folder of text files, one an image and named as it, of lines
+            ``class score left top right bottom``.
+        iou_type: ``"bbox"`` or ``"segm"``.
+        lvis: judge by LVIS's federated rules; the ground truth then lists ``neg_category_ids`` and
+            ``not_exhaustive_category_ids`` with each image.
+        max_dets: detections kept, highest scores first: per image and class, 100 by default as in COCO; with ``lvis``
+            per image, 300.
+        raw_detections: the detector's output before NMS, in any form of ``detections``; adds beta_img and the
+            image-level bounds.
+        nms_threshold: IoU from which NMS removes the lower box of a class when ``raw_detections`` are evaluated;
+            0.6 is ATSS's, the detector of the paper's tables.
+        n_disagreements: how many of the worst disagreements to keep.
+
+    Returns:
+        An :class:`Analysis`; ``to_dict()`` is plain JSON.
+
+    Raises:
+        ValueError: one sentence naming the file, the record, what is wrong with it and the mend.
+
+    Example:
+        >>> truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}],
+        ...          "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]},
+        ...                          {"id": 2, "image_id": 1, "category_id": 1, "bbox": [50, 0, 10, 10]}]}
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 6], "score": 0.9},
+        ...          {"image_id": 1, "category_id": 1, "bbox": [50, 0, 10, 9], "score": 0.6}]
+        >>> report = analyze(truth, found).to_dict()
+        >>> [round(report[name], 3) for name in ("AP", "AP_upper", "AP_lower", "beta_cls")]
+        [0.451, 0.603, 0.451, -1.0]
+    """
+    limit = _limit(max_dets, lvis)
+    dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
+    truth = coco.load(dataset)
+    precision = coco.average_precision(dataset, truth, max_dets=limit)
+    matches = coco.match(dataset, truth, max_dets=limit)
+    upper, lower = reranking_bounds(dataset, truth, matches, max_dets=limit)
+    report = summarize(dataset, precision, matches)
+    _add_bounds(report, upper, lower)
+    error, bins = calibration(matches)
+    report["calibration_error"] = error
+    if error is None:
+        report["reasons"]["calibration_error"] = "no detection is kept, or a score lies outside [0, 1]"
+    report["calibration"] = bins
+    report["ap_by_threshold"] = {
+        "iou": list(coco.IOU_THRESHOLDS),
+        **{name: _by_threshold(p) for name, p in (("AP", precision), ("AP_upper", upper), ("AP_lower", lower))},
+    }
+    shown, rows = dataset, matches.rows
+    if raw_detections is not None:
+        raw = read_dataset(ground_truth, raw_detections, iou_type=iou_type, lvis=lvis, max_dets=None)
+        found = image_level(raw, truth, max_dets=limit, nms_threshold=nms_threshold)
+        report["reasons"] |= found.reasons
+        report |= found.figures
+        shown, rows = raw, np.arange(raw.n_detections)
+    else:
+        report["beta_img"] = None
+        report["reasons"]["beta_img"] = "it needs the detections before NMS; pass raw_detections"
+    report["disagreements"] = worst_disagreements(shown, rows, limit=n_disagreements)
+    return Analysis(
+        summary=report,
+        scores=matches.scores,
+        ious=matches.ious,
+        true_positive=matches.true_positive,
+        ignored=matches.ignored,
+        image_ids=dataset.image_ids[matches.images],
+        class_ids=dataset.class_ids[matches.classes],
+        boxes=dataset.dt_boxes[matches.rows],
+        class_names=dict(zip(dataset.class_ids.tolist(), dataset.class_names, strict=True)),
+        images={image["id"]: image for image in dataset.images},
+    )
+
+
+def evaluate_detections(
+    ground_truth: Any, detections: Any, iou_type: str = "bbox", *, max_dets: int | None = None, lvis: bool = False
+) -> dict[str, Any]:
+    """AP family, correlations, AIC and oLRP of detections in COCO form; :func:`analyze` without the bounds.
+
+    AP and AR are hotcoco's, the numbers of pycocotools; all else reads pycocotools' matches at IoU 0.5. ``beta_cls``
+    is averaged over classes; ``pearson spearman kendall concordance`` are over all true positives pooled; ``AP90`` is
+    AP at IoU 0.90.
+
+    Args:
+        ground_truth, detections, iou_type, max_dets, lvis: as :func:`analyze` takes them.
+
+    Returns:
+        Plain JSON: fractions; an undefined value is None, its reason under ``reasons``; ``per_class`` is a list.
+
+    Raises:
+        ValueError: one sentence naming the file, the record and what is wrong with it.
+
+    Example:
+        >>> truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}],
+        ...          "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}]}
+        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 8], "score": 0.9}]
+        >>> figures = evaluate_detections(truth, found)
+        >>> round(figures["AP"], 3), round(figures["AP50"], 3), round(figures["oLRP"], 3), figures["beta_cls"]
+        (0.7, 1.0, 0.4, None)
+    """
+    limit = _limit(max_dets, lvis)
+    dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
+    truth = coco.load(dataset)
+    precision = coco.average_precision(dataset, truth, max_dets=limit)
+    return summarize(dataset, precision, coco.match(dataset, truth, max_dets=limit))
+
+
+def _limit(max_dets: int | None, lvis: bool) -> int:
+    if max_dets is None:
+        return 300 if lvis else 100
+    if isinstance(max_dets, bool) or not isinstance(max_dets, int | np.integer) or max_dets < 1:
+        raise ValueError(f"max_dets is {max_dets!r}; expected a whole number from 1, 100 as in COCO.")
+    return int(max_dets)
+
+
+def _add_bounds(report: dict[str, Any], upper: coco.Precision, lower: coco.Precision) -> None:
+    for side, precision in (("upper", upper), ("lower", lower)):
+        _put_bounds(report, precision, slice(None), side)
+        for place, entry in enumerate(report["per_class"]):
+            _put_bounds(entry, precision, place, side)
+    shifts = {
+        f"AP50_{side}": report[f"AP50_{side}"] - report["AP50"]
+        for side in ("upper", "lower")
+        if report["AP50"] is not None
+    }
+    report["rematching"] = shifts
+    moved = {name: shift for name, shift in shifts.items() if abs(shift) > 1e-9}
+    if moved:
+        listed = " and ".join(f"{name} is {shift:+.4f} from AP50" for name, shift in moved.items())
+        report["notes"].append(f"permuted scores change which of several boxes on an object is matched: {listed}")
+
+
+def _put_bounds(entry: dict[str, Any], precision: coco.Precision, classes: Any, side: str) -> None:
+    for name, value in ap_figures(precision, classes).items():
+        entry[f"{name}_{side}"] = value
+        if value is None:
+            entry["reasons"][f"{name}_{side}"] = entry["reasons"][name]
+
+
+def _by_threshold(precision: coco.Precision) -> list[float | None]:
+    ap = precision.ap[..., 0]
+    return [float(row[~np.isnan(row)].mean()) if not np.isnan(row).all() else None for row in ap]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """All figures of a results file, with the detections that they are taken over.
+
+    Attributes:
+        summary: the figures, as :meth:`to_dict` copies them.
+        scores, ious: ``[n]`` of each kept detection; IoU with the annotation that it is matched to, 0 without one.
+        true_positive: ``[n]`` matched at IoU 0.5 to an object that counts.
+        ignored: ``[n]`` matched to a crowd region (or not judged, under LVIS).
+        image_ids, class_ids: ``[n]`` ids as in the ground truth.
+        boxes: ``[n, 4]`` xywh in pixels.
+        class_names: class id to name.
+        images: image id to its record in the ground truth.
+    """
+
+    summary: dict[str, Any]
+    scores: Floats
+    ious: Floats
+    true_positive: Bools
+    ignored: Bools
+    image_ids: Ints
+    class_ids: Ints
+    boxes: Floats
+    class_names: dict[int, str] = field(default_factory=dict)
+    images: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: fractions, None with an entry in ``reasons`` where undefined, ``per_class`` a list."""
+        return copy.deepcopy(self.summary)
+
+    @property
+    def sentence(self) -> str:
+        """The finding in one sentence, in AP points."""
+        ap, upper = self.summary["AP"], self.summary["AP_upper"]
+        if ap is None:
+            return f"AP is undefined: {self.summary['reasons']['AP']}."
+        return f"A perfect ranking of the same boxes would give {100 * upper:.1f} AP; you have {100 * ap:.1f}."

@@ -1,0 +1,124 @@
+"""Image-level agreement from the detections before NMS (Correlation Loss, Eq. 1 and Table 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from concordet.measures.arrays import Bools, Floats, Ints
+from concordet.measures.coco import average_precision
+from concordet.measures.correlation import image_correlation
+from concordet.measures.dataset import Dataset, highest_by_image
+from concordet.measures.overlap import best_objects
+from concordet.measures.summary import ap_figures
+
+_PAIRS_AT_ONCE: Final = 2_000_000
+
+
+def image_level(dataset: Dataset, truth: Any, *, max_dets: int, nms_threshold: float) -> ImageLevel:
+    """beta_img of raw detections, and their AP after NMS with scores as they are and permuted within each image.
+
+    A positive is a detection whose best object of its class has IoU 0.5 or more (a results file does not say
+    which one training assigned). The bounds give the positives' scores within each image, over its classes, to
+    the boxes in order of IoU; negatives and boxes are untouched; then NMS by class on boxes, and the ``max_dets``
+    highest of each image, are evaluated. ``AP_raw`` is the same without permutation.
+
+    Raises:
+        ValueError: ``nms_threshold`` is not in (0, 1].
+    """
+    if not 0 < nms_threshold <= 1:
+        raise ValueError(f"nms_threshold is {nms_threshold}; expected an IoU in (0, 1], such as 0.6.")
+    rows = np.arange(dataset.n_detections)
+    _, ious = best_objects(dataset, rows)
+    positive = np.flatnonzero(ious >= 0.5)
+    images, scores = dataset.dt_images[positive], dataset.dt_scores[positive]
+    beta = image_correlation(scores, ious[positive], images)
+    variants = {"raw": dataset.dt_scores}
+    slots = np.lexsort((-scores, images))
+    for name, sign in (("image_upper", -1), ("image_lower", 1)):
+        permuted = dataset.dt_scores.copy()
+        permuted[positive[np.lexsort((-scores, sign * ious[positive], images))]] = scores[slots]
+        variants[name] = permuted
+    figures: dict[str, Any] = {"beta_img": beta.value, "n_images_correlated": beta.n_defined}
+    reasons = {} if beta.reason is None else {"beta_img": beta.reason}
+    kept = suppress(dataset, list(variants.values()), nms_threshold)
+    for (name, column), survives in zip(variants.items(), kept, strict=True):
+        rows = np.flatnonzero(survives)
+        chosen = np.sort(rows[highest_by_image(dataset.dt_images[rows], column[rows], max_dets)])
+        part = dataset.only(chosen)
+        precision = average_precision(part, truth, scores=column[chosen], max_dets=max_dets, all_areas=False)
+        for measure, value in ap_figures(precision, slice(None)).items():
+            figures[f"{measure}_{name}"] = value
+            if value is None:
+                reasons[f"{measure}_{name}"] = "there is no object to find"
+    return ImageLevel(figures, reasons)
+
+
+def suppress(dataset: Dataset, variants: Sequence[Floats], threshold: float) -> list[Bools]:
+    """Greedy NMS by image and class under each of several score columns: ``[n]`` whether a box survives."""
+    n_classes = max(len(dataset.class_ids), 1)
+    group = dataset.dt_images * n_classes + dataset.dt_classes
+    order = np.argsort(group, kind="stable")
+    survives = [np.ones(len(order), bool) for _ in variants]
+    for members, first, second in _overlapping(dataset.dt_boxes[order], group[order], threshold):
+        for scores, result in zip(variants, survives, strict=True):
+            s = scores[order]
+            swap = s[second] > s[first]  # ties go to the earlier record
+            high, low = np.where(swap, second, first), np.where(swap, first, second)
+            result[order[members]] = _greedy(members, high, low)
+    return survives
+
+
+def _greedy(members: slice, high: Ints, low: Ints) -> Bools:
+    # whole-chunk rounds: a box with no undecided higher neighbour stays, and removes its lower neighbours
+    high, low = high - members.start, low - members.start
+    size = members.stop - members.start
+    kept, decided = np.ones(size, bool), np.zeros(size, bool)
+    while len(high):
+        waiting = np.zeros(size, bool)
+        waiting[low] = True
+        decided |= ~waiting
+        gone = low[decided[high] & kept[high]]
+        kept[gone] = False
+        decided[gone] = True
+        live = ~decided[high] & ~decided[low]
+        high, low = high[live], low[live]
+    return kept
+
+
+def _overlapping(boxes: Floats, group: Ints, threshold: float) -> Iterator[tuple[slice, Ints, Ints]]:
+    # some groups at a time: (their boxes, first, second) with first < second places of pairs of IoU above the threshold
+    starts = np.flatnonzero(np.append(True, group[1:] != group[:-1])) if len(group) else np.zeros(0, np.int64)
+    ends = np.append(starts[1:], len(group))
+    sizes = ends - starts
+    total = np.cumsum(sizes * (sizes - 1) // 2)
+    at = 0
+    while at < len(starts):
+        done = total[at - 1] if at else 0
+        stop = max(int(np.searchsorted(total, done + _PAIRS_AT_ONCE, side="right")), at + 1)
+        low, high = int(starts[at]), int(ends[stop - 1])
+        place = np.arange(low, high)
+        after = np.repeat(ends[at:stop], sizes[at:stop]) - place - 1
+        first = np.repeat(place, after)
+        second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(after) - after, after)
+        near = _iou(boxes[first], boxes[second]) > threshold
+        yield slice(low, high), first[near], second[near]
+        at = stop
+
+
+def _iou(a: Floats, b: Floats) -> Floats:
+    side = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    common = np.maximum(side, 0).prod(1)
+    union = a[:, 2:].prod(1) + b[:, 2:].prod(1) - common
+    return np.divide(common, union, out=np.zeros(len(a)), where=union > 0)
+
+
+@dataclass(frozen=True)
+class ImageLevel:
+    """The image-level figures and the reasons of those that are undefined."""
+
+    figures: dict[str, Any]
+    reasons: dict[str, str]

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from concordet.measures import analyze, evaluate_detections
+from concordet.measures.dataset import read_dataset
+from concordet.measures.overlap import best_objects
+from concordet.measures.raw import suppress
+from tests.measures.reference import box_iou, coco_figures, run_pycocotools
+from tests.measures.scenes import SHAPES, make_scene, write_scene
+
+CONTRACT = [
+    "AP",
+    "AP50",
+    "AP75",
+    "APs",
+    "APm",
+    "APl",
+    "AR100",
+    "AP_upper",
+    "AP50_upper",
+    "AP75_upper",
+    "AP_lower",
+    "AP50_lower",
+    "AP75_lower",
+    "beta_cls",
+    "pearson",
+    "spearman",
+    "kendall",
+    "concordance",
+    "AIC",
+    "AIC_mean",
+    "oLRP",
+    "oLRP_loc",
+    "oLRP_fp",
+    "oLRP_fn",
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_name_is_a_number_or_has_a_reason(shape):
+    report = analyze(*make_scene(8, **SHAPES[shape])).to_dict()
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    for name in ("n_images", "n_detections", "n_true_positives"):
+        assert isinstance(report[name], int)
+    for entry in (report, *report["per_class"]):
+        for name in CONTRACT:
+            if entry[name] is None:
+                assert len(entry["reasons"][name]) > 10
+            else:
+                assert -1 <= entry[name] <= 1 or name == "AIC"
+                assert name not in entry["reasons"]
+    for entry in report["per_class"]:
+        assert entry["lrp_threshold"] is not None or entry["reasons"]["lrp_threshold"]
+
+
+def test_analysis_holds_the_figures_of_evaluate_detections_and_its_own_arrays():
+    truth, found = make_scene(8)
+    analysis = analyze(truth, found)
+    plain, report = evaluate_detections(truth, found), analysis.to_dict()
+    for name, value in plain.items():
+        if name not in ("per_class", "reasons", "notes"):
+            assert report[name] == value
+    hit = analysis.true_positive
+    assert report["n_true_positives"] == hit.sum()
+    assert report["spearman"] == pytest.approx(stats.spearmanr(analysis.scores[hit], analysis.ious[hit]).statistic)
+    report["AP"] = 7
+    assert analysis.to_dict()["AP"] == plain["AP"]
+    assert analysis.sentence.startswith("A perfect ranking of the same boxes would give ")
+
+
+def test_empty_ground_truth_and_no_images():
+    analysis = analyze({"images": [], "annotations": [], "categories": []}, [])
+    assert analysis.to_dict()["AP"] is None
+    assert analysis.sentence == "AP is undefined: there is no object to find."
+    assert analysis.to_dict()["per_class"] == []
+
+
+def test_best_objects_is_the_largest_iou_over_objects_of_image_and_class(monkeypatch):
+    monkeypatch.setattr("concordet.measures.overlap._PAIRS_AT_ONCE", 50)
+    truth, found = make_scene(3, crowd=0.2)
+    dataset = read_dataset(truth, found)
+    objects, ious = best_objects(dataset, np.arange(len(found)))
+    for i, d in enumerate(found):
+        best = max(
+            (
+                box_iou(d["bbox"], a["bbox"])
+                for a in truth["annotations"]
+                if a["image_id"] == d["image_id"] and a["category_id"] == d["category_id"] and not a["iscrowd"]
+            ),
+            default=0.0,
+        )
+        assert ious[i] == pytest.approx(best, abs=1e-11)
+        if best:
+            held = truth["annotations"][objects[i]]
+            assert box_iou(d["bbox"], held["bbox"]) == pytest.approx(best, abs=1e-11)
+        else:
+            assert objects[i] == -1
+
+
+def test_disagreements_name_first_and_better_box():
+    truth = {
+        "images": [{"id": 3, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [
+            {"id": 1, "image_id": 3, "category_id": 1, "bbox": [0, 0, 10, 10]},
+            {"id": 2, "image_id": 3, "category_id": 1, "bbox": [50, 0, 10, 10]},
+        ],
+    }
+    rows = [([0, 0, 10, 5], 0.9), ([0, 0, 10, 9], 0.4), ([50, 0, 10, 10], 0.8), ([50, 0, 10, 6], 0.3)]
+    found = [{"image_id": 3, "category_id": 1, "bbox": box, "score": s} for box, s in rows]
+    (worst,) = analyze(truth, found).to_dict()["disagreements"]
+    assert worst["first"] == {"bbox": [0, 0, 10, 5], "score": 0.9, "iou": 0.5}
+    assert worst["better"] == {"bbox": [0, 0, 10, 9], "score": 0.4, "iou": 0.9}
+    assert worst["gap"] == pytest.approx(0.4)
+    assert (worst["image_id"], worst["file_name"], worst["class_name"]) == (3, "a.jpg", "cat")
+    assert worst["object"] == [0, 0, 10, 10]
+
+
+def test_calibration_is_a_loop_over_bins():
+    analysis = analyze(*make_scene(2, crowd=0.1))
+    report = analysis.to_dict()
+    judged = ~analysis.ignored
+    scores, hit = analysis.scores[judged], analysis.true_positive[judged]
+    ious = np.where(hit, analysis.ious[judged], 0)
+    total = 0.0
+    for entry in report["calibration"]:
+        inside = (scores >= entry["low"]) & (scores < entry["high"])
+        assert entry["count"] == inside.sum()
+        assert entry["mean_iou"] == pytest.approx(ious[inside].mean())
+        assert entry["precision"] == pytest.approx(hit[inside].mean())
+        total += abs(scores[inside].mean() - ious[inside].mean()) * inside.sum() / len(scores)
+    assert report["calibration_error"] == pytest.approx(total)
+
+
+def test_scores_that_are_the_iou_are_calibrated():
+    truth, _ = make_scene(0)
+    found = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 1.0} for a in truth["annotations"]]
+    assert analyze(truth, found).to_dict()["calibration_error"] == pytest.approx(0, abs=1e-12)
+
+
+def greedy_nms(found, scores, threshold):
+    kept = []
+    for i in sorted(range(len(found)), key=lambda i: -scores[i]):
+        same = [k for k in kept if all(found[k][key] == found[i][key] for key in ("image_id", "category_id"))]
+        if all(box_iou(found[i]["bbox"], found[k]["bbox"]) <= threshold for k in same):
+            kept.append(i)
+    return sorted(kept)
+
+
+@pytest.mark.parametrize("shape", ["plain", "dense", "ties", "many_classes"])
+def test_suppression_is_greedy_nms(shape, monkeypatch):
+    monkeypatch.setattr("concordet.measures.raw._PAIRS_AT_ONCE", 500)
+    truth, found = make_scene(1, **SHAPES[shape])
+    dataset = read_dataset(truth, found)
+    other = np.random.default_rng(0).random(len(found))
+    results = suppress(dataset, [dataset.dt_scores, other], 0.4)
+    for scores, survives in zip((dataset.dt_scores, other), results, strict=True):
+        assert np.flatnonzero(survives).tolist() == greedy_nms(found, scores, 0.4)
+
+
+def test_raw_detections_give_the_image_level():
+    truth, raw = make_scene(1, n_images=6, n_classes=2, n_objects=30, n_detections=900)
+    found = [raw[i] for i in greedy_nms(raw, [d["score"] for d in raw], 0.6)]
+    report = analyze(truth, found, raw_detections=raw).to_dict()
+    assert report["AP_raw"] == pytest.approx(coco_figures(run_pycocotools(truth, found))["AP"], abs=1e-9)
+    assert report["AP_image_lower"] < report["AP_raw"] < report["AP_image_upper"]
+    rho = []
+    for image in truth["images"]:
+        pairs = []
+        for d in raw:
+            same = [a for a in truth["annotations"] if a["category_id"] == d["category_id"]]
+            same = [a for a in same if a["image_id"] == d["image_id"] == image["id"]]
+            iou = max((box_iou(d["bbox"], a["bbox"]) for a in same), default=0)
+            if iou >= 0.5:
+                pairs.append((d["score"], iou))
+        rho.append(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
+    assert report["beta_img"] == pytest.approx(np.mean(rho), abs=1e-9)
+
+
+def test_without_raw_detections_beta_img_says_what_it_needs():
+    report = analyze(*make_scene(0)).to_dict()
+    assert report["beta_img"] is None
+    assert "raw_detections" in report["reasons"]["beta_img"]
+    with pytest.raises(ValueError, match="nms_threshold is 0"):
+        analyze(*make_scene(0), raw_detections=[], nms_threshold=0)
+
+
+def with_masks(truth, found):
+    for record in (*truth["annotations"], *found):
+        x, y, w, h = record["bbox"]
+        record["segmentation"] = [[x, y, x + w, y, x + w, y + h, x + w / 3, y + h]]
+    return truth, found
+
+
+def test_masks_are_pycocotools(tmp_path):
+    truth, found = with_masks(*make_scene(2, n_images=8, n_objects=30, n_detections=120, crowd=0))
+    report = analyze(*write_scene(tmp_path, truth, found), iou_type="segm").to_dict()
+    for name, expected in coco_figures(run_pycocotools(truth, found, "segm")).items():
+        assert report[name] == (None if expected is None else pytest.approx(expected, abs=1e-9))
+    assert report["AP"] != evaluate_detections(truth, found)["AP"]
+    assert report["AP_lower"] <= report["AP"] <= report["AP_upper"]
+
+
+def test_masks_as_run_lengths_and_without_boxes():
+    from pycocotools import mask
+
+    truth, found = with_masks(*make_scene(2, n_images=8, n_objects=30, n_detections=120))
+    expected = analyze(truth, found, iou_type="segm").to_dict()
+    for record in found:
+        rle = mask.merge(mask.frPyObjects(record["segmentation"], 640, 640))
+        record["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+        del record["bbox"]
+    report = analyze(truth, found, iou_type="segm").to_dict()
+    for name in ("AP", "AP50", "AP75", "beta_cls", "oLRP", "AIC"):
+        assert report[name] == pytest.approx(expected[name], abs=1e-9)
+
+
+def lvis_scene(seed):
+    truth, found = make_scene(seed, n_classes=6)
+    rng = np.random.default_rng(seed)
+    for place, category in enumerate(truth["categories"]):
+        category["frequency"] = "rcf"[place % 3]
+    for image in truth["images"]:
+        ids = [c["id"] for c in truth["categories"]]
+        image["neg_category_ids"] = [i for i in ids if rng.random() < 0.3]
+        image["not_exhaustive_category_ids"] = []
+    return truth, found
+
+
+def test_lvis_judges_a_class_only_on_its_own_images():
+    truth, found = lvis_scene(4)
+    report = analyze(truth, found, lvis=True).to_dict()
+    by_frequency = {"r": [], "c": [], "f": []}
+    for entry, category in zip(report["per_class"], truth["categories"], strict=True):
+        ident = category["id"]
+        objects = [a for a in truth["annotations"] if a["category_id"] == ident]
+        positive = {a["image_id"] for a in objects}
+        images = [i for i in truth["images"] if i["id"] in positive or ident in i["neg_category_ids"]]
+        judged = {i["id"] for i in images}
+        one = {"images": images, "categories": [category], "annotations": objects}
+        kept = [d for d in found if d["category_id"] == ident and d["image_id"] in judged]
+        expected = coco_figures(run_pycocotools(one, kept, max_dets=(300,)))
+        for name in ("AP", "AP50", "AP75"):
+            assert entry[name] == pytest.approx(expected[name], abs=1e-9)
+        by_frequency[category["frequency"]].append(expected["AP"])
+    for key, values in by_frequency.items():
+        assert report[f"AP{key}"] == pytest.approx(np.mean(values), abs=1e-9)
+    assert report["AR300"] is not None
+    assert report["AR100"] is None
+    assert report["reasons"]["AR100"]
+
+
+def test_lvis_does_not_blame_unmatched_boxes_where_annotation_is_not_exhaustive():
+    truth, found = lvis_scene(4)
+    for image in truth["images"]:
+        image["not_exhaustive_category_ids"] = [c["id"] for c in truth["categories"]]
+    report = analyze(truth, found, lvis=True).to_dict()
+    assert report["oLRP_fp"] == 0.0
+    assert report["AP50"] > analyze(*lvis_scene(4), lvis=True).to_dict()["AP50"]
+
+
+def test_lvis_keeps_the_highest_of_an_image():
+    truth, found = lvis_scene(5)
+    few = [
+        d
+        for i in truth["images"]
+        for d in sorted((d for d in found if d["image_id"] == i["id"]), key=lambda d: -d["score"])[:6]
+    ]
+    capped, whole = analyze(truth, found, lvis=True, max_dets=6).to_dict(), analyze(truth, few, lvis=True).to_dict()
+    for name in ("AP", "beta_cls", "oLRP", "AP_upper"):
+        assert capped[name] == pytest.approx(whole[name], abs=1e-12)
+    with pytest.raises(ValueError, match="no image has neg_category_ids"):
+        analyze(*make_scene(0), lvis=True)

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+
+from concordet.measures import analyze, evaluate_detections
+from tests.measures.reference import coco_figures, run_pycocotools
+from tests.measures.scenes import make_scene, write_scene
+
+
+def changed(records, place, **values):
+    records = copy.deepcopy(records)
+    for key, value in values.items():
+        if value is KeyError:
+            del records[place][key]
+        else:
+            records[place][key] = value
+    return records
+
+
+DETECTION_FAULTS = {
+    "score_text": ({"score": "0.9"}, r"found.json: detection 3 \(from 0\) has score '0.9'; expected a finite number"),
+    "score_nan": ({"score": math.nan}, r"detection 3 \(from 0\) has score nan; expected a finite number"),
+    "score_infinite": ({"score": math.inf}, r"detection 3 \(from 0\) has score inf"),
+    "score_null": ({"score": None}, r"detection 3 \(from 0\) has score None"),
+    "no_score": ({"score": KeyError}, r"detection 3 \(from 0\) has no score"),
+    "image_text": ({"image_id": "a.jpg"}, r"detection 3 \(from 0\) has image_id 'a.jpg'; expected an integer"),
+    "image_fraction": ({"image_id": 1.5}, r"detection 3 \(from 0\) has image_id 1.5; expected an integer"),
+    "image_huge": ({"image_id": 10**30}, r"detection 3 \(from 0\) has image_id 1000"),
+    "class_unknown": ({"category_id": 77}, r"detection 3 \(from 0\) has category_id 77, which is not among"),
+    "class_null": ({"category_id": None}, r"detection 3 \(from 0\) has category_id None; expected an integer"),
+    "no_box": ({"bbox": KeyError}, r"detection 3 \(from 0\) has no bbox"),
+    "box_short": ({"bbox": [1, 2, 3]}, r"detection 3 \(from 0\) has bbox \[1, 2, 3\]; expected four finite numbers"),
+    "box_text": ({"bbox": [1, "2", 3, 4]}, r"detection 3 \(from 0\) has bbox \[1, '2', 3, 4\]; expected four"),
+    "box_nan": ({"bbox": [1, math.nan, 3, 4]}, r"detection 3 \(from 0\) has bbox \[1, nan, 3, 4\]"),
+    "box_number": ({"bbox": 5}, r"detection 3 \(from 0\) has bbox 5; expected four finite numbers"),
+    "box_corners": ({"bbox": [50, 50, -10, 5]}, r"detection 3 \(from 0\) has bbox \[50.0, .*negative size"),
+}
+
+
+@pytest.mark.parametrize("fault", DETECTION_FAULTS)
+def test_a_faulty_detection_is_named(fault, tmp_path):
+    values, sentence = DETECTION_FAULTS[fault]
+    truth, found = make_scene(0)
+    with pytest.raises(ValueError, match=sentence):
+        analyze(*write_scene(tmp_path, truth, changed(found, 3, **values)))
+
+
+ANNOTATION_FAULTS = {
+    "unknown_image": ({"image_id": 999}, r"annotation 2 \(from 0\) has image_id 999, which is not among the images"),
+    "unknown_class": ({"category_id": 999}, r"annotation 2 \(from 0\) has category_id 999, which is not among the cat"),
+    "area_text": ({"area": "12"}, r"annotation 2 \(from 0\) has area '12'; expected a finite number"),
+    "crowd_text": ({"iscrowd": "no"}, r"annotation 2 \(from 0\) has iscrowd 'no'"),
+    "negative": ({"bbox": [1, 1, 5, -5]}, r"annotation 2 \(from 0\) has bbox .* negative size"),
+}
+
+
+@pytest.mark.parametrize("fault", ANNOTATION_FAULTS)
+def test_a_faulty_annotation_is_named(fault, tmp_path):
+    values, sentence = ANNOTATION_FAULTS[fault]
+    truth, found = make_scene(0)
+    truth["annotations"] = changed(truth["annotations"], 2, **values)
+    with pytest.raises(ValueError, match="truth.json: " + sentence):
+        analyze(*write_scene(tmp_path, truth, found))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'[{"image_id": 1, "sco', r"found.json is not complete JSON \(.* line 1, column 18\)"),
+        (b"", r"found.json is not complete JSON"),
+        (b"\xff\xfe\x00\x01\x02", r"found.json is not"),
+        (b"3", r"found.json holds one int; expected a list or an object"),
+        (b"[1, 2]", r"found.json: detection 0 \(from 0\) is 1; expected an object"),
+        (b'{"results": []}', r"found.json is an object without annotations"),
+    ],
+)
+def test_a_file_that_is_no_results_file(content, sentence, tmp_path):
+    gt, dt = write_scene(tmp_path, *make_scene(0))
+    dt.write_bytes(content)
+    with pytest.raises(ValueError, match=sentence):
+        analyze(gt, dt)
+
+
+def test_a_file_that_is_no_ground_truth(tmp_path):
+    gt, dt = write_scene(tmp_path, *make_scene(0))
+    with pytest.raises(ValueError, match=r"nowhere\.json does not exist"):
+        analyze(tmp_path / "nowhere.json", dt)
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be read"):
+        analyze(tmp_path, dt)
+    for content, sentence in (
+        ({"images": []}, "truth.json has no annotations"),
+        ({"images": 3, "annotations": []}, "truth.json has images that is no list"),
+        ({"images": [{"id": "a"}], "annotations": []}, r"truth.json: images\[0\] has id 'a'"),
+        ({"images": [], "annotations": [], "categories": [{"name": "x"}]}, r"categories\[0\] has id None"),
+    ):
+        gt.write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=sentence):
+            analyze(gt, dt)
+
+
+def test_category_id_with_two_names():
+    truth, found = make_scene(0)
+    truth["categories"].append({"id": 1, "name": "another"})
+    with pytest.raises(ValueError, match="category id 1 is both 'class 0' and 'another'"):
+        analyze(truth, found)
+
+
+def test_unknown_iou_type_and_missing_masks():
+    truth, found = make_scene(0)
+    with pytest.raises(ValueError, match="iou_type is 'keypoints'"):
+        analyze(truth, found, iou_type="keypoints")
+    with pytest.raises(ValueError, match=r"annotation 0 \(from 0\) has no segmentation"):
+        analyze(truth, found, iou_type="segm")
+
+
+def test_arrays_are_checked_too():
+    truth, _ = make_scene(0)
+    row = [1.0, 0, 0, 5, 5, 0.5, 1]
+    for faulty, sentence in (
+        (np.array([row[:6]]), r"shape \[1, 6\].*expected numbers \[n, 7\]"),
+        (np.array([[*row[:5], math.nan, 1]]), "detection 0 .* holds a value that is not finite"),
+        (np.array([[1.5, *row[1:]]]), "has image_id 1.5; expected an integer"),
+        (np.array([[1, 0, 0, -5, *row[4:]]]), "negative size"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            analyze(truth, faulty)
+
+
+def test_images_that_only_one_file_has():
+    truth, found = make_scene(0)
+    extra = [{**found[0], "image_id": 5000}, {**found[1], "image_id": 5001}]
+    report = analyze(truth, found + extra).to_dict()
+    expected = analyze(truth, found).to_dict()
+    assert report["AP"] == expected["AP"]
+    assert report["n_detections"] == len(found)
+    assert "2 detections on 2 images that the ground truth lacks were left out" in report["notes"]
+    with pytest.raises(ValueError, match="no detection is on an image of ground truth"):
+        analyze(truth, extra)
+    truth["images"].append({"id": 6000})
+    assert analyze(truth, found).to_dict()["n_images"] == expected["n_images"] + 1
+
+
+def test_box_only_files_without_area_crowd_or_ids():
+    truth, found = make_scene(0)
+    for a in truth["annotations"]:
+        a["area"] = a["bbox"][2] * a["bbox"][3]
+    expected = coco_figures(run_pycocotools(truth, found))
+    bare = {
+        **truth,
+        "annotations": [{k: a[k] for k in ("image_id", "category_id", "bbox")} for a in truth["annotations"]],
+    }
+    report = evaluate_detections(bare, found)
+    for name, value in expected.items():
+        assert report[name] == pytest.approx(value, abs=1e-9)
+
+
+def test_duplicate_ids_lose_no_object():
+    truth, found = make_scene(0)
+    expected = evaluate_detections(truth, found)
+    truth["annotations"] = [{**a, "id": 1} for a in truth["annotations"]]
+    truth["images"].append(truth["images"][0])
+    truth["categories"].append(truth["categories"][0])
+    found = [{**d, "id": 4} for d in found]
+    report = evaluate_detections(truth, found)
+    assert report["AP"] == expected["AP"]
+    assert report["n_objects"] == expected["n_objects"]
+    assert [note.split(" repeat")[0] for note in report["notes"]] == ["1 images", "1 categories", "79 annotations"]
+
+
+def test_ids_of_zero_are_as_good_as_any():
+    truth, found = make_scene(0)
+    expected = evaluate_detections(truth, found)
+    down = {"image_id": lambda v: v - 1, "category_id": lambda v: v - 1, "id": lambda v: v - 1}
+    shift = [
+        [{k: down.get(k, lambda v: v)(v) for k, v in r.items()} for r in rows] for rows in (*truth.values(), found)
+    ]
+    report = evaluate_detections(dict(zip(truth, shift[:3], strict=True)), shift[3])
+    for name in ("AP", "APs", "AR100", "beta_cls", "oLRP"):
+        assert report[name] == expected[name]
+
+
+def test_lists_of_annotations_need_no_images_or_categories():
+    truth, found = make_scene(0)
+    report = evaluate_detections(truth["annotations"], found)
+    assert report["AP"] == pytest.approx(evaluate_detections(truth, found)["AP"])
+    assert any("lists no images" in note for note in report["notes"])
+
+
+def test_ignore_without_crowd_is_noted():
+    truth, found = make_scene(0, ignore=0.3)
+    notes = evaluate_detections(truth, found)["notes"]
+    assert any("have ignore without iscrowd and count as objects, as in pycocotools" in note for note in notes)
+
+
+def test_class_without_objects_or_without_detections():
+    truth, found = make_scene(0)
+    truth["categories"] += [{"id": 100, "name": "never seen"}, {"id": 101, "name": "missed"}]
+    truth["annotations"].append({"id": 999, "image_id": 1, "category_id": 101, "bbox": [0, 0, 9, 9]})
+    found.append({**found[0], "category_id": 100})
+    never, missed = analyze(truth, found).to_dict()["per_class"][-2:]
+    assert (never["AP"], never["oLRP"], never["n_detections"]) == (None, None, 1)
+    assert never["reasons"]["AP"] == "there is no object to find of this class"
+    assert (missed["AP"], missed["oLRP"], missed["lrp_threshold"]) == (0.0, 1.0, None)
+
+
+def write_text(folder, truth, found):
+    folder.mkdir()
+    for image in truth["images"]:
+        image["file_name"] = f"photos/scene {image['id']:03}.jpg"
+    names = {c["id"]: c["name"] for c in truth["categories"]}
+    for image in truth["images"]:
+        rows = [d for d in found if d["image_id"] == image["id"]]
+        lines = []
+        for d in rows:
+            x, y, w, h = d["bbox"]
+            lines.append(f"{names[d['category_id']]} {d['score']!r} {x!r} {y!r} {x + w!r} {y + h!r}")
+        (folder / f"scene {image['id']:03}.txt").write_text("\n".join(lines) + "\n\n")
+
+
+def test_text_folder_equals_json(tmp_path):
+    truth, found = make_scene(0)
+    write_text(tmp_path / "results", truth, found)
+    report, expected = evaluate_detections(truth, tmp_path / "results"), evaluate_detections(truth, found)
+    for name in ("AP", "AP50", "AP75", "beta_cls", "oLRP", "AIC", "n_detections"):
+        assert report[name] == pytest.approx(expected[name], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("class 0 0.5 1 2 3", r"scene 001.txt: line 1 is 'class 0 0.5 1 2 3'; expected|line 1 names class 'class'"),
+        ("0.5 1 2 3 4", r"scene 001.txt: line 1 is '0.5 1 2 3 4'; expected 'class score left top right bottom'"),
+        ("class 0 high 1 2 3 4", r"line 1 is 'class 0 high 1 2 3 4'; expected"),
+        ("class 0 nan 1 2 3 4", r"line 1 is 'class 0 nan 1 2 3 4'; expected"),
+        ("class 0 0.5 10 2 3 4", r"line 1 has a box from \(10, 2\) to \(3, 4\); expected left <= right"),
+        ("zebra 0.5 1 2 3 4", r"line 1 names class 'zebra', not one of the ground truth's"),
+    ],
+)
+def test_faulty_text_lines_are_named(line, sentence, tmp_path):
+    truth, found = make_scene(0)
+    write_text(tmp_path / "results", truth, found)
+    (tmp_path / "results" / "scene 001.txt").write_text(line)
+    with pytest.raises(ValueError, match=sentence):
+        evaluate_detections(truth, tmp_path / "results")
+
+
+def test_text_folder_without_files_or_with_files_of_other_images(tmp_path):
+    truth, found = make_scene(0)
+    with pytest.raises(ValueError, match=r"holds no \.txt file"):
+        evaluate_detections(truth, tmp_path)
+    write_text(tmp_path / "results", truth, found)
+    (tmp_path / "results" / "other.txt").write_text("class_0 0.5 1 2 3 4\n1 0.5 1 2 3 4")
+    notes = evaluate_detections(truth, tmp_path / "results")["notes"]
+    assert notes == ["2 detections on 1 images that the ground truth lacks were left out"]
+    (tmp_path / "results" / "scene 002.txt").write_bytes(b"\xff\xfe\xfa")
+    with pytest.raises(ValueError, match=r"scene 002\.txt is not text in UTF-8"):
+        evaluate_detections(truth, tmp_path / "results")
+    truth["images"].append({"id": 800, "file_name": "b/scene 001.png"})
+    with pytest.raises(ValueError, match="several images of the ground truth are named scene 001"):
+        evaluate_detections(truth, tmp_path / "results")
