@@ -1,7 +1,7 @@
 """Image files of any kind as 8-bit RGB, and what their headers say.
 
-Modes are read as Pillow's ``convert("RGB")`` and torchvision's data sets read them (alpha is dropped, palettes are looked
-up, CMYK is converted), but for 16-bit greyscale, which ``convert`` would cut off at 255: of it the high byte is taken.
+Modes are read as Pillow's ``convert("RGB")`` and so torchvision's data sets read them (alpha is dropped, palettes are
+looked up, CMYK is converted), but for 16-bit greyscale, which ``convert`` would cut off at 255: its high byte is taken.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,10 +11,9 @@ from concordet.data.coco import CocoFolder
 from concordet.data.digits import DigitScenes
 from concordet.data.records import FileDataset
 from concordet.data.targets import DetectionDataset, Transforms
-from concordet.data.transforms import train_transforms
 from concordet.data.voc import VocFolder
 
-DATASETS: Final[dict[str, type[DetectionDataset]]] = {
+DATASETS: Final[dict[str, Callable[..., DetectionDataset]]] = {
     "coco": CocoFolder,
     "digits": DigitScenes,
     "voc": VocFolder,
@@ -32,7 +32,6 @@ def load_dataset(
     split: str | None = None,
     annotations: str | Path | None = None,
     images: str | Path | None = None,
-    augment: str = "none",
     transforms: Transforms | None = None,
     **options: Any,
 ) -> DetectionDataset:
@@ -43,9 +42,8 @@ def load_dataset(
         root: the folder of the data set, as its publisher lays it out.
         split: which part ("train", "val"; COCO "train2017"; VOC "trainval").
         annotations, images: annotation file and folder of images, for COCO's form.
-        augment: a recipe of :func:`~concordet.data.train_transforms`, with the flips that the data set allows; "none"
-            leaves images as they are.
-        transforms: instead of a recipe.
+        transforms: see :class:`DetectionDataset`; ``dataset.transforms`` can also be set later, when
+            ``dataset.default_flip`` is known.
         **options: further arguments of the data set's class.
 
     Raises:
@@ -66,15 +64,11 @@ def load_dataset(
         raise ValueError(f"data set {name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed))}")
     if name == "voc" and root is None:
         raise ValueError("data set 'voc' needs root, the folder with Annotations, JPEGImages and ImageSets")
-    if augment != "none" and transforms is not None:
-        raise ValueError("augment names a recipe and transforms replaces it; give one of them")
-    dataset = DATASETS[name](**options)
-    dataset.transforms = train_transforms(augment, flip=dataset.default_flip) if augment != "none" else transforms
-    return dataset
+    return DATASETS[name](transforms=transforms, **options)
 
 
-def _options(cls: type[DetectionDataset]) -> set[str]:
+def _options(cls: Callable[..., DetectionDataset]) -> set[str]:
     names = set(inspect.signature(cls).parameters)
-    if issubclass(cls, FileDataset):
+    if isinstance(cls, type) and issubclass(cls, FileDataset):
         names |= set(inspect.signature(FileDataset).parameters) - {"records", "class_names", "category_ids", "counts"}
     return names - {"options", "transforms"}

@@ -132,7 +132,7 @@ class FileDataset(DetectionDataset):
         masks = None
         if self.masks:
             masks = self._masks(record, objects, (width, height), image.size)
-            shown = masks.flatten(1).any(1).numpy()
+            shown = masks.flatten(1).bool().any(1).numpy()
             masks = masks[torch.from_numpy(shown)]
             objects[objects] = shown
         ignored = ~objects & _proper(boxes)

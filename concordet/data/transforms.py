@@ -15,12 +15,11 @@ _IGNORED_LABEL = 0
 
 
 def train_transforms(
-    recipe: str = "flip",
     *,
     flip: str = "horizontal",
-    photometric: bool | None = None,
-    zoom_out: float | None = None,
-    iou_crop: bool | None = None,
+    photometric: bool = False,
+    zoom_out: float = 0.0,
+    iou_crop: bool = False,
     scale_jitter: tuple[float, float] | None = None,
     min_size: float = 1.0,
 ) -> Transforms:
@@ -29,7 +28,6 @@ def train_transforms(
     Boxes are clipped to the image, and dropped (with their masks) where less than ``min_size`` pixels remain.
 
     Args:
-        recipe: "flip" for flips alone, or "ssd" for flips, colours, zooming out (0.5) and crops; the options change it.
         flip: "none", "horizontal" or "both"; each direction has probability 1/2.  ``dataset.default_flip`` says
             what its classes allow (a mirrored digit is no digit).
         photometric: SSD's random brightness, contrast, saturation, hue and channel order.
@@ -42,15 +40,9 @@ def train_transforms(
         ValueError: an option out of its range.
 
     Example:
-        >>> ssd = train_transforms("ssd")
+        >>> ssd = train_transforms(photometric=True, zoom_out=0.5, iou_crop=True)
         >>> light = train_transforms(flip="none", scale_jitter=(0.8, 1.25))
     """
-    if recipe not in ("flip", "ssd"):
-        raise ValueError(f"augmentation recipe must be 'flip' or 'ssd', not {recipe!r}")
-    ssd = recipe == "ssd"
-    photometric = ssd if photometric is None else photometric
-    iou_crop = ssd if iou_crop is None else iou_crop
-    zoom_out = 0.5 * ssd if zoom_out is None else zoom_out
     if flip not in ("none", "horizontal", "both"):
         raise ValueError(f"flip must be 'none', 'horizontal' or 'both', not {flip!r}")
     if not 0 <= zoom_out <= 1:
@@ -63,7 +55,7 @@ def train_transforms(
     if photometric:
         steps.append(v2.RandomPhotometricDistort())
     if zoom_out:
-        steps.append(v2.RandomZoomOut(fill=_FILL, p=zoom_out))
+        steps.append(v2.RandomZoomOut(fill={tv_tensors.Image: _FILL, "others": 0}, p=zoom_out))
     if iou_crop:
         steps.append(v2.RandomIoUCrop())
     if scale_jitter is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ class VocFolder(FileDataset):
         root: the folder with ``Annotations`` (VOC's own: ``VOCdevkit/VOC2007``).
         split: a list in ``ImageSets/Main`` without ``.txt``; None is all annotation files.
         classes: names in the order of their labels, all that the annotations use; None is VOC's 20 for a folder named
-            VOC..., else the names in ``Annotations``, sorted.
+            VOC2007 or of another year, else the names in ``Annotations``, sorted.
         one_based: False for annotations whose coordinates count from 0.
         **options: as :class:`~concordet.data.records.FileDataset`.
 
@@ -108,7 +109,7 @@ def _parse(path: Path) -> ElementTree.Element:
 
 def _discover(root: Path, folder: Path, trees: dict[str, ElementTree.Element]) -> list[str]:
     """Names in all annotations, not the split's alone, so that all splits number their classes alike."""
-    if root.resolve().name.upper().startswith("VOC"):
+    if re.fullmatch(r"VOC20\d\d", root.resolve().name):
         return list(VOC_CLASSES)
     found = set()
     for path in folder.glob("*.xml"):
