@@ -12,7 +12,7 @@ from torchvision.ops import complete_box_iou_loss, generalized_box_iou, sigmoid_
 from concordet.boxes import paired_iou
 from concordet.losses import BoxTerm, Usual, build_criterion, list_losses
 from concordet.losses.box import box_losses
-from concordet.losses.criteria import balance, sum_terms
+from concordet.losses.terms import balance, sum_terms
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
 BASES = [n for n in list_losses() if n[0] != "+"]
@@ -196,6 +196,61 @@ class TestCouplings:
         logits, boxes = torch.autograd.grad(term, (assigned.logits, assigned.boxes), allow_unused=True)
         assert logits.abs().sum() > 0
         assert boxes is None or (boxes == 0).all()
+
+
+class TestHarmonic:
+    def test_by_hand(self):
+        """Eqs. 8-13 in scalars."""
+        assigned = record(positives=3, negatives=2, ignored=1, classes=2)
+        ious = paired_iou(assigned.boxes, assigned.gt_boxes).tolist()
+        smooth = box_losses("smooth_l1", assigned).tolist()
+        harmonised, contrast, negatives = 0.0, 0.0, 0.0
+        for row, label in enumerate(assigned.labels.tolist()):
+            p = [sigmoid(v) for v in assigned.logits[row].tolist()]
+            if label != IGNORED:
+                negatives -= sum(math.log(1 - p[c]) for c in range(2) if c != label)
+            if label >= 0:
+                k = assigned.positive.tolist().index(row)
+                entropy, location = -math.log(p[label]), smooth[k] + 1.5 * (1 + ious[k]) ** 0.8 * (1 - ious[k])
+                harmonised += (1 + math.exp(-location)) * entropy + (1 + math.exp(-entropy)) * location
+                doubt = -sum(v * math.log(v) for v in p)
+                contrast += max(0, abs(p[label] - ious[k]) - 0.2) / (1 + math.exp(doubt))
+        terms = build_criterion("harmonic")(assigned)
+        expected = {"classification": negatives / 3, "harmonic": harmonised / 3, "contrast": contrast / 3}
+        assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected, rel=1e-5)
+
+    def test_boxes_learn(self):
+        assigned = record()
+        term = build_criterion("harmonic")(assigned)["harmonic"]
+        assert all((g != 0).any() for g in torch.autograd.grad(term, (assigned.boxes, assigned.logits)))
+
+
+class TestAverageLRP:
+    def test_self_balancing_is_the_previous_epochs(self):
+        criterion = build_criterion("alrp")
+        first = [criterion(record(seed=i)) for i in range(3)]
+        classification = sum(t["classification"].item() for t in first)
+        localization = sum(t["box"].item() / 50 for t in first)  # 50 in the first epoch
+        criterion.on_epoch_end()
+        weight = (classification + localization) / localization
+        again = criterion(record(seed=0))
+        assert again["box"].item() == pytest.approx(first[0]["box"].item() / 50 * weight, rel=1e-5)
+
+    def test_state_is_checkpointed_and_untouched_by_evaluation(self):
+        criterion = build_criterion("alrp")
+        criterion(record())
+        criterion.eval()(record())
+        other = build_criterion("alrp")
+        other.load_state_dict(criterion.state_dict())
+        for c in (criterion, other):
+            c.on_epoch_end()
+        assert other.core.weight == criterion.core.weight != 50
+
+    def test_an_epoch_without_objects_keeps_the_weight(self):
+        criterion = build_criterion("alrp")
+        criterion(record(positives=0))
+        criterion.on_epoch_end()
+        assert criterion.core.weight == 50
 
 
 class TestQuality:

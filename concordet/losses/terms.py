@@ -1,0 +1,199 @@
+"""What a criterion is put together from: functions of (assigned, IoUs of the positives) to unweighted terms.
+
+Cores give classification and box terms, couplings one more term.  IoUs ``[p]`` carry no gradient: they are targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from concordet.boxes import paired_iou
+from concordet.losses import functional
+from concordet.losses.box import BoxTerm, box_losses, weigh
+from concordet.types import IGNORED, Assigned
+
+QualityHead = Literal["centerness", "iou"]
+Terms = dict[str, Tensor]
+Core = Callable[[Assigned, Tensor], Terms]
+Coupling = Callable[[Assigned, Tensor], Tensor]
+
+
+def sum_terms(terms: Terms) -> Tensor:
+    """0-dim sum of all terms."""
+    return torch.stack(list(terms.values())).sum()
+
+
+def balance(classification: Tensor, box: Tensor) -> Tensor:
+    """Factor that makes the box term as large as the classification's, without gradient; 1 where the box term is 0."""
+    return torch.where(box > 0, classification / torch.where(box > 0, box, 1), 1).detach()
+
+
+def quality_term(assigned: Assigned, ious: Tensor, target: QualityHead) -> Tensor:
+    """Binary cross entropy of the auxiliary head, over the normalizer (FCOS Sec. 3.2; PAA for IoU)."""
+    if assigned.quality_logits is None:
+        raise ValueError(f"this detector has no auxiliary head for {target!r}; build it with this loss by name")
+    targets = ious if target == "iou" else assigned.quality_targets
+    if targets is None:
+        raise ValueError("this detector has no centerness targets; use 'iou_head' instead of 'centerness'")
+    losses = F.binary_cross_entropy_with_logits(assigned.quality_logits.float(), targets, reduction="sum")
+    return losses / assigned.normalizer
+
+
+# --- classification terms -------------------------------------------------------------------------------------------
+
+
+def one_hot(assigned: Assigned, values: Tensor | float = 1.0) -> Tensor:
+    """``[n, c]`` targets: ``values`` ``[p]`` at each positive's class, 0 elsewhere."""
+    targets = torch.zeros_like(assigned.logits)
+    rows = assigned.positive
+    targets[rows, assigned.labels[rows]] = torch.as_tensor(values, dtype=targets.dtype, device=targets.device)
+    return targets
+
+
+def flat_labels(assigned: Assigned) -> Tensor:
+    """``[n * c]`` labels of a ranking loss: 1 positive, 0 negative, -1 ignored; one ranking over all classes."""
+    ignored = (assigned.labels == IGNORED).to(torch.int64)
+    labels = -ignored[:, None].repeat(1, assigned.logits.shape[1])
+    labels[assigned.positive, assigned.labels[assigned.positive]] = 1
+    return labels.flatten()
+
+
+def over_used_rows(losses: Tensor, assigned: Assigned) -> Tensor:
+    """0-dim sum of ``losses`` ``[n, c]`` over rows that are not ignored, over the normalizer."""
+    return (losses * (assigned.labels != IGNORED)[:, None]).sum() / assigned.normalizer
+
+
+def focal_term(assigned: Assigned, ious: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Terms:
+    """Focal loss over the number of positives."""
+    losses = functional.focal_loss(assigned.logits, one_hot(assigned), alpha=alpha, gamma=gamma, reduction="none")
+    return {"classification": over_used_rows(losses, assigned)}
+
+
+def cross_entropy_term(assigned: Assigned, ious: Tensor) -> Terms:
+    """Binary cross entropy of each class over the number of positives."""
+    losses = F.binary_cross_entropy_with_logits(assigned.logits, one_hot(assigned), reduction="none")
+    return {"classification": over_used_rows(losses, assigned)}
+
+
+def quality_focal_term(assigned: Assigned, ious: Tensor) -> Terms:
+    """Quality Focal Loss: the target of a positive is its IoU."""
+    losses = functional.quality_focal_loss(assigned.logits, one_hot(assigned, ious), reduction="none")
+    return {"classification": over_used_rows(losses, assigned)}
+
+
+def varifocal_term(assigned: Assigned, ious: Tensor) -> Terms:
+    """Varifocal Loss: the target of a positive is its IoU, and so is its weight."""
+    losses = functional.varifocal_loss(assigned.logits, one_hot(assigned, ious), reduction="none")
+    return {"classification": over_used_rows(losses, assigned)}
+
+
+def average_precision_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") -> Terms:
+    """AP Loss with delta 1, as published."""
+    return {"ranking": functional.ap_loss(assigned.logits.flatten(), flat_labels(assigned), method=method)}
+
+
+def rank_sort_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") -> Terms:
+    """Rank & Sort Loss: positives above negatives, and among themselves by IoU."""
+    result = functional.rank_sort_loss(
+        assigned.logits.flatten(), flat_labels(assigned), one_hot(assigned, ious).flatten(), method=method
+    )
+    return {"ranking": result.ranking, "sorting": result.sorting}
+
+
+# --- cores ----------------------------------------------------------------------------------------------------------
+
+
+def separate(assigned: Assigned, ious: Tensor, *, classification: Core, box: BoxTerm) -> Terms:
+    """A classification loss and a box loss that do not know of one another."""
+    terms = classification(assigned, ious)
+    return {**terms, "box": weigh(box, assigned, box_losses(box.kind, assigned), ious)}
+
+
+def self_balanced(assigned: Assigned, ious: Tensor, *, classification: Core, box: BoxTerm) -> Terms:
+    """The box term is scaled to the classification's value, so that there is no weight to tune (RS Loss)."""
+    terms = separate(assigned, ious, classification=classification, box=box)
+    box_value = terms.pop("box")
+    return {**terms, "box": box_value * balance(sum_terms(terms), box_value)}
+
+
+def harmonic(assigned: Assigned, ious: Tensor, *, alpha: float = 1.5, gamma: float = 0.8, margin: float = 0.2) -> Terms:
+    """HarmonicDet: cross entropy and localization of a positive weigh each other, plus Task-Contrastive loss.
+
+    Localization is smooth L1 of the encoded regression, where the detector has one, plus ``alpha`` times the Harmonic
+    IoU loss.  The classifier here is a sigmoid a class: the positive's own class is harmonised, every other logit is a
+    negative.  Wang and Zhang (ICCV 2021), Eqs. 8-13; alpha, gamma and margin as published.
+    """
+    positive_losses = F.softplus(-assigned.positive_logits)  # CE of the own class
+    negatives = (F.softplus(assigned.logits) * (1 - one_hot(assigned)) * (assigned.labels != IGNORED)[:, None]).sum()
+    overlaps = paired_iou(assigned.boxes, assigned.gt_boxes)
+    localization = alpha * functional.harmonic_iou_loss(overlaps, gamma=gamma, reduction="none")
+    if assigned.deltas is not None:
+        localization = localization + box_losses("smooth_l1", assigned)
+    contrast = functional.task_contrastive_loss(
+        assigned.logits[assigned.positive].sigmoid(),
+        assigned.labels[assigned.positive],
+        overlaps,
+        margin=margin,
+        reduction="sum",
+    )
+    return {
+        "classification": negatives / assigned.normalizer,
+        "harmonic": functional.harmonic_loss(positive_losses, localization, reduction="sum") / assigned.normalizer,
+        "contrast": contrast / assigned.normalizer,
+    }
+
+
+class AverageLRP(nn.Module):
+    """aLRP Loss: one loss ranks positives above negatives and weighs their localization errors by rank.
+
+    The localization part is scaled by mean(total) / mean(localization) of the previous epoch (Oksuz et al. 2020,
+    Sec. 4.2), 50 in the first.  This is state of the training: it lives in buffers, so it is saved with the model,
+    and moves on when :meth:`on_epoch_end` is called; :meth:`forward` only adds up.
+
+    Args:
+        first_weight: during the first epoch; 50 as published.
+        method: of the ranking engine.
+    """
+
+    weight: Tensor
+    sums: Tensor
+
+    def __init__(self, first_weight: float = 50.0, method: str = "auto") -> None:
+        super().__init__()
+        self.method = method
+        self.register_buffer("weight", torch.tensor(first_weight))
+        self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # total, localization
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> Terms:
+        """Classification and weighted localization."""
+        errors = box_losses("giou", assigned)
+        parts = functional.alrp_loss(assigned.logits.flatten(), flat_labels(assigned), errors, method=self.method)
+        if self.training:
+            total = (parts.classification + parts.localization).detach()
+            self.sums += torch.stack([total, parts.localization.detach()])
+        return {"classification": parts.classification, "box": self.weight * parts.localization}
+
+    def on_epoch_end(self) -> None:
+        """Takes the weight of the next epoch from this one's means; nothing changes where there was no positive."""
+        total, localization = self.sums
+        self.weight.copy_(torch.where(localization > 0, total / localization.clamp(min=1e-12), self.weight))
+        self.sums.zero_()
+
+
+# --- couplings ------------------------------------------------------------------------------------------------------
+
+
+def correlation_coupling(assigned: Assigned, ious: Tensor, *, coefficient: str) -> Tensor:
+    """1 - correlation of the positives' class probabilities with their IoUs (Correlation Loss)."""
+    return functional.correlation_loss(assigned.positive_logits.sigmoid(), ious, coefficient=coefficient)
+
+
+def association_coupling(assigned: Assigned, ious: Tensor, *, form: str) -> Tensor:
+    """PSE or PCE over the number of positives (Association Loss, Eq. 12)."""
+    losses = functional.association_loss(assigned.positive_logits.sigmoid(), ious, form=form, reduction="sum")
+    return losses / assigned.normalizer
