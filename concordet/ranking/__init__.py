@@ -1,7 +1,7 @@
 """Soft counts, the definitions made of them, and the engine that turns a definition into a loss. See README.md."""
 
 from concordet.ranking.counts import Counts, step, step_at_zero
-from concordet.ranking.definitions import Definition, Payers, Result, Term
+from concordet.ranking.definitions import Definition, Payers, Result, Side, Term
 from concordet.ranking.engine import METHODS, ranking_loss, register
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Definition",
     "Payers",
     "Result",
+    "Side",
     "Term",
     "ranking_loss",
     "register",

@@ -17,6 +17,7 @@ def step(difference: Tensor, delta: float) -> Tensor:
     """The smoothed step H of half width ``delta``; at 0 it is hard and a tie counts 1.
 
     Example:
+        >>> import torch
         >>> step(torch.tensor([-2.0, -0.5, 0.0, 3.0]), 1.0)
         tensor([0.0000, 0.2500, 0.5000, 1.0000])
         >>> step(torch.tensor([-2.0, -0.5, 0.0, 3.0]), 0.0)

@@ -34,6 +34,14 @@ class Payers(Enum):
     WORSE_POSITIVES = "worse positives"
 
 
+class Side(Enum):
+    """What side information a loss is given: nothing, ``[n]`` values of which the positives' are read, or ``[p]``."""
+
+    NONE = "none"
+    BY_LOGIT = "by logit"
+    BY_POSITIVE = "by positive"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Term:
     """One output of a ranking loss, by positive.
@@ -66,8 +74,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Definition:
-    """A ranking loss: its name, its number of terms, whether it needs side information, and the function that writes
-    it.
+    """A ranking loss: its name, its number of terms, its side information, and the function that writes it.
 
     ``compute(counts, own, side)`` gets the soft counts, the self relation and ``[p]`` float64 side information
     (quality, localization errors; zeros for a loss that needs none), and returns a :class:`Result`.
@@ -75,7 +82,7 @@ class Definition:
 
     name: str
     n_terms: int
-    needs_side: bool
+    side: Side
     compute: Callable[[Counts, float, Tensor], Result]
 
 
@@ -156,10 +163,8 @@ def discounted_cumulative_gain(counts: Counts, own: float, side: Tensor) -> Resu
     return Result(terms=(Term(value=1 - p * gain / best, error=error, mass=mass),))
 
 
-AP = Definition(name="ap", n_terms=1, needs_side=False, compute=average_precision)
-INTERPOLATED_AP = Definition(
-    name="interpolated_ap", n_terms=1, needs_side=False, compute=interpolated_average_precision
-)
-ALRP = Definition(name="alrp", n_terms=1, needs_side=True, compute=localization_recall_precision)
-RANK_SORT = Definition(name="rank_sort", n_terms=2, needs_side=True, compute=rank_sort)
-NDCG = Definition(name="ndcg", n_terms=1, needs_side=False, compute=discounted_cumulative_gain)
+AP = Definition(name="ap", n_terms=1, side=Side.NONE, compute=average_precision)
+INTERPOLATED_AP = Definition(name="interpolated_ap", n_terms=1, side=Side.NONE, compute=interpolated_average_precision)
+ALRP = Definition(name="alrp", n_terms=1, side=Side.BY_POSITIVE, compute=localization_recall_precision)
+RANK_SORT = Definition(name="rank_sort", n_terms=2, side=Side.BY_LOGIT, compute=rank_sort)
+NDCG = Definition(name="ndcg", n_terms=1, side=Side.NONE, compute=discounted_cumulative_gain)

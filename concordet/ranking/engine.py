@@ -10,7 +10,7 @@ from torch import Tensor
 from concordet.ranking import definitions
 from concordet.ranking.bucketed import BucketedCounts
 from concordet.ranking.counts import Counts
-from concordet.ranking.definitions import Definition, Payers, Result
+from concordet.ranking.definitions import Definition, Payers, Side
 from concordet.ranking.exact import ExactCounts
 from concordet.ranking.processes import Everyone, everyone
 from concordet.ranking.quadratic import QuadraticCounts
@@ -160,15 +160,16 @@ def _compute(
     values = logits.new_zeros(n_terms)
     updates = logits.new_zeros(n_terms, len(logits) if wants_gradient else 0)
     positive = (labels == 1).nonzero().squeeze(1)  # [p]
-    by_logit = side.shape == logits.shape
-    if definition.needs_side and not by_logit and len(side) != len(positive):
+    if definition.side is Side.BY_POSITIVE and len(side) != len(positive):
         raise ValueError(
             f"expected one value for each of the {len(positive)} positives in labels, got {len(side)}; "
             "give them in the order of the positives."
         )
     weights = torch.zeros_like(side)
-    own_side = side[positive] if by_logit and definition.needs_side else side
-    own_side = own_side.double() if definition.needs_side else logits.new_zeros(len(positive), dtype=torch.float64)
+    if definition.side is Side.NONE:
+        own_side = logits.new_zeros(len(positive), dtype=torch.float64)
+    else:
+        own_side = (side[positive] if definition.side is Side.BY_LOGIT else side).double()
 
     positives, mine = processes.gather(logits[positive])  # all processes' positives, and which of them are ours
     if len(positives) == 0:
@@ -183,7 +184,8 @@ def _compute(
     poison = _poison(positives) + _poison(negatives)
     values = torch.stack([term.value.mean() for term in result.terms]).to(values.dtype) + poison
     if result.weights is not None:
-        weights = _place_weights(weights, result, positive if by_logit else None, mine)
+        own = (result.weights[mine] / len(positives)).to(weights.dtype)
+        weights = own if definition.side is Side.BY_POSITIVE else weights.index_copy_(0, positive, own)
     if wants_gradient:
         for row, term in zip(updates, result.terms, strict=True):
             moved = torch.where(term.mass > 0, term.error, 0) * (processes.size / len(positives))  # [p]
@@ -195,11 +197,6 @@ def _compute(
                 gain = gain + counts.spread_to_worse(amount, quality)
             row[positive] = gain[mine].to(row.dtype) + poison
     return values, updates, weights
-
-
-def _place_weights(weights: Tensor, result: Result, positive: Tensor | None, mine: slice) -> Tensor:
-    own = result.weights[mine].to(weights.dtype) / len(result.weights)
-    return own if positive is None else weights.index_copy_(0, positive, own)
 
 
 def _poison(logits: Tensor, labels: Tensor | None = None) -> Tensor:

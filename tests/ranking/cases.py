@@ -9,7 +9,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from concordet.losses import functional as F  # noqa: N812
+from concordet.losses import functional as F
 from tests.ranking import scalar
 from tests.ranking.scalar import Scalar
 
