@@ -69,7 +69,7 @@ def draw_detections(
     drawn = image.convert("RGB")
     pen = ImageDraw.Draw(drawn)
     width = max(1, round(min(drawn.size) / 160))
-    font = ImageFont.load_default(size=max(9.0, min(drawn.size) / 26))
+    font = ImageFont.load_default(size=max(9.0, min(drawn.size) / 23))
     if ground_truth is not None:
         for box in _array(ground_truth["boxes"]).reshape(-1, 4):
             _dashes(pen, box, width)

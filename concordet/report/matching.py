@@ -52,7 +52,7 @@ def iou_matrix(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
     overlap = extent.clip(min=0).prod(-1)
     area, other_area = (np.prod((b[:, 2:] - b[:, :2]).clip(min=0), axis=1) for b in (boxes, others))
     union = area[:, None] + other_area[None] - overlap
-    return np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return np.divide(overlap, union, out=np.zeros(overlap.shape), where=union > 0)
 
 
 def by_image(records: Sequence[Mapping[str, Any]]) -> dict[Any, list[Mapping[str, Any]]]:

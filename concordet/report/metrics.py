@@ -132,7 +132,7 @@ AGREEMENT: Final[tuple[Metric, ...]] = (
     FIGURES["beta_cls"],
     _plain("spearman", "Spearman", "higher",
            "Correlation of the ranks of score and IoU over all true positives; from −1 to 1."),
-    _plain("pearson", "Pearson", "higher", "Linear correlation of score and IoU over all true positives; from −1 to 1."),
+    _plain("pearson", "Pearson", "higher", "Linear correlation of score and IoU over true positives; from −1 to 1."),
     _plain("kendall", "Kendall", "higher",
            "Share of pairs of true positives in the right order less that in the wrong one; from −1 to 1."),
     _plain("concordance", "Concordance", "higher",
@@ -153,7 +153,7 @@ ERRORS: Final[tuple[Metric, ...]] = (
 
 ANALYSIS_PER_CLASS: Final[tuple[Metric, ...]] = (
     FIGURES["AP"],
-    _points("AP_upper", "AP, perfect", "higher", "AP if the true positives of the class were ranked by their IoU."),
+    _points("AP_upper", "AP, perfect", "higher", "AP if the class had its true positives ranked by their IoU."),
     _points("AP_left", "AP left", "lower", "What a perfect ranking of the same boxes would add."),
     FIGURES["beta_cls"],
     FIGURES["AIC_mean"],

@@ -7,6 +7,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -51,7 +52,8 @@ def write_text(text: str, out: Path) -> Path:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(out)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise ValueError(
             f"{out} cannot be written ({error.strerror}); name a file in a folder you may write to"
         ) from error

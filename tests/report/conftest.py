@@ -91,6 +91,7 @@ class PageReader(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.tables: dict[str, list[list[str]]] = {}
         self.text = ""
+        self.headings: list[str] = []
         self.open: list[str] = []
         self._table: list[list[str]] | None = None
         self.feed(page)
@@ -104,6 +105,8 @@ class PageReader(HTMLParser):
             self.open.append(tag)
         if tag == "table":
             self._table = self.tables.setdefault((found.get("class") or "").split()[0], [])
+        elif tag in {"h1", "h2", "h3"}:
+            self.headings.append("")
         elif tag == "tr" and self._table is not None:
             self._table.append([])
         elif tag in {"td", "th"} and self._table is not None:
@@ -122,6 +125,8 @@ class PageReader(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] not in {"style", "script"}:
             self.text += data
+            if {"h1", "h2", "h3"} & set(self.open):
+                self.headings[-1] += data
             if self._table is not None and {"td", "th"} & set(self.open):
                 self._table[-1][-1] += data
 

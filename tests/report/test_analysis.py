@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from concordet.measures import analyze
+from concordet.report import write_analysis
+
+
+@pytest.fixture
+def analysis(run_folders):
+    return analyze(run_folders[0] / "ground_truth.json", run_folders[0] / "detections.json")
+
+
+def test_the_page_says_what_the_analysis_found(analysis, tmp_path, read_page):
+    out = write_analysis(analysis, tmp_path / "report.html", title="usual <run>")
+    text = out.read_text(encoding="utf-8")
+    page, figures = read_page(text), analysis.to_dict()
+    assert page.headings[0] == "usual <run>"
+    assert analysis.sentence in page.text
+    bounds = {row[0].split(" ")[0]: row[1:] for row in page.tables["bounds"][1:]}
+    for name in ("AP", "AP50", "AP75", "AP90"):
+        reached, perfect, _, worst = bounds[name]
+        assert [reached, perfect, worst] == [
+            f"{100 * figures[k]:.1f}" for k in (name, f"{name}_upper", f"{name}_lower")
+        ]
+    body = page.tables["classes"][1:]
+    assert [row[0] for row in body] == [entry["name"] for entry in figures["per_class"]]
+    assert [row[2] for row in body] == [f"{100 * entry['AP']:.1f}" for entry in figures["per_class"]]
+    assert [row[-1] for row in body] == [f"{entry['lrp_threshold']:.2f}" for entry in figures["per_class"]]
+    assert f"{figures['kendall']:.3f}" in page.text
+    assert figures["reasons"]["beta_img"] in page.text  # undefined, and it says why
+    assert not re.search(r"https?:|@import", text)
+    assert len(page.with_class("plot")) == 3
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+def test_worst_cases_are_pictures_when_images_are_given(analysis, run_folders, tmp_path, read_page):
+    cases = analysis.to_dict()["disagreements"]
+    assert cases
+    out = write_analysis(analysis, tmp_path / "report.html", images=run_folders[0] / "samples")
+    page = read_page(out.read_text(encoding="utf-8"))
+    shown = [a["alt"] for tag, a in page.tags if tag == "img"]
+    with_picture = [case for case in cases if case["image_id"] < 8][:12]
+    assert [alt.split(":")[0] for alt in shown] == [f"Image {case['image_id']}" for case in with_picture]
+    first = with_picture[0]["first"]
+    assert f"score {first['score']:.2f}, IoU {first['iou']:.2f}" in page.text
+    assert page.tables["cases"][2][0] == cases[0]["class_name"]
+
+
+def test_pictures_that_are_not_there_are_counted(analysis, tmp_path, read_page):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    case = analysis.to_dict()["disagreements"][0]
+    Image.new("L", (160, 120)).save(folder / f"{case['image_id']}.png")
+    (folder / "1.png").write_text("no picture")
+    page = read_page(write_analysis(analysis, tmp_path / "r.html", images=folder).read_text(encoding="utf-8"))
+    assert re.search(r"Of the worst cases, \d+ had a readable image in images\.", page.text)
+    with pytest.raises(ValueError, match=r"nowhere is not a folder; name the folder that holds the images"):
+        write_analysis(analysis, tmp_path / "r.html", images=tmp_path / "nowhere")
+
+
+def test_nothing_found_and_nothing_to_find(run_folders, tmp_path, read_page):
+    truth = json.loads((run_folders[0] / "ground_truth.json").read_text())
+    page = read_page(write_analysis(analyze(truth, []), tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "you have 0.0" in page.text
+    truth["annotations"] = []
+    found = json.loads((run_folders[0] / "detections.json").read_text())
+    page = read_page(write_analysis(analyze(truth, found), tmp_path / "r.html").read_text(encoding="utf-8"))
+    assert "AP is undefined" in page.text

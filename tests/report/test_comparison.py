@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from concordet.measures import analyze
+from concordet.report import comparison_rows, write_comparison
+from concordet.report.comparison import summary
+from concordet.report.metrics import METRICS
+from concordet.report.page import breakable
+from concordet.report.runs import read_runs, setting_differences
+
+
+@pytest.fixture
+def page(run_folders, tmp_path, read_page):
+    out = write_comparison(run_folders, tmp_path / "pages" / "comparison.html")
+    assert out == tmp_path / "pages" / "comparison.html"
+    assert [path.name for path in out.parent.iterdir()] == ["comparison.html"]
+    return read_page(out.read_text(encoding="utf-8"))
+
+
+def test_figures_stand_in_the_table(page):
+    rows = {
+        row[0].split(" ↑")[0].split(" ↓")[0]: [" ".join(cell.split()) for cell in row[1:]]
+        for row in page.tables["figures"]
+    }
+    assert rows["AP"] == ["41.2", "39.8 −1.4"]
+    assert rows["AP75"] == ["43.0", "45.0 +2.0"]
+    assert rows["AP90"] == ["12.0", "–"]
+    assert rows["β image"] == ["0.310", "0.520 +0.210"]
+    assert rows["AIC mean"] == ["0.153", "0.101 −0.052"]
+    assert rows["s / iteration"] == ["0.210", "0.210 ±0"]
+    assert len(rows) == 1 + len(METRICS)
+    explained = [a["title"] for _, a in page.tags if a.get("title")]
+    assert all(metric.explanation in explained for metric in METRICS)
+
+
+def test_the_summary_says_what_is_worse_as_plainly_as_what_is_better(run_folders, build_run, tmp_path):
+    sentences = " ".join(summary(read_runs(run_folders))).replace("\u00a0", " ")
+    assert "focal+concordance(0.3) reaches 39.8 AP where focal reaches 41.2: 1.4 points worse." in sentences
+    assert "better by β image 0.310 → 0.520 and AIC mean 0.153 → 0.101 and the same by β class 0.420" in sentences
+    assert "seed" in sentences
+    sentences = " ".join(summary(read_runs(run_folders[::-1])))
+    assert "focal reaches 41.2 AP where focal+concordance(0.3) reaches 39.8: 1.4 points better." in sentences
+    equal = build_run(tmp_path / "equal", loss="rank_sort", metrics={"AP": 0.4121})
+    assert "rank_sort and focal reach the same AP, 41.2." in summary(read_runs([run_folders[0], equal]))
+    undefined = build_run(tmp_path / "undefined", loss="ap", metrics={"AP": None})
+    assert "cannot be compared" in summary(read_runs([run_folders[0], undefined]))[0]
+
+
+def test_different_objects_are_no_comparison(run_folders):
+    path = run_folders[1] / "ground_truth.json"
+    truth = json.loads(path.read_text())
+    truth["annotations"].pop()
+    path.write_text(json.dumps(truth))
+    assert "evaluated on different objects" in summary(read_runs(run_folders))[-1]
+
+
+def test_one_row_a_class_and_undefined_values_are_no_zeros(page):
+    rows = page.tables["classes"]
+    body = rows[2:]
+    assert [row[0] for row in body] == ["disc", "box", "<ring> & co"]
+    assert [row[1] for row in body] == ["26", "11", "35"]
+    assert body[0][2:4] == ["30.0", "31.0"]
+    assert body[2][6:8] == ["–", "–"]
+    assert {len(row) for row in body} == {len(rows[1])}
+
+
+def test_the_page_needs_nothing_else(page, tmp_path):
+    text = (tmp_path / "pages" / "comparison.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//[a-z]+\.|@import|url\((?!#)", text)
+    for tag, attributes in page.tags:
+        assert tag not in {"iframe", "object", "embed", "base", "form"}
+        for name in ("src", "href", "xlink:href", "srcset"):
+            if name in attributes:
+                assert attributes[name].startswith(("data:", "#")), (tag, attributes[name])
+    assert str(tmp_path) not in text
+    assert len(text) < 4_000_000
+
+
+def test_identifiers_are_unique_and_links_lead_somewhere(page):
+    identifiers = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(identifiers) == len(set(identifiers))
+    targets = {a["href"].removeprefix("#") for _, a in page.tags if a.get("href", "").startswith("#")}
+    used = {m for _, a in page.tags for m in re.findall(r"url\(#([^)]*)\)", " ".join(map(str, a.values())))}
+    assert targets | used <= set(identifiers)
+    assert all(a.get("alt") for tag, a in page.tags if tag == "img")
+    assert all(a.get("aria-label") for a in page.with_class("plot"))
+
+
+def test_curves_pictures_and_settings(page):
+    assert {"Total loss", "classification", "box", "Learning rate", "AP on validation"} <= set(page.headings)
+    pictures = [a["alt"] for tag, a in page.tags if tag == "img"]
+    assert sum(alt.startswith("Ground truth") for alt in pictures) == 6
+    assert sum(alt.startswith("focal, image") for alt in pictures) == 6
+    assert sum("lies worse" in alt for alt in pictures) == 6
+    assert [row[0] for row in page.tables["differences"][1:]] == ["loss", "optim.lr"]
+    assert [row[1:] for row in page.tables["differences"][1:]] == [
+        ["focal", "focal+concordance(0.3)"],
+        ["0.01", "0.02"],
+    ]
+
+
+def test_the_perfect_ranking_is_that_of_the_analysis(run_folders, page):
+    found = analyze(run_folders[0] / "ground_truth.json", run_folders[0] / "detections.json").to_dict()
+    assert f"{100 * found['AP_upper']:.1f} AP" in page.text
+
+
+@pytest.mark.parametrize(
+    "missing",
+    ["positives.npz", "samples", "ground_truth.json", "detections.json", "metrics.csv", "config.yaml"],
+)
+def test_a_missing_piece_is_named_and_the_rest_is_shown(missing, run_folders, tmp_path, read_page):
+    path = run_folders[1] / missing
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    page = read_page(write_comparison(run_folders, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert f"coupled has no {missing.removesuffix('/')}" in page.text
+    assert len(page.tables["figures"]) == 1 + len(METRICS)
+
+
+def test_a_run_with_figures_alone(run_folders, tmp_path, read_page):
+    for path in run_folders[0].iterdir():
+        if path.name != "evaluation.json":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    text = write_comparison(run_folders[:1], tmp_path / "page.html").read_text(encoding="utf-8")
+    page = read_page(text)
+    assert "focal reaches 41.2 AP with fcos." in page.text
+    assert not [tag for tag, _ in page.tags if tag == "img"]
+
+
+def test_many_runs_keep_the_page_small(build_run, tmp_path):
+    folders = [build_run(tmp_path / f"run{i}", seed=i, n_images=8) for i in range(9)]
+    out = write_comparison(folders, tmp_path / "page.html")
+    assert out.stat().st_size < 4_000_000
+    assert [row["name"] for row in comparison_rows(folders)] == [f"run{i}" for i in range(9)]
+
+
+def test_rows_for_tables(run_folders):
+    usual, coupled = comparison_rows(run_folders)
+    assert usual["loss"] == usual["name"] == "focal"
+    assert (usual["AP"], coupled["AP"], coupled["AP90"]) == (0.412, 0.398, None)
+    assert set(usual) == {"name", "loss", "detector", "folder", *(m.key for m in METRICS)}
+
+
+def test_runs_of_one_loss_are_told_apart(build_run, tmp_path):
+    runs = [build_run(tmp_path / name / "run", loss="focal", n_images=1) for name in "ab"]
+    assert len({row["name"] for row in comparison_rows(runs)}) == 2
+    assert len({row["name"] for row in comparison_rows([runs[0], runs[0]])}) == 2
+
+
+def test_settings_name_what_differs_and_not_where_runs_lie(run_folders):
+    assert setting_differences(read_runs(run_folders)) == [
+        ("loss", ["focal", "focal+concordance(0.3)"]),
+        ("optim.lr", ["0.01", "0.02"]),
+    ]
+
+
+def test_what_is_no_run_is_refused_by_name(run_folders, tmp_path):
+    out = tmp_path / "page.html"
+    with pytest.raises(ValueError, match="at least one run folder"):
+        write_comparison([], out)
+    with pytest.raises(ValueError, match=r"nowhere is not a folder; name a run folder"):
+        write_comparison([tmp_path / "nowhere"], out)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        ValueError, match=r"empty is not an evaluated run: it has no evaluation\.json; .* `concordet evaluate`"
+    ):
+        write_comparison([run_folders[0], tmp_path / "empty"], out)
+    with pytest.raises(ValueError, match=r"is a folder; name the HTML file"):
+        write_comparison(run_folders, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written"):
+        write_comparison(run_folders, tmp_path / "file" / "page.html")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("evaluation.json", '{"metrics": ', r"evaluation\.json cannot be read as JSON"),
+        ("evaluation.json", "[]", r"evaluation\.json should hold a JSON object and holds a list"),
+        ("evaluation.json", "{}", r'evaluation\.json has no "metrics"'),
+        ("detections.json", "{}", r"detections\.json should hold a JSON list"),
+        ("positives.npz", "PK\x03\x04", r"positives\.npz cannot be read"),
+        ("config.yaml", "a: [", r"config\.yaml cannot be read as YAML"),
+        ("samples/0.png", "no picture", r"0\.png cannot be read as an image"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_page_before_it_kept(name, content, sentence, run_folders, tmp_path):
+    out = tmp_path / "page.html"
+    out.write_text("before")
+    (run_folders[1] / name).write_text(content)
+    (run_folders[0] / name).write_text(content)
+    with pytest.raises(ValueError, match=sentence):
+        write_comparison(run_folders, out)
+    assert out.read_text() == "before"
+
+
+def test_positives_of_unequal_length_are_refused(run_folders, tmp_path):
+    np.savez(run_folders[0] / "positives.npz", scores=np.zeros(3), ious=np.zeros(2))
+    with pytest.raises(ValueError, match="as many scores as ious"):
+        write_comparison(run_folders, tmp_path / "page.html")
+
+
+def test_the_same_runs_give_the_same_page(run_folders, tmp_path):
+    first, second = (write_comparison(run_folders, tmp_path / f"{i}.html").read_bytes() for i in range(2))
+    assert first == second
+
+
+def test_markup_in_names_stays_text():
+    assert str(breakable("<b>+x_y")) == "&lt;b&gt;+<wbr>x_<wbr>y"
