@@ -121,6 +121,15 @@ def self_balanced(assigned: Assigned, ious: Tensor, *, classification: Core, box
     return {**terms, "box": box_value * balance(sum_terms(terms), box_value)}
 
 
+def harmonic_parts(assigned: Assigned, *, alpha: float = 1.5, gamma: float = 0.8) -> tuple[Tensor, Tensor]:
+    """``[p]`` cross entropies of the positives' own classes, and localization losses (Eq. 11)."""
+    overlaps = paired_iou(assigned.boxes, assigned.gt_boxes)
+    localization = alpha * functional.harmonic_iou_loss(overlaps, gamma=gamma, reduction="none")
+    if assigned.deltas is not None:
+        localization = localization + box_losses("smooth_l1", assigned)
+    return F.softplus(-assigned.positive_logits), localization
+
+
 def harmonic(assigned: Assigned, ious: Tensor, *, alpha: float = 1.5, gamma: float = 0.8, margin: float = 0.2) -> Terms:
     """HarmonicDet: cross entropy and localization of a positive weigh each other, plus Task-Contrastive loss.
 
@@ -128,22 +137,18 @@ def harmonic(assigned: Assigned, ious: Tensor, *, alpha: float = 1.5, gamma: flo
     IoU loss.  The classifier here is a sigmoid a class: the positive's own class is harmonised, every other logit is a
     negative.  Wang and Zhang (ICCV 2021), Eqs. 8-13; alpha, gamma and margin as published.
     """
-    positive_losses = F.softplus(-assigned.positive_logits)  # CE of the own class
-    negatives = (F.softplus(assigned.logits) * (1 - one_hot(assigned)) * (assigned.labels != IGNORED)[:, None]).sum()
-    overlaps = paired_iou(assigned.boxes, assigned.gt_boxes)
-    localization = alpha * functional.harmonic_iou_loss(overlaps, gamma=gamma, reduction="none")
-    if assigned.deltas is not None:
-        localization = localization + box_losses("smooth_l1", assigned)
+    entropies, localization = harmonic_parts(assigned, alpha=alpha, gamma=gamma)
+    negatives = F.softplus(assigned.logits) * (1 - one_hot(assigned))
     contrast = functional.task_contrastive_loss(
         assigned.logits[assigned.positive].sigmoid(),
         assigned.labels[assigned.positive],
-        overlaps,
+        paired_iou(assigned.boxes, assigned.gt_boxes),
         margin=margin,
         reduction="sum",
     )
     return {
-        "classification": negatives / assigned.normalizer,
-        "harmonic": functional.harmonic_loss(positive_losses, localization, reduction="sum") / assigned.normalizer,
+        "classification": over_used_rows(negatives, assigned),
+        "harmonic": functional.harmonic_loss(entropies, localization, reduction="sum") / assigned.normalizer,
         "contrast": contrast / assigned.normalizer,
     }
 
