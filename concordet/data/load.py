@@ -7,15 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from concordet.data.cityscapes import CityscapesFolder
 from concordet.data.coco import CocoFolder
 from concordet.data.digits import DigitScenes
+from concordet.data.lvis import LvisFolder
 from concordet.data.records import FileDataset
 from concordet.data.targets import DetectionDataset, Transforms
 from concordet.data.voc import VocFolder
 
 DATASETS: Final[dict[str, Callable[..., DetectionDataset]]] = {
+    "cityscapes": CityscapesFolder,
     "coco": CocoFolder,
     "digits": DigitScenes,
+    "lvis": LvisFolder,
     "voc": VocFolder,
 }
 
@@ -62,8 +66,9 @@ def load_dataset(
     unknown = sorted(set(options) - allowed)
     if unknown:
         raise ValueError(f"data set {name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed))}")
-    if name == "voc" and root is None:
-        raise ValueError("data set 'voc' needs root, the folder with Annotations, JPEGImages and ImageSets")
+    parameter = inspect.signature(DATASETS[name]).parameters.get("root")
+    if root is None and parameter is not None and parameter.default is inspect.Parameter.empty:
+        raise ValueError(f"data set {name!r} needs root, the folder of the data set as its publisher lays it out")
     return DATASETS[name](transforms=transforms, **options)
 
 

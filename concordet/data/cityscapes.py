@@ -1,0 +1,142 @@
+"""Cityscapes' layout: boxes are made from the instance masks of the fine annotations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from concordet.data.masks import encode_mask
+from concordet.data.records import FileDataset, Record
+
+INSTANCE_CLASSES: Final = {
+    24: "person",
+    25: "rider",
+    26: "car",
+    27: "truck",
+    28: "bus",
+    31: "train",
+    32: "motorcycle",
+    33: "bicycle",
+}
+"""Cityscapes' label ids of the eight classes that its instance benchmark evaluates."""
+
+_NOT_EVALUATED: Final = (29, 30)  # caravan, trailer
+_IMAGE, _MASK = "_leftImg8bit.png", "_gtFine_instanceIds.png"
+
+
+class CityscapesFolder(FileDataset):
+    """Cityscapes (Cordts et al. 2016) with a box around each instance's visible pixels.
+
+    In ``*_gtFine_instanceIds.png`` a value of 1000 * label id + n is instance n, a bare label id is stuff or a group
+    whose members are not told apart.  Each connected part of a group becomes an ignored region.  Caravans and
+    trailers, which the benchmark leaves out, are left out.  Image ids are places in the sorted list of images.
+
+    Args:
+        root: the folder with ``leftImg8bit`` and ``gtFine``.
+        split: "train" or "val".
+        masks: whether targets and ground truth carry masks.
+        **options: as :class:`~concordet.data.records.FileDataset`.
+
+    Raises:
+        FileNotFoundError: a folder or an annotation is missing.
+        ValueError: an annotation cannot be read, or there is no image.
+    """
+
+    def __init__(self, root: str | Path, split: str = "train", *, masks: bool = False, **options: Any) -> None:
+        root = Path(root)
+        folder = root / "leftImg8bit" / split
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; Cityscapes' layout is leftImg8bit/{split}/<city>/*.png")
+        paths = sorted(folder.glob(f"*/*{_IMAGE}"))
+        if not paths:
+            raise ValueError(f"{folder}: the data set is empty, there is no <city>/*{_IMAGE}")
+        labels = {number: label for label, number in enumerate(INSTANCE_CLASSES, start=1)}
+        counts: Counter[str] = Counter()
+
+        def read(item: tuple[int, Path]) -> tuple[Record, Counter[str]]:
+            place, path = item
+            name = path.name.removesuffix(_IMAGE) + _MASK
+            return _record(path, root / "gtFine" / split / path.parent.name / name, place, labels, masks)
+
+        with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and counting leave the interpreter lock
+            results = list(pool.map(read, enumerate(paths)))
+        for _, found in results:
+            counts.update(found)
+        records = [record for record, _ in results]
+        super().__init__(records, list(INSTANCE_CLASSES.values()), counts=counts, masks=masks, **options)
+
+
+def _record(
+    path: Path, source: Path, image_id: int, labels: dict[int, int], masks: bool
+) -> tuple[Record, Counter[str]]:
+    from scipy import ndimage
+
+    counts: Counter[str] = Counter()
+    values = _read_ids(source)
+    boxes: list[tuple[int, int, int, int]] = []
+    found, ignored, areas, segmentations = [], [], [], []
+    present = np.flatnonzero(np.bincount(values.ravel()))
+    compact = np.zeros(int(present[-1]) + 1, np.int32)
+    compact[present] = np.arange(1, len(present) + 1)
+    for value, window in zip(present.tolist(), ndimage.find_objects(compact[values]), strict=True):
+        label_id = value // 1000 if value >= 1000 else value
+        if value >= 1000 and label_id in _NOT_EVALUATED:
+            counts["objects_of_other_classes_left_out"] += 1
+            continue
+        if label_id not in labels:
+            if value >= 1000:
+                raise ValueError(f"{source}: instance {value} is of label id {label_id}, which has no instances")
+            continue
+        region = values[window] == value
+        group = value < 1000
+        parts, number = ndimage.label(region) if group else (region.astype(np.int32), 1)
+        counts["group_regions_ignored"] += number if group else 0
+        top, left = window[0].start, window[1].start
+        for part, inner in enumerate(ndimage.find_objects(parts), start=1):
+            y, x = inner
+            boxes.append((left + x.start, top + y.start, left + x.stop, top + y.stop))
+            shape = parts[inner] == part
+            found.append(labels[label_id])
+            ignored.append(group)
+            areas.append(int(shape.sum()))
+            if masks:
+                segmentations.append(_place(shape, boxes[-1], values.shape))
+    record = Record(
+        path=path,
+        image_id=image_id,
+        size=(values.shape[1], values.shape[0]),
+        boxes=np.array(boxes, np.float64).reshape(-1, 4),
+        labels=np.array(found, np.int64),
+        ignored=np.array(ignored, bool),
+        areas=np.array(areas, np.float64),
+        ids=np.zeros(len(boxes), np.int64),
+        segmentations=segmentations if masks else None,
+        extra={"file_name": f"{path.parent.name}/{path.name}"},
+    )
+    return record, counts
+
+
+def _read_ids(source: Path) -> NDArray[np.int32]:
+    try:
+        with Image.open(source) as image:
+            values = np.asarray(image)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{source}: the annotation is missing; restore it or remove its image") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{source}: the annotation cannot be decoded ({error}); fetch the file again") from error
+    if values.ndim != 2 or values.dtype.kind not in "iu":
+        raise ValueError(f"{source}: expected one channel of instance ids, not {image.mode}; fetch the file again")
+    return values.astype(np.int32)
+
+
+def _place(shape: NDArray[np.bool_], box: tuple[int, int, int, int], size: tuple[int, ...]) -> dict[str, Any]:
+    """Run lengths of a part within the whole image."""
+    whole = np.zeros(size, np.uint8)
+    whole[box[1] : box[3], box[0] : box[2]] = shape
+    return encode_mask(whole)
