@@ -1,6 +1,7 @@
 """How well scores and IoUs agree, from arrays or from files; nothing here imports torch or a loss."""
 
 from concordet.measures.analysis import Analysis, analyze, evaluate_detections
+from concordet.measures.compare import compare
 from concordet.measures.correlation import (
     CorrelationReport,
     class_correlation,
@@ -18,6 +19,7 @@ __all__ = [
     "analyze",
     "average_inconsistency",
     "class_correlation",
+    "compare",
     "evaluate_detections",
     "image_correlation",
     "lrp",

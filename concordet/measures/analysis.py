@@ -11,7 +11,7 @@ import numpy as np
 from concordet.measures import coco
 from concordet.measures.arrays import Bools, Floats, Ints
 from concordet.measures.bounds import reranking_bounds
-from concordet.measures.dataset import read_dataset
+from concordet.measures.dataset import checked_limit, read_dataset
 from concordet.measures.disagreements import calibration, worst_disagreements
 from concordet.measures.raw import image_level
 from concordet.measures.summary import ap_figures, summarize
@@ -63,7 +63,7 @@ def analyze(
         >>> [round(report[name], 3) for name in ("AP", "AP_upper", "AP_lower", "beta_cls")]
         [0.451, 0.603, 0.451, -1.0]
     """
-    limit = _limit(max_dets, lvis)
+    limit = checked_limit(max_dets, lvis)
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     truth = coco.load(dataset)
     precision = coco.average_precision(dataset, truth, max_dets=limit)
@@ -131,19 +131,11 @@ def evaluate_detections(
         >>> round(figures["AP"], 3), round(figures["AP50"], 3), round(figures["oLRP"], 3), figures["beta_cls"]
         (0.7, 1.0, 0.4, None)
     """
-    limit = _limit(max_dets, lvis)
+    limit = checked_limit(max_dets, lvis)
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     truth = coco.load(dataset)
     precision = coco.average_precision(dataset, truth, max_dets=limit)
     return summarize(dataset, precision, coco.match(dataset, truth, max_dets=limit))
-
-
-def _limit(max_dets: int | None, lvis: bool) -> int:
-    if max_dets is None:
-        return 300 if lvis else 100
-    if isinstance(max_dets, bool) or not isinstance(max_dets, int | np.integer) or max_dets < 1:
-        raise ValueError(f"max_dets is {max_dets!r}; expected a whole number from 1, 100 as in COCO.")
-    return int(max_dets)
 
 
 def _add_bounds(report: dict[str, Any], upper: coco.Precision, lower: coco.Precision) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
-from concordet.measures.arrays import Bools, Floats, Ints
+from concordet.measures.arrays import Bools, Floats, Ints, collector_paused
 from concordet.measures.dataset import Dataset
 
 IOU_THRESHOLDS: Final = tuple(np.linspace(0.5, 0.95, 10).tolist())
@@ -97,21 +100,45 @@ def average_precision(
     )
 
 
-def match(dataset: Dataset, truth: Any, *, max_dets: int = 100, threshold: float = 0.5) -> Matches:
-    """pycocotools' matches at one IoU threshold, over all areas, of the detections that ``max_dets`` keeps."""
-    result = evaluator(dataset, truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=[threshold])
-    groups = [group for group in result.eval_imgs if group is not None]
-    lengths = [len(group["dtIds"]) for group in groups]
-    flat: dict[str, Any] = {
-        key: np.fromiter((v for g in groups for v in (g[key] if key == "dtIds" else g[key][0])), dtype, sum(lengths))
-        for key, dtype in (("dtIds", np.int64), ("dtMatches", np.int64), ("dtMatched", bool), ("dtIgnore", bool))
-    }
-    order = np.argsort(flat["dtIds"], kind="stable")  # rows ascend, as in the dataset
-    flat = {key: column[order] for key, column in flat.items()}
-    rows = flat["dtIds"] - 1
-    objects = np.where(flat["dtMatched"], flat["dtMatches"] - 1, -1)
-    counted = np.array([g["category_id"] - 1 for g in groups for held in g["gtInDenominator"] if held], np.int64)
-    matched = flat["dtMatched"]
+def match(dataset: Dataset, truth: Any, *, max_dets: int = 100) -> Matches:
+    """pycocotools' matches at IoU 0.5, over all areas, of the detections that ``max_dets`` keeps."""
+    return match_at(dataset, truth, max_dets=max_dets, thresholds=IOU_THRESHOLDS[:1])[0]
+
+
+def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequence[float]) -> list[Matches]:
+    """pycocotools' matches at each IoU threshold; all hold the same detections in the same order."""
+    result = evaluator(dataset, truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=thresholds)
+    with collector_paused():
+        groups = [group for group in result.eval_imgs if group is not None]
+    ids = np.fromiter(chain.from_iterable(group["dtIds"] for group in groups), np.int64)
+    order = np.argsort(ids, kind="stable")  # rows ascend, as in the dataset
+    rows = ids[order] - 1
+    held = [sum(group["gtInDenominator"]) for group in groups]
+    places = np.array([(g["image_id"] - 1, g["category_id"] - 1) for g in groups], np.int64).reshape(-1, 2)
+    object_images, object_classes = np.repeat(places, held, axis=0).T
+    found = []
+    for place in range(len(thresholds)):
+        matched = _flat(groups, "dtMatched", place, bool)[order]
+        ignored = _flat(groups, "dtIgnore", place, bool)[order]
+        objects = np.where(matched, _flat(groups, "dtMatches", place, np.int64)[order] - 1, -1)
+        found.append(_matches(dataset, rows, objects, matched & ~ignored, ignored, object_images, object_classes))
+    return found
+
+
+def _flat(groups: list[dict[str, Any]], key: str, place: int, dtype: Any) -> NDArray[Any]:
+    return np.fromiter(chain.from_iterable(group[key][place] for group in groups), dtype)
+
+
+def _matches(
+    dataset: Dataset,
+    rows: Ints,
+    objects: Ints,
+    true_positive: Bools,
+    ignored: Bools,
+    object_images: Ints,
+    object_classes: Ints,
+) -> Matches:
+    matched = objects >= 0
     ious = np.zeros(len(rows))
     ious[matched] = np.round(paired_iou(dataset, rows[matched], objects[matched]), 12)  # equal boxes tie
     return Matches(
@@ -121,9 +148,11 @@ def match(dataset: Dataset, truth: Any, *, max_dets: int = 100, threshold: float
         scores=dataset.dt_scores[rows],
         ious=ious,
         objects=objects,
-        true_positive=matched & ~flat["dtIgnore"],
-        ignored=flat["dtIgnore"],
-        n_objects=np.bincount(counted, minlength=len(dataset.class_ids)),
+        true_positive=true_positive,
+        ignored=ignored,
+        object_images=object_images,
+        object_classes=object_classes,
+        n_objects=np.bincount(object_classes, minlength=len(dataset.class_ids)),
     )
 
 
@@ -182,6 +211,7 @@ class Matches:
         objects: ``[n]`` that annotation's place, -1 without one.
         true_positive: ``[n]`` matched to an object that counts.
         ignored: ``[n]`` matched to a crowd region (or, under LVIS, not judged): neither true nor false.
+        object_images, object_classes: ``[m]`` places of image and class of each object that counts.
         n_objects: ``[K]`` objects that count, by class.
     """
 
@@ -193,4 +223,6 @@ class Matches:
     objects: Ints
     true_positive: Bools
     ignored: Bools
+    object_images: Ints
+    object_classes: Ints
     n_objects: Ints

@@ -102,6 +102,15 @@ def read_dataset(
     return whole if len(rows) == len(dt) else whole.only(rows)
 
 
+def checked_limit(max_dets: int | None, lvis: bool) -> int:
+    """How many detections to keep: COCO's 100 of an image and class or LVIS's 300 of an image, where not given."""
+    if max_dets is None:
+        return 300 if lvis else 100
+    if isinstance(max_dets, bool) or not isinstance(max_dets, int | np.integer) or max_dets < 1:
+        raise ValueError(f"max_dets is {max_dets!r}; expected a whole number from 1, 100 as in COCO.")
+    return int(max_dets)
+
+
 def highest_by_image(images: Ints, scores: Floats, limit: int) -> Ints:
     """Places of the ``limit`` highest scores of each image, ties in order of place."""
     order = np.lexsort((np.arange(len(scores)), -scores, images))

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.arrays import Bools, Floats, Ints, to_numpy
+from concordet.measures.arrays import Bools, Floats, Ints, collector_paused, to_numpy
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file; raises ValueError naming the file where it cannot be read or is not whole."""
     try:
-        return json.loads(Path(path).read_bytes())
+        with collector_paused():
+            return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist; give the path of a JSON file in COCO form.") from None
     except OSError as error:
