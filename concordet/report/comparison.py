@@ -18,6 +18,9 @@ from concordet.report.runs import Run, read_runs, same_ground_truth, setting_dif
 
 NO_BREAK: Final = "\u00a0"
 
+FEW: Final = 3
+"""Up to so many runs, the summary compares each with the first; beyond, it names the best."""
+
 
 def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
     """Write one self-contained page that compares runs; the first one is what the others are compared with.
@@ -45,6 +48,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
         runs=[{"name": run.name, "slot": i} for i, run in enumerate(runs)],
         facts=_facts(runs),
         summary=summary(runs),
+        cautions=cautions(runs),
         table=figure_table(runs),
         metrics=METRICS,
         curves=training_curves(runs),
@@ -72,17 +76,25 @@ def summary(runs: Sequence[Run]) -> list[str]:
         sentences = [f"{first.name} reaches {ap.text(first.metrics.get('AP'))} AP with {first.detector}."]
         agreement = [f"{m.title} {m.text(first.metrics.get(m.key))}" for m in _agreement() if m.key in first.metrics]
         return sentences + ([f"Agreement of score and IoU: {listed(agreement)}."] if agreement else [])
-    sentences = [_ap_sentence(first, run) for run in others]
-    if len(others) > 1:
-        best = ap.best([run.metrics.get("AP") for run in runs])
-        if best:
-            sentences.append(f"The highest AP is that of {listed([runs[i].name for i in sorted(best)])}.")
-    sentences += [sentence for run in others if (sentence := _agreement_sentence(first, run))]
+    if len(runs) <= FEW:
+        sentences = [_ap_sentence(first, run) for run in others]
+        sentences += [sentence for run in others if (sentence := _agreement_sentence(first, run))]
+    else:
+        sentences = [text for metric in (ap, *_agreement()) if (text := _best_sentence(metric, runs))]
+    return sentences
+
+
+def cautions(runs: Sequence[Run]) -> list[str]:
+    """Why a difference between these runs may not be one between their losses."""
     if not same_ground_truth(runs):
-        sentences.append(
-            "The runs were evaluated on different objects, so the differences above are not due to the detectors alone."
-        )
-    elif len({run.loss for run in runs}) == len(runs):
+        return ["The runs were evaluated on different objects, so differences are not due to the detectors alone."]
+    others = [name for name, _ in setting_differences(runs) if name.split(".")[-1] != "loss"]
+    differ = len({run.loss for run in runs}) > 1
+    sentences = []
+    if differ and others:
+        names = [*others[:3], f"{len(others) - 3} more"] if len(others) > 3 else others
+        sentences.append(f"The runs also differ in {listed(names)}, so differences are not due to the loss alone.")
+    if differ and len({run.loss for run in runs}) == len(runs):
         sentences.append(
             "Each loss was trained once here: a small difference can come from the seed, so repeat over several seeds "
             "before relying on it."
@@ -232,6 +244,16 @@ def _agreement_sentence(first: Run, run: Run) -> str | None:
             parts[verdict].append(change.replace(" ", NO_BREAK))
     said = [f"{'the same' if word == 'same' else word} by {listed(items)}" for word, items in parts.items() if items]
     return f"Against {first.name}, scores of {run.name} agree with IoU {listed(said)}." if said else None
+
+
+def _best_sentence(metric: Metric, runs: Sequence[Run]) -> str | None:
+    values = [run.metrics.get(metric.key) for run in runs]
+    best = sorted(metric.best(values))
+    if not best:
+        return None
+    names = listed([runs[i].name for i in best])
+    own = "" if 0 in best else f", {metric.text(values[0])} for {runs[0].name}"
+    return f"{metric.title} is best for {names}: {metric.text(values[best[0]])}{own}."
 
 
 def _agreement() -> list[Metric]:

@@ -45,7 +45,7 @@ class Metric:
 
     def text(self, value: float | None) -> str:
         """The value as tables show it; :data:`MISSING` for None and NaN."""
-        return MISSING if is_missing(value) else f"{self.shown(value):.{self.decimals}f}"
+        return MISSING if is_missing(value) else f"{self.shown(value):.{self.decimals}f}".replace("-", "−")
 
     def difference(self, reference: float | None, value: float | None) -> str:
         """Signed difference of the two values as shown, so that it agrees with the printed figures."""
@@ -73,7 +73,7 @@ class Metric:
 
     def shown(self, value: float | None) -> float:
         """The value scaled and rounded to the precision that is shown; NaN for None."""
-        return math.nan if value is None else round(value * self.scale, self.decimals)
+        return math.nan if value is None else round(value * self.scale, self.decimals) + 0.0  # no negative zero
 
 
 def number(value: object) -> float | None:
@@ -115,6 +115,8 @@ METRICS: Final[tuple[Metric, ...]] = (
     _points("oLRP", "oLRP", "lower",
             "Optimal localisation-recall-precision error: missed, false and badly placed boxes in one number at the "
             "best score threshold; from 0 to 100."),
+    Metric("AIC", "AIC", "lower", 1, 1, "",
+           "Sum of |score − IoU| over the true positives; it grows with their number, so read it beside its mean."),
     _plain("AIC_mean", "AIC mean", "lower",
            "Mean of |score − IoU| over the true positives: how far confidence is from localisation; from 0 to 1."),
     Metric("seconds_per_iteration", "s / iteration", "lower", 1, 3, "seconds",

@@ -18,6 +18,9 @@ from concordet.report.metrics import METRICS, pick
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
+USUAL = "usual loss"
+"""How a run is called whose loss is the detector's own (`loss: default`)."""
+
 NO_SETTINGS = {"out", "folder", "run_folder", "resume"}
 """Last parts of names in config.yaml that say where a run is, not what it does."""
 
@@ -161,7 +164,7 @@ def same_ground_truth(runs: Sequence[Run]) -> bool:
 
 def _distinct_names(runs: Sequence[Run]) -> list[str]:
     candidates = (
-        lambda run: run.loss,
+        lambda run: USUAL if run.loss == "default" else run.loss,
         lambda run: f"{run.detector}, {run.loss}",
         lambda run: run.folder.name,
         lambda run: f"{run.loss} ({run.folder.name})",

@@ -9,7 +9,7 @@ import pytest
 
 from concordet.measures import analyze
 from concordet.report import comparison_rows, write_comparison
-from concordet.report.comparison import summary
+from concordet.report.comparison import cautions, summary
 from concordet.report.metrics import METRICS
 from concordet.report.page import breakable
 from concordet.report.runs import read_runs, setting_differences
@@ -43,7 +43,6 @@ def test_the_summary_says_what_is_worse_as_plainly_as_what_is_better(run_folders
     sentences = " ".join(summary(read_runs(run_folders))).replace("\u00a0", " ")
     assert "focal+concordance(0.3) reaches 39.8 AP where focal reaches 41.2: 1.4 points worse." in sentences
     assert "better by β image 0.310 → 0.520 and AIC mean 0.153 → 0.101 and the same by β class 0.420" in sentences
-    assert "seed" in sentences
     sentences = " ".join(summary(read_runs(run_folders[::-1])))
     assert "focal reaches 41.2 AP where focal+concordance(0.3) reaches 39.8: 1.4 points better." in sentences
     equal = build_run(tmp_path / "equal", loss="rank_sort", metrics={"AP": 0.4121})
@@ -57,7 +56,25 @@ def test_different_objects_are_no_comparison(run_folders):
     truth = json.loads(path.read_text())
     truth["annotations"].pop()
     path.write_text(json.dumps(truth))
-    assert "evaluated on different objects" in summary(read_runs(run_folders))[-1]
+    assert "evaluated on different objects" in cautions(read_runs(run_folders))[0]
+
+
+def test_cautions_name_what_else_differs(run_folders, build_run, tmp_path):
+    also, once = cautions(read_runs(run_folders))
+    assert also == "The runs also differ in optim.lr, so differences are not due to the loss alone."
+    assert "seed" in once
+    alike = build_run(tmp_path / "alike", loss="rank_sort", n_images=1)
+    seeds = [build_run(tmp_path / f"seed{i}", n_images=1) for i in range(2)]
+    assert cautions(read_runs([seeds[0], alike])) == [once]
+    assert cautions(read_runs(seeds)) == []
+
+
+def test_of_many_runs_the_summary_names_the_best(build_run, tmp_path):
+    folders = [
+        build_run(tmp_path / f"r{i}", loss=f"l{i}", n_images=1, metrics={"AP": 0.4 + 0.01 * i}) for i in range(5)
+    ]
+    sentences = summary(read_runs(folders))
+    assert sentences == ["AP is best for l4: 44.0, 40.0 for l0."]
 
 
 def test_one_row_a_class_and_undefined_values_are_no_zeros(page):
@@ -150,6 +167,8 @@ def test_runs_of_one_loss_are_told_apart(build_run, tmp_path):
     runs = [build_run(tmp_path / name / "run", loss="focal", n_images=1) for name in "ab"]
     assert len({row["name"] for row in comparison_rows(runs)}) == 2
     assert len({row["name"] for row in comparison_rows([runs[0], runs[0]])}) == 2
+    usual = build_run(tmp_path / "c", loss="default", n_images=1)
+    assert [row["name"] for row in comparison_rows([usual, runs[0]])] == ["usual loss", "focal"]
 
 
 def test_settings_name_what_differs_and_not_where_runs_lie(run_folders):

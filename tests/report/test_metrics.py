@@ -9,10 +9,10 @@ from concordet.report.metrics import FIGURES, METRICS, MISSING, pick
 
 def test_the_table_of_the_demonstration():
     assert [m.key for m in METRICS] == [
-        "AP", "AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC_mean", "seconds_per_iteration",
+        "AP", "AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "AIC_mean", "seconds_per_iteration",
     ]  # fmt: skip
     lower = {m.key for m in METRICS if m.better == "lower"}
-    assert lower == {"oLRP", "AIC_mean", "seconds_per_iteration"}
+    assert lower == {"oLRP", "AIC", "AIC_mean", "seconds_per_iteration"}
     assert {m.arrow for m in METRICS if m.better == "lower"} == {"↓"}
     assert all(m.explanation.endswith(".") for m in METRICS)
 
@@ -48,3 +48,9 @@ def test_the_best_are_marked_only_where_values_differ():
     assert ap.best([0.5, 0.5]) == set()
     assert ap.best([0.5]) == set()
     assert error.best([0.7, 0.6]) == {1}
+
+
+def test_minus_is_a_minus_and_zero_has_no_sign():
+    beta = FIGURES["beta_cls"]
+    assert beta.text(-0.024) == "−0.024"
+    assert beta.text(-0.0001) == "0.000"
