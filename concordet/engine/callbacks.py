@@ -177,7 +177,7 @@ class Progress(pl.Callback):
             TextColumn("{task.fields[figures]}"),
             console=Console(stderr=True),
         )
-        total = int(trainer.estimated_stepping_batches)
+        total = pl_module.total_updates
         self._task = self._bar.add_task(self.title, total=total, completed=trainer.global_step, figures="")
         self._bar.start()
 

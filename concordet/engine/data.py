@@ -27,7 +27,7 @@ def build_dataset(config: DataConfig, part: Part, *, augment: bool = False) -> A
     Raises:
         ValueError: it is missing, broken or empty.
     """
-    from concordet.data import load_dataset
+    from concordet.data import list_datasets, load_dataset
 
     options = dict(config.train_options if part == "train" else config.val_options)
     for option in ("split", "annotations", "images"):
@@ -36,10 +36,11 @@ def build_dataset(config: DataConfig, part: Part, *, augment: bool = False) -> A
             options[option] = value
     if config.root is not None:
         options["root"] = config.root
-    try:
-        dataset = load_dataset(config.name, **options)
-    except TypeError as error:
-        raise UsageError(f"the data set {config.name} does not take these settings ({error})") from error
+    if config.name not in list_datasets():
+        raise UsageError(f"there is no data set {config.name}; choose one of {', '.join(list_datasets())}")
+    if "split" not in options and "annotations" not in options:
+        options["split"] = default_split(config.name, part)
+    dataset = load_dataset(config.name, **options)
     if len(dataset) == 0:
         where = options.get("annotations") or options.get("root") or config.name
         raise ValueError(f"the {part} part of {where} has no images; name another split, folder or annotation file")
@@ -72,17 +73,20 @@ def default_split(name: str, part: Part) -> str:
 class EpochSampler(Sampler[tuple[int, int]]):
     """Pairs (epoch, image index) of one process, the same for the same seed and epoch whatever ran before.
 
+    A resumed run starts at ``first``: the trainer makes its iterator before it knows the epoch.
     The order of all processes together is one permutation; each takes every ``world``-th place of it.  Where the images
     do not divide evenly, the order is filled up from its start, so that every process makes as many steps.
     """
 
-    def __init__(self, length: int, *, seed: int, rank: int = 0, world: int = 1, shuffle: bool = True) -> None:
+    def __init__(
+        self, length: int, *, seed: int, rank: int = 0, world: int = 1, shuffle: bool = True, first: int = 0
+    ) -> None:
         self.length, self.seed, self.rank, self.world, self.shuffle = length, seed, rank, world, shuffle
-        self.epoch = 0
+        self.first = self.epoch = first
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before every epoch, with its number from 0."""
-        self.epoch = epoch
+        self.epoch = max(epoch, self.first)
 
     def __len__(self) -> int:
         return -(-self.length // self.world)
@@ -127,11 +131,19 @@ def eval_loader(dataset: Any, *, batch_size: int, workers: int, rank: int = 0, w
 
 
 class DetectionData(pl.LightningDataModule):
-    """Loaders of a run's two parts; the data sets are made by whoever makes this, so that errors come early."""
+    """Loaders of a run's two parts; the data sets are made by whoever makes this, so that errors come early.
 
-    def __init__(self, config: DataConfig, train: Any, val: Any | None, *, seed: int) -> None:
+    Args:
+        config: batch size, workers.
+        train: the training part.
+        val: the evaluated part, or None.
+        seed: of order and augmentation.
+        first_epoch: the epoch that training starts with, above 0 for a resumed run.
+    """
+
+    def __init__(self, config: DataConfig, train: Any, val: Any | None, *, seed: int, first_epoch: int = 0) -> None:
         super().__init__()
-        self.config, self.train, self.val, self.seed = config, train, val, seed
+        self.config, self.train, self.val, self.seed, self.first_epoch = config, train, val, seed, first_epoch
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
@@ -141,7 +153,7 @@ class DetectionData(pl.LightningDataModule):
         from concordet.data import collate
 
         rank, world = self._place()
-        sampler = EpochSampler(len(self.train), seed=self.seed, rank=rank, world=world)
+        sampler = EpochSampler(len(self.train), seed=self.seed, rank=rank, world=world, first=self.first_epoch)
         return DataLoader(
             SeededDataset(self.train, self.seed),
             batch_size=self.config.batch_size,

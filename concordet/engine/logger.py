@@ -17,17 +17,17 @@ class CsvLog(Logger):
     """Rows of named numbers in one CSV file, with columns added as they appear.
 
     Args:
-        path: the file; rows that it has are kept when ``resume_at`` is given.
-        resume_at: update that training continues from: rows of later updates, which will be made again, are dropped.
+        path: the file; it may exist.
+        keep: updates that were made already: rows of later ones, which a resumed run makes again, are dropped.
     """
 
-    def __init__(self, path: Path, *, resume_at: int | None = None) -> None:
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
         super().__init__()
         self.path = path
         self.columns: list[str] = ["epoch", "step"]
         self.waiting: list[dict[str, Any]] = []
-        if resume_at is not None and path.is_file():
-            self._keep_until(resume_at)
+        if path.is_file():
+            self._keep_until(keep)
 
     @property
     def name(self) -> str:

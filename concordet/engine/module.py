@@ -105,9 +105,16 @@ class DetectionModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer, with its learning rate set before every update."""
         optimizer = build_optimizer(self.model, self.config.optim)
-        total = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, learning_rate_factor(self.config.optim, total))
+        factor = learning_rate_factor(self.config.optim, self.total_updates)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def total_updates(self) -> int:
+        """Updates of the whole run."""
+        optim = self.config.optim
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        return optim.steps or optim.epochs * -(-batches // optim.accumulate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.meta

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
     """
     out = Path(out)
     main = is_main_process()
-    checkpoint = _resumed(config, out) if resume else None
+    reached = _resumed(config, out) if resume else None
     train_set = build_dataset(config.data, "train", augment=True)
     watched = config.val_every > 0 or config.evaluate
     val_set = build_dataset(config.data, "val") if watched else None
@@ -72,7 +73,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
         new_folder(out, "name another --out, or continue the run with --resume")
     if main:
         _note_start(config, out, train_set, val_set)
-    _fit(config, out, model, meta, train_set, val_set if config.val_every else None, checkpoint)
+    _fit(config, out, model, meta, train_set, val_set if config.val_every else None, reached)
     if not main:
         return out
     if config.evaluate and not (out / "evaluation.json").is_file():
@@ -117,7 +118,22 @@ def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _resumed(config: TrainConfig, out: Path) -> Path | None:
+@dataclass(frozen=True)
+class Reached:
+    """Where a resumed run stands.
+
+    Attributes:
+        path: its last checkpoint.
+        epochs: finished ones.
+        updates: made.
+    """
+
+    path: Path
+    epochs: int
+    updates: int
+
+
+def _resumed(config: TrainConfig, out: Path) -> Reached | None:
     """The checkpoint to continue from; None where no epoch was finished."""
     before, now = flat(load_config(out / CONFIG)), flat(config)
     for name, value in now.items():
@@ -130,8 +146,9 @@ def _resumed(config: TrainConfig, out: Path) -> Path | None:
     path = checkpoint_path(out)
     if not path.is_file():
         return None
-    read_checkpoint(path)
-    return path
+    content = read_checkpoint(path)
+    # checkpoints are written at the end of an epoch, before the trainer counts it
+    return Reached(path, int(content["epoch"]) + 1, int(content["global_step"]))
 
 
 def _note_start(config: TrainConfig, out: Path, train_set: Any, val_set: Any) -> None:
@@ -151,11 +168,13 @@ def _fit(
     meta: dict[str, Any],
     train_set: Any,
     val_set: Any,
-    checkpoint: Path | None,
+    reached: Reached | None,
 ) -> None:
     if config.compile:
         getattr(model, "backbone", model).compile()
     module = DetectionModule(model, config, meta, None if val_set is None else val_set.ground_truth())
+    first = 0 if reached is None else reached.epochs
+    data = DetectionData(config.data, train_set, val_set, seed=config.seed, first_epoch=first)
     timer = IterationTimer()
     callbacks: list[Callback] = [timer, Progress(f"{config.detector} {config.loss}")]
     if config.optim.ema > 0:
@@ -178,7 +197,7 @@ def _fit(
         sync_batchnorm=config.sync_batchnorm,
         use_distributed_sampler=False,
         log_every_n_steps=min(config.log_every, max(1, len(train_set) // config.data.batch_size)),
-        logger=_loggers(out, checkpoint),
+        logger=_loggers(out, 0 if reached is None else reached.updates),
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -188,8 +207,8 @@ def _fit(
     try:
         trainer.fit(
             module,
-            datamodule=DetectionData(config.data, train_set, val_set, seed=config.seed),
-            ckpt_path=checkpoint,
+            datamodule=data,
+            ckpt_path=None if reached is None else reached.path,
             weights_only=True,
         )
     except SystemExit as stop:
@@ -248,11 +267,9 @@ def _checkpoints(out: Path, *, best: bool) -> list[Callback]:
     return callbacks
 
 
-def _loggers(out: Path, checkpoint: Path | None) -> list[Logger]:
-    step = None if checkpoint is None else int(read_checkpoint(checkpoint)["global_step"])
+def _loggers(out: Path, updates: int) -> list[Logger]:
     tensorboard = TensorBoardLogger(out, name="", version="tensorboard")
-    # a run that was killed before its first checkpoint starts again at 0
-    return [CsvLog(out / "metrics.csv", resume_at=0 if step is None else step), tensorboard]
+    return [CsvLog(out / "metrics.csv", keep=updates), tensorboard]
 
 
 def _quiet() -> None:
