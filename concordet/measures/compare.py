@@ -88,7 +88,12 @@ def prepare(dataset: Dataset, max_dets: int) -> Sample:
     found = coco.match_at(dataset, truth, max_dets=max_dets, thresholds=coco.IOU_THRESHOLDS)
     base = found[0]
     order = np.lexsort((base.rows, base.images, -base.scores, base.classes))
-    curves = tuple(_curve(base.classes[order], m.true_positive[order], ~m.ignored[order]) for m in found)
+    curves: list[Curve] = []
+    for m in found:
+        judged = ~m.ignored[order]
+        if curves and np.array_equal(judged, curves[-1].judged):
+            judged = curves[-1].judged
+        curves.append(_curve(base.classes[order], m.true_positive[order], judged))
     hit = np.flatnonzero(base.true_positive)
     by_class = {"scores": base.scores[hit], "ious": base.ious[hit]}
     return Sample(
@@ -98,7 +103,7 @@ def prepare(dataset: Dataset, max_dets: int) -> Sample:
         object_classes=base.object_classes,
         images=base.images[order],
         classes=base.classes[order],
-        curves=curves,
+        curves=tuple(curves),
         tied=_last_of_tie(base.scores[order], base.classes[order]),
         errors=np.where(base.true_positive, 1 - base.ious, 0.0)[order] / 0.5,
         hit_images=base.images[hit],
@@ -112,7 +117,10 @@ def evaluate_weighted(sample: Sample, weights: Ints) -> tuple[float, ...]:
     """:data:`MEASURES` of the images taken ``weights`` times each; NaN where undefined."""
     drawn = weights[sample.object_images].astype(np.float64)
     objects: Floats = np.bincount(sample.object_classes, drawn, sample.n_classes).astype(np.float64)
-    ap = np.array([_average_precision(sample, curve, weights, objects) for curve in sample.curves])
+    w = weights[sample.images]
+    masks = {id(curve.judged): curve.judged for curve in sample.curves}  # one for all thresholds, but for crowds
+    seen = {key: np.cumsum(np.where(mask, w, 0)) for key, mask in masks.items()}
+    ap = np.array([_average_precision(sample, curve, w, seen[id(curve.judged)], objects) for curve in sample.curves])
     present = objects > 0
     if not present.any():
         return (np.nan,) * len(MEASURES)
@@ -126,10 +134,8 @@ def evaluate_weighted(sample: Sample, weights: Ints) -> tuple[float, ...]:
     )
 
 
-def _average_precision(sample: Sample, curve: Curve, weights: Ints, objects: Floats) -> Floats:
+def _average_precision(sample: Sample, curve: Curve, w: Ints, seen: Ints, objects: Floats) -> Floats:
     # [K]: precision changes the envelope only at true positives, so the curve is taken there
-    w = weights[sample.images]
-    seen = np.cumsum(np.where(curve.judged, w, 0))
     hits = w[curve.hits]
     classes = sample.classes[curve.hits]
     tp = _within(np.cumsum(hits), hits, curve.starts)
