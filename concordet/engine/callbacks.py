@@ -189,7 +189,8 @@ class Progress(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._bar is None and trainer.is_global_zero:
-            done = f"{trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if trainer.max_epochs else "")
+            known = trainer.max_epochs is not None and trainer.max_epochs > 0
+            done = f"{trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if known else "")
             print(f"{self.title}: epoch {done}, {self._figures(trainer)}", file=sys.stderr, flush=True)
 
     @staticmethod

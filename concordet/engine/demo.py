@@ -1,0 +1,73 @@
+"""The demonstration: one detector trained twice on digit scenes, with its usual loss and with a coupled one."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from concordet.engine.config import DataConfig, OptimConfig, TrainConfig
+from concordet.engine.files import free_name, new_folder, read_json
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demonstration trains; both runs differ in the loss alone.
+
+    Attributes:
+        losses: name of each run, and its loss; the first is the usual one.
+        config: everything else.
+    """
+
+    losses: dict[str, str] = field(default_factory=lambda: {"usual": "default", "coupled": "default+concordance(0.3)"})
+    config: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            detector="fcos",
+            size="nano",
+            image_size=(128, 128),
+            data=DataConfig(
+                name="digits",
+                train_options={"length": 1200, "size": 128},
+                val_options={"length": 300, "size": 128},
+                batch_size=16,
+                workers=1,
+                augment="jitter",
+            ),
+            optim=OptimConfig(lr=2e-3, epochs=8, ema=0.99),
+            val_every=0,
+        )
+    )
+
+
+DEMO = DemoSettings()
+
+
+def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tuple[list[Path], Path]:
+    """Trains and evaluates every run of the demonstration, and writes the page that compares them.
+
+    Args:
+        out: Folder of the demonstration; where one exists the next free name (``demo-2``, ...) is taken.
+        seed: Of weights, order, augmentation; the same for all runs.
+        settings: What is trained.
+
+    Returns:
+        The run folders, and the page.
+    """
+    from concordet.engine.train import train
+    from concordet.report import write_comparison
+
+    out = new_folder(free_name(out), "name another --out")
+    folders = []
+    for number, (name, loss) in enumerate(settings.losses.items(), 1):
+        print(f"run {number} of {len(settings.losses)}: {loss}", file=sys.stderr, flush=True)
+        folders.append(train(replace(settings.config, loss=loss, seed=seed), out / name))
+    page = out / "comparison.html"
+    write_comparison(folders, page)
+    return folders, page
+
+
+def summary(folders: list[Path], page: Path) -> dict[str, Any]:
+    """The demonstration's figures as plain JSON."""
+    runs = [{"run": str(folder), **read_json(folder / "evaluation.json")} for folder in folders]
+    return {"page": str(page), "runs": [{k: run[k] for k in ("run", "detector", "loss", "metrics")} for run in runs]}
