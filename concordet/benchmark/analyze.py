@@ -1,0 +1,224 @@
+"""Time and memory of ``analyze`` on generated results, with AP alone by pycocotools and hotcoco beside it.
+
+``python -m concordet.benchmark.analyze --out benchmarks/results/analyze.csv``
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+_COLUMNS: Final = (
+    *("case", "images", "classes", "objects", "detections", "what", "runs"),
+    *("median_s", "min_s", "max_s", "cpu_s", "peak_mb", "AP"),
+)
+_WHATS: Final = ("concordet analyze, bounds included", "hotcoco AP alone", "pycocotools AP alone")
+
+
+def generate(case: Case, folder: Path, seed: int = 0) -> tuple[Path, Path]:
+    """Write ground truth and results of the case's size: about half of the boxes near an object, scores skewed low."""
+    rng = np.random.default_rng(seed)
+    image, label = rng.integers(0, case.images, case.objects), rng.integers(0, case.classes, case.objects)
+    size = np.exp(rng.uniform(np.log(8), np.log(300), (case.objects, 2)))
+    box = np.c_[rng.uniform(0, 500, (case.objects, 2)), size]
+    held = rng.integers(0, case.objects, case.detections)
+    near = rng.random(case.detections) < 0.5
+    spread = rng.exponential(0.12, (case.detections, 1))
+    found: Any = box[held]
+    found[:, :2] += rng.normal(0, 1, (case.detections, 2)) * spread * found[:, 2:]
+    found[:, 2:] *= np.exp(rng.normal(0, 1, (case.detections, 2)) * spread)
+    found[~near, :2] = rng.uniform(0, 500, (int((~near).sum()), 2))
+    score: Any = rng.beta(1, 5, case.detections) + near * np.exp(-4 * spread[:, 0]) * rng.uniform(
+        0, 0.6, case.detections
+    )
+    found, score = found.round(2), np.minimum(score, 1).round(5)
+    corners = np.round(box, 2).tolist()
+    truth = {
+        "images": [{"id": i, "width": 640, "height": 640} for i in range(case.images)],
+        "categories": [{"id": i, "name": f"class {i}"} for i in range(case.classes)],
+        "annotations": [
+            {"id": i + 1, "image_id": int(a), "category_id": int(b), "bbox": c, "area": c[2] * c[3], "iscrowd": 0}
+            for i, (a, b, c) in enumerate(zip(image, label, corners, strict=True))
+        ],
+    }
+    results = [
+        {"image_id": a, "category_id": b, "bbox": c, "score": d}
+        for a, b, c, d in zip(image[held].tolist(), label[held].tolist(), found.tolist(), score.tolist(), strict=True)
+    ]
+    paths = folder / f"{case.name}_truth.json", folder / f"{case.name}_results.json"
+    for path, content in zip(paths, (truth, results), strict=True):
+        path.write_text(json.dumps(content))
+    return paths
+
+
+def measure(what: str, truth: str, results: str) -> dict[str, float]:
+    """Run one thing once in this process, from files to figures: seconds, CPU seconds, peak MB and AP."""
+    start, cpu = time.perf_counter(), time.process_time()
+    ap = _RUNS[what](truth, results)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - cpu,
+        "peak_mb": _peak_mb(),
+        "AP": ap,
+    }
+
+
+def run(cases: list[Case], *, repeats: int = 3, slow_up_to: int = 500_000) -> list[dict[str, Any]]:
+    """Measure every case, each run in a fresh process; pycocotools only up to ``slow_up_to`` detections, and once."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for case in cases:
+            truth, results = generate(case, Path(folder))
+            for what in _WHATS:
+                slow = what.startswith("pycocotools")
+                if slow and case.detections > slow_up_to:
+                    continue
+                runs = [_fresh(what, truth, results) for _ in range(1 if slow else repeats)]
+                rows.append(_row(case, what, runs))
+                print({key: rows[-1][key] for key in ("case", "what", "median_s", "peak_mb", "AP")}, flush=True)
+            truth.unlink()
+            results.unlink()
+    return rows
+
+
+def environment() -> dict[str, str]:
+    """Hardware and versions, for the header of the results."""
+    packages = ("numpy", "scipy", "hotcoco", "pycocotools")
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        processor = lines[0].split(":", 1)[1].strip() if lines else processor
+    return {
+        "processor": processor,
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows as CSV under a header of ``#`` lines, in place of an earlier file only when whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", newline="") as file:
+        for key, value in environment().items():
+            file.write(f"# {key}: {value}\n")
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: run the cases and write the CSV."""
+    parser = argparse.ArgumentParser(prog="python -m concordet.benchmark.analyze", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
+    parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES), help="which sizes to run")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each but pycocotools, which runs once")
+    options = parser.parse_args(arguments)
+    write(options.out, run([CASES[name] for name in options.cases], repeats=options.repeats))
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count the process that started this one
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def _fresh(what: str, truth: Path, results: Path) -> dict[str, float]:
+    code = "import json,sys;from concordet.benchmark.analyze import measure;print(json.dumps(measure(*sys.argv[1:])))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, what, str(truth), str(results)], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _row(case: Case, what: str, runs: list[dict[str, float]]) -> dict[str, Any]:
+    seconds = [r["seconds"] for r in runs]
+    return {
+        "case": case.name,
+        "images": case.images,
+        "classes": case.classes,
+        "objects": case.objects,
+        "detections": case.detections,
+        "what": what,
+        "runs": len(runs),
+        "median_s": round(float(np.median(seconds)), 2),
+        "min_s": round(min(seconds), 2),
+        "max_s": round(max(seconds), 2),
+        "cpu_s": round(float(np.median([r["cpu"] for r in runs])), 2),
+        "peak_mb": round(max(r["peak_mb"] for r in runs)),
+        "AP": f"{runs[0]['AP']:.9f}",
+    }
+
+
+def _run_analyze(truth: str, results: str) -> float:
+    from concordet.measures import analyze
+
+    return analyze(truth, results).to_dict()["AP"]
+
+
+def _run_hotcoco(truth: str, results: str) -> float:
+    from hotcoco import COCO, COCOeval
+
+    gt = COCO(truth)
+    evaluation = COCOeval(gt, gt.load_res(results), "bbox")
+    evaluation.run()
+    return float(evaluation.stats[0])
+
+
+def _run_pycocotools(truth: str, results: str) -> float:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    gt = COCO(truth)
+    evaluation = COCOeval(gt, gt.loadRes(results), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return float(evaluation.stats[0])
+
+
+_RUNS: Final = dict(zip(_WHATS, (_run_analyze, _run_hotcoco, _run_pycocotools), strict=True))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One size of results."""
+
+    name: str
+    images: int
+    classes: int
+    objects: int
+    detections: int
+
+
+CASES: Final = {
+    case.name: case
+    for case in (
+        Case("small", 200, 10, 1_000, 5_000),
+        Case("coco", 5_000, 80, 36_000, 500_000),
+        Case("large", 20_000, 80, 144_000, 2_000_000),
+    )
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from concordet.benchmark.analyze import CASES, Case, generate, run, write
+
+
+def test_rows_hold_every_program_with_the_same_ap(tmp_path):
+    rows = run([Case("tiny", 10, 3, 30, 100)], repeats=1)
+    assert len({row["AP"] for row in rows}) == 1
+    assert [row["what"].split()[0] for row in rows] == ["concordet", "hotcoco", "pycocotools"]
+    write(tmp_path / "results" / "analyze.csv", rows)
+    lines = (tmp_path / "results" / "analyze.csv").read_text().splitlines()
+    assert any(line.startswith("# hotcoco: ") for line in lines)
+    table = list(csv.DictReader(line for line in lines if not line.startswith("#")))
+    assert [row["what"] for row in table] == [row["what"] for row in rows]
+
+
+def test_generated_files_have_the_size_asked_for_and_are_the_same_each_time(tmp_path):
+    truth, results = generate(Case("a", 10, 3, 30, 100), tmp_path)
+    content = json.loads(truth.read_text())
+    assert (len(content["images"]), len(content["annotations"]), len(json.loads(results.read_text()))) == (10, 30, 100)
+    before = results.read_bytes()
+    generate(Case("a", 10, 3, 30, 100), tmp_path)
+    assert results.read_bytes() == before
+
+
+@pytest.mark.slow
+def test_size_of_coco_stays_within_time_and_memory():
+    (row, *_) = run([CASES["coco"]], repeats=1, slow_up_to=0)
+    assert row["median_s"] <= 15
+    assert row["peak_mb"] <= 2048
