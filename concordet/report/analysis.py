@@ -10,7 +10,17 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from concordet.report.matching import Disagreement
-from concordet.report.metrics import AGREEMENT, ANALYSIS_PER_CLASS, ERRORS, FIGURES, Metric, is_missing, number
+from concordet.report.metrics import (
+    AGREEMENT,
+    ANALYSIS_PER_CLASS,
+    ERRORS,
+    FIGURES,
+    METRICS,
+    MISSING,
+    Metric,
+    is_missing,
+    number,
+)
 from concordet.report.page import fit, listed, render, write_text
 from concordet.report.pictures import disagreement_picture
 from concordet.report.plots import Line, calibration_plot, density_plot, line_plot
@@ -24,7 +34,15 @@ GROUPS: Final = (("Agreement of score and IoU", AGREEMENT), ("Errors at the best
 BOUNDED: Final = ("AP", "AP50", "AP75", "AP90")
 
 
-def write_analysis(analysis: Analysis, out: Path, *, images: Path | None = None, title: str = "Analysis") -> Path:
+def write_analysis(
+    analysis: Analysis,
+    out: Path,
+    *,
+    images: Path | None = None,
+    title: str = "Analysis",
+    comparison: Mapping[str, Any] | None = None,
+    other: str = "the other",
+) -> Path:
     """Write one self-contained page on what :func:`concordet.measures.analyze` found.
 
     Args:
@@ -33,6 +51,8 @@ def write_analysis(analysis: Analysis, out: Path, *, images: Path | None = None,
         images: folder of the images, found by the ground truth's ``file_name``, or by image id; without it the worst
             cases are a table.
         title: heading of the page, such as the name of the results file.
+        comparison: what :func:`concordet.measures.compare` gives for these detections and others, to be shown too.
+        other: the name of those others.
 
     Returns:
         ``out``.
@@ -42,11 +62,18 @@ def write_analysis(analysis: Analysis, out: Path, *, images: Path | None = None,
     """
     if images is not None and not Path(images).is_dir():
         raise ValueError(f"{images} is not a folder; name the folder that holds the images, or leave it away")
-    return write_text(analysis_page(analysis, images=images, title=title), out)
+    return write_text(analysis_page(analysis, images=images, title=title, comparison=comparison, other=other), out)
 
 
-def analysis_page(analysis: Analysis, *, images: Path | None = None, title: str = "Analysis") -> str:
-    """The page as text."""
+def analysis_page(
+    analysis: Analysis,
+    *,
+    images: Path | None = None,
+    title: str = "Analysis",
+    comparison: Mapping[str, Any] | None = None,
+    other: str = "the other",
+) -> str:
+    """The page as text; arguments as :func:`write_analysis` takes them."""
     figures = analysis.to_dict()
     cases = figures.get("disagreements") or []
     pictures = [] if images is None else _pictures(cases, Path(images), analysis.images)
@@ -59,7 +86,11 @@ def analysis_page(analysis: Analysis, *, images: Path | None = None, title: str 
         title=title,
         facts=_facts(figures),
         summary=[analysis.sentence, *_findings(figures)],
-        bounds=_bounds(figures),
+        bounds=_bounds(figures, "", "upper", "lower"),
+        image_bounds=_bounds(figures, "_raw", "image_upper", "image_lower") if "AP_raw" in figures else [],
+        differences=_differences(comparison) if comparison is not None else [],
+        resampling=comparison,
+        other=other,
         groups=[(heading, _rows(metrics, figures)) for heading, metrics in GROUPS],
         density=density_plot(analysis.scores[hit], analysis.ious[hit], slot=0, title="True positives"),
         n_true_positives=int(np.count_nonzero(hit)),
@@ -110,21 +141,50 @@ def _facts(figures: Mapping[str, Any]) -> list[str]:
     return [f"{figures[key]:,} {name}" for key, name in names.items() if not is_missing(figures.get(key))]
 
 
-def _bounds(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _bounds(figures: Mapping[str, Any], reached: str, upper: str, lower: str) -> list[dict[str, Any]]:
+    """Rows of AP as it is (keys with the ending ``reached``) between the bounds of the endings ``upper``, ``lower``."""
     rows = []
     for key in BOUNDED:
-        metric, reached = FIGURES[key], figures.get(key)
-        upper, lower = figures.get(f"{key}_upper"), figures.get(f"{key}_lower")
+        metric, value, perfect = FIGURES[key], figures.get(f"{key}{reached}"), figures.get(f"{key}_{upper}")
         rows.append(
             {
                 "metric": metric,
-                "reached": metric.text(reached),
-                "upper": metric.text(upper),
-                "left": metric.difference(reached, upper),
-                "lower": metric.text(lower),
+                "reached": metric.text(value),
+                "upper": metric.text(perfect),
+                "left": metric.difference(value, perfect),
+                "lower": metric.text(figures.get(f"{key}_{lower}")),
             }
         )
     return rows
+
+
+def _differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the paired comparison: both values, their difference, its interval and what that says."""
+    rows = []
+    for metric in METRICS:
+        found = comparison.get(metric.key)
+        if not isinstance(found, Mapping):
+            continue
+        known = not is_missing(found["difference"])
+        better = known and (found["difference"] > 0) == (metric.better == "higher")
+        rows.append(
+            {
+                "metric": metric,
+                "first": metric.text(found["first"]),
+                "second": metric.text(found["second"]),
+                "difference": metric.difference(found["first"], found["second"]),
+                "interval": f"{_signed(metric, found['low'])} to {_signed(metric, found['high'])}"
+                if known
+                else MISSING,
+                "verdict": ("better" if better else "worse") if found["differs"] else "may be chance",
+                "reason": found.get("reason"),
+            }
+        )
+    return rows
+
+
+def _signed(metric: Metric, value: float) -> str:
+    return metric.difference(0, value)
 
 
 def _rows(metrics: tuple[Metric, ...], figures: Mapping[str, Any]) -> list[dict[str, Any]]:

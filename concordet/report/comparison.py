@@ -73,9 +73,10 @@ def summary(runs: Sequence[Run]) -> list[str]:
     first, others = runs[0], runs[1:]
     ap = FIGURES["AP"]
     if not others:
-        sentences = [f"{first.name} reaches {ap.text(first.metrics.get('AP'))} AP with {first.detector}."]
-        agreement = [f"{m.title} {m.text(first.metrics.get(m.key))}" for m in _agreement() if m.key in first.metrics]
-        return sentences + ([f"Agreement of score and IoU: {listed(agreement)}."] if agreement else [])
+        known = [m for m in _agreement() if not is_missing(first.metrics.get(m.key))]
+        agreement = listed([f"{m.title} {m.text(first.metrics[m.key])}" for m in known])
+        sentences = [f"{first.detector} with {first.name} reaches {ap.text(first.metrics.get('AP'))} AP."]
+        return sentences + ([f"Agreement of score and IoU: {agreement}."] if known else [])
     if len(runs) <= FEW:
         sentences = [_ap_sentence(first, run) for run in others]
         sentences += [sentence for run in others if (sentence := _agreement_sentence(first, run))]

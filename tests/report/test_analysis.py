@@ -6,7 +6,7 @@ import re
 import pytest
 from PIL import Image
 
-from concordet.measures import analyze
+from concordet.measures import analyze, compare
 from concordet.report import write_analysis
 
 
@@ -71,3 +71,31 @@ def test_nothing_found_and_nothing_to_find(run_folders, tmp_path, read_page):
     found = json.loads((run_folders[0] / "detections.json").read_text())
     page = read_page(write_analysis(analyze(truth, found), tmp_path / "r.html").read_text(encoding="utf-8"))
     assert "AP is undefined" in page.text
+
+
+def test_bounds_within_images_when_there_are_raw_detections(run_folders, tmp_path, read_page):
+    truth, found = run_folders[0] / "ground_truth.json", run_folders[0] / "detections.json"
+    analysis = analyze(truth, found, raw_detections=found)
+    page = read_page(write_analysis(analysis, tmp_path / "r.html").read_text(encoding="utf-8"))
+    figures = analysis.to_dict()
+    _, _, within = [row for row in page.tables["bounds"] if row[0].startswith("AP ↑") or not row[0]][-3:]
+    keys = ("AP_raw", "AP_image_upper", "AP_image_lower")
+    assert [within[1], within[2], within[4]] == [f"{100 * figures[key]:.1f}" for key in keys]
+    assert f"{figures['beta_img']:.3f}" in page.text
+
+
+def test_a_comparison_says_which_differences_may_be_chance(analysis, run_folders, tmp_path, read_page):
+    folders = [folder / "detections.json" for folder in run_folders]
+    found = compare(run_folders[0] / "ground_truth.json", *folders, n_resamples=60)
+    out = write_analysis(analysis, tmp_path / "r.html", comparison=found, other="coupled.json")
+    page = read_page(out.read_text(encoding="utf-8"))
+    rows = {row[0].split(" ")[0]: row[1:] for row in page.tables["intervals"][1:]}
+    assert list(rows) == ["AP", "AP50", "AP75", "β", "oLRP"]
+    assert rows["AP"][:2] == [f"{100 * found['AP'][side]:.1f}" for side in ("first", "second")]
+    for name in ("AP", "AP50", "oLRP"):
+        assert (rows[name][-1] == "may be chance") == (not found[name]["differs"])
+    assert rows["AP75"][-1] == "better"
+    assert rows["AP"][3] == " to ".join(f"{100 * found['AP'][end]:+.1f}".replace("-", "−") for end in ("low", "high"))
+    same = compare(run_folders[0] / "ground_truth.json", folders[0], folders[0], n_resamples=5)
+    page = read_page(write_analysis(analysis, out, comparison=same).read_text(encoding="utf-8"))
+    assert [row[-1] for row in page.tables["intervals"][1:]] == ["may be chance"] * 5

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -145,7 +147,7 @@ def test_a_run_with_figures_alone(run_folders, tmp_path, read_page):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     text = write_comparison(run_folders[:1], tmp_path / "page.html").read_text(encoding="utf-8")
     page = read_page(text)
-    assert "focal reaches 41.2 AP with fcos." in page.text
+    assert "fcos with focal reaches 41.2 AP." in page.text
     assert not [tag for tag, _ in page.tags if tag == "img"]
 
 
@@ -232,3 +234,13 @@ def test_the_same_runs_give_the_same_page(run_folders, tmp_path):
 
 def test_markup_in_names_stays_text():
     assert str(breakable("<b>+x_y")) == "&lt;b&gt;+<wbr>x_<wbr>y"
+
+
+def test_figures_need_neither_torch_nor_matplotlib():
+    code = (
+        "import sys, concordet.report as r; r.METRICS, r.comparison_rows; "
+        "print({'torch', 'matplotlib', 'jinja2', 'PIL'} & sys.modules.keys()); "
+        "r.write_comparison, r.write_analysis, r.draw_detections; print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n")[:2] == ["set()", "False"]
