@@ -71,7 +71,8 @@ def build_detector(
         image_size: (shorter side, longer side) images are resized to, keeping their shape; None: (800, 1333), nano
             (240, 320).
         ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.
-        **inference: ``score_threshold``, ``nms_threshold``, ``topk``, ``detections_per_image``.
+        **inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order but no scale),
+            ``nms_threshold``, ``topk``, ``detections_per_image``.
 
     Returns:
         ``model(images, targets)`` gives losses in training mode, ``model(images)`` detections in evaluation mode.
@@ -97,8 +98,11 @@ def build_detector(
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r} for detector {name!r}; choose one of {', '.join(known)}")
     entry = DETECTORS[name]
+    criterion = build_criterion(loss, entry.usual) if isinstance(loss, str) else loss
+    if not criterion.calibrated:
+        inference.setdefault("score_threshold", 0.0)
     model = entry.build(
-        build_criterion(loss, entry.usual) if isinstance(loss, str) else loss,
+        criterion,
         num_classes=num_classes,
         size=size,
         backbone=backbone,

@@ -43,6 +43,8 @@ class Criterion(nn.Module):
         core: function (or module, where it has state) of (assigned, IoUs of the positives ``[p]``) to terms.
         quality: trains the detector's auxiliary head on centerness or on IoU; None builds the detector without it.
         couplings: name to function of (assigned, IoUs) and weight, added to the loss.
+        calibrated: scores mean probabilities; False for ranking losses, which decide on the order alone, so that a
+            detector must not drop boxes below a fixed score.
 
     The IoU of each positive's decoded box is computed once and carries no gradient: it is a target.
     """
@@ -53,8 +55,10 @@ class Criterion(nn.Module):
         *,
         quality: QualityHead | None = None,
         couplings: dict[str, tuple[Coupling, float]] | None = None,
+        calibrated: bool = True,
     ) -> None:
         super().__init__()
+        self.calibrated = calibrated
         self.core = core
         self.quality = quality
         self.couplings = dict(couplings or {})
@@ -110,6 +114,9 @@ BASES: dict[str, Callable[[Usual], Core]] = {
     ),
 }
 """Base losses: name to core, given the detector's usual terms."""
+
+RANKING = {"ap", "alrp", "rank_sort", "bucketed_ap", "bucketed_rank_sort"}
+"""Bases that decide on the order of scores alone."""
 
 COUPLINGS: dict[str, tuple[Coupling, float]] = {
     "concordance": (partial(terms.correlation_coupling, coefficient="concordance"), 0.3),
@@ -167,7 +174,7 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
     if name == "default":
         criterion = Criterion(BASES[usual.classification](usual), quality=usual.quality)
     else:
-        criterion = Criterion(BASES[name](usual))
+        criterion = Criterion(BASES[name](usual), calibrated=name not in RANKING)
     for extra, weight in extras:
         _add(criterion, extra, weight, loss)
     return criterion

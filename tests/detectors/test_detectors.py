@@ -246,6 +246,13 @@ def test_centerness_is_the_papers_formula():
     torch.testing.assert_close(centerness(points, boxes), torch.tensor([1.0, math.sqrt(2 / 8), 0.0]))
 
 
+def test_scores_of_ranking_losses_have_no_threshold():
+    """Their scores have an order but no scale: 0.05 would drop whatever comes below it."""
+    assert build("fcos", "rank_sort+pse").inference.score_threshold == 0
+    assert build("fcos", "rank_sort", score_threshold=0.1).inference.score_threshold == 0.1
+    assert build("fcos", "focal+concordance").inference.score_threshold == 0.05
+
+
 def test_a_criterion_object_is_taken():
     criterion = build_criterion("rank_sort")
     model = build_detector("fcos", num_classes=3, size="nano", loss=criterion)
