@@ -155,12 +155,12 @@ def _soft_rank_fake(values: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(values), torch.empty_like(values, dtype=torch.long)
 
 
-def _soft_rank_setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _soft_rank_setup(ctx, inputs, output) -> None:
     ctx.strength = inputs[1]
     ctx.save_for_backward(output[1])
 
 
-def _soft_rank_backward(ctx, grad_ranks, grad_blocks):  # type: ignore[no-untyped-def]
+def _soft_rank_backward(ctx, grad_ranks, grad_blocks):
     # r = s - (block means of s - w): the Jacobian is identity minus averaging within blocks
     (blocks,) = ctx.saved_tensors
     gradient = grad_ranks.double()

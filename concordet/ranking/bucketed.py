@@ -40,9 +40,12 @@ class BucketedCounts(ExactCounts):
     """Soft counts in which every negative is moved to its bucket's mean (Eqs. 3.20-3.22, over all buckets)."""
 
     def __init__(self, positives: Tensor, negatives: Tensor, delta: float) -> None:
-        prototypes, sizes, self._bucket = bucket(positives, negatives)
+        self._all_negatives = negatives
+        self._kept = (negatives >= positives.min() - delta).nonzero().squeeze(1)
+        prototypes, sizes, self._bucket = bucket(positives, negatives.index_select(0, self._kept))
         super().__init__(positives, prototypes, delta, weights=sizes)
 
     def spread_to_negatives(self, amount: Tensor) -> Tensor:
         """A prototype's share H b / FP goes to its b negatives in equal parts (Eq. 3.33)."""
-        return super().spread_to_negatives(amount)[self._bucket]
+        share = super().spread_to_negatives(amount).index_select(0, self._bucket)
+        return torch.zeros_like(self._all_negatives).index_copy_(0, self._kept, share.to(self._all_negatives.dtype))

@@ -10,14 +10,19 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+
+def nowhere(dtype: torch.dtype) -> float:
+    """The logit of a key that is no negative: far below every positive, so that H is 0."""
+    return torch.finfo(dtype).min
 
 
 def step(difference: Tensor, delta: float) -> Tensor:
     """The smoothed step H of half width ``delta``; at 0 it is hard and a tie counts 1.
 
     Example:
-        >>> import torch
         >>> step(torch.tensor([-2.0, -0.5, 0.0, 3.0]), 1.0)
         tensor([0.0000, 0.2500, 0.5000, 1.0000])
         >>> step(torch.tensor([-2.0, -0.5, 0.0, 3.0]), 0.0)
@@ -34,7 +39,9 @@ def step_at_zero(delta: float) -> float:
 
 
 class Counts(Protocol):
-    """Soft counts of p positives s_i among each other and among negatives; all in float64, in the positives' order.
+    """Soft counts of p positives s_i among each other and among n keys; float64, in the positives' order.
+
+    Keys are the negatives' logits, finite, and :func:`nowhere` at all other places.
 
     Attributes:
         positives: ``[p]`` logits of the positives.
@@ -55,7 +62,11 @@ class Counts(Protocol):
         ...
 
     def spread_to_negatives(self, amount: Tensor) -> Tensor:
-        """``[n]`` sum over positives i of a_i H(s_j - s_i) for every negative j: the adjoint of negatives_above."""
+        """``[n]`` sum over positives i of a_i H(s_j - s_i) for every key j, in the keys' dtype; 0 where it is no
+        negative.
+
+        The adjoint of negatives_above.
+        """
         ...
 
     def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:

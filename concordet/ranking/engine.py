@@ -9,7 +9,7 @@ from torch import Tensor
 
 from concordet.ranking import definitions
 from concordet.ranking.bucketed import BucketedCounts
-from concordet.ranking.counts import Counts
+from concordet.ranking.counts import Counts, nowhere
 from concordet.ranking.definitions import Definition, Payers, Side
 from concordet.ranking.exact import ExactCounts
 from concordet.ranking.processes import Everyone, everyone
@@ -130,15 +130,17 @@ def _ranking_fake(
     )
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1])
     ctx.set_materialize_grads(True)
 
 
-def _backward(ctx, grad_values, grad_updates, grad_weights):  # type: ignore[no-untyped-def]
+def _backward(ctx, grad_values, grad_updates, grad_weights):
     (updates,) = ctx.saved_tensors
     # each term's update is scaled by the gradient that arrives at its own output
-    grad_logits = updates[0] * grad_values[0] if len(updates) == 1 else (updates * grad_values[:, None]).sum(0)
+    grad_logits = updates[0] * grad_values[0]
+    for update, grad_value in zip(updates[1:], grad_values[1:], strict=True):
+        grad_logits = torch.addcmul(grad_logits, update, grad_value)
     return (grad_logits, *[None] * 8)
 
 
@@ -157,8 +159,7 @@ def _compute(
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n_terms = definition.n_terms
-    values = logits.new_zeros(n_terms)
-    updates = logits.new_zeros(n_terms, len(logits) if wants_gradient else 0)
+    n_updates = len(logits) if wants_gradient else 0
     positive = (labels == 1).nonzero().squeeze(1)  # [p]
     if definition.side is Side.BY_POSITIVE and len(side) != len(positive):
         raise ValueError(
@@ -171,35 +172,39 @@ def _compute(
     else:
         own_side = (side[positive] if definition.side is Side.BY_LOGIT else side).double()
 
-    positives, mine = processes.gather(logits[positive])  # all processes' positives, and which of them are ours
+    poison = _poison(logits, labels)
+    own_logits = logits.index_select(0, positive).nan_to_num_()
+    positives, mine = processes.gather(own_logits)  # all processes' positives, and which of them are ours
     if len(positives) == 0:
-        return values + _poison(logits, labels), updates, weights
+        return logits.new_zeros(n_terms) + poison, logits.new_zeros(n_terms, n_updates), weights
     quality, _ = processes.gather(own_side)
-    # negatives below min(s+) - d have H = 0 for every positive; the comparison keeps NaN
-    negative = ((labels == 0) & ~(logits < positives.min() - delta)).nonzero().squeeze(1)
-    negatives = logits[negative]
 
-    counts = processes.shared(method(positives, negatives, delta))
+    keys = torch.where(labels == 0, logits, nowhere(logits.dtype)).nan_to_num_()
+    counts = processes.shared(method(positives, keys, delta))
     result = definition.compute(counts, self_relation, quality)
-    poison = _poison(positives) + _poison(negatives)
-    values = torch.stack([term.value.mean() for term in result.terms]).to(values.dtype) + poison
+    values = torch.stack([term.value.mean() for term in result.terms]).to(logits.dtype) + poison
     if result.weights is not None:
         own = (result.weights[mine] / len(positives)).to(weights.dtype)
         weights = own if definition.side is Side.BY_POSITIVE else weights.index_copy_(0, positive, own)
-    if wants_gradient:
-        for row, term in zip(updates, result.terms, strict=True):
-            moved = torch.where(term.mass > 0, term.error, 0) * (processes.size / len(positives))  # [p]
-            amount = torch.where(term.mass > 0, moved / term.mass, 0)
-            gain = -moved
-            if term.payers is Payers.NEGATIVES:
-                row[negative] = counts.spread_to_negatives(amount).to(row.dtype) + poison
-            else:
-                gain = gain + counts.spread_to_worse(amount, quality)
-            row[positive] = gain[mine].to(row.dtype) + poison
+    if not wants_gradient:
+        return values, logits.new_zeros(n_terms, 0), weights
+
+    rows = []
+    for term in result.terms:
+        moved = torch.where(term.mass > 0, term.error, 0) * (processes.size / len(positives))  # [p]
+        amount = torch.where(term.mass > 0, moved / term.mass, 0)
+        if term.payers is Payers.NEGATIVES:
+            row, gain = counts.spread_to_negatives(amount), -moved
+        else:
+            row, gain = torch.zeros_like(logits), counts.spread_to_worse(amount, quality) - moved
+        rows.append(row.index_copy_(0, positive, gain[mine].to(row.dtype)))
+    updates = rows[0][None] if n_terms == 1 else torch.stack(rows)
     return values, updates, weights
 
 
-def _poison(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+def _poison(logits: Tensor, labels: Tensor) -> Tensor:
     """0, or NaN where there is a NaN among the logits that count: NaN must not become a number."""
-    bad = logits.isnan() if labels is None else logits.isnan() & ((labels == 0) | (labels == 1))
-    return torch.where(bad.any(), float("nan"), 0.0).to(logits.dtype)
+    if logits.device.type == "cpu" and not logits.sum().isnan():
+        return logits.new_zeros(())  # the quick answer; opposite infinities may need the slow one
+    bad = logits.isnan() & ((labels == 0) | (labels == 1))
+    return torch.where(bad.any(), torch.nan, 0.0).to(logits.dtype)

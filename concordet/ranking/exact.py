@@ -6,31 +6,49 @@ import torch
 from torch import Tensor
 
 from concordet.ranking.counts import step_at_zero
-from concordet.ranking.dominance import dominance_sums, prefix_sums
 from concordet.ranking.intervals import Intervals, cut
+from concordet.ranking.sums import dominance_sums, prefix_sums, suffix_sums
+
+CHUNK = 1 << 17
+"""Keys taken at a time on a CPU, so that what is made of them stays in its cache."""
 
 
-def suffix_sums(values: Tensor) -> Tensor:
-    """``[n + 1]`` sums of the rows from 0, 1, ..., n on."""
-    return prefix_sums(values.flip(0)).flip(0)
+def moments(axis: Intervals, keys: Tensor, interval: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``[2p + 1]`` float64 weight, and weight times coordinate (where live), of the keys on each interval."""
+    size = len(axis.origin)
+    weight = torch.zeros(size, dtype=torch.float64, device=keys.device)
+    moment = torch.zeros_like(weight)
+    for rows in chunks(keys):
+        coordinate = axis.coordinate(keys[rows], interval[rows])
+        if weights is None:
+            weight += torch.bincount(interval[rows], minlength=size)
+        else:
+            weight.index_add_(0, interval[rows], weights[rows])
+            coordinate *= weights[rows]
+        moment.index_add_(0, interval[rows], coordinate)
+    return weight, torch.where(axis.live, moment, 0.0)
 
 
-def count_above(axis: Intervals, delta: float, interval: Tensor, coordinate: Tensor, weights: Tensor | None) -> Tensor:
-    """``[p]`` S_i = sum_j w_j H(k_j - t_i) over keys given by interval and coordinate, in ascending order of t.
+def chunks(keys: Tensor) -> list[slice]:
+    """Slices of at most CHUNK keys on a CPU, and of all keys elsewhere."""
+    size = CHUNK if keys.device.type == "cpu" else max(len(keys), 1)
+    return [slice(start, start + size) for start in range(0, len(keys), size)]
+
+
+def count_above(axis: Intervals, delta: float, weight: Tensor, moment: Tensor) -> Tensor:
+    """``[p]`` S_i = sum_j w_j H(k_j - t_i), in ascending order of t, from the moments of the keys.
 
         S_i = W(t_i + d) + [X_i - (t_i - d) W_i] / 2d
 
     with W(a) the weight of the keys from a on, and W_i, X_i weight and weight times key inside the window of i.
     """
-    size = len(axis.origin)
-    weight = suffix_sums(torch.bincount(interval, weights, minlength=size).double())
-    full = weight[axis.upper + 1]
+    weight = suffix_sums(weight)
+    full = weight.index_select(0, axis.upper + 1)
     if delta == 0:
         return full
-    moment = coordinate if weights is None else coordinate * weights
-    moment = suffix_sums(torch.bincount(interval, moment, minlength=size))
-    inside = weight[axis.lower + 1] - full
-    moment = moment[axis.lower + 1] - moment[axis.upper + 1]
+    moment = suffix_sums(moment)
+    inside = weight.index_select(0, axis.lower + 1) - full
+    moment = moment.index_select(0, axis.lower + 1) - moment.index_select(0, axis.upper + 1)
     return full + (moment - (axis.local - delta) * inside) / (2 * delta)
 
 
@@ -54,81 +72,91 @@ def lines(axis: Intervals, delta: float, amount: Tensor) -> tuple[Tensor, Tensor
 
 
 class ExactCounts:
-    """Soft counts by intervals (positives and negatives) and by a wavelet matrix (positives by score and quality)."""
+    """Soft counts by intervals (positives and negatives) and by a wavelet tree (positives by score and quality)."""
 
     def __init__(self, positives: Tensor, negatives: Tensor, delta: float, weights: Tensor | None = None) -> None:
-        """``weights`` ``[n]`` says how many negatives each of the negatives stands for; None for one."""
+        """``weights`` ``[n]`` float64 says how many negatives each of the negatives stands for; None for one."""
         self.positives = positives.double()
         self._delta = delta
-        self._negative_weights = weights
-        self._axis = cut(positives, delta, negatives.dtype)
-        self._negative_interval = self._axis.place(negatives)
-        self._negative_coordinate = self._axis.coordinate(negatives, self._negative_interval)
-        ascending = positives[self._axis.order].to(negatives.dtype)
-        self._interval = self._axis.place(ascending)  # of the positives, ascending
+        self._negatives = negatives
+        self._weights = weights
+        self._axis = axis = cut(positives, delta, negatives.dtype)
+        places = [axis.place(negatives[rows]) for rows in chunks(negatives)]
+        self._interval = torch.cat(places) if places else negatives.new_empty(0, dtype=torch.int32)
+        ascending = positives.index_select(0, axis.order).to(negatives.dtype)
+        self._positive_interval = axis.place(ascending)
 
     def negatives_above(self) -> Tensor:
-        count = count_above(
-            self._axis, self._delta, self._negative_interval, self._negative_coordinate, self._negative_weights
-        )
-        return self._unsort(count).clamp_min(0)
+        weight, moment = moments(self._axis, self._negatives, self._interval, self._weights)
+        return self._unsort(count_above(self._axis, self._delta, weight, moment)).clamp_min(0)
 
     def positives_above(self, weights: Tensor) -> Tensor:
-        axis = self._axis
-        ascending = weights[axis.order]
-        columns = [count_above(axis, self._delta, self._interval, axis.local, w) for w in ascending.unbind(1)]
-        return self._unsort(torch.stack(columns, 1) - step_at_zero(self._delta) * ascending)
+        axis, size = self._axis, len(self._axis.origin)
+        columns = []
+        for column in weights.unbind(1):
+            own = column.index_select(0, axis.order)
+            weight = torch.bincount(self._positive_interval, own, minlength=size)
+            moment = torch.bincount(self._positive_interval, own * axis.local, minlength=size)
+            count = count_above(axis, self._delta, weight, moment)
+            columns.append(self._unsort(count - step_at_zero(self._delta) * own))
+        return torch.stack(columns, 1)
 
     def better_above(self, weights: Tensor, quality: Tensor) -> Tensor:
         axis, p = self._axis, len(self.positives)
-        ascending, quality = weights[axis.order], quality[axis.order]
+        ascending = [column.index_select(0, axis.order) for column in weights.unbind(1)]
         # keys at or above t_i + d and t_i - d: suffixes of the ascending order, prefixes of the descending one
-        full = suffix_sums(torch.bincount(self._interval, minlength=2 * p + 1))
-        inside = self._dominance(
-            ascending, axis.local, quality, p - 1 - torch.arange(p, device=quality.device),
-            full[axis.upper + 1], full[axis.lower + 1], strict=False,
-        )  # fmt: skip
-        total, window, moment = inside
-        total = total + self._ramp(moment - (axis.local - self._delta)[:, None] * window)
-        return self._unsort(total - step_at_zero(self._delta) * ascending)
+        count = suffix_sums(torch.bincount(self._positive_interval, minlength=2 * p + 1))
+        full, reach = count.index_select(0, axis.upper + 1), count.index_select(0, axis.lower + 1)
+        places = torch.arange(p - 1, -1, -1, device=quality.device)
+        sums = self._dominance(ascending, quality, places, full, reach, strict=False)
+        columns = []
+        for own, (total, window, moment) in zip(ascending, sums, strict=True):
+            count = total + self._ramp(moment - (axis.local - self._delta) * window)
+            columns.append(self._unsort(count - step_at_zero(self._delta) * own))
+        return torch.stack(columns, 1)
 
     def spread_to_negatives(self, amount: Tensor) -> Tensor:
-        constant, slope = lines(self._axis, self._delta, amount[self._axis.order])
-        interval = self._negative_interval
-        return torch.addcmul(constant[interval], slope[interval], self._negative_coordinate)
+        constant, slope = lines(self._axis, self._delta, amount.index_select(0, self._axis.order))
+        spread = torch.empty_like(self._negatives)
+        for rows in chunks(spread):
+            interval = self._interval[rows]
+            share = self._axis.coordinate(self._negatives[rows], interval)
+            share.mul_(slope.index_select(0, interval)).add_(constant.index_select(0, interval))
+            spread[rows] = share
+        return spread
 
     def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
         axis, p = self._axis, len(self.positives)
-        ascending, quality = amount[axis.order, None], quality[axis.order]
+        ascending = amount.index_select(0, axis.order)
         # steps that have ended, and begun, at or below s_k: prefixes of the ascending order
-        ended = prefix_sums(torch.zeros(2 * p, dtype=torch.long, device=quality.device).index_fill_(0, axis.upper, 1))
-        begun = prefix_sums(torch.zeros(2 * p, dtype=torch.long, device=quality.device).index_fill_(0, axis.lower, 1))
-        total, window, moment = self._dominance(
-            ascending, axis.local, quality, torch.arange(p, device=quality.device),
-            ended[self._interval], begun[self._interval], strict=True,
-        )  # fmt: skip
-        total = total + self._ramp((axis.local + self._delta)[:, None] * window - moment)
-        return self._unsort(total.squeeze(1))
+        edges = torch.zeros(2 * p, dtype=torch.int32, device=quality.device)
+        ended = prefix_sums(edges.index_fill(0, axis.upper, 1)).index_select(0, self._positive_interval)
+        begun = self._positive_interval - ended
+        places = torch.arange(p, device=quality.device)
+        ((total, window, moment),) = self._dominance([ascending], quality, places, ended, begun, strict=True)
+        return self._unsort(total + self._ramp((axis.local + self._delta) * window - moment))
 
     def _dominance(
-        self,
-        weights: Tensor,
-        local: Tensor,
-        quality: Tensor,
-        places: Tensor,
-        full: Tensor,
-        reach: Tensor,
-        *,
-        strict: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights of better keys at places below ``full``; weights, and moments, of those from there to ``reach``."""
-        descending, by_quality = torch.sort(-quality, stable=True)
-        lengths = torch.searchsorted(descending, -quality, right=not strict)  # how many are better
-        columns = torch.cat([weights, weights * local[:, None]], 1)[by_quality]
-        sums = dominance_sums(places[by_quality], columns, lengths.repeat(2), torch.cat([full, reach]))
-        at_full, at_reach = sums.split(len(lengths))
-        c = weights.shape[1]
-        return at_full[:, :c], (at_reach - at_full)[:, :c], (at_reach - at_full)[:, c:]
+        self, weights: list[Tensor], quality: Tensor, places: Tensor, full: Tensor, reach: Tensor, *, strict: bool
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Of the better ones: weight at places below ``full``; weight, and moment, from there to below ``reach``.
+
+        Everything in ascending order of the positives but ``quality``.
+        """
+        worst_last = quality.index_select(0, self._axis.order).neg()
+        sorted_quality, by_quality = torch.sort(worst_last, stable=True)
+        lengths = torch.searchsorted(sorted_quality, worst_last, right=not strict)  # how many are better
+        columns = [*weights, *(weight * self._axis.local for weight in weights)] if self._delta else weights
+        sums = dominance_sums(
+            places.index_select(0, by_quality),
+            tuple(column.index_select(0, by_quality) for column in columns),
+            lengths.repeat(2),
+            torch.cat([full, reach]),
+        )
+        halves = [total.split(len(lengths)) for total in sums]
+        inside = [at_reach - at_full for at_full, at_reach in halves]
+        c = len(weights)
+        return [(halves[i][0], inside[i], inside[(i + c) % len(inside)]) for i in range(c)]
 
     def _ramp(self, difference: Tensor) -> Tensor:
         return difference / (2 * self._delta) if self._delta else torch.zeros_like(difference)

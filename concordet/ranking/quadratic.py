@@ -15,6 +15,7 @@ class QuadraticCounts:
 
     def __init__(self, positives: Tensor, negatives: Tensor, delta: float) -> None:
         self.positives = positives.double()  # [p]
+        self._dtype = negatives.dtype
         x_negative = negatives.double()[None, :] - self.positives[:, None]  # [p, n]
         x_positive = self.positives[None, :] - self.positives[:, None]  # [p, p]
         self._above_negative = step(x_negative, delta)
@@ -32,7 +33,7 @@ class QuadraticCounts:
         return ((self._above_positive * better)[:, :, None] * weights[None, :, :]).sum(dim=1)
 
     def spread_to_negatives(self, amount: Tensor) -> Tensor:
-        return (amount[:, None] * self._above_negative).sum(dim=0)
+        return (amount[:, None] * self._above_negative).sum(dim=0).to(self._dtype)
 
     def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
         worse = quality[None, :] < quality[:, None]  # [p, p] q_k < q_i
