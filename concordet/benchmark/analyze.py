@@ -1,12 +1,13 @@
 """Time and memory of ``analyze`` on generated results, with AP alone by pycocotools and hotcoco beside it.
 
-``python -m concordet.benchmark.analyze --out benchmarks/results/analyze.csv``
+``concordet benchmark analyze --out benchmarks/results/analyze.csv``
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import platform
@@ -45,7 +46,7 @@ def generate(case: Case, folder: Path, seed: int = 0) -> tuple[Path, Path]:
         0, 0.6, case.detections
     )
     found, score = found.round(2), np.minimum(score, 1).round(5)
-    corners = np.round(box, 2).tolist()
+    corners: Any = np.round(box, 2).tolist()
     truth = {
         "images": [{"id": i, "width": 640, "height": 640} for i in range(case.images)],
         "categories": [{"id": i, "name": f"class {i}"} for i in range(case.classes)],
@@ -76,7 +77,7 @@ def measure(what: str, truth: str, results: str) -> dict[str, float]:
     }
 
 
-def run(cases: list[Case], *, repeats: int = 3, slow_up_to: int = 500_000) -> list[dict[str, Any]]:
+def run_cases(cases: list[Case], *, repeats: int = 3, slow_up_to: int = 500_000) -> list[dict[str, Any]]:
     """Measure every case, each run in a fresh process; pycocotools only up to ``slow_up_to`` detections, and once."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -111,26 +112,35 @@ def environment() -> dict[str, str]:
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows as CSV under a header of ``#`` lines, in place of an earlier file only when whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        for key, value in environment().items():
-            file.write(f"# {key}: {value}\n")
-        writer = csv.DictWriter(file, _COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    """Write the rows as CSV under a header of ``#`` lines."""
+    text = io.StringIO()
+    text.writelines(f"# {key}: {value}\n" for key, value in environment().items())
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    _replaced(path, text.getvalue())
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line: run the cases and write the CSV."""
-    parser = argparse.ArgumentParser(prog="python -m concordet.benchmark.analyze", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="CSV file to write")
+def run(words: list[str]) -> None:
+    """``concordet benchmark analyze``: run the cases, print them, and write them where asked."""
+    parser = argparse.ArgumentParser(prog="concordet benchmark analyze", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, help="CSV file to write")
+    parser.add_argument("--json", type=Path, help="JSON file to write")
     parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES), help="which sizes to run")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each but pycocotools, which runs once")
-    options = parser.parse_args(arguments)
-    write(options.out, run([CASES[name] for name in options.cases], repeats=options.repeats))
+    options = parser.parse_args(words)
+    rows = run_cases([CASES[name] for name in options.cases], repeats=max(options.repeats, 1))
+    if options.out is not None:
+        write(options.out, rows)
+    if options.json is not None:
+        _replaced(options.json, json.dumps({"environment": environment(), "rows": rows}, indent=1))
+
+
+def _replaced(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
 
 
 def _peak_mb() -> float:
@@ -219,6 +229,3 @@ CASES: Final = {
         Case("large", 20_000, 80, 144_000, 2_000_000),
     )
 }
-
-if __name__ == "__main__":
-    main()

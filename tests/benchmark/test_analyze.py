@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from concordet.benchmark.analyze import CASES, Case, generate, run, write
+from concordet.benchmark.analyze import CASES, Case, generate, run, run_cases, write
 
 
 def test_rows_hold_every_program_with_the_same_ap(tmp_path):
-    rows = run([Case("tiny", 10, 3, 30, 100)], repeats=1)
+    rows = run_cases([Case("tiny", 10, 3, 30, 100)], repeats=1)
     assert len({row["AP"] for row in rows}) == 1
     assert [row["what"].split()[0] for row in rows] == ["concordet", "hotcoco", "pycocotools"]
     write(tmp_path / "results" / "analyze.csv", rows)
@@ -28,8 +28,17 @@ def test_generated_files_have_the_size_asked_for_and_are_the_same_each_time(tmp_
     assert results.read_bytes() == before
 
 
+def test_command_writes_what_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(CASES, "small", Case("small", 5, 2, 10, 20))
+    run(["--cases", "small", "--repeats", "1", "--json", str(tmp_path / "a.json")])
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert len(content["rows"]) == 3
+    assert content["environment"]["hotcoco"]
+    assert "pycocotools AP alone" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_size_of_coco_stays_within_time_and_memory():
-    (row, *_) = run([CASES["coco"]], repeats=1, slow_up_to=0)
+    (row, *_) = run_cases([CASES["coco"]], repeats=1, slow_up_to=0)
     assert row["median_s"] <= 15
     assert row["peak_mb"] <= 2048
