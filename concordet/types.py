@@ -25,7 +25,8 @@ class Assigned:
     With n predictions, c classes and p positives (predictions that an object is assigned to):
 
     Attributes:
-        logits: ``[n, c]`` raw class logits of all images and levels.
+        logits: ``[n, c]`` raw class logits of all images and levels; with ``softmax`` ``[n, c + 1]``, the background's
+            last.
         labels: ``[n]`` int64, 0..c-1 for the object's class, :data:`BACKGROUND` or :data:`IGNORED`.
         positive: ``[p]`` int64, the positives' places in ``n``, ascending.
         boxes: ``[p, 4]`` decoded predicted boxes of the positives, xyxy in the network's input pixels, differentiable.
@@ -38,6 +39,7 @@ class Assigned:
         quality_logits: ``[p]`` logits of the auxiliary head (centerness or IoU), where there is one.
         quality_targets: ``[p]`` its target in [0, 1], where geometry alone decides it (centerness).
         stage: name of the stage; "" for a detector with one.
+        softmax: the classifier is one softmax over classes and background, not a sigmoid a class.
     """
 
     logits: Tensor
@@ -53,18 +55,30 @@ class Assigned:
     quality_logits: Tensor | None = None
     quality_targets: Tensor | None = None
     stage: str = ""
+    softmax: bool = False
 
     @property
     def positive_logits(self) -> Tensor:
         """``[p]`` each positive's logit of the class of its object."""
         return self.logits[self.positive, self.labels[self.positive]]
 
+    def probabilities(self) -> Tensor:
+        """``[p, c]`` class probabilities of the positives."""
+        logits = self.logits[self.positive]
+        return logits.softmax(-1)[:, :-1] if self.softmax else logits.sigmoid()
+
+    def scores(self) -> Tensor:
+        """``[p]`` each positive's probability of the class of its object."""
+        if not self.softmax:
+            return self.positive_logits.sigmoid()
+        return self.probabilities().gather(1, self.labels[self.positive][:, None]).squeeze(1)
+
     def confidences(self) -> Tensor:
         """``[p]`` score in [0, 1] that the positives would be ranked with at inference.
 
         With an auxiliary head it is the geometric mean of class probability and predicted quality, as FCOS and ATSS do.
         """
-        scores = self.positive_logits.sigmoid()
+        scores = self.scores()
         if self.quality_logits is None:
             return scores
         return torch.sqrt(scores * self.quality_logits.sigmoid())

@@ -7,7 +7,7 @@ loss.  ``build_criterion("focal+concordance(0.3)", usual)`` makes one by name; n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -29,11 +29,14 @@ class Usual:
         classification: name of the base loss.
         box: its box term.
         quality: its auxiliary head, None for none.
+        softmax: it classifies by one softmax over classes and background; only cross entropy and Harmonic loss keep
+            that, every other loss has a sigmoid a class.
     """
 
     classification: str = "focal"
     box: BoxTerm = field(default_factory=BoxTerm)
     quality: QualityHead | None = None
+    softmax: bool = False
 
 
 class Criterion(nn.Module):
@@ -45,6 +48,7 @@ class Criterion(nn.Module):
         couplings: name to function of (assigned, IoUs) and weight, added to the loss.
         calibrated: scores mean probabilities; False for ranking losses, which decide on the order alone, so that a
             detector must not drop boxes below a fixed score.
+        softmax: the detector is to classify by one softmax over classes and background.
 
     The IoU of each positive's decoded box is computed once and carries no gradient: it is a target.
     """
@@ -56,9 +60,11 @@ class Criterion(nn.Module):
         quality: QualityHead | None = None,
         couplings: dict[str, tuple[Coupling, float]] | None = None,
         calibrated: bool = True,
+        softmax: bool = False,
     ) -> None:
         super().__init__()
         self.calibrated = calibrated
+        self.softmax = softmax
         self.core = core
         self.quality = quality
         self.couplings = dict(couplings or {})
@@ -118,6 +124,9 @@ BASES: dict[str, Callable[[Usual], Core]] = {
 RANKING = {"ap", "alrp", "rank_sort", "bucketed_ap", "bucketed_rank_sort"}
 """Bases that decide on the order of scores alone."""
 
+SOFTMAX = {"ce", "harmonic"}
+"""Bases that keep a softmax classifier where a detector has one."""
+
 COUPLINGS: dict[str, tuple[Coupling, float]] = {
     "concordance": (partial(terms.correlation_coupling, coefficient="concordance"), 0.3),
     "spearman": (partial(terms.correlation_coupling, coefficient="spearman"), 0.1),
@@ -161,8 +170,7 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
         ['concordance']
     """
     usual = usual or Usual()
-    base, *extras = (_parse(part, loss) for part in loss.replace(" ", "").split("+"))
-    name, weight = base
+    (name, weight), *extras = (_parse(part, loss) for part in loss.replace(" ", "").split("+"))
     if weight is not None:
         raise ValueError(
             f"loss {name!r} in {loss!r} takes no weight; only couplings do, as in 'focal+concordance(0.3)'"
@@ -171,10 +179,13 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
         raise ValueError(f"{name!r} in {loss!r} is no loss of its own; add it to a base loss, as in 'focal+{name}'")
     if name != "default" and name not in BASES:
         raise ValueError(f"unknown loss {name!r} in {loss!r}; choose one of default, {', '.join(BASES)}")
-    if name == "default":
-        criterion = Criterion(BASES[usual.classification](usual), quality=usual.quality)
-    else:
-        criterion = Criterion(BASES[name](usual), calibrated=name not in RANKING)
+    base = usual.classification if name == "default" else name
+    criterion = Criterion(
+        BASES[base](usual),
+        quality=usual.quality if name == "default" else None,
+        calibrated=base not in RANKING,
+        softmax=usual.softmax and base in SOFTMAX,
+    )
     for extra, weight in extras:
         _add(criterion, extra, weight, loss)
     return criterion
@@ -211,3 +222,36 @@ def _add(criterion: Criterion, name: str, weight: float | None, loss: str) -> No
         raise ValueError(f"coupling {name!r} stands twice in {loss!r}; add their weights instead")
     function, default = COUPLINGS[name]
     criterion.couplings[name] = (function, default if weight is None else weight)
+
+
+class StagedCriterion(nn.Module):
+    """One criterion a stage (RPN and head, Cascade's three heads, decoder layers), each with a weight.
+
+    Args:
+        stages: name to criterion; an :class:`~concordet.types.Assigned` finds its own by its ``stage``.
+        weights: name to factor of all of a stage's terms; 1 where it is not named.
+    """
+
+    def __init__(self, stages: Mapping[str, Criterion], weights: Mapping[str, float] | None = None) -> None:
+        super().__init__()
+        self.stages = nn.ModuleDict(stages)
+        self.weights = dict(weights or {})
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the last stage's scores mean probabilities."""
+        return list(self.stages.values())[-1].calibrated
+
+    def forward(self, records: Sequence[Assigned]) -> Terms:
+        """All stages' weighted terms, each named ``stage_term``."""
+        losses = {}
+        for assigned in records:
+            weight = self.weights.get(assigned.stage, 1.0)
+            for name, value in self.stages[assigned.stage](assigned).items():
+                losses[f"{assigned.stage}_{name}"] = weight * value
+        return losses
+
+    def on_epoch_end(self) -> None:
+        """Passes the end of an epoch on to every stage."""
+        for criterion in self.stages.values():
+            criterion.on_epoch_end()

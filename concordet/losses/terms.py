@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from concordet.boxes import paired_iou
 from concordet.losses import functional
 from concordet.losses.box import BoxTerm, box_losses, weigh
-from concordet.types import IGNORED, Assigned
+from concordet.types import BACKGROUND, IGNORED, Assigned
 
 QualityHead = Literal["centerness", "iou"]
 Terms = dict[str, Tensor]
@@ -75,9 +75,18 @@ def focal_term(assigned: Assigned, ious: Tensor, *, alpha: float = 0.25, gamma: 
 
 
 def cross_entropy_term(assigned: Assigned, ious: Tensor) -> Terms:
-    """Binary cross entropy of each class over the number of positives."""
+    """Cross entropy over the normalizer: of the softmax, or binary of each class."""
+    if assigned.softmax:
+        return {"classification": softmax_entropies(assigned).sum() / assigned.normalizer}
     losses = F.binary_cross_entropy_with_logits(assigned.logits, one_hot(assigned), reduction="none")
     return {"classification": over_used_rows(losses, assigned)}
+
+
+def softmax_entropies(assigned: Assigned) -> Tensor:
+    """``[n]`` cross entropies of a softmax classifier, 0 where ignored; the background is the last class."""
+    background = assigned.logits.shape[1] - 1
+    targets = torch.where(assigned.labels == BACKGROUND, background, assigned.labels)
+    return F.cross_entropy(assigned.logits, targets, ignore_index=IGNORED, reduction="none")
 
 
 def quality_focal_term(assigned: Assigned, ious: Tensor) -> Terms:
@@ -127,6 +136,8 @@ def harmonic_parts(assigned: Assigned, *, alpha: float = 1.5, gamma: float = 0.8
     localization = alpha * functional.harmonic_iou_loss(overlaps, gamma=gamma, reduction="none")
     if assigned.deltas is not None:
         localization = localization + box_losses("smooth_l1", assigned)
+    if assigned.softmax:
+        return softmax_entropies(assigned)[assigned.positive], localization
     return F.softplus(-assigned.positive_logits), localization
 
 
@@ -134,20 +145,26 @@ def harmonic(assigned: Assigned, ious: Tensor, *, alpha: float = 1.5, gamma: flo
     """HarmonicDet: cross entropy and localization of a positive weigh each other, plus Task-Contrastive loss.
 
     Localization is smooth L1 of the encoded regression, where the detector has one, plus ``alpha`` times the Harmonic
-    IoU loss.  The classifier here is a sigmoid a class: the positive's own class is harmonised, every other logit is a
-    negative.  Wang and Zhang (ICCV 2021), Eqs. 8-13; alpha, gamma and margin as published.
+    IoU loss.  With a sigmoid a class the positive's own class is harmonised, every other logit is a negative.
+
+    Wang and Zhang (ICCV 2021), Eqs. 8-13; alpha, gamma and margin as published.
     """
     entropies, localization = harmonic_parts(assigned, alpha=alpha, gamma=gamma)
-    negatives = F.softplus(assigned.logits) * (1 - one_hot(assigned))
+    if assigned.softmax:
+        losses = softmax_entropies(assigned)
+        negatives = losses.sum() - losses[assigned.positive].sum()
+    else:
+        losses = F.softplus(assigned.logits) * (1 - one_hot(assigned))
+        negatives = (losses * (assigned.labels != IGNORED)[:, None]).sum()
     contrast = functional.task_contrastive_loss(
-        assigned.logits[assigned.positive].sigmoid(),
+        assigned.probabilities(),
         assigned.labels[assigned.positive],
         paired_iou(assigned.boxes, assigned.gt_boxes),
         margin=margin,
         reduction="sum",
     )
     return {
-        "classification": over_used_rows(negatives, assigned),
+        "classification": negatives / assigned.normalizer,
         "harmonic": functional.harmonic_loss(entropies, localization, reduction="sum") / assigned.normalizer,
         "contrast": contrast / assigned.normalizer,
     }
@@ -195,10 +212,10 @@ class AverageLRP(nn.Module):
 
 def correlation_coupling(assigned: Assigned, ious: Tensor, *, coefficient: str) -> Tensor:
     """1 - correlation of the positives' class probabilities with their IoUs (Correlation Loss)."""
-    return functional.correlation_loss(assigned.positive_logits.sigmoid(), ious, coefficient=coefficient)
+    return functional.correlation_loss(assigned.scores(), ious, coefficient=coefficient)
 
 
 def association_coupling(assigned: Assigned, ious: Tensor, *, form: str) -> Tensor:
     """PSE or PCE over the number of positives (Association Loss, Eq. 12)."""
-    losses = functional.association_loss(assigned.positive_logits.sigmoid(), ious, form=form, reduction="sum")
+    losses = functional.association_loss(assigned.scores(), ious, form=form, reduction="sum")
     return losses / assigned.normalizer

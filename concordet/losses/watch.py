@@ -50,7 +50,7 @@ def observe(criterion: Criterion, assigned: Assigned) -> dict[str, Tensor]:
         ``classification_factor`` and ``localization_factor``, means of 1 + beta_r and 1 + beta_c (Harmonic, Figure 4).
     """
     ious = paired_iou(assigned.boxes, assigned.gt_boxes)
-    seen = {"inconsistency": (assigned.positive_logits.sigmoid() - ious).abs().mean()}
+    seen = {"inconsistency": (assigned.scores() - ious).abs().mean()}
     core = criterion.core
     if isinstance(core, terms.AverageLRP):
         seen["self_balance"] = core.weight.clone()

@@ -1,6 +1,7 @@
 """Criteria on hand-made records: each term against a loop or another library, composition, names."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torchvision.ops import complete_box_iou_loss, generalized_box_iou, sigmoid_
 from concordet.boxes import paired_iou
 from concordet.losses import BoxTerm, Usual, build_criterion, list_losses
 from concordet.losses.box import box_losses
-from concordet.losses.terms import balance, sum_terms
+from concordet.losses.criteria import StagedCriterion
+from concordet.losses.terms import balance, harmonic_parts, sum_terms
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
 BASES = [n for n in list_losses() if n[0] != "+"]
@@ -223,6 +225,56 @@ class TestHarmonic:
         assigned = record()
         term = build_criterion("harmonic")(assigned)["harmonic"]
         assert all((g != 0).any() for g in torch.autograd.grad(term, (assigned.boxes, assigned.logits)))
+
+
+class TestSoftmax:
+    USUAL = Usual("ce", BoxTerm("smooth_l1"), softmax=True)
+
+    def softmax_record(self):
+        assigned = record(classes=4)
+        return replace(assigned, softmax=True, labels=torch.where(assigned.labels == 3, 2, assigned.labels))
+
+    def test_cross_entropy_by_hand(self):
+        assigned = self.softmax_record()
+        total = 0.0
+        for row, label in zip(assigned.logits.tolist(), assigned.labels.tolist(), strict=True):
+            if label != IGNORED:
+                total += math.log(sum(map(math.exp, row))) - row[3 if label == BACKGROUND else label]
+        assert build_criterion("default", self.USUAL)(assigned)["classification"].item() == pytest.approx(total / 5)
+
+    def test_scores_and_harmonic_use_the_softmax(self):
+        assigned = self.softmax_record()
+        expected = [
+            math.exp(row[label]) / sum(map(math.exp, row))
+            for row, label in zip(assigned.logits.tolist(), assigned.labels.tolist(), strict=True)
+            if label >= 0
+        ]
+        assert assigned.scores().tolist() == pytest.approx(expected)
+        entropies, localization = harmonic_parts(assigned)
+        assert entropies.tolist() == pytest.approx([-math.log(p) for p in expected], rel=1e-5)
+        terms = build_criterion("harmonic", self.USUAL)(assigned)
+        joint = sum(
+            (1 + math.exp(-b)) * a + (1 + math.exp(-a)) * b
+            for a, b in zip(entropies.tolist(), localization.tolist(), strict=True)
+        )
+        assert terms["harmonic"].item() == pytest.approx(joint / 5, rel=1e-5)
+
+    def test_only_cross_entropy_and_harmonic_keep_it(self):
+        kept = {name for name in BASES if build_criterion(name, self.USUAL).softmax}
+        assert kept == {"default", "ce", "harmonic"}
+
+
+def test_stages_have_their_own_criteria_and_weights():
+    stages = {"rpn": build_criterion("rank_sort"), "roi": build_criterion("alrp")}
+    criterion = StagedCriterion(stages, {"rpn": 0.2})
+    records = [replace(record(seed=1), stage="rpn"), replace(record(seed=2), stage="roi")]
+    terms = criterion(records)
+    assert set(terms) == {"rpn_ranking", "rpn_sorting", "rpn_box", "roi_classification", "roi_box"}
+    alone = build_criterion("rank_sort")(records[0])
+    assert terms["rpn_sorting"].item() == pytest.approx(0.2 * alone["sorting"].item())
+    assert not criterion.calibrated
+    criterion.on_epoch_end()
+    assert criterion.stages["roi"].core.weight != 50
 
 
 class TestAverageLRP:
