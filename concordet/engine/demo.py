@@ -20,21 +20,21 @@ class DemoSettings:
         config: everything else.
     """
 
-    losses: dict[str, str] = field(default_factory=lambda: {"usual": "default", "coupled": "default+concordance(0.3)"})
+    losses: dict[str, str] = field(default_factory=lambda: {"usual": "default", "coupled": "rank_sort"})
     config: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            detector="fcos",
+            detector="atss",
             size="nano",
             image_size=(128, 128),
             data=DataConfig(
                 name="digits",
-                train_options={"length": 1200, "size": 128},
-                val_options={"length": 300, "size": 128},
+                train_options={"length": 3200, "cache": True},
+                val_options={"length": 400, "cache": True},
                 batch_size=16,
-                workers=1,
-                augment="jitter",
+                workers=0,
+                augment="none",
             ),
-            optim=OptimConfig(lr=2e-3, epochs=8, ema=0.99),
+            optim=OptimConfig(lr=2e-3, weight_decay=0.05, epochs=5, warmup=0.1, ema=0.99),
             val_every=0,
         )
     )
