@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from concordet.engine.errors import InterruptedRun, UsageError
+from concordet.engine.errors import DivergedError, InterruptedRun, UsageError
 from concordet.version import __version__
 
 # command: what it does; the module of its name parses and runs it
@@ -71,6 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BaseException as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, DivergedError) and os.environ.get("LOCAL_RANK", "0") != "0":
+            return 1  # every process stops for this; the first one says so
         return complain(sentence(error), 2 if isinstance(error, UsageError) else 1)
     return 0
 
@@ -95,6 +97,8 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("concordet"):
         return f"this needs the package {error.name}; install it with: pip install 'concordet[all]'"
     text = " ".join(_original(str(error)).split())
+    if "Connection closed by peer" in text or "Connection reset by peer" in text:
+        return "another process of this run failed; its own message says why"
     if isinstance(error, (ValueError, InterruptedRun)) and text:
         return text
     return f"{type(error).__name__}: {text} (an unexpected failure: --debug shows where it comes from)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from concordet.engine.detections import coco_results
 from concordet.engine.errors import DivergedError
 from concordet.engine.schedule import build_optimizer, learning_rate_factor
 from concordet.engine.seeding import seed_all
+from concordet.losses.checks import value_checks
 
 MEND = "a smaller optim.lr (a tenth, say), a longer optim.warmup or a smaller optim.clip usually mends this"
 VALIDATED = ("AP", "AP50", "AP75")
@@ -52,21 +54,22 @@ class DetectionModule(pl.LightningModule):
         """
         images, targets = batch
         try:
-            terms: dict[str, Tensor] = self.model(images, targets)
+            # what is not finite is found below, by name and at once for all terms and processes
+            with value_checks(False):
+                terms: dict[str, Tensor] = self.model(images, targets)
         except (ValueError, RuntimeError, IndexError) as error:
             self.check_weights(cause=error)
             raise
-        values = torch.stack([term.detach().float() for term in terms.values()])
-        if not bool(torch.isfinite(values).all()):
-            bad = next(name for name, term in terms.items() if not bool(torch.isfinite(term)))
-            raise DivergedError(
-                f"the loss term {bad} is {float(terms[bad]):g} at update {self.global_step} "
-                f"(epoch {self.current_epoch}); {MEND}, and earlier checkpoints are untouched"
-            )
-        total = torch.stack(list(terms.values())).sum()
-        logged = {f"train/{name}": term.detach() for name, term in terms.items()}
-        self.log_dict(logged | {"train/total": total.detach()}, batch_size=len(images))
-        return total
+        means = over_processes(torch.stack([term.detach().float() for term in terms.values()]))
+        for name, value in zip(terms, means.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the loss term {name} is {value:g} at update {self.global_step} (epoch {self.current_epoch}); "
+                    f"{MEND}, and earlier checkpoints are untouched"
+                )
+        logged = {f"train/{name}": value for name, value in zip(terms, means, strict=True)}
+        self.log_dict(logged | {"train/total": means.sum()}, batch_size=len(images))
+        return torch.stack(list(terms.values())).sum()
 
     def check_weights(self, cause: BaseException | None = None) -> None:
         """Raises DivergedError when a weight is no longer finite."""
@@ -93,7 +96,8 @@ class DetectionModule(pl.LightningModule):
         figures = evaluate_everywhere(self.ground_truth, self.found)
         self.found = []
         for name, value in figures.items():
-            self.log(f"val/{name}", value, prog_bar=True, rank_zero_only=False, sync_dist=False)
+            # the same on every process; sync_dist only tells Lightning so
+            self.log(f"val/{name}", value, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
         # before the checkpoint of this epoch is written
@@ -118,6 +122,14 @@ class DetectionModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.meta
+
+
+def over_processes(values: Tensor) -> Tensor:
+    """``[k]`` means over all processes; one that is not finite anywhere is finite nowhere, so all stop together."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(values)
+        values = values / dist.get_world_size()
+    return values
 
 
 def evaluate_everywhere(ground_truth: dict[str, Any] | None, found: list[dict[str, Any]]) -> dict[str, float]:
