@@ -106,6 +106,7 @@ def environment() -> dict[str, str]:
     return {
         "processor": processor,
         "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "load average": " ".join(f"{v:.1f}" for v in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown",
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
     }

@@ -23,13 +23,16 @@ def load(dataset: Dataset) -> Any:
     """The ground truth as a hotcoco dataset whose ids are places + 1, so that no id is 0 and order is kept."""
     from hotcoco import COCO
 
-    images = [{**image, "id": i + 1} for i, image in enumerate(dataset.images)]
+    images: list[dict[str, Any]] = [{"id": i + 1} for i in range(len(dataset.images))]
+    if dataset.iou_type == "segm":
+        for image, source in zip(images, dataset.images, strict=True):
+            image |= {"height": source["height"], "width": source["width"]}
     if dataset.lvis:
         places = {ident: i + 1 for i, ident in enumerate(dataset.class_ids.tolist())}
-        for image in images:
+        for image, source in zip(images, dataset.images, strict=True):
             for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-                image[key] = [places[ident] for ident in image.get(key) or [] if ident in places]
-    classes = [{**c, "id": i + 1, "name": c["name"]} for i, c in enumerate(dataset.classes)]
+                image[key] = [places[ident] for ident in source.get(key) or [] if ident in places]
+    classes = [{"id": i + 1, "name": name} for i, name in enumerate(dataset.class_names)]
     return COCO.from_arrays(
         images,
         classes,

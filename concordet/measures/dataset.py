@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from concordet.measures.arrays import Bools, Floats, Ints, to_numpy
-from concordet.measures.records import Columns, annotation_columns, load_json
+from concordet.measures.records import Columns, annotation_columns, is_polygons, load_json, mask_fault
 from concordet.measures.textform import read_text_folder
 
 
@@ -70,9 +70,9 @@ def read_dataset(
             " give them iscrowd 1 to leave their regions out"
         )
     if iou_type == "segm":
-        _require_masks(gt, f"{gt_name}: annotation", np.arange(len(gt)))
-        _require_masks(dt, f"{dt_name}: detection", rows)
         _require_sizes(images, gt_name)
+        _require_masks(gt, f"{gt_name}: annotation", np.arange(len(gt)), [images[i] for i in gt_images])
+        _require_masks(dt, f"{dt_name}: detection", rows, [images[i] for i in dt_images])
     n_read = len(rows)
     if lvis and max_dets is not None:
         rows = np.sort(rows[highest_by_image(dt_images[rows], dt.scores[rows], max_dets)])
@@ -197,11 +197,20 @@ def _require_known(places: Ints, ids: Ints, what: str, key: str, where: str) -> 
         raise ValueError(f"{what} {bad[0]} (from 0) has {key} {ids[bad[0]]}, which is not among the {where}.")
 
 
-def _require_masks(columns: Columns, what: str, rows: Ints) -> None:
-    masks = columns.segmentations
-    for row in rows:
-        if masks is None or not masks[row]:
+def _require_masks(columns: Columns, what: str, rows: Ints, images: list[dict[str, Any]]) -> None:
+    for row in rows.tolist():
+        mask = columns.segmentations[row] if columns.segmentations is not None else None
+        if not mask:
             raise ValueError(f"{what} {row} (from 0) has no segmentation; give it one or evaluate boxes ('bbox').")
+        size = [images[row]["height"], images[row]["width"]]
+        if isinstance(mask, dict):
+            fault = mask_fault(mask, size)
+        else:
+            fault = (
+                None if is_polygons(mask) else "that is no list of polygons [x, y, x, y, ...] of three points or more"
+            )
+        if fault is not None:
+            raise ValueError(f"{what} {row} (from 0) has a segmentation {fault}.")
 
 
 def _require_sizes(images: list[dict[str, Any]], name: str) -> None:

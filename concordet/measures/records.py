@@ -184,6 +184,37 @@ def _require_dict(record: Any, place: int, what: str) -> None:
         )
 
 
+def is_polygons(value: Any) -> bool:
+    """Whether this is a list of polygons, each of three points or more."""
+    if not isinstance(value, list | tuple):
+        return False
+    parts = [part for part in value if isinstance(part, list | tuple | np.ndarray)]
+    return len(parts) == len(value) and all(
+        len(part) >= 6 and len(part) % 2 == 0 and all(_is_number(v) for v in part) for part in parts
+    )
+
+
+def mask_fault(mask: dict[str, Any], size: list[int]) -> str | None:
+    """What is wrong with run lengths of an image of this height and width, None if nothing."""
+    counts = mask.get("counts")
+    if not isinstance(counts, str | bytes | list) or not counts:
+        return "without counts; expected run lengths as a string or a list"
+    if list(mask.get("size") or []) != size:
+        return f"of size {mask.get('size')} on an image of {size}; expected the image's height and width"
+    if isinstance(counts, list) and (
+        not all(_is_integer(v) and v >= 0 for v in counts) or sum(counts) != math.prod(size)
+    ):
+        return f"whose counts are not whole numbers that add up to {math.prod(size)}, the image's pixels"
+    if not isinstance(counts, list):
+        from hotcoco import mask as masks
+
+        try:
+            masks.area({"size": size, "counts": counts})
+        except ValueError as error:
+            return f"whose counts cannot be decoded ({error})"
+    return None
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
 

@@ -220,6 +220,46 @@ def test_masks_as_run_lengths_and_without_boxes():
         assert report[name] == pytest.approx(expected[name], abs=1e-9)
 
 
+def test_crowds_as_plain_run_lengths():
+    truth, found = with_masks(*make_scene(3, n_images=4, n_objects=20, n_detections=120))
+    for image in truth["images"]:
+        image |= {"height": 640, "width": 640}
+        pixels = np.zeros((640, 640), int, order="F")
+        pixels[100:300, 50:500] = 1
+        flat = pixels.ravel(order="F")
+        edges = np.flatnonzero(np.diff(flat)) + 1
+        counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+        record = {"image_id": image["id"], "category_id": 1, "bbox": [50, 100, 450, 200], "iscrowd": 1, "area": 90000}
+        ident = len(truth["annotations"]) + 1
+        truth["annotations"].append({**record, "id": ident, "segmentation": {"size": [640, 640], "counts": counts}})
+    report = analyze(truth, found, iou_type="segm").to_dict()
+    for name, expected in coco_figures(run_pycocotools(truth, found, "segm")).items():
+        assert report[name] == (None if expected is None else pytest.approx(expected, abs=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        ([], "no segmentation; give it one or evaluate boxes"),
+        ("abc", "no list of polygons"),
+        ([[1, 2, 3, 4]], "no list of polygons"),
+        ([[1, 2, 3, 4, "5", 6]], "no list of polygons"),
+        ({"size": [640, 640]}, "without counts"),
+        ({"size": [64, 64], "counts": [4096]}, r"of size \[64, 64\] on an image of \[640, 640\]"),
+        ({"size": [640, 640], "counts": "!!!"}, "whose counts cannot be decoded"),
+        ({"size": [640, 640], "counts": [5, -1]}, "add up to 409600"),
+    ],
+)
+def test_faulty_masks_are_named(mask, sentence):
+    truth, found = with_masks(*make_scene(3))
+    found[5]["segmentation"] = mask
+    with pytest.raises(ValueError, match=r"detections: detection 5 \(from 0\) has .*" + sentence):
+        analyze(truth, found, iou_type="segm")
+    del truth["images"][2]["height"]
+    with pytest.raises(ValueError, match="image 3 has no height and width, which masks need"):
+        analyze(truth, found, iou_type="segm")
+
+
 def lvis_scene(seed):
     truth, found = make_scene(seed, n_classes=6)
     rng = np.random.default_rng(seed)

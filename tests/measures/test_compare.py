@@ -91,12 +91,12 @@ def test_interval_has_the_spread_of_resampled_evaluations():
     other = [{**d, "score": float(rng.random())} for d in found]
     report = compare(truth, found, other, n_resamples=400)["AP"]
     slow = []
-    for _ in range(40):
+    for _ in range(25):
         weights = rng.multinomial(20, np.ones(20) / 20)
         first, second = (evaluate_detections(*repeated(truth, side, weights))["AP"] for side in (found, other))
         slow.append(second - first)
     spread = (report["high"] - report["low"]) / (2 * 1.96)
-    assert spread == pytest.approx(np.std(slow), rel=0.35)
+    assert spread == pytest.approx(np.std(slow), rel=0.4)
 
 
 def test_undefined_measures_say_so_and_settings_are_checked():
