@@ -23,7 +23,7 @@ DEFAULT_LENGTH: Final = {"train": 4000, "val": 500}
 class DigitScenes(DetectionDataset):
     """Scenes of handwritten digits among clutter, made on the fly from the 1797 digits of scikit-learn.
 
-    Digits of 14 pixels up to half the image's height, at random aspects, slants, rotations, stroke widths and
+    Light digits of 18 pixels up to half the image's height, at random aspects, slants, rotations, stroke widths and
     contrasts, overlap and are partly hidden; strokes, blobs and fragments of digits are no objects; about 2 % of the
     scenes have no object.  A box is tight around the digit's ink within the image, whether that is hidden or not.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
-SMALLEST_DIGIT: Final = 14
+SMALLEST_DIGIT: Final = 18
 """Height in pixels of the smallest cell of a digit; below it the classes cannot be told apart."""
 
 _MARGIN = 2  # empty cells around the 8 x 8 digit
@@ -124,10 +124,10 @@ def draw_scene(draws: Draws, sources: list[NDArray[np.int64]], size: int) -> Sce
     level = float(canvas[:, ::8, ::8].min() + canvas[:, ::8, ::8].max()) / 2
     hidden = np.zeros((0, size, size), bool)
     ink = np.zeros((0, size, size), bool)
-    for _ in range(draws.below(5)):
+    for _ in range(draws.below(4)):
         _paint(canvas, _clutter(draws, size, sources, None), _colour(draws, level))
 
-    count = 0 if draws.uniform() < 0.02 else 1 + draws.below(7)
+    count = 0 if draws.uniform() < 0.02 else 1 + draws.below(6)
     boxes: list[tuple[int, int, int, int]] = []
     chosen: list[int] = []
     for _ in range(count):
@@ -149,7 +149,7 @@ def draw_scene(draws: Draws, sources: list[NDArray[np.int64]], size: int) -> Sce
             chosen.append(source)
             break
 
-    for _ in range(draws.below(4 + len(boxes))):
+    for _ in range(draws.below(2 + len(boxes) // 2)):
         near = boxes[draws.below(len(boxes))] if boxes and draws.uniform() < 0.6 else None
         patch = _clutter(draws, size, sources, near)
         mask = _covers(patch, size)
@@ -157,7 +157,7 @@ def draw_scene(draws: Draws, sources: list[NDArray[np.int64]], size: int) -> Sce
             hidden = hidden | mask
             _paint(canvas, patch, _colour(draws, level))
 
-    canvas += draws.noise(canvas.shape) * np.float32(draws.uniform(0.02, 0.3))
+    canvas += draws.noise(canvas.shape) * np.float32(draws.uniform(0.02, 0.15))
     image = (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
     places = np.array(chosen, np.int64)
     return Scene(image, np.array(boxes, np.float32).reshape(-1, 4), numerals[places], places, ink)
@@ -196,9 +196,9 @@ def _digit(draws: Draws, source: int, size: int) -> Array:
     # small sizes are more frequent, much as if uniform in the logarithm
     height = SMALLEST_DIGIT * (1 + (ratio - 1) * (0.35 * u + 0.65 * u * u))
     step_y = height / 8 / _SAMPLES  # pixels per sample
-    step_x = step_y * draws.uniform(0.75, 1.3)
-    cos, sin = _rotation(draws, 0.22)
-    slant = draws.uniform(-0.25, 0.25)
+    step_x = step_y * draws.uniform(0.8, 1.25)
+    cos, sin = _rotation(draws, 0.13)
+    slant = draws.uniform(-0.2, 0.2)
     reach_x, reach_y = 5 * _SAMPLES * step_x, 4 * _SAMPLES * step_y
     half_w = int(abs(cos) * reach_x + abs(sin) * reach_y) + 1
     half_h = int(abs(sin) * reach_x + abs(cos) * reach_y) + 1
@@ -295,7 +295,7 @@ def _overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
 def _background(draws: Draws, size: int) -> Array:
     """``[3, size, size]`` a smooth field of colours from a coarse random grid."""
     cells = 3 + draws.below(4)
-    base, contrast, tint = draws.uniform(0.2, 0.8), draws.uniform(0.05, 0.4), draws.uniform(0.0, 0.25)
+    base, contrast, tint = draws.uniform(0.15, 0.45), draws.uniform(0.05, 0.3), draws.uniform(0.0, 0.25)
     shade = draws.noise((1, cells + 1, cells + 1)) * np.float32(contrast)
     grid = shade + draws.noise((3, cells + 1, cells + 1)) * np.float32(tint) + np.float32(base)
     at = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(cells / size)
@@ -306,10 +306,8 @@ def _background(draws: Draws, size: int) -> Array:
 
 
 def _colour(draws: Draws, level: float) -> Array:
-    """``[3]`` a colour lighter or darker than the background's level by a contrast of 0.2 to 0.7."""
-    contrast = draws.uniform(0.2, 0.7)
-    lighter = draws.uniform() < 1 - level
-    grey = level + contrast if lighter else level - contrast
+    """``[3]`` a colour lighter than the background's level by 0.3 to 0.75."""
+    grey = level + draws.uniform(0.3, 0.75)
     tint = [draws.uniform(-0.12, 0.12) for _ in range(3)]
     return np.array([min(max(grey + t, 0.0), 1.0) for t in tint], np.float32)
 
