@@ -7,7 +7,7 @@ from torch import Tensor
 
 from concordet.ranking.counts import step_at_zero
 from concordet.ranking.intervals import Intervals, cut
-from concordet.ranking.sums import dominance_sums, prefix_sums, suffix_sums
+from concordet.ranking.sums import WaveletTree, prefix_sums, suffix_sums
 
 CHUNK = 1 << 17
 """Keys taken at a time on a CPU, so that what is made of them stays in its cache."""
@@ -85,6 +85,7 @@ class ExactCounts:
         self._interval = torch.cat(places) if places else negatives.new_empty(0, dtype=torch.int32)
         ascending = positives.index_select(0, axis.order).to(negatives.dtype)
         self._positive_interval = axis.place(ascending)
+        self._tree: tuple[Tensor, tuple[Tensor, Tensor, Tensor, WaveletTree]] | None = None
 
     def negatives_above(self) -> Tensor:
         weight, moment = moments(self._axis, self._negatives, self._interval, self._weights)
@@ -103,17 +104,16 @@ class ExactCounts:
 
     def better_above(self, weights: Tensor, quality: Tensor) -> Tensor:
         axis, p = self._axis, len(self.positives)
-        ascending = [column.index_select(0, axis.order) for column in weights.unbind(1)]
-        # keys at or above t_i + d and t_i - d: suffixes of the ascending order, prefixes of the descending one
-        count = suffix_sums(torch.bincount(self._positive_interval, minlength=2 * p + 1))
-        full, reach = count.index_select(0, axis.upper + 1), count.index_select(0, axis.lower + 1)
-        places = torch.arange(p - 1, -1, -1, device=quality.device)
-        sums = self._dominance(ascending, quality, places, full, reach, strict=False)
-        columns = []
-        for own, (total, window, moment) in zip(ascending, sums, strict=True):
-            count = total + self._ramp(moment - (axis.local - self._delta) * window)
-            columns.append(self._unsort(count - step_at_zero(self._delta) * own))
-        return torch.stack(columns, 1)
+        ascending = weights.index_select(0, axis.order)
+        # keys at or above t_i + d and t_i - d are all but a prefix of the ascending order
+        count = prefix_sums(torch.bincount(self._positive_interval, minlength=2 * p + 1))
+        below_upper, below_lower = count.index_select(0, axis.upper + 1), count.index_select(0, axis.lower + 1)
+        everything, at_upper, at_lower = self._better(ascending, quality, below_upper, below_lower, strict=False)
+        window, moment = (at_upper - at_lower).chunk(2, 1)
+        total = (everything - at_upper).chunk(2, 1)[0] + self._ramp(
+            moment - (axis.local - self._delta)[:, None] * window
+        )
+        return self._unsort(total - step_at_zero(self._delta) * ascending)
 
     def spread_to_negatives(self, amount: Tensor) -> Tensor:
         constant, slope = lines(self._axis, self._delta, amount.index_select(0, self._axis.order))
@@ -127,36 +127,36 @@ class ExactCounts:
 
     def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
         axis, p = self._axis, len(self.positives)
-        ascending = amount.index_select(0, axis.order)
+        ascending = amount.index_select(0, axis.order)[:, None]
         # steps that have ended, and begun, at or below s_k: prefixes of the ascending order
         edges = torch.zeros(2 * p, dtype=torch.int32, device=quality.device)
-        ended = prefix_sums(edges.index_fill(0, axis.upper, 1)).index_select(0, self._positive_interval)
+        ended = prefix_sums(edges.index_fill_(0, axis.upper, 1)).index_select(0, self._positive_interval)
         begun = self._positive_interval - ended
-        places = torch.arange(p, device=quality.device)
-        ((total, window, moment),) = self._dominance([ascending], quality, places, ended, begun, strict=True)
-        return self._unsort(total + self._ramp((axis.local + self._delta) * window - moment))
+        _, at_ended, at_begun = self._better(ascending, quality, ended, begun, strict=True)
+        window, moment = (at_begun - at_ended).chunk(2, 1)
+        total = at_ended.chunk(2, 1)[0] + self._ramp((axis.local + self._delta)[:, None] * window - moment)
+        return self._unsort(total.squeeze(1))
 
-    def _dominance(
-        self, weights: list[Tensor], quality: Tensor, places: Tensor, full: Tensor, reach: Tensor, *, strict: bool
-    ) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Of the better ones: weight at places below ``full``; weight, and moment, from there to below ``reach``.
+    def _better(
+        self, weights: Tensor, quality: Tensor, first: Tensor, second: Tensor, *, strict: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``[p, 2c]`` weights and moments of the better ones: of all, and of the ``first`` and ``second`` lowest.
 
-        Everything in ascending order of the positives but ``quality``.
+        Everything is in ascending order of the positives but ``quality``; weights are ``[p, c]``.
         """
-        worst_last = quality.index_select(0, self._axis.order).neg()
-        sorted_quality, by_quality = torch.sort(worst_last, stable=True)
+        by_quality, sorted_quality, worst_last, tree = self._quality_tree(quality)
         lengths = torch.searchsorted(sorted_quality, worst_last, right=not strict)  # how many are better
-        columns = [*weights, *(weight * self._axis.local for weight in weights)] if self._delta else weights
-        sums = dominance_sums(
-            places.index_select(0, by_quality),
-            tuple(column.index_select(0, by_quality) for column in columns),
-            lengths.repeat(2),
-            torch.cat([full, reach]),
-        )
-        halves = [total.split(len(lengths)) for total in sums]
-        inside = [at_reach - at_full for at_full, at_reach in halves]
-        c = len(weights)
-        return [(halves[i][0], inside[i], inside[(i + c) % len(inside)]) for i in range(c)]
+        columns = torch.cat([weights, weights * self._axis.local[:, None]], 1).index_select(0, by_quality)
+        sums = tree.sums(columns, lengths=lengths.repeat(2), bounds=torch.cat([first, second]))
+        return prefix_sums(columns).index_select(0, lengths), *sums.split(len(lengths))
+
+    def _quality_tree(self, quality: Tensor) -> tuple[Tensor, Tensor, Tensor, WaveletTree]:
+        """The positives from best to worst, and a tree over their places in the ascending order; kept for one quality."""
+        if self._tree is None or self._tree[0] is not quality:
+            worst_last = quality.index_select(0, self._axis.order).neg()
+            sorted_quality, by_quality = torch.sort(worst_last, stable=True)
+            self._tree = (quality, (by_quality, sorted_quality, worst_last, WaveletTree(by_quality)))
+        return self._tree[1]
 
     def _ramp(self, difference: Tensor) -> Tensor:
         return difference / (2 * self._delta) if self._delta else torch.zeros_like(difference)

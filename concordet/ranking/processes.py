@@ -68,4 +68,4 @@ def everyone(group: str) -> Everyone:
     """The processes of the group of this name; "" for this process alone."""
     if not group:
         return Everyone()
-    return Group(dist.distributed_c10d._resolve_process_group(group))
+    return Group(dist.distributed_c10d._resolve_process_group(group))  # type: ignore[arg-type]
