@@ -38,7 +38,7 @@ def run(words: list[str]) -> None:
     if not 0 <= given.score_threshold <= 1:
         raise UsageError(f"score_threshold must be in 0..1, not {given.score_threshold}")
 
-    from concordet.engine.predict import predict
+    from concordet.engine.prediction import predict
 
     done = predict(
         given.checkpoint,

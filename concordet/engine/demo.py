@@ -54,7 +54,7 @@ def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tu
     Returns:
         The run folders, and the page.
     """
-    from concordet.engine.train import train
+    from concordet.engine.training import train
     from concordet.report import write_comparison
 
     out = new_folder(free_name(out), "name another --out")

@@ -30,7 +30,7 @@ from concordet.engine.checkpoint import (
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
 from concordet.engine.data import DetectionData, build_dataset
 from concordet.engine.errors import InterruptedRun, UsageError
-from concordet.engine.evaluate import evaluate_run
+from concordet.engine.evaluation import evaluate_run
 from concordet.engine.files import new_folder, writable, write_json
 from concordet.engine.logger import CsvLog
 from concordet.engine.module import DetectionModule

@@ -12,7 +12,7 @@ import torch
 
 from concordet.engine.checkpoint import load_detector
 from concordet.engine.detections import coco_results
-from concordet.engine.evaluate import pick_device, progress
+from concordet.engine.evaluation import pick_device, progress
 from concordet.engine.files import free_name, read_json, replacing, writable, write_json
 
 
