@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -86,18 +87,13 @@ class DigitScenes(DetectionDataset):
 
     def scene(self, index: int) -> Scene:
         """The scene as drawn, with masks and the digit images it is made of."""
-        if self._cache is not None and index in self._cache:
-            return self._cache[index]
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} of a data set of {self.length} scenes")
         draws = Draws(self.seed, ("train", "val").index(self.split), index)
-        scene = draw_scene(draws, self._sources, self.size)
-        if self._cache is not None:
-            self._cache[index] = scene
-        return scene
+        return draw_scene(draws, self._sources, self.size)
 
     def sample(self, index: int) -> tuple[Tensor, Target]:
-        scene = self.scene(index)
+        scene = self._kept(index)
         target = make_target(
             torch.from_numpy(scene.boxes),
             torch.tensor([self._label_of[int(digit)] for digit in scene.digits], dtype=torch.int64),
@@ -109,7 +105,7 @@ class DigitScenes(DetectionDataset):
         return tv_tensors.Image(torch.from_numpy(scene.image.copy())), target
 
     def load_image(self, index: int) -> Image.Image:
-        return Image.fromarray(np.ascontiguousarray(self.scene(index).image.transpose(1, 2, 0)))
+        return Image.fromarray(np.ascontiguousarray(self._kept(index).image.transpose(1, 2, 0)))
 
     def image_path(self, index: int) -> Path | None:
         return None
@@ -138,14 +134,23 @@ class DigitScenes(DetectionDataset):
             "classes": len(self.class_names),
         }
 
+    def _kept(self, index: int) -> Scene:
+        """The scene from the cache, where there is one; without its ink unless masks are asked for."""
+        if self._cache is None:
+            return self.scene(index)
+        if index not in self._cache:
+            scene = self.scene(index)
+            self._cache[index] = scene if self.masks else replace(scene, ink=scene.ink[:0].copy())
+        return self._cache[index]
+
     def _annotations(self) -> list[dict[str, Any]]:
         """All objects without ids; every scene is drawn once for this, about 3 s for a thousand."""
         if self._found is not None:
             return self._found
         found = []
         for index in range(self.length):
-            scene = self.scene(index)
-            for box, digit, ink in zip(scene.boxes.tolist(), scene.digits.tolist(), scene.ink, strict=True):
+            scene = self._kept(index)
+            for place, (box, digit) in enumerate(zip(scene.boxes.tolist(), scene.digits.tolist(), strict=True)):
                 width, height = box[2] - box[0], box[3] - box[1]
                 annotation: dict[str, Any] = {
                     "image_id": index,
@@ -155,6 +160,7 @@ class DigitScenes(DetectionDataset):
                     "iscrowd": 0,
                 }
                 if self.masks:
+                    ink = scene.ink[place]
                     annotation |= {"segmentation": encode_mask(ink), "area": float(ink.sum())}
                 found.append(annotation)
         self._found = found
