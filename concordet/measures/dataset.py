@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from concordet.measures.arrays import Bools, Floats, Ints, to_numpy
-from concordet.measures.records import Columns, annotation_columns, is_polygons, load_json, mask_fault
+from concordet.measures.records import Columns, annotation_columns, is_integer, is_polygons, load_json, mask_fault
 from concordet.measures.textform import read_text_folder
 
 
@@ -43,8 +43,8 @@ def read_dataset(
     gt = annotation_columns(truth["annotations"], f"{gt_name}: annotation", scored=False)
     images = _images(truth, gt_name, gt, dt, notes)
     classes = _classes(truth, gt_name, gt, dt, notes)
-    if lvis and not any("neg_category_ids" in image for image in images):
-        raise ValueError(f"{gt_name}: no image has neg_category_ids; give a file of LVIS or judge without its rules.")
+    if lvis:
+        _require_lvis(images, gt_name)
     image_ids = np.array([image["id"] for image in images], np.int64)
     class_ids = np.array([c["id"] for c in classes], np.int64)
 
@@ -151,8 +151,8 @@ def _listed(truth: dict[str, Any], key: str, name: str) -> list[dict[str, Any]] 
         raise ValueError(f"{name} has {key} that is no list; expected a list of objects with an integer id.")
     for place, record in enumerate(records):
         ident = record.get("id") if isinstance(record, dict) else None
-        if not isinstance(ident, int) or isinstance(ident, bool):
-            raise ValueError(f"{name}: {key}[{place}] has id {ident!r}; expected an object with an integer id.")
+        if not is_integer(ident):
+            raise ValueError(f"{name}: {key}[{place}] has id {ident!r:.60}; expected an object with an integer id.")
     return records
 
 
@@ -174,7 +174,7 @@ def _classes(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: 
         return [{"id": int(i), "name": str(i)} for i in np.union1d(gt.class_ids, dt.class_ids)]
     unique: dict[int, dict[str, Any]] = {}
     for record in records:
-        label = str(record.get("name", record["id"]))
+        label = str(record.get("name") or record["id"])
         known = unique.setdefault(record["id"], {**record, "name": label})["name"]
         if known != label:
             raise ValueError(f"{name}: category id {record['id']} is both {known!r} and {label!r}; give each its own.")
@@ -213,10 +213,24 @@ def _require_masks(columns: Columns, what: str, rows: Ints, images: list[dict[st
             raise ValueError(f"{what} {row} (from 0) has a segmentation {fault}.")
 
 
+def _require_lvis(images: list[dict[str, Any]], name: str) -> None:
+    if not any("neg_category_ids" in image for image in images):
+        raise ValueError(f"{name}: no image has neg_category_ids; give a file of LVIS or judge without its rules.")
+    for image in images:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            ids = image.get(key) or []
+            if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+                raise ValueError(f"{name}: image {image['id']} has {key} {ids!r:.60}; expected a list of category ids.")
+
+
 def _require_sizes(images: list[dict[str, Any]], name: str) -> None:
     for image in images:
-        if not all(isinstance(image.get(key), int) and image[key] > 0 for key in ("height", "width")):
-            raise ValueError(f"{name}: image {image['id']} has no height and width, which masks need; add both.")
+        for key in ("height", "width"):
+            side = image.get(key)
+            if isinstance(side, bool) or not isinstance(side, int) or not 0 < side < 1 << 16:
+                raise ValueError(
+                    f"{name}: image {image['id']} has {key} {side!r}; masks need it in pixels, from 1 to 65535."
+                )
 
 
 @dataclass(frozen=True)

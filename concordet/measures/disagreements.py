@@ -45,7 +45,7 @@ def _disagreement(dataset: Dataset, held: int, first: tuple[int, float], better:
     label = int(dataset.gt_classes[held])
     return {
         "image_id": image["id"],
-        "file_name": image.get("file_name"),
+        "file_name": name if isinstance(name := image.get("file_name"), str) else None,
         "category_id": int(dataset.class_ids[label]),
         "class_name": dataset.class_names[label],
         "object": dataset.gt_boxes[held].tolist(),

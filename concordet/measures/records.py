@@ -32,6 +32,8 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         raise ValueError(
             f"{path} is not complete JSON ({error.msg} at line {error.lineno}, column {error.colno}); write it again."
         ) from None
+    except ValueError:
+        raise ValueError(f"{str(path)!r} is no path; give that of a JSON file in COCO form.") from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deeply to be in COCO form.") from None
 
@@ -49,8 +51,8 @@ def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:
         return _from_array(to_numpy(records), what, scored)
     n = len(records)
     columns = Columns(
-        image_ids=_column(records, "image_id", what, _is_integer, "an integer").astype(np.int64),
-        class_ids=_column(records, "category_id", what, _is_integer, "an integer").astype(np.int64),
+        image_ids=_column(records, "image_id", what, is_integer, "an integer").astype(np.int64),
+        class_ids=_column(records, "category_id", what, is_integer, "an integer").astype(np.int64),
         boxes=_boxes(records, what),
         scores=_column(records, "score", what, _is_number, "a finite number").astype(np.float64)
         if scored
@@ -114,7 +116,7 @@ def _column(
         column = np.array([record[key] for record in records])
     except (KeyError, TypeError, IndexError, ValueError, OverflowError):
         column = np.zeros(0)
-    kinds = "iu" if valid is _is_integer else "iuf"
+    kinds = "iu" if valid is is_integer else "iuf"
     if column.shape == (len(records),) and column.dtype.kind in kinds and np.isfinite(column).all():
         return column
     for place, record in enumerate(records):
@@ -202,7 +204,7 @@ def mask_fault(mask: dict[str, Any], size: list[int]) -> str | None:
     if list(mask.get("size") or []) != size:
         return f"of size {mask.get('size')} on an image of {size}; expected the image's height and width"
     if isinstance(counts, list) and (
-        not all(_is_integer(v) and v >= 0 for v in counts) or sum(counts) != math.prod(size)
+        not all(is_integer(v) and v >= 0 for v in counts) or sum(counts) != math.prod(size)
     ):
         return f"whose counts are not whole numbers that add up to {math.prod(size)}, the image's pixels"
     if not isinstance(counts, list):
@@ -215,7 +217,8 @@ def mask_fault(mask: dict[str, Any], size: list[int]) -> str | None:
     return None
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Whether this is a whole number that 64 bits hold."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
 
 

@@ -256,7 +256,7 @@ def test_faulty_masks_are_named(mask, sentence):
     with pytest.raises(ValueError, match=r"detections: detection 5 \(from 0\) has .*" + sentence):
         analyze(truth, found, iou_type="segm")
     del truth["images"][2]["height"]
-    with pytest.raises(ValueError, match="image 3 has no height and width, which masks need"):
+    with pytest.raises(ValueError, match="image 3 has height None; masks need it in pixels"):
         analyze(truth, found, iou_type="segm")
 
 
