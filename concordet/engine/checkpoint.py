@@ -154,6 +154,11 @@ def start_from(model: nn.Module, path: str | Path, wanted: dict[str, Any]) -> No
     # a criterion's state belongs to the other run's loss
     kept = {name: value for name, value in model.state_dict().items() if name.startswith("criterion.")}
     state = {name: value for name, value in state.items() if not name.startswith("criterion.")}
+    if content[KEY]["loss"] != wanted["loss"]:
+        # the loss decides on the auxiliary head: one that is new keeps its first weights, one that is gone is left out
+        own = model.state_dict()
+        kept |= {name: value for name, value in own.items() if name not in state}
+        state = {name: value for name, value in state.items() if name in own}
     load_weights(model, state | kept, path)
 
 

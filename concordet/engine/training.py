@@ -35,6 +35,7 @@ from concordet.engine.files import new_folder, writable, write_json
 from concordet.engine.logger import CsvLog
 from concordet.engine.module import DetectionModule
 from concordet.engine.seeding import seed_all
+from concordet.engine.watching import WatchLosses
 
 CONFIG = "config.yaml"
 
@@ -176,7 +177,7 @@ def _fit(
     first = 0 if reached is None else reached.epochs
     data = DetectionData(config.data, train_set, val_set, seed=config.seed, first_epoch=first)
     timer = IterationTimer()
-    callbacks: list[Callback] = [timer, Progress(f"{config.detector} {config.loss}")]
+    callbacks: list[Callback] = [timer, WatchLosses(), Progress(f"{config.detector} {config.loss}")]
     if config.optim.ema > 0:
         callbacks.append(AveragedWeights(config.optim.ema))
     callbacks += _checkpoints(out, best=val_set is not None)

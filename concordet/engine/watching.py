@@ -14,17 +14,13 @@ from concordet.types import Assigned
 
 
 class WatchLosses(pl.Callback):
-    """Logs ``watch/...`` figures of a detector's criterion every few updates.
+    """Logs ``watch/...`` figures of a detector's criterion with every row of the log.
 
     ``watch/gradient_ratio`` is read off the gradient that training computes anyway; the other figures cost one more
-    evaluation of the loss without gradient.  With several stages the last one's figures are kept.
-
-    Args:
-        every: updates between two readings.
+    evaluation of the loss without gradient.  A detector with several stages is not watched.
     """
 
-    def __init__(self, every: int) -> None:
-        self.every = every
+    def __init__(self) -> None:
         self._handle: Any = None
         self._figures: dict[str, Tensor] = {}
 
@@ -35,7 +31,7 @@ class WatchLosses(pl.Callback):
             self._handle = criterion.register_forward_hook(lambda module, args, _: self._see(trainer, module, args[0]))
 
     def _see(self, trainer: pl.Trainer, criterion: Criterion, assigned: Assigned) -> None:
-        if not criterion.training or trainer.global_step % self.every or not assigned.logits.requires_grad:
+        if not criterion.training or (trainer.global_step + 1) % _every(trainer) or not assigned.logits.requires_grad:
             return
         with torch.autocast(assigned.logits.device.type, enabled=False):
             self._figures = observe(criterion, assigned)
@@ -56,3 +52,7 @@ class WatchLosses(pl.Callback):
         if self._handle is not None:
             self._handle.remove()
             self._handle = None
+
+
+def _every(trainer: pl.Trainer) -> int:
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]

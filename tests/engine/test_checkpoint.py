@@ -1,0 +1,85 @@
+"""Checkpoints carry what rebuilds the detector, run no code, and say what is wrong with them."""
+
+import pytest
+import torch
+
+from concordet.engine import load_detector
+from concordet.engine.checkpoint import checkpoint_path, is_ours, read_checkpoint
+
+from ..trained import CLASSES
+
+
+def test_a_checkpoint_says_what_it_is(finished):
+    content = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)
+    meta = content["concordet"]
+    assert meta["class_names"] == CLASSES
+    assert meta["category_ids"] == [1, 2]
+    assert (meta["detector"], meta["size"], meta["loss"], meta["num_classes"]) == ("fcos", "nano", "default", 2)
+    assert meta["options"] == {"image_size": [64, 64]}
+
+
+def test_a_detector_comes_back_as_it_was(finished):
+    model, meta = load_detector(finished)
+    assert not model.training
+    image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (first,) = model([image])
+        again, _ = load_detector(finished / "checkpoints" / "last.ckpt")
+        (second,) = again([image])
+    assert torch.equal(first["boxes"], second["boxes"])
+    assert first["labels"].min() >= 1
+    assert first["labels"].max() <= meta["num_classes"]
+
+
+def broken(tmp_path, name, content):
+    path = tmp_path / name
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    return path
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("code in a checkpoint ran",))
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is no checkpoint of concordet, or was cut short"),
+        (b"hello, I am a text file", "is no checkpoint of concordet, or was cut short"),
+        ({"model": {"weight": torch.zeros(1)}}, "is a checkpoint, but not one of concordet"),
+        ([1, 2], "is a checkpoint, but not one of concordet"),
+        ({"state_dict": Evil()}, "is no checkpoint of concordet, or was cut short"),
+    ],
+    ids=["empty", "text", "somebody else's", "list", "code"],
+)
+def test_files_that_are_no_checkpoints(tmp_path, capsys, content, sentence):
+    path = broken(tmp_path, "some.ckpt", content)
+    with pytest.raises(ValueError, match=sentence):
+        load_detector(path)
+    assert not is_ours(path)
+    assert "ran" not in capsys.readouterr().out
+
+
+def test_a_missing_file_and_a_folder_without_one(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no checkpoint at .*none\.ckpt"):
+        load_detector(tmp_path / "none.ckpt")
+    with pytest.raises(ValueError, match=r"there is no checkpoint at .*checkpoints/last\.ckpt"):
+        load_detector(tmp_path)
+    assert checkpoint_path(tmp_path, "best") == tmp_path / "checkpoints" / "best.ckpt"
+
+
+def test_a_cut_checkpoint(finished, tmp_path):
+    whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    with pytest.raises(ValueError, match="was cut short"):
+        read_checkpoint(broken(tmp_path, "cut.ckpt", whole[: len(whole) // 2]))
+
+
+def test_weights_that_do_not_fit_what_the_file_says(finished, tmp_path):
+    content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    content["concordet"]["num_classes"] = 5
+    with pytest.raises(ValueError, match=r"are not those of this detector: \d+ tensors differ, the first is head"):
+        load_detector(broken(tmp_path, "other.ckpt", content))

@@ -1,0 +1,122 @@
+"""A run that was killed, or stopped with Ctrl-C, continues as if nothing had happened."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from concordet.engine import UsageError, train
+
+from ..trained import snapshot, tiny, words
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def start(config, out):
+    command = [sys.executable, "-m", "concordet", "train", *words(config), "--out", str(out)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+
+def wait_for(process, text):
+    """Reads what a process says until it says this."""
+    for line in process.stderr:
+        if text in line:
+            return
+    pytest.fail(f"the run ended before it said {text}")
+
+
+def content(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def figures(run):
+    with (run / "metrics.csv").open(newline="") as file:
+        return [
+            (row["step"], row["train/total"], row["val/AP"], row["lr"])
+            for row in csv.DictReader(file)
+            if row["train/total"] or row["val/AP"]
+        ]
+
+
+def same(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """aLRP's self-balancing is state; jitter and worker processes draw random numbers."""
+    return {"loss": "alrp", "optim_epochs": 5, "data_workers": 1, "evaluate": False}
+
+
+def test_a_killed_run_ends_with_the_same_weights(tmp_path, settings):
+    config = tiny(**settings)
+    torch.set_num_threads(1)
+    whole = train(config, tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = start(config, killed)
+    wait_for(process, "epoch 2/5")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    reached = content(killed)["global_step"]
+    assert 3 <= reached < 15
+    assert train(config, killed, resume=True) == killed
+    first, second = content(whole), content(killed)
+    assert first["global_step"] == second["global_step"] == 15
+    assert same(first["state_dict"], second["state_dict"])
+    assert same(first["ema_state_dict"], second["ema_state_dict"])
+    # every update is logged once, with the same numbers
+    assert figures(whole) == figures(killed)
+
+
+def test_ctrl_c_keeps_what_was_reached_and_says_how_to_go_on(tmp_path, settings):
+    run = tmp_path / "run"
+    process = start(tiny(**settings | {"optim_epochs": 500}), run)
+    wait_for(process, "epoch 2/500")
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    sentence = "concordet: error: stopped; the last finished epoch is kept, continue with: concordet train --resume"
+    assert f"{sentence} {run}" in said
+    assert "Traceback" not in said
+    assert content(run)["global_step"] >= 3
+
+
+def test_other_settings_would_be_another_run(finished):
+    before = snapshot(finished)
+    with pytest.raises(UsageError, match=r"was started with optim\.lr 0\.001, and 0\.1 would be another run"):
+        train(tiny(optim_lr=0.1), finished, resume=True)
+    with pytest.raises(UsageError, match=r"was started with loss default, and focal would be another run"):
+        train(tiny(loss="focal"), finished, resume=True)
+    assert snapshot(finished) == before
+
+
+def test_what_was_never_started_cannot_be_resumed(tmp_path):
+    with pytest.raises(ValueError, match="is no run folder"):
+        train(tiny(), tmp_path / "nothing", resume=True)
+
+
+def test_a_run_without_a_finished_epoch_starts_again(tmp_path):
+    from concordet.engine import save_config
+
+    run = tmp_path / "run"
+    run.mkdir()
+    config = tiny(val_every=0, evaluate=False)
+    save_config(run / "config.yaml", config)
+    train(config, run, resume=True)
+    assert content(run)["global_step"] == 6
+
+
+def test_a_checkpoint_that_was_cut_is_said(tmp_path):
+    from concordet.engine import save_config
+
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 half of it")
+    save_config(run / "config.yaml", tiny())
+    with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint of concordet, or was cut short"):
+        train(tiny(), run, resume=True)

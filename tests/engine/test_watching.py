@@ -1,0 +1,55 @@
+"""What the papers watch can be read from a run's log."""
+
+import csv
+import math
+
+import pytest
+
+from concordet.engine.config import DataConfig, OptimConfig, TrainConfig
+from concordet.engine.training import train
+
+
+def watched(loss, out):
+    config = TrainConfig(
+        detector="fcos",
+        size="nano",
+        loss=loss,
+        image_size=(64, 64),
+        data=DataConfig(
+            train_options={"length": 16, "size": 64, "cache": True}, batch_size=4, workers=0, augment="none"
+        ),
+        optim=OptimConfig(epochs=3, lr=1e-3),
+        val_every=0,
+        evaluate=False,
+        log_every=2,
+    )
+    with (train(config, out) / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    return [{k: float(v) for k, v in row.items() if v} for row in rows]
+
+
+@pytest.mark.parametrize("loss", ["ap", "alrp"])
+def test_ranking_losses_balance_gradients_throughout(loss, tmp_path):
+    rows = watched(loss, tmp_path / "run")
+    assert len(rows) == 6
+    assert [row["watch/gradient_ratio"] for row in rows] == pytest.approx([1] * 6, abs=1e-4)
+
+
+def test_focal_loss_does_not(tmp_path):
+    rows = watched("focal", tmp_path / "run")
+    assert max(abs(math.log(row["watch/gradient_ratio"])) for row in rows) > 0.5
+
+
+def test_self_balancing_and_harmonic_factors_are_logged(tmp_path):
+    rows = watched("alrp", tmp_path / "alrp")
+    assert rows[0]["watch/self_balance"] == 50
+    assert rows[-1]["watch/self_balance"] < 50
+    assert rows[-1]["watch/self_balance"] == pytest.approx(
+        sum((r["train/classification"] + r["train/box"] / r["watch/self_balance"]) for r in rows[2:4])
+        / sum(r["train/box"] / r["watch/self_balance"] for r in rows[2:4]),
+        rel=0.2,  # the log has every other update, the weight is made of all
+    )
+    rows = watched("harmonic", tmp_path / "harmonic")
+    assert all(1 <= row["watch/classification_factor"] <= 2 for row in rows)
+    assert all(1 <= row["watch/localization_factor"] <= 2 for row in rows)
+    assert all(0 <= row["watch/inconsistency"] <= 1 for row in rows)
