@@ -39,8 +39,8 @@ def association_loss(
         ValueError: shapes, dtypes or ranges are not as above, or a value is not finite.
 
     Paper:
-        Xu et al.: Association Loss for Visual Object Detection (IEEE SPL 2020), Eq. 8. Eq. 11 prints the PSE part of the
-        gradient with the opposite sign of its derivative (and of the text below it).
+        Xu et al.: Association Loss for Visual Object Detection (IEEE SPL 2020), Eq. 8. Eq. 11 prints the PSE part of
+        the gradient with the opposite sign of its derivative (and of the text below it).
 
     Example:
         >>> association_loss(torch.tensor([0.9, 0.5]), torch.tensor([0.5, 0.5]), reduction="none")

@@ -2,7 +2,7 @@
 
 from concordet.losses.association import association_loss
 from concordet.losses.checks import value_checks
-from concordet.losses.correlations import correlation, correlation_loss, soft_rank
+from concordet.losses.correlations import RELATIVE_STRENGTH, correlation, correlation_loss, soft_rank
 from concordet.losses.distributional import distributional_ranking_loss
 from concordet.losses.focal import focal_loss, matchability_aware_loss, quality_focal_loss, varifocal_loss
 from concordet.losses.harmonic import harmonic_factors, harmonic_iou_loss, harmonic_loss, task_contrastive_loss
@@ -10,6 +10,7 @@ from concordet.losses.rankings import ALRP, RankSort, alrp_loss, ap_loss, ndcg_l
 
 __all__ = [
     "ALRP",
+    "RELATIVE_STRENGTH",
     "RankSort",
     "alrp_loss",
     "ap_loss",

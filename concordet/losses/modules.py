@@ -8,7 +8,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from concordet.losses import functional
-from concordet.losses.correlations import DEFAULT_STRENGTH
 from concordet.losses.rankings import ALRP, RankSort
 
 
@@ -182,7 +181,7 @@ class _Settings(nn.Module):
 class CorrelationLoss(_Settings):
     """:func:`~concordet.losses.functional.correlation_loss` as a module."""
 
-    def __init__(self, *, coefficient: str = "concordance", strength: float = DEFAULT_STRENGTH) -> None:
+    def __init__(self, *, coefficient: str = "concordance", strength: float | None = None) -> None:
         super().__init__(coefficient=coefficient, strength=strength)
 
     def forward(self, scores: Tensor, quality: Tensor) -> Tensor:

@@ -151,7 +151,7 @@ class ExactCounts:
         return prefix_sums(columns).index_select(0, lengths), *sums.split(len(lengths))
 
     def _quality_tree(self, quality: Tensor) -> tuple[Tensor, Tensor, Tensor, WaveletTree]:
-        """The positives from best to worst, and a tree over their places in the ascending order; kept for one quality."""
+        """The positives from best to worst, and a tree over their ascending places; kept for one quality."""
         if self._tree is None or self._tree[0] is not quality:
             worst_last = quality.index_select(0, self._axis.order).neg()
             sorted_quality, by_quality = torch.sort(worst_last, stable=True)

@@ -1,0 +1,299 @@
+"""Time and memory of the ranking losses beside focal loss, a loop over positives and the bucketed ones.
+
+``concordet benchmark losses --out benchmarks/results/losses.csv``; other studies of the losses: ``--study NAME``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from concordet.losses import functional
+
+LOGITS: Final = (10_000, 100_000, 1_000_000)
+SHARES: Final = (0.001, 0.01, 0.02, 0.05)
+LOOPED: Final = 100
+"""Positives that the loop over positives really visits; its time is scaled up to all of them."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The thesis's synthetic logits (Sec. 4.1.1): positives N(-1, 1), negatives N(1, 1), in random order."""
+
+    logits: Tensor
+    labels: Tensor
+    targets: Tensor
+    quality: Tensor
+    loc_errors: Tensor
+
+    @staticmethod
+    def make(n: int, share: float, *, positive_mean: float = -1.0, negative_mean: float = 1.0, seed: int = 0) -> Data:
+        generator = torch.Generator().manual_seed(seed)
+        labels = torch.zeros(n, dtype=torch.int64)
+        labels[torch.randperm(n, generator=generator)[: max(1, round(n * share))]] = 1
+        targets = labels.float()
+        logits = torch.randn(n, generator=generator) + torch.where(labels == 1, positive_mean, negative_mean)
+        return Data(
+            logits=logits.requires_grad_(),
+            labels=labels,
+            targets=targets,
+            quality=torch.rand(n, generator=generator),
+            loc_errors=torch.rand(int(labels.sum()), generator=generator).requires_grad_(),
+        )
+
+
+def loop_over_positives(data: Data, *, delta: float = 1.0, visited: int | None = None) -> Tensor:
+    """``[n]`` gradient of AP Loss as published (Algorithm 1 in the thesis): one vector of all negatives a positive."""
+    logits, labels = data.logits.detach(), data.labels
+    positives = logits[labels == 1]
+    relevant = (labels == 0) & (logits >= positives.min() - delta)
+    negatives = logits[relevant]
+    gradient_negative = torch.zeros_like(negatives)
+    gradient_positive = torch.zeros_like(positives)
+    for i, s in enumerate(positives[:visited]):
+        above_positive = ((positives - s) / (2 * delta) + 0.5).clamp_(0, 1)
+        above_positive[i] = 1
+        above_negative = ((negatives - s) / (2 * delta) + 0.5).clamp_(0, 1)
+        false = above_negative.sum()
+        rank = above_positive.sum() + false
+        gradient_positive[i] = -false / rank
+        gradient_negative += above_negative / rank
+    gradient = torch.zeros_like(logits)
+    gradient[labels == 1], gradient[relevant] = gradient_positive, gradient_negative
+    return gradient / len(positives)
+
+
+def _focal(data: Data) -> Tensor:
+    from torchvision.ops import sigmoid_focal_loss
+
+    return sigmoid_focal_loss(data.logits, data.targets, reduction="sum")
+
+
+def _rank_sort(data: Data, method: str) -> Tensor:
+    return sum(functional.rank_sort_loss(data.logits, data.labels, data.quality, method=method), torch.zeros(()))
+
+
+WHATS: Final[dict[str, Callable[[Data], Tensor]]] = {
+    "torchvision focal": _focal,
+    "AP exact": lambda data: functional.ap_loss(data.logits, data.labels, method="exact"),
+    "aLRP exact": lambda data: torch.stack(functional.alrp_loss(data.logits, data.labels, data.loc_errors)).sum(),
+    "NDCG exact": lambda data: functional.ndcg_loss(data.logits, data.labels),
+    "RS exact": lambda data: _rank_sort(data, "exact"),
+    "AP bucketed": lambda data: functional.ap_loss(data.logits, data.labels, method="bucketed"),
+    "RS bucketed": lambda data: _rank_sort(data, "bucketed"),
+}
+
+
+def measure(n: int, share: float, *, budget: float, threads: int, loop: bool) -> list[dict[str, Any]]:
+    """Rows of one cell, in this process: forward and backward of all losses in turn until the budget is spent."""
+    torch.set_num_threads(threads)
+    data = Data.make(n, share)
+    runs: dict[str, list[tuple[float, float]]] = {what: [] for what in WHATS}
+    peaks = {}
+    for what in WHATS:  # warm up, and memory by loss
+        _forget_peak()
+        _run(what, data)
+        peaks[what] = _peak_mb()
+    start = time.perf_counter()
+    while time.perf_counter() - start < budget or len(runs["torchvision focal"]) < 5:
+        for what in WHATS:
+            slow = "bucketed" in what and len(runs[what]) >= 5
+            if not slow:
+                runs[what].append(_run(what, data))
+    if loop:
+        positives = int(data.labels.sum())
+        visited = min(LOOPED, positives)
+        clock, cpu = time.perf_counter(), time.process_time()
+        loop_over_positives(data, visited=visited)
+        scale = positives / visited
+        runs["AP loop"] = [((time.perf_counter() - clock) * scale, (time.process_time() - cpu) * scale)]
+    rows = []
+    for what, times in runs.items():
+        wall = torch.tensor([w for w, _ in times], dtype=torch.float64) * 1e3
+        focal = torch.tensor([w for w, _ in runs["torchvision focal"]], dtype=torch.float64) * 1e3
+        rows.append(
+            {
+                "logits": n,
+                "positives": int(data.labels.sum()),
+                "what": what,
+                "runs": len(times),
+                "median_ms": round(float(wall.median()), 3),
+                "q25_ms": round(float(wall.quantile(0.25)), 3),
+                "q75_ms": round(float(wall.quantile(0.75)), 3),
+                "min_ms": round(float(wall.min()), 3),
+                "cpu_ms": round(min(c for _, c in times) * 1e3, 3),
+                "times_focal": round(float(wall.median() / focal.median()), 2),
+                "times_focal_min": round(float(wall.min() / focal.min()), 2),
+                "peak_mb": round(peaks.get(what, 0)),
+            }
+        )
+    return rows
+
+
+def measure_large(n: int, positives: int, *, threads: int) -> list[dict[str, Any]]:
+    """One forward and backward of exact AP and RS at a size that only linear memory can hold."""
+    torch.set_num_threads(threads)
+    data = Data.make(n, positives / n)
+    rows = []
+    for what in ("AP exact", "RS exact"):
+        _forget_peak()
+        wall, cpu = _run(what, data)
+        rows.append(
+            {"logits": n, "positives": positives, "what": what, "runs": 1, "median_ms": round(wall * 1e3, 1)}
+            | {"cpu_ms": round(cpu * 1e3, 1), "peak_mb": round(_peak_mb())}
+        )
+    return rows
+
+
+def _run(what: str, data: Data) -> tuple[float, float]:
+    data.logits.grad = data.loc_errors.grad = None
+    clock, cpu = time.perf_counter(), time.process_time()
+    WHATS[what](data).backward()
+    return time.perf_counter() - clock, time.process_time() - cpu
+
+
+def _forget_peak() -> None:
+    """Start the process's peak memory anew, where the system allows it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def _peak_mb() -> float:
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def environment() -> dict[str, str]:
+    """Hardware and versions, for the header of the results."""
+    info = Path("/proc/cpuinfo")
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return {
+        "processor": names[0].split(":", 1)[1].strip() if names else platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        "load average": " ".join(f"{v:.1f}" for v in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], header: dict[str, str]) -> None:
+    """A CSV file with the environment in comment lines, written whole or not at all."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    for name, value in header.items():
+        text.write(f"# {name}: {value}\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text.getvalue())
+    temporary.replace(path)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of such a file."""
+    with path.open() as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+
+
+def run_grid(options: Options) -> list[dict[str, Any]]:
+    """Every cell in a fresh process, so that one's memory is not another's."""
+    rows: list[dict[str, Any]] = []
+    for n in options.logits:
+        for share in options.shares:
+            arguments = {"n": n, "share": share, "budget": options.budget, "threads": options.threads}
+            loop = n >= 100_000
+            code = (
+                "import json,sys;from concordet.benchmark.losses import measure;"
+                "print(json.dumps(measure(**json.loads(sys.argv[1]))))"
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", code, json.dumps(arguments | {"loop": loop})],
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            cell = json.loads(done.stdout.splitlines()[-1])
+            rows += cell
+            times = ", ".join(f"{row['what']} {row['median_ms']:.1f} ms ({row['times_focal']:.2f})" for row in cell)
+            print(f"{n} logits, {share:.1%} positives: {times}", flush=True)
+    return rows
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run: the thesis's grid by default."""
+
+    study: str = "grid"
+    logits: tuple[int, ...] = LOGITS
+    shares: tuple[float, ...] = SHARES
+    threads: int = 2
+    budget: float = 3.0
+    out: Path = Path("benchmarks/results/losses.csv")
+
+
+def main(options: Options) -> list[dict[str, Any]]:
+    """Run a study, write its rows to ``options.out`` and return them."""
+    from concordet.benchmark import loss_studies
+
+    studies: dict[str, Callable[[Options], list[dict[str, Any]]]] = {
+        "grid": run_grid,
+        "large": lambda options: measure_large(100_000_000, 10_000, threads=options.threads),
+        "exactness": loss_studies.exactness,
+        "synthetic": loss_studies.synthetic,
+        "spearman": loss_studies.spearman,
+        "balance": loss_studies.balance,
+        "surfaces": loss_studies.surfaces,
+    }
+    header = {"study": options.study, **environment(), "threads": str(options.threads)}
+    rows = studies[options.study](options)
+    write_rows(options.out, rows, header)
+    return rows
+
+
+STUDIES: Final = ("grid", "large", "exactness", "synthetic", "spearman", "balance", "surfaces")
+
+
+def run(words: list[str]) -> None:
+    """``concordet benchmark losses``."""
+    default = Options()
+    parser = argparse.ArgumentParser(
+        prog="concordet benchmark losses",
+        description=__doc__,
+        epilog="example: concordet benchmark losses --logits 100000 --shares 0.01 --budget 1",
+    )
+    parser.add_argument("--study", choices=STUDIES, default=default.study, help="what to look at (default: grid)")
+    parser.add_argument("--logits", type=int, nargs="+", default=default.logits, help="numbers of logits")
+    parser.add_argument("--shares", type=float, nargs="+", default=default.shares, help="shares of positives, 0 to 1")
+    parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch's threads (default: 2)")
+    parser.add_argument("--budget", type=float, default=default.budget, help="seconds for each cell (default: 3)")
+    parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/losses[_STUDY].csv)")
+    values = vars(parser.parse_args(words))
+    suffix = "" if values["study"] == "grid" else f"_{values['study']}"
+    out = values.pop("out") or default.out.with_name(f"losses{suffix}.csv")
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    options = Options(**(asdict(default) | values | {"out": out}))
+    main(options)
+    print(f"written to {out}")
