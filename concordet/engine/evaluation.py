@@ -19,7 +19,7 @@ from concordet.engine.checkpoint import check_same, checkpoint_path, load_detect
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
 from concordet.engine.detections import coco_results
-from concordet.engine.files import read_json, replacing, writable, write_json
+from concordet.engine.files import new_folder, read_json, replacing, writable, write_json
 from concordet.version import __version__
 
 SAMPLES = 12
@@ -142,7 +142,7 @@ def evaluate_run(
     run = Path(run)
     config = load_config(run / "config.yaml")
     data = data or config.data
-    out = writable(run if out is None else out)
+    out = Path(run if out is None else out)
     path = (
         Path(checkpoint)
         if checkpoint not in (None, "last", "best")
@@ -153,7 +153,7 @@ def evaluate_run(
     same = {"num_classes": len(dataset.class_names), "class_names": list(dataset.class_names)}
     check_same(meta, same, path)
     asked = {"checkpoint": path.name if path.parent == run / "checkpoints" else str(path), "data": vars(data)}
-    _keep_others(out, asked)
+    _keep_others(out, run, asked)
     device = pick_device(accelerator)
     found = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
     ground_truth = dataset.ground_truth()
@@ -178,10 +178,14 @@ def evaluate_run(
     return report
 
 
-def _keep_others(out: Path, asked: dict[str, Any]) -> None:
+def _keep_others(out: Path, run: Path, asked: dict[str, Any]) -> None:
     """An evaluation is written again in place only when it is of the same checkpoint and data."""
     path = out / "evaluation.json"
     if not path.is_file():
+        if out == run:
+            writable(out)
+        else:
+            new_folder(out, "name another folder with --out")
         return
     if read_json(path).get("evaluated") != asked:
         raise ValueError(

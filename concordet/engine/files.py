@@ -66,6 +66,13 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not valid JSON ({error}); write it again or name another file") from error
 
 
+def check_new(path: str | Path, mend: str) -> None:
+    """Raises a ValueError that ends with ``mend`` where there is something at ``path`` already."""
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path} already exists and is left as it is; {mend}")
+
+
 def new_folder(path: str | Path, mend: str) -> Path:
     """Makes a folder that must not hold anything yet.
 
@@ -73,8 +80,7 @@ def new_folder(path: str | Path, mend: str) -> Path:
         ValueError: it exists and is not empty, or cannot be made or written; the sentence ends with ``mend``.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} already exists and is left as it is; {mend}")
+    check_new(path, mend)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -31,7 +31,7 @@ from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, 
 from concordet.engine.data import DetectionData, build_dataset
 from concordet.engine.errors import InterruptedRun, UsageError
 from concordet.engine.evaluation import evaluate_run
-from concordet.engine.files import new_folder, writable, write_json
+from concordet.engine.files import check_new, new_folder, writable, write_json
 from concordet.engine.logger import CsvLog
 from concordet.engine.module import DetectionModule
 from concordet.engine.seeding import seed_all
@@ -59,6 +59,9 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
     """
     out = Path(out)
     main = is_main_process()
+    mend = "name another --out, or continue the run with --resume"
+    if main and not resume:
+        check_new(out, mend)
     reached = _resumed(config, out) if resume else None
     train_set = build_dataset(config.data, "train", augment=True)
     watched = config.val_every > 0 or config.evaluate
@@ -71,7 +74,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
     meta = describe(config, train_set.class_names, train_set.category_ids)
     model = build_model(config, meta)
     if main and not resume:
-        new_folder(out, "name another --out, or continue the run with --resume")
+        new_folder(out, mend)
     if main:
         _note_start(config, out, train_set, val_set)
     _fit(config, out, model, meta, train_set, val_set if config.val_every else None, reached)

@@ -62,8 +62,11 @@ def test_an_evaluation_of_something_else_goes_elsewhere(finished, tmp_path):
         evaluate_run(finished, data=other)
     with pytest.raises(ValueError, match="already holds an evaluation of another checkpoint"):
         evaluate_run(finished, checkpoint="best")
+    (tmp_path / "detections.json").write_text("mine")
+    with pytest.raises(ValueError, match="already exists and is left as it is; name another folder with --out"):
+        evaluate_run(finished, data=other, out=tmp_path)
+    assert (tmp_path / "detections.json").read_text() == "mine"
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
     report = evaluate_run(finished, checkpoint="best", data=other, out=elsewhere)
     assert read(elsewhere / "evaluation.json")["metrics"]["AP"] == report["metrics"]["AP"]
     assert snapshot(finished) == before

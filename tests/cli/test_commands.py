@@ -1,0 +1,181 @@
+"""Every command, run as its user runs it, on a real run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from concordet.cli import main
+from concordet.cli.main import COMMANDS
+from concordet.engine import load_config
+
+from ..trained import snapshot, tiny, words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_helps_with_an_example(command, capsys):
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "example" in out
+    assert f"concordet {command}" in out
+
+
+def test_help_is_quick_and_names_every_command():
+    """Neither torch nor Lightning is imported for it; `python -m concordet` is the same program."""
+    code = (
+        "import sys; from concordet.cli import main\n"
+        "for words in (['--help'], ['train', '--help'], ['demo', '--help'], ['predict', '--help']):\n"
+        "    assert main(words) == 0\n"
+        "assert not {'torch', 'lightning', 'numpy', 'PIL'} & set(sys.modules), sys.modules.keys()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    module = subprocess.run([sys.executable, "-m", "concordet", "--help"], capture_output=True, text=True)
+    assert module.returncode == 0
+    assert all(name in module.stdout for name in COMMANDS)
+    assert done.stdout.startswith(module.stdout)
+
+
+def test_version(capsys):
+    from concordet import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"concordet {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "some"),
+    [
+        ("detectors", {"retinanet", "fcos", "atss"}),
+        ("losses", {"default", "focal", "ce", "rank_sort", "ap", "+concordance", "+pse"}),
+        ("measures", {"AP", "beta_img", "oLRP"}),
+        ("datasets", {"digits", "coco", "voc"}),
+    ],
+)
+def test_lists(kind, some, tmp_path, capsys):
+    file = tmp_path / "names.json"
+    assert main(["list", kind, "--json", str(file)]) == 0
+    names = json.loads(file.read_text())
+    assert some <= set(names)
+    assert main(["list", kind]) == 0
+    assert capsys.readouterr().out.split() == names
+
+
+def test_everything_is_listed_without_a_kind(capsys):
+    assert main(["list", "--json", "-"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"detectors", "losses", "measures", "datasets"}
+
+
+def test_settings_are_printed_and_read_back(tmp_path, capsys):
+    assert main(["train", "--detector", "atss", "--optim.lr", "0.02", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert "detector: atss" in printed
+    file = tmp_path / "settings.yaml"
+    file.write_text("\n".join(line for line in printed.splitlines() if not line.startswith(("out:", "resume:"))))
+    assert main(["train", "--config", str(file), "--optim.lr", "0.03", "--print_config"]) == 0
+    again = capsys.readouterr().out
+    assert "lr: 0.03" in again
+    assert "detector: atss" in again
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run made by the command."""
+    run = tmp_path_factory.mktemp("cli") / "run"
+    config = tiny(val_every=0, loss="focal+concordance(0.3)")
+    assert main(["train", *words(config), "--out", str(run)]) == 0
+    return run
+
+
+def test_train_saves_what_was_asked_for(trained, capsys):
+    config = load_config(trained / "config.yaml")
+    assert config == tiny(val_every=0, loss="focal+concordance(0.3)")
+    assert "concordance" in (trained / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_a_run_can_be_repeated_from_its_own_settings(trained, tmp_path):
+    config = str(trained / "config.yaml")
+    again = tmp_path / "again"
+    assert main(["train", "--config", config, "--evaluate", "false", "--optim.steps", "1", "--out", str(again)]) == 0
+    assert load_config(again / "config.yaml").loss == "focal+concordance(0.3)"
+
+
+@pytest.mark.parametrize("spelling", [["--resume", "RUN"], ["--out", "RUN", "--resume"]])
+def test_resuming_a_finished_run_changes_no_weight(trained, spelling, capsys):
+    before = snapshot(trained)["checkpoints/last.ckpt"]
+    assert main(["train", *(str(trained) if word == "RUN" else word for word in spelling)]) == 0
+    assert snapshot(trained)["checkpoints/last.ckpt"] == before
+    assert "focal+concordance" in capsys.readouterr().out
+
+
+def test_evaluate(trained, tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    out = tmp_path / "elsewhere"
+    assert main(["evaluate", str(trained), "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    for heading in ("AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "s/iter"):
+        assert heading in printed
+    assert json.loads(file.read_text())["metrics"]["AP50"] is not None
+    assert main(["evaluate", str(trained), "--split", "train", "--out", str(out), "--workers", "0"]) == 0
+    assert json.loads((out / "evaluation.json").read_text())["evaluated"]["data"]["val_split"] == "train"
+
+
+def test_compare(trained, finished, tmp_path, capsys, monkeypatch):
+    page, file = tmp_path / "page.html", tmp_path / "figures.json"
+    assert main(["compare", str(finished), str(trained), "--out", str(page), "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())
+    assert [row["loss"] for row in rows] == ["default", "focal+concordance(0.3)"]
+    assert "<html" in page.read_text()
+    printed = capsys.readouterr().out
+    assert "default" in printed
+    assert str(page) in printed
+    # without a name it takes one that is free
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "comparison.html").write_text("mine")
+    assert main(["compare", str(finished)]) == 0
+    assert (tmp_path / "comparison.html").read_text() == "mine"
+    assert (tmp_path / "comparison-2.html").exists()
+
+
+def test_predict(trained, tmp_path, capsys):
+    out, drawn = tmp_path / "results.json", tmp_path / "drawn"
+    assert main(["predict", str(trained), str(trained / "samples"), "--out", str(out), "--draw", str(drawn)]) == 0
+    count = len(list((trained / "samples").iterdir()))
+    assert len(list(drawn.iterdir())) == count
+    assert f"in {count} images" in capsys.readouterr().out
+    assert {"image_id", "category_id", "bbox", "score"} <= set(json.loads(out.read_text())[0])
+
+
+def test_analyze(trained, tmp_path, capsys):
+    page, file = tmp_path / "page.html", tmp_path / "figures.json"
+    files = [str(trained / "ground_truth.json"), str(trained / "detections.json")]
+    options = ["--images", str(trained / "samples"), "--html", str(page), "--json", str(file)]
+    assert main(["analyze", *files, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "A perfect ranking of the same boxes would give" in printed
+    figures = json.loads(file.read_text())
+    ours = json.loads((trained / "evaluation.json").read_text())["metrics"]
+    assert {name: figures[name] for name in ("AP", "AP50", "oLRP", "AIC")} == pytest.approx(
+        {name: ours[name] for name in ("AP", "AP50", "oLRP", "AIC")}
+    )
+    assert "<html" in page.read_text()
+    assert main(["analyze", *files, "--compare", files[1], "--resamples", "5"]) == 0
+    assert "95 % interval" in capsys.readouterr().out
+
+
+def test_demo_prints_one_table_and_the_page(tmp_path, monkeypatch, capsys):
+    from concordet.engine import demo as module
+
+    monkeypatch.setattr(
+        module.demo,
+        "__kwdefaults__",
+        {"seed": 0, "settings": module.DemoSettings(config=tiny(val_every=0, optim_epochs=1))},
+    )
+    file = tmp_path / "figures.json"
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("┏") == 1
+    assert all(loss in printed for loss in module.DEMO.losses.values())
+    assert f"page: {tmp_path / 'demo' / 'comparison.html'}" in printed
+    assert len(json.loads(file.read_text())["runs"]) == 2

@@ -1,0 +1,284 @@
+"""What goes wrong is one sentence and an exit status, and nothing that was there is lost."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from concordet.cli import main
+
+from ..trained import snapshot, tiny, words
+
+
+def said(capsys):
+    """The error that was printed: one line, no traceback."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("concordet: error: ")]
+    assert len(errors) == 1, lines
+    assert not [line for line in lines if line.startswith("Traceback")]
+    assert lines[-1] == errors[0]
+    return errors[0].removeprefix("concordet: error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["trian"], "there is no command trian; choose one of demo, train"),
+        (["train"], "give a folder for the run with --out"),
+        (["train", "--lr", "3"], "unrecognized arguments: --lr 3; see concordet train --help"),
+        (["train", "--size", "huge", "--out", "x"], "size"),
+        (["train", "--optim.lr", "fast", "--out", "x"], "optim.lr"),
+        (["train", "--optim.epochs", "0", "--out", "x"], "optim.epochs must be at least 1, not 0"),
+        (["train", "--detector", "yolo", "--out", "x"], "there is no detector yolo; choose one of"),
+        (["train", "--loss", "focal+", "--out", "x"], "focal+"),
+        (["train", "--data.name", "imagenet", "--out", "x"], "there is no data set imagenet; choose one of"),
+        (["train", "--resume"], "--resume needs the folder of the run to continue"),
+        (["list", "colours"], "there is no list of colours; choose one of"),
+        (["predict", "run"], "images"),
+        (["predict", "run", "image.png"], "nothing to write: give --out FILE"),
+        (["predict", "run", "image.png", "--out", "x", "--score_threshold", "2"], "score_threshold must be in 0..1"),
+        (["analyze", "a", "b", "--iou_type", "keypoints"], "iou_type is bbox or segm, not keypoints"),
+        (["benchmark"], "name what to time"),
+        (["benchmark", "coffee"], "there is no benchmark coffee"),
+        (["compare"], "runs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_usage(arguments, sentence, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    assert sentence in said(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_command_shows_the_usage(capsys):
+    assert main([]) == 2
+    assert "usage: concordet" in capsys.readouterr().out
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """A small COCO folder, and a function that changes its annotations."""
+    root = tmp_path / "data"
+    (root / "images").mkdir(parents=True)
+    draws = np.random.default_rng(0)
+    content = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "thing"}]}
+    for i in range(4):
+        name = f"{i}.jpg"
+        Image.fromarray(draws.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(root / "images" / name)
+        content["images"].append({"id": i, "file_name": name, "width": 64, "height": 64})
+        content["annotations"].append(
+            {"id": i + 1, "image_id": i, "category_id": 5, "bbox": [8, 8, 30, 30], "area": 900, "iscrowd": 0}
+        )
+    (root / "all.json").write_text(json.dumps(content))
+
+    def change(edit):
+        edit(content)
+        (root / "all.json").write_text(json.dumps(content))
+
+    return root, change
+
+
+def train_on(root, out, *more):
+    places = {"data_name": "coco", "data_train_options": {}, "data_val_options": {}, "data_batch_size": 2}
+    for part in ("train", "val"):
+        places |= {f"data_{part}_annotations": str(root / "all.json"), f"data_{part}_images": str(root / "images")}
+    return main(
+        ["train", *words(tiny(val_every=0, evaluate=False, optim_epochs=1, **places)), "--out", str(out), *more]
+    )
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_truncated_image(coco, tmp_path, capsys, workers):
+    root, _ = coco
+    file = root / "images" / "2.jpg"
+    file.write_bytes(file.read_bytes()[:1500])
+    assert train_on(root, tmp_path / "run", "--data.workers", workers) == 1
+    sentence = said(capsys)
+    assert str(file) in sentence
+    assert "cannot be decoded" in sentence
+
+
+def test_an_annotation_that_names_a_missing_file(coco, tmp_path, capsys):
+    root, _ = coco
+    (root / "images" / "1.jpg").unlink()
+    assert train_on(root, tmp_path / "run") == 1
+    assert "1.jpg" in said(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_class_id_out_of_range(coco, tmp_path, capsys):
+    root, change = coco
+    change(lambda content: content["annotations"][3].update(category_id=77))
+    assert train_on(root, tmp_path / "run") == 1
+    assert "77" in said(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("emptied", [["images", "annotations"], ["categories", "annotations"]])
+def test_an_empty_data_set(coco, tmp_path, capsys, emptied):
+    root, change = coco
+    change(lambda content: [content[name].clear() for name in emptied])
+    assert train_on(root, tmp_path / "run") == 1
+    sentence = said(capsys)
+    assert "all.json" in sentence
+    assert "empty" in sentence or "no image" in sentence or "no entries" in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_annotations_that_are_cut_or_missing(coco, tmp_path, capsys):
+    root, _ = coco
+    file = root / "all.json"
+    file.write_text(file.read_text()[:-40])
+    assert train_on(root, tmp_path / "run") == 1
+    assert "all.json" in said(capsys)
+    file.unlink()
+    assert train_on(root, tmp_path / "run") == 1
+    assert "all.json" in said(capsys)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_learning_rate_that_makes_the_loss_infinite(tmp_path, capsys):
+    config = tiny(optim_lr=1e15, optim_warmup=0, optim_clip=0.0, optim_schedule="constant", val_every=0)
+    assert main(["train", *words(config), "--out", str(tmp_path / "run")]) == 1
+    sentence = said(capsys)
+    assert "at update" in sentence
+    assert "a smaller optim.lr" in sentence
+
+
+def test_an_unwritable_output_folder(tmp_path, capsys):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert main(["train", *words(tiny()), "--out", str(file / "run")]) == 1
+    assert "cannot be made" in said(capsys)
+    assert main(["train", *words(tiny()), "--out", str(file)]) == 1
+    assert "already exists and is left as it is" in said(capsys)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_permission(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert main(["train", *words(tiny()), "--out", str(tmp_path / "run")]) == 1
+    assert "cannot be made (Permission denied)" in said(capsys)
+
+
+def test_a_run_folder_that_exists(finished, capsys):
+    before = snapshot(finished)
+    assert main(["train", *words(tiny()), "--out", str(finished)]) == 1
+    assert "already exists and is left as it is; name another --out, or continue the run with --resume" in said(capsys)
+    assert snapshot(finished) == before
+
+
+def test_resuming_with_other_settings(finished, capsys):
+    before = snapshot(finished)
+    assert main(["train", "--resume", str(finished), "--optim.lr", "0.5"]) == 2
+    assert "was started with optim.lr 0.001, and 0.5 would be another run" in said(capsys)
+    assert main(["train", "--resume", str(finished / "samples")]) == 1
+    assert "is no run folder" in said(capsys)
+    assert snapshot(finished) == before
+
+
+def test_a_checkpoint_of_another_detector_or_class_count(finished, tmp_path, capsys):
+    other = tiny(detector="atss", weights=str(finished))
+    assert main(["train", *words(other), "--out", str(tmp_path / "run")]) == 1
+    assert "is a checkpoint of the detector fcos, but atss is asked for" in said(capsys)
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "evaluation.json").unlink()
+    text = (copy / "config.yaml").read_text()
+    (copy / "config.yaml").write_text(text.replace("    - '7'\n", "    - '7'\n    - '9'\n"))
+    before = snapshot(copy)
+    assert main(["evaluate", str(copy)]) == 1
+    assert "was trained on 2 classes (3, 7), but the data has 3 (3, 7, 9)" in said(capsys)
+    assert snapshot(copy) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04cut"])
+def test_a_file_that_is_no_checkpoint(finished, tmp_path, capsys, content):
+    file = tmp_path / "some.ckpt"
+    file.write_bytes(content)
+    image = next((finished / "samples").iterdir())
+    assert main(["predict", str(file), str(image), "--out", str(tmp_path / "out.json")]) == 1
+    assert "some.ckpt is no checkpoint of concordet, or was cut short" in said(capsys)
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_results_of_before_survive_a_failure(finished, tmp_path, capsys):
+    out = tmp_path / "out.json"
+    out.write_text("[1]")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    assert main(["predict", str(finished), str(tmp_path / "bad.png"), "--out", str(out)]) == 1
+    assert "bad.png" in said(capsys)
+    assert out.read_text() == "[1]"
+    missing = tmp_path / "nowhere" / "out.json"
+    assert main(["predict", str(finished), str(finished / "samples"), "--out", str(missing)]) == 1
+    assert "nothing can be written to" in said(capsys)
+
+
+def test_a_folder_that_was_not_evaluated(tmp_path, capsys):
+    assert main(["compare", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 1
+    assert "holds no evaluation.json" in said(capsys)
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_an_analysis_of_nothing(tmp_path, finished, capsys):
+    truth = str(finished / "ground_truth.json")
+    assert main(["analyze", truth, str(tmp_path / "none.json")]) == 1
+    assert "none.json" in said(capsys)
+    (tmp_path / "cut.json").write_text('[{"image_id": 1,')
+    assert main(["analyze", truth, str(tmp_path / "cut.json")]) == 1
+    assert "cut.json" in said(capsys)
+
+
+# --- everything else ------------------------------------------------------------------------------------------------
+
+
+def test_a_traceback_is_shown_when_asked_for(tmp_path, capsys):
+    assert main(["--debug", "compare", str(tmp_path)]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RuntimeError("odd"), "RuntimeError: odd (an unexpected failure: --debug shows where it comes from)"),
+        (KeyboardInterrupt(), "stopped by Ctrl-C"),
+        (PermissionError(13, "Permission denied", "a/b"), "Permission denied: a/b"),
+        (ModuleNotFoundError("x", name="hotcoco"), "this needs the package hotcoco; install it with"),
+        (RuntimeError("gloo: Connection closed by peer [1]"), "another process of this run failed"),
+        (
+            ValueError(
+                "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback\n  x\nValueError: bad: it"
+            ),
+            "bad: it",
+        ),
+    ],
+)
+def test_other_failures(error, sentence, capsys, monkeypatch):
+    def fail(words):
+        raise error
+
+    monkeypatch.setattr("concordet.cli.list_command.run", fail)
+    assert main(["list"]) == 1
+    assert said(capsys).startswith(sentence)
+
+
+def test_output_that_nobody_reads(capfd, monkeypatch):
+    """`concordet list | head -1`: no second complaint when Python closes the output."""
+
+    def fail(words):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("concordet.cli.list_command.run", fail)
+    monkeypatch.setattr("os.dup2", lambda first, second: None)
+    assert main(["list"]) == 1
+    assert "the output was closed" in capfd.readouterr().err
