@@ -10,7 +10,7 @@ from typing import Any, get_args
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from concordet.detectors import atss, fcos, retinanet
+from concordet.detectors import atss, fcos, foveabox, paa, retinanet
 from concordet.detectors.backbones import Size
 from concordet.detectors.dense import Inference
 from concordet.detectors.weights import load_weights
@@ -31,6 +31,8 @@ DETECTORS: dict[str, Entry] = {
     "retinanet": Entry(retinanet.retinanet, retinanet.USUAL, inference=Inference(nms_threshold=0.5)),
     "fcos": Entry(fcos.fcos, fcos.USUAL),
     "atss": Entry(atss.atss, atss.USUAL),
+    "foveabox": Entry(foveabox.foveabox, foveabox.USUAL, inference=Inference(nms_threshold=0.5)),
+    "paa": Entry(paa.paa, paa.USUAL),
 }
 NANO_IMAGE_SIZE = (240, 320)
 

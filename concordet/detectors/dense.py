@@ -1,47 +1,31 @@
 """Dense detectors: one forward pass, from images to assigned predictions, losses and detections.
 
-What distinguishes RetinaNet, FCOS and ATSS here is passed in: head, anchors, box coder, assigner.
+What distinguishes RetinaNet, FCOS, SSD and their kin here is passed in: head, anchors, box coder, assigner, refiner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
-from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from concordet.detectors.coders import BoxCodec, delta_codec, distance_codec
 from concordet.detectors.matching import Assigner, centers, ignore_inside, side_distances
-from concordet.losses.criteria import Criterion
-from concordet.types import BACKGROUND, Assigned
+from concordet.detectors.refining import Refiner, Scene
+from concordet.losses.criteria import Criterion, StagedCriterion
+from concordet.types import BACKGROUND, IGNORED, Assigned
+
+__all__ = ["BoxCodec", "DenseDetector", "Inference", "Predictions", "delta_codec", "distance_codec", "select"]
 
 Target = dict[str, Any]
 Detections = list[dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class BoxCodec:
-    """How regressions become boxes and back: functions of (values ``[k, 4]``, anchors ``[k, 4]``)."""
-
-    decode: Callable[[Tensor, Tensor], Tensor]
-    encode: Callable[[Tensor, Tensor], Tensor]
-
-
-def delta_codec(weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> BoxCodec:
-    """Centre offsets and log sizes relative to anchors (R-CNN's)."""
-    coder = BoxCoder(weights)
-    return BoxCodec(coder.decode_single, coder.encode_single)
-
-
-def distance_codec() -> BoxCodec:
-    """Distances to the four sides in units of the anchor's size (FCOS's)."""
-    coder = BoxLinearCoder(normalize_by_size=True)
-    return BoxCodec(coder.decode, lambda boxes, anchors: coder.encode(anchors, boxes))
 
 
 @dataclass(frozen=True)
@@ -63,14 +47,26 @@ class Inference:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Raw predictions of a batch: b images, a anchors over all levels, c classes."""
+    """Raw predictions of one stage for a batch: b images, a anchors over all levels, c classes."""
 
-    logits: Tensor  # [b, a, c]
+    logits: Tensor  # [b, a, c], with softmax [b, a, c + 1], the background last
     regressions: Tensor  # [b, a, 4]
     qualities: Tensor | None  # [b, a]
     anchors: list[Tensor]  # b times [a, 4]
     level_sizes: list[int]
     image_sizes: list[tuple[int, int]]
+    softmax: bool = False
+    stage: str = ""
+    class_agnostic: bool = False  # every object is of class 0
+    dropped: Tensor | None = None  # [b, a] anchors that an earlier stage ruled out
+
+    @torch.no_grad()
+    def scores(self) -> Tensor:
+        """``[b, a, c]`` in [0, 1], what detections are ranked with."""
+        scores = self.logits.softmax(-1)[..., :-1] if self.softmax else self.logits.sigmoid()
+        if self.qualities is not None:
+            scores = torch.sqrt(scores * self.qualities.sigmoid()[..., None])
+        return scores if self.dropped is None else scores.masked_fill(self.dropped[..., None], 0.0)
 
 
 class DenseDetector(nn.Module):
@@ -86,10 +82,12 @@ class DenseDetector(nn.Module):
         anchor_generator: torchvision's.
         codec: regressions to boxes.
         assigner: anchors to objects.
-        criterion: loss.
+        criterion: loss; of several stages a :class:`StagedCriterion`.
         num_classes: foreground classes; labels outside are 1..num_classes.
         image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
         inference: thresholds.
+        refiner: changes the assignment once predictions are known.
+        fixed_size: images are resized to ``image_size`` (height, width), whatever their shape.
         ignore_regions: anchors inside ``target["ignored_boxes"]`` (crowds, difficult objects) are neither positive nor
             negative.
     """
@@ -98,23 +96,28 @@ class DenseDetector(nn.Module):
         self,
         backbone: nn.Module,
         head: nn.Module,
-        anchor_generator: AnchorGenerator,
+        anchor_generator: AnchorGenerator | DefaultBoxGenerator,
         codec: BoxCodec,
         assigner: Assigner,
-        criterion: Criterion,
+        criterion: Criterion | StagedCriterion,
         *,
         num_classes: int,
         image_size: tuple[int, int],
         inference: Inference,
         ignore_regions: bool = True,
+        refiner: Refiner | None = None,
+        fixed_size: bool = False,
     ) -> None:
         super().__init__()
-        self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        height, width = image_size
+        fixed = {"fixed_size": (width, height), "size_divisible": 1} if fixed_size else {}
+        self.transform = GeneralizedRCNNTransform(height, width, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], **fixed)
         self.backbone = backbone
         self.head = head
         self.anchor_generator = anchor_generator
         self.codec = codec
         self.assigner = assigner
+        self.refiner = refiner
         self.criterion = criterion
         self.num_classes = num_classes
         self.inference = inference
@@ -138,56 +141,85 @@ class DenseDetector(nn.Module):
         if self.training:
             if targets is None:
                 raise ValueError("in training mode a detector needs targets; call model.eval() to detect")
-            predictions, objects = self._predict(images, targets)
-            return self.criterion(self._assign(predictions, objects))
-        predictions, _ = self._predict(images, None)
-        return self._detections(predictions, images)
+            stages, objects = self._predict(images, targets)
+            return self._losses([self._assign(p, objects) for p in stages])
+        stages, _ = self._predict(images, None)
+        return self._detections(stages[-1], images)
 
     def losses_and_detections(
         self, images: list[Tensor], targets: list[Target]
     ) -> tuple[dict[str, Tensor], Detections]:
         """Losses and detections of the same batch from one forward pass, in either mode."""
-        predictions, objects = self._predict(images, targets)
-        return self.criterion(self._assign(predictions, objects)), self._detections(predictions, images)
+        stages, objects = self._predict(images, targets)
+        return self._losses([self._assign(p, objects) for p in stages]), self._detections(stages[-1], images)
 
     def assigned(self, images: list[Tensor], targets: list[Target]) -> list[Assigned]:
-        """Predictions with the objects assigned to them, one record a stage (here one)."""
-        return [self._assign(*self._predict(images, targets))]
+        """Predictions with the objects assigned to them, one record a stage, the last one final."""
+        stages, objects = self._predict(images, targets)
+        return [self._assign(p, objects) for p in stages]
 
     def detections_and_assigned(self, images: list[Tensor], targets: list[Target]) -> tuple[Detections, list[Assigned]]:
         """What an evaluation needs, from one forward pass."""
-        predictions, objects = self._predict(images, targets)
-        return self._detections(predictions, images), [self._assign(predictions, objects)]
+        stages, objects = self._predict(images, targets)
+        return self._detections(stages[-1], images), [self._assign(p, objects) for p in stages]
 
-    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> tuple[Predictions, list[Target]]:
+    def _losses(self, records: list[Assigned]) -> dict[str, Tensor]:
+        return self.criterion(records if isinstance(self.criterion, StagedCriterion) else records[-1])
+
+    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> tuple[list[Predictions], list[Target]]:
         if targets is not None:
             check_targets(images, targets, self.num_classes)
             targets = [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets_with_ignored(targets)]
         batch, objects = self.transform(images, targets)
         features = list(self.backbone(batch.tensors).values())
+        return self._stages(batch, features), objects or []
+
+    def _stages(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
+        """Raw predictions, one record a stage."""
         logits, regressions, qualities = self.head(features)
-        anchors = self.anchor_generator(batch, features)
-        locations = [x.shape[-2] * x.shape[-1] for x in features]
+        anchors, level_sizes = self._anchors(batch, features)
+        return [
+            Predictions(
+                logits.float(),
+                regressions.float(),
+                None if qualities is None else qualities.float(),
+                anchors,
+                level_sizes,
+                batch.image_sizes,
+                softmax=self.criterion.softmax,
+            )
+        ]
+
+    def _anchors(self, batch: ImageList, features: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """Each image's anchors ``[a, 4]`` over all levels, and how many each level has."""
+        # Generators take shape, device and type from features; bf16 could not tell pixels apart.
+        like = [x.new_empty((), dtype=torch.float32).expand(x.shape) for x in features]
         per_location = self.anchor_generator.num_anchors_per_location()
-        predictions = Predictions(
-            logits.float(),
-            regressions.float(),
-            None if qualities is None else qualities.float(),
-            anchors,
-            [n * k for n, k in zip(locations, per_location, strict=True)],
-            batch.image_sizes,
-        )
-        return predictions, objects or []
+        sizes = [x.shape[-2] * x.shape[-1] * k for x, k in zip(features, per_location, strict=True)]
+        return self.anchor_generator(batch, like), sizes
 
     @torch.no_grad()
     def _match(self, predictions: Predictions, objects: list[Target]) -> Tensor:
         """``[b, a]`` index of each anchor's object in its image, or a label without object."""
         matches = []
-        for anchors, target in zip(predictions.anchors, objects, strict=True):
+        for i, (anchors, target) in enumerate(zip(predictions.anchors, objects, strict=True)):
             real = target["labels"] > 0
-            match = self.assigner(anchors, target["boxes"][real], predictions.level_sizes)
-            if self.ignore_regions:
-                match = ignore_inside(match, anchors, target["boxes"][~real])
+            boxes, ignored = target["boxes"][real], target["boxes"][~real & self.ignore_regions]
+            match = self.assigner(anchors, boxes, predictions.level_sizes)
+            if predictions.dropped is not None:
+                match = match.masked_fill(predictions.dropped[i], IGNORED)
+            match = ignore_inside(match, anchors, ignored)
+            if self.refiner is not None:
+                scene = Scene(
+                    predictions.logits[i].detach(),
+                    predictions.regressions[i].detach(),
+                    anchors,
+                    self.codec,
+                    boxes,
+                    target["labels"][real] - 1,
+                    predictions.level_sizes,
+                )
+                match = ignore_inside(self.refiner(match, scene), anchors, ignored)
             matches.append(match)
         return torch.stack(matches)
 
@@ -202,7 +234,7 @@ class DenseDetector(nn.Module):
         boxes = torch.cat([t["boxes"][t["labels"] > 0] for t in objects])
         classes = torch.cat([t["labels"][t["labels"] > 0] for t in objects]) - 1
         labels = matches.clamp(max=BACKGROUND)
-        labels[positive] = classes[gt_ids]
+        labels[positive] = torch.zeros_like(gt_ids) if predictions.class_agnostic else classes[gt_ids]
         anchors = torch.cat(predictions.anchors)[positive]
         deltas = predictions.regressions.flatten(0, 1)[positive]
         gt_boxes = boxes[gt_ids]
@@ -219,13 +251,13 @@ class DenseDetector(nn.Module):
             gt_deltas=self.codec.encode(gt_boxes, anchors),
             quality_logits=None if predictions.qualities is None else predictions.qualities.flatten()[positive],
             quality_targets=centerness(centers(anchors), gt_boxes),
+            stage=predictions.stage,
+            softmax=predictions.softmax,
         )
 
     @torch.no_grad()
     def _detections(self, predictions: Predictions, images: list[Tensor]) -> Detections:
-        scores = predictions.logits.sigmoid()
-        if predictions.qualities is not None:
-            scores = torch.sqrt(scores * predictions.qualities.sigmoid()[..., None])
+        scores = predictions.scores()
         results = [
             select(
                 scores[i],

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection._utils import Matcher, SSDMatcher
 from torchvision.ops import box_iou
 
 from concordet.types import BACKGROUND, IGNORED
@@ -42,6 +42,16 @@ def iou_matches(
     return matcher(box_iou(boxes, anchors))
 
 
+def ssd_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, threshold: float = 0.5) -> Tensor:
+    """SSD's: IoU of at least ``threshold`` with the best object; each object's best anchor is its own in any case.
+
+    Liu et al. 2016, Sec. 2.2, by torchvision's SSDMatcher.  Of two objects with the same best anchor the later has it.
+    """
+    if len(boxes) == 0:
+        return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+    return SSDMatcher(threshold)(box_iou(boxes, anchors))
+
+
 def fcos_matches(
     anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, center_radius: float = 1.5, scale: float = 4.0
 ) -> Tensor:
@@ -64,6 +74,29 @@ def fcos_matches(
     reach = distances.amax(-1)
     candidate = near & (distances.amin(-1) > 0) & (reach > lower[:, None]) & (reach < upper[:, None])
     return _smallest(candidate, boxes)
+
+
+def fovea_matches(
+    anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, shrink: float = 0.4, scale: float = 4.0
+) -> Tensor:
+    """FoveaBox's: points in the shrunk centre of an object, on every level of its scale; the smallest object wins.
+
+    Args:
+        anchors: ``[a, 4]`` squares twice as wide as their level's stride, centred at the points.
+        shrink: share of the object's width and height that its centre region has.
+        scale: a level of stride s has objects of sqrt(area) from ``scale / 2 * s`` to ``2 * scale * s``, so that an
+            object may be on two; the first level has no lower bound, the last no upper.
+
+    Kong et al. 2020, Sec. III-B and III-C, with the published code's ranges.
+    """
+    points, strides = centers(anchors), (anchors[:, 2] - anchors[:, 0]) / 2
+    middle, half = centers(boxes), shrink / 2 * (boxes[:, 2:] - boxes[:, :2])
+    fovea = ((points[:, None] - middle[None]).abs() <= half[None]).all(-1)  # [a, m]
+    lower, upper = scale / 2 * strides, 2 * scale * strides
+    lower[: level_sizes[0]] = 0
+    upper[len(anchors) - level_sizes[-1] :] = torch.inf
+    side = (boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt()
+    return _smallest(fovea & (side >= lower[:, None]) & (side <= upper[:, None]), boxes)
 
 
 def _smallest(candidate: Tensor, boxes: Tensor) -> Tensor:

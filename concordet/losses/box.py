@@ -26,15 +26,17 @@ class BoxTerm:
         weighting: ``none``: sum over positives / normalizer; ``score``: by the largest class probability (RS Loss,
             GFL); ``quality``: by the auxiliary head's target (ATSS: centerness); ``iou``: by the IoU (VarifocalNet).
             With weights the term is sum(w x loss) / sum(w).  No weight carries gradient.
+        beta: where ``smooth_l1`` turns from quadratic to linear.
 
     Example:
-        >>> BoxTerm("giou", weight=2.0)
-        BoxTerm(kind='giou', weight=2.0, weighting='none')
+        >>> BoxTerm("giou", weight=2.0).weighting
+        'none'
     """
 
     kind: BoxKind = "giou"
     weight: float = 1.0
     weighting: Weighting = "none"
+    beta: float = 1 / 9
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(BoxKind):
@@ -43,11 +45,11 @@ class BoxTerm:
             raise ValueError(f"weighting must be one of {', '.join(get_args(Weighting))}, got {self.weighting!r}")
 
 
-def box_losses(kind: BoxKind, assigned: Assigned) -> Tensor:
+def box_losses(kind: BoxKind, assigned: Assigned, beta: float = 1 / 9) -> Tensor:
     """``[p]`` box loss of each positive, fp32, differentiable in the predictions.
 
     ``iou``, ``giou``, ``diou`` and ``ciou`` are 1 minus that measure (``iou`` in [0, 1], the others in [0, 2] or a
-    little above); ``l1`` and ``smooth_l1`` (beta 1/9) are summed over the four encoded coordinates.
+    little above); ``l1`` and ``smooth_l1`` are summed over the four encoded coordinates.
 
     Raises:
         ValueError: for a loss of encoded regressions where the detector regresses boxes directly.
@@ -58,7 +60,7 @@ def box_losses(kind: BoxKind, assigned: Assigned) -> Tensor:
         deltas, targets = assigned.deltas.float(), assigned.gt_deltas.float()
         if kind == "l1":
             return (deltas - targets).abs().sum(-1)
-        return F.smooth_l1_loss(deltas, targets, reduction="none", beta=1 / 9).sum(-1)
+        return F.smooth_l1_loss(deltas, targets, reduction="none", beta=beta).sum(-1)
     boxes, targets = assigned.boxes.float(), assigned.gt_boxes.float()
     if kind == "iou":
         return 1 - paired_iou(boxes, targets)

@@ -31,12 +31,18 @@ class Usual:
         quality: its auxiliary head, None for none.
         softmax: it classifies by one softmax over classes and background; only cross entropy and Harmonic loss keep
             that, every other loss has a sigmoid a class.
+        quality_weight: factor of the auxiliary head's term.
+        focal: alpha and gamma of its focal loss.
+        ap_delta: half the width of AP loss's step.
     """
 
     classification: str = "focal"
     box: BoxTerm = field(default_factory=BoxTerm)
     quality: QualityHead | None = None
     softmax: bool = False
+    quality_weight: float = 1.0
+    focal: tuple[float, float] = (0.25, 2.0)
+    ap_delta: float = 1.0
 
 
 class Criterion(nn.Module):
@@ -49,6 +55,7 @@ class Criterion(nn.Module):
         calibrated: scores mean probabilities; False for ranking losses, which decide on the order alone, so that a
             detector must not drop boxes below a fixed score.
         softmax: the detector is to classify by one softmax over classes and background.
+        quality_weight: factor of the auxiliary head's term.
 
     The IoU of each positive's decoded box is computed once and carries no gradient: it is a target.
     """
@@ -61,12 +68,14 @@ class Criterion(nn.Module):
         couplings: dict[str, tuple[Coupling, float]] | None = None,
         calibrated: bool = True,
         softmax: bool = False,
+        quality_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.calibrated = calibrated
         self.softmax = softmax
         self.core = core
         self.quality = quality
+        self.quality_weight = quality_weight
         self.couplings = dict(couplings or {})
 
     def forward(self, assigned: Assigned) -> Terms:
@@ -77,7 +86,7 @@ class Criterion(nn.Module):
             ious = paired_iou(assigned.boxes.detach(), assigned.gt_boxes)
             losses = self.core(assigned, ious)
             if self.quality is not None:
-                losses["quality"] = terms.quality_term(assigned, ious, self.quality)
+                losses["quality"] = self.quality_weight * terms.quality_term(assigned, ious, self.quality)
             for name, (coupling, weight) in self.couplings.items():
                 losses[name] = weight * coupling(assigned, ious)
         return losses
@@ -95,8 +104,15 @@ _AP_BOX = BoxTerm("giou", weight=2.0)
 _SCORED_BOX = BoxTerm("giou", weighting="score")
 
 
-def _ap(method: str) -> Core:
-    return partial(terms.separate, classification=partial(terms.average_precision_term, method=method), box=_AP_BOX)
+def _ap(usual: Usual, method: str) -> Core:
+    ranking = partial(terms.average_precision_term, delta=usual.ap_delta, method=method)
+    return partial(terms.separate, classification=ranking, box=_AP_BOX)
+
+
+def _focal(usual: Usual) -> Core:
+    alpha, gamma = usual.focal
+    focal = partial(terms.focal_term, alpha=alpha, gamma=gamma)
+    return partial(terms.separate, classification=focal, box=usual.box)
 
 
 def _rank_sort(method: str) -> Core:
@@ -104,12 +120,12 @@ def _rank_sort(method: str) -> Core:
 
 
 BASES: dict[str, Callable[[Usual], Core]] = {
-    "focal": lambda usual: partial(terms.separate, classification=terms.focal_term, box=usual.box),
+    "focal": _focal,
     "ce": lambda usual: partial(terms.separate, classification=terms.cross_entropy_term, box=usual.box),
-    "ap": lambda usual: _ap("auto"),
+    "ap": lambda usual: _ap(usual, "auto"),
     "alrp": lambda usual: terms.AverageLRP(),
     "rank_sort": lambda usual: _rank_sort("auto"),
-    "bucketed_ap": lambda usual: _ap("bucketed"),
+    "bucketed_ap": lambda usual: _ap(usual, "bucketed"),
     "bucketed_rank_sort": lambda usual: _rank_sort("bucketed"),
     "harmonic": lambda usual: terms.harmonic,
     "quality_focal": lambda usual: partial(
@@ -185,6 +201,7 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
         quality=usual.quality if name == "default" else None,
         calibrated=base not in RANKING,
         softmax=usual.softmax and base in SOFTMAX,
+        quality_weight=usual.quality_weight,
     )
     for extra, weight in extras:
         _add(criterion, extra, weight, loss)

@@ -101,9 +101,12 @@ def varifocal_term(assigned: Assigned, ious: Tensor) -> Terms:
     return {"classification": over_used_rows(losses, assigned)}
 
 
-def average_precision_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") -> Terms:
-    """AP Loss with delta 1, as published."""
-    return {"ranking": functional.ap_loss(assigned.logits.flatten(), flat_labels(assigned), method=method)}
+def average_precision_term(
+    assigned: Assigned, ious: Tensor, *, delta: float = 1.0, method: str = "auto"
+) -> Terms:
+    """AP Loss; published with delta 1, and 0.5 for PAA."""
+    loss = functional.ap_loss(assigned.logits.flatten(), flat_labels(assigned), delta=delta, method=method)
+    return {"ranking": loss}
 
 
 def rank_sort_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") -> Terms:
@@ -120,7 +123,7 @@ def rank_sort_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") ->
 def separate(assigned: Assigned, ious: Tensor, *, classification: Core, box: BoxTerm) -> Terms:
     """A classification loss and a box loss that do not know of one another."""
     terms = classification(assigned, ious)
-    return {**terms, "box": weigh(box, assigned, box_losses(box.kind, assigned), ious)}
+    return {**terms, "box": weigh(box, assigned, box_losses(box.kind, assigned, box.beta), ious)}
 
 
 def self_balanced(assigned: Assigned, ious: Tensor, *, classification: Core, box: BoxTerm) -> Terms:

@@ -60,6 +60,6 @@ def observe(criterion: Criterion, assigned: Assigned) -> dict[str, Tensor]:
     elif isinstance(core, partial) and core.func is terms.self_balanced:
         losses = core.keywords["classification"](assigned, ious)
         box = core.keywords["box"]
-        value = weigh(box, assigned, box_losses(box.kind, assigned), ious)
+        value = weigh(box, assigned, box_losses(box.kind, assigned, box.beta), ious)
         seen["self_balance"] = terms.balance(terms.sum_terms(losses), value)
     return seen

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from concordet.detectors.matching import atss_matches, fcos_matches, ignore_inside, iou_matches
+from concordet.detectors.coders import log_distance_codec
+from concordet.detectors.matching import (
+    atss_matches,
+    fcos_matches,
+    fovea_matches,
+    ignore_inside,
+    iou_matches,
+    ssd_matches,
+)
 from concordet.types import BACKGROUND, IGNORED
 
 LEVELS = [(8, 12), (4, 6), (2, 3)]
@@ -61,6 +69,59 @@ def test_fcos_equals_a_loop_over_points(boxes):
             expected.append(best)
             index += 1
     assert fcos_matches(anchors, boxes, sizes).tolist() == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(objects())
+def test_fovea_equals_a_loop_over_points(boxes):
+    anchors, sizes = anchors_of([2 * s for s in STRIDES])
+    expected, index = [], 0
+    for level, count in enumerate(sizes):
+        for _ in range(count):
+            x, y = float(anchors[index, 0] + anchors[index, 2]) / 2, float(anchors[index, 1] + anchors[index, 3]) / 2
+            best, area_of_best = BACKGROUND, math.inf
+            for j, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
+                # Eq. 2: corners of the fovea lie at 0.3 and 0.7 of the object; ranges of the published code.
+                inside = (
+                    0.7 * x0 + 0.3 * x1 <= x <= 0.3 * x0 + 0.7 * x1 and 0.7 * y0 + 0.3 * y1 <= y <= 0.3 * y0 + 0.7 * y1
+                )
+                side = math.sqrt((x1 - x0) * (y1 - y0))
+                low = 0 if level == 0 else 2 * STRIDES[level]
+                high = math.inf if level == len(sizes) - 1 else 8 * STRIDES[level]
+                if inside and low <= side <= high and (x1 - x0) * (y1 - y0) < area_of_best - 1e-3:
+                    best, area_of_best = j, (x1 - x0) * (y1 - y0)
+            expected.append(best)
+            index += 1
+    assert fovea_matches(anchors, boxes, sizes).tolist() == expected
+
+
+def test_fovea_codec_is_the_papers_formula():
+    codec = log_distance_codec()
+    anchor, box = [8.0, 8.0, 24.0, 24.0], [2.0, 10.0, 60.0, 20.0]
+    x, y, size = 16.0, 16.0, 16.0
+    sides = (x - box[0], y - box[1], box[2] - x, box[3] - y)
+    expected = torch.tensor([[math.log(v / size) for v in sides]])
+    torch.testing.assert_close(codec.encode(torch.tensor([box]), torch.tensor([anchor])), expected)
+    torch.testing.assert_close(codec.decode(expected, torch.tensor([anchor])), torch.tensor([box]))
+    assert codec.decode(torch.full((1, 4), 1e9), torch.tensor([anchor])).isfinite().all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(objects())
+def test_ssd_equals_a_loop(boxes):
+    anchors, sizes = anchors_of([2 * s for s in STRIDES], ratios=(0.5, 1.0, 2.0))
+    table = [[iou(a, b) for b in boxes.tolist()] for a in anchors.tolist()]
+    columns = [[row[j] for row in table] for j in range(len(boxes))]
+    if any(sum(abs(v - max(column)) < 1e-6 for v in column) > 1 for column in columns):
+        return  # which of two equally good anchors is the object's own is nobody's business
+    own = {column.index(max(column)): j for j, column in enumerate(columns)}
+    for i, (row, match) in enumerate(zip(table, ssd_matches(anchors, boxes, sizes).tolist(), strict=True)):
+        if i in own:
+            assert match == own[i]
+        elif not row or max(row) < 0.5 - 1e-5:
+            assert match == BACKGROUND
+        elif max(row) > 0.5 + 1e-5:
+            assert row[match] == pytest.approx(max(row), abs=1e-6)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,50 @@
+"""PAA (Kim and Lee 2020): a mixture model of the predictions' losses decides which anchors are positive."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSClassificationHead
+
+from concordet.detectors.backbones import Size, pyramid
+from concordet.detectors.dense import DenseDetector, delta_codec
+from concordet.detectors.heads import DenseHead, RegressionHead
+from concordet.detectors.matching import iou_matches
+from concordet.detectors.refining import mixture_matches
+from concordet.losses.box import BoxTerm
+from concordet.losses.criteria import Criterion, Usual
+
+USUAL = Usual("focal", BoxTerm("giou", weight=1.3, weighting="iou"), quality="iou", quality_weight=0.5, ap_delta=0.5)
+
+
+def paa(
+    criterion: Criterion, *, num_classes: int, size: Size, backbone: str | None, pretrained: bool, **settings: Any
+) -> DenseDetector:
+    """PAA: ATSS's architecture with a predicted IoU for centerness; candidates overlap an object by 0.1.
+
+    Follows mmdetection's ``paa_r50_fpn``, without its score voting: of each object's nine best candidates a level a
+    Gaussian mixture (scikit-learn's) of two components keeps the better ones, by focal loss and 1.3 times GIoU loss
+    whatever the training's loss is; IoU prediction weighs 0.5.  An object with one candidate keeps it (it is lost
+    there).  32.3 M parameters at ResNet-50 and 80 classes with the IoU branch, as there; nano: levels P3..P5 and
+    anchors 4 times the stride, 0.6 M at 3 classes.
+    """
+    features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
+    channels, scale, convs = features.out_channels, *((4, 2) if size == "nano" else (8, 4))
+    anchors = AnchorGenerator(tuple((scale * s,) for s in strides), ((1.0,),) * len(strides))
+    head = DenseHead(
+        FCOSClassificationHead(channels, 1, num_classes, convs),
+        RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, levels=len(strides)),
+    )
+    return DenseDetector(
+        features,
+        head,
+        anchors,
+        delta_codec((10.0, 10.0, 5.0, 5.0)),
+        partial(iou_matches, foreground=0.1, background=0.1),
+        criterion,
+        num_classes=num_classes,
+        refiner=mixture_matches,
+        **settings,
+    )
