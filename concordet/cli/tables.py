@@ -19,6 +19,9 @@ COLUMNS: tuple[tuple[str, str, int, int], ...] = (
     ("seconds_per_iteration", "s/iter", 1, 3),
 )
 
+WIDE = 160
+NARROW = 125
+
 
 def read_figures(folders: list[Path]) -> list[dict[str, Any]]:
     """The figures of evaluated runs, one row each.
@@ -43,20 +46,34 @@ def read_figures(folders: list[Path]) -> list[dict[str, Any]]:
 
 
 def print_runs(folders: list[Path]) -> None:
-    """One table, one row a run; AP and oLRP in per cent, an undefined figure is a dash."""
+    """One table: a row a run, or a column a run on a narrow terminal.
+
+    AP and oLRP are in per cent; an undefined figure is a dash.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    table = Table()
-    for heading in ("run", "detector", "loss"):
-        table.add_column(heading, overflow="fold")
-    for _, heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in read_figures(folders):
-        figures = [
-            "-" if row[key] is None else f"{factor * row[key]:.{decimals}f}" for key, _, factor, decimals in COLUMNS
-        ]
-        table.add_row(row["run"], row["detector"], row["loss"], *figures)
+    rows = read_figures(folders)
+    cells = [[_text(row[key], factor, decimals) for key, _, factor, decimals in COLUMNS] for row in rows]
+    names = [[row["run"], row["detector"], row["loss"]] for row in rows]
+    headings = ["run", "detector", "loss", *(heading for _, heading, *_ in COLUMNS)]
+    lines = [[*first, *rest] for first, rest in zip(names, cells, strict=True)]
     console = Console()
     # a pipe or a log has no width to fit into
-    Console(width=None if console.is_terminal else 160).print(table)
+    console = Console(width=None if console.is_terminal else WIDE)
+    if console.width < NARROW:
+        headings, lines = (
+            [headings[0], *(line[0] for line in lines)],
+            [[heading, *(line[place] for line in lines)] for place, heading in enumerate(headings) if place > 0],
+        )
+    table = Table()
+    for place, heading in enumerate(headings):
+        figure = place > (2 if console.width >= NARROW else 0)
+        table.add_column(heading, justify="right" if figure else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
+
+
+def _text(value: float | None, factor: int, decimals: int) -> str:
+    return "-" if value is None else f"{factor * value:.{decimals}f}"

@@ -138,6 +138,18 @@ def test_compare(trained, finished, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "comparison-2.html").exists()
 
 
+def test_a_narrow_terminal_has_a_column_a_run(trained, finished, capsys, monkeypatch):
+    from concordet.cli.tables import print_runs
+
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    print_runs([finished, trained])
+    lines = capsys.readouterr().out.splitlines()
+    assert any("beta_img" in line for line in lines)
+    assert not any("beta_img" in line and "beta_cls" in line for line in lines)
+    assert not any("…" in line for line in lines)
+
+
 def test_predict(trained, tmp_path, capsys):
     out, drawn = tmp_path / "results.json", tmp_path / "drawn"
     assert main(["predict", str(trained), str(trained / "samples"), "--out", str(out), "--draw", str(drawn)]) == 0

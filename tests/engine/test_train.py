@@ -100,6 +100,16 @@ def test_other_ways_to_train(tmp_path, changes):
     assert all(np.isfinite(float(row["train/total"])) for row in metrics_of(run) if row["train/total"])
 
 
+@pytest.mark.slow
+def test_a_compiled_backbone_learns_the_same(finished, tmp_path):
+    run = train(tiny(compile=True, val_every=0, evaluate=False), tmp_path / "run")
+    ours, theirs = metrics_of(run), [row for row in metrics_of(finished) if row["train/total"]]
+    assert [float(row["train/total"]) for row in ours] == pytest.approx(
+        [float(row["train/total"]) for row in theirs], rel=1e-3
+    )
+    load_detector(run)
+
+
 def test_the_criterions_state_moves_on_each_epoch_and_is_saved(tmp_path):
     """aLRP's self-balancing weight is 50 in the first epoch only."""
     run = train(tiny(loss="alrp", val_every=0, evaluate=False), tmp_path / "run")
