@@ -38,6 +38,9 @@ class Assigned:
         gt_deltas: ``[p, 4]`` its target.
         quality_logits: ``[p]`` logits of the auxiliary head (centerness or IoU), where there is one.
         quality_targets: ``[p]`` its target in [0, 1], where geometry alone decides it (centerness).
+        mask_logits: ``[p, m, m]`` logits of each positive's mask of its object's class, in a frame of the detector's
+            choice, where it predicts masks.
+        mask_targets: ``[p, m, m]`` the objects' masks in the same frame, in [0, 1].
         stage: name of the stage; "" for a detector with one.
         softmax: the classifier is one softmax over classes and background, not a sigmoid a class.
     """
@@ -54,6 +57,8 @@ class Assigned:
     gt_deltas: Tensor | None = None
     quality_logits: Tensor | None = None
     quality_targets: Tensor | None = None
+    mask_logits: Tensor | None = None
+    mask_targets: Tensor | None = None
     stage: str = ""
     softmax: bool = False
 

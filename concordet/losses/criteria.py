@@ -17,6 +17,7 @@ from torch import nn
 from concordet.boxes import paired_iou
 from concordet.losses import terms
 from concordet.losses.box import BoxTerm
+from concordet.losses.mask import MaskTerm, mask_term
 from concordet.losses.terms import Core, Coupling, QualityHead, Terms
 from concordet.types import Assigned
 
@@ -31,6 +32,7 @@ class Usual:
         quality: its auxiliary head, None for none.
         softmax: it classifies by one softmax over classes and background; only cross entropy and Harmonic loss keep
             that, every other loss has a sigmoid a class.
+        positive_iou: IoU from which on a prediction is positive; aLRP's localization errors are relative to it.
         quality_weight: factor of the auxiliary head's term.
         focal: alpha and gamma of its focal loss.
         ap_delta: half the width of AP loss's step.
@@ -40,6 +42,7 @@ class Usual:
     box: BoxTerm = field(default_factory=BoxTerm)
     quality: QualityHead | None = None
     softmax: bool = False
+    positive_iou: float = 0.5
     quality_weight: float = 1.0
     focal: tuple[float, float] = (0.25, 2.0)
     ap_delta: float = 1.0
@@ -55,6 +58,7 @@ class Criterion(nn.Module):
         calibrated: scores mean probabilities; False for ranking losses, which decide on the order alone, so that a
             detector must not drop boxes below a fixed score.
         softmax: the detector is to classify by one softmax over classes and background.
+        mask: mask term, where the detector predicts masks.
         quality_weight: factor of the auxiliary head's term.
 
     The IoU of each positive's decoded box is computed once and carries no gradient: it is a target.
@@ -68,11 +72,13 @@ class Criterion(nn.Module):
         couplings: dict[str, tuple[Coupling, float]] | None = None,
         calibrated: bool = True,
         softmax: bool = False,
+        mask: MaskTerm | None = None,
         quality_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.calibrated = calibrated
         self.softmax = softmax
+        self.mask = mask or MaskTerm()
         self.core = core
         self.quality = quality
         self.quality_weight = quality_weight
@@ -85,6 +91,9 @@ class Criterion(nn.Module):
             assigned = replace(assigned, logits=assigned.logits.float())
             ious = paired_iou(assigned.boxes.detach(), assigned.gt_boxes)
             losses = self.core(assigned, ious)
+            if assigned.mask_logits is not None:
+                classification = terms.sum_terms({k: v for k, v in losses.items() if k != "box"})
+                losses["mask"] = mask_term(self.mask, assigned, classification)
             if self.quality is not None:
                 losses["quality"] = self.quality_weight * terms.quality_term(assigned, ious, self.quality)
             for name, (coupling, weight) in self.couplings.items():
@@ -123,7 +132,7 @@ BASES: dict[str, Callable[[Usual], Core]] = {
     "focal": _focal,
     "ce": lambda usual: partial(terms.separate, classification=terms.cross_entropy_term, box=usual.box),
     "ap": lambda usual: _ap(usual, "auto"),
-    "alrp": lambda usual: terms.AverageLRP(),
+    "alrp": lambda usual: terms.AverageLRP(positive_iou=usual.positive_iou),
     "rank_sort": lambda usual: _rank_sort("auto"),
     "bucketed_ap": lambda usual: _ap(usual, "bucketed"),
     "bucketed_rank_sort": lambda usual: _rank_sort("bucketed"),
@@ -142,6 +151,17 @@ RANKING = {"ap", "alrp", "rank_sort", "bucketed_ap", "bucketed_rank_sort"}
 
 SOFTMAX = {"ce", "harmonic"}
 """Bases that keep a softmax classifier where a detector has one."""
+
+_BALANCED_DICE = MaskTerm("dice", weighting="score", balanced=True)
+
+MASKS: dict[str, MaskTerm] = {
+    "ap": MaskTerm("dice"),
+    "bucketed_ap": MaskTerm("dice"),
+    "alrp": _BALANCED_DICE,
+    "rank_sort": _BALANCED_DICE,
+    "bucketed_rank_sort": _BALANCED_DICE,
+}
+"""Mask terms of ranking losses: weighed and balanced as their box terms are.  Every other loss keeps cross entropy."""
 
 COUPLINGS: dict[str, tuple[Coupling, float]] = {
     "concordance": (partial(terms.correlation_coupling, coefficient="concordance"), 0.3),
@@ -202,6 +222,7 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
         calibrated=base not in RANKING,
         softmax=usual.softmax and base in SOFTMAX,
         quality_weight=usual.quality_weight,
+        mask=MASKS.get(base),
     )
     for extra, weight in extras:
         _add(criterion, extra, weight, loss)

@@ -101,9 +101,7 @@ def varifocal_term(assigned: Assigned, ious: Tensor) -> Terms:
     return {"classification": over_used_rows(losses, assigned)}
 
 
-def average_precision_term(
-    assigned: Assigned, ious: Tensor, *, delta: float = 1.0, method: str = "auto"
-) -> Terms:
+def average_precision_term(assigned: Assigned, ious: Tensor, *, delta: float = 1.0, method: str = "auto") -> Terms:
     """AP Loss; published with delta 1, and 0.5 for PAA."""
     loss = functional.ap_loss(assigned.logits.flatten(), flat_labels(assigned), delta=delta, method=method)
     return {"ranking": loss}
@@ -183,20 +181,23 @@ class AverageLRP(nn.Module):
     Args:
         first_weight: during the first epoch; 50 as published.
         method: of the ranking engine.
+        positive_iou: tau, the IoU from which on predictions are positive; an error is (1 - GIoU) / (2 (1 - tau)), 0.5
+            as published, 0.7 in a region proposal network.
     """
 
     weight: Tensor
     sums: Tensor
 
-    def __init__(self, first_weight: float = 50.0, method: str = "auto") -> None:
+    def __init__(self, first_weight: float = 50.0, method: str = "auto", positive_iou: float = 0.5) -> None:
         super().__init__()
         self.method = method
+        self.positive_iou = positive_iou
         self.register_buffer("weight", torch.tensor(first_weight))
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # total, localization
 
     def forward(self, assigned: Assigned, ious: Tensor) -> Terms:
         """Classification and weighted localization."""
-        errors = box_losses("giou", assigned)
+        errors = box_losses("giou", assigned) / (2 * (1 - self.positive_iou))
         parts = functional.alrp_loss(assigned.logits.flatten(), flat_labels(assigned), errors, method=self.method)
         if self.training:
             total = (parts.classification + parts.localization).detach()

@@ -1,0 +1,70 @@
+"""Mask terms: how far predicted masks are from their objects', one value a positive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from concordet.losses.box import BoxTerm, weigh
+from concordet.losses.terms import balance
+from concordet.types import Assigned
+
+MaskKind = Literal["bce", "dice"]
+
+
+@dataclass(frozen=True)
+class MaskTerm:
+    """Which mask loss, and how positives are weighed against one another.
+
+    Attributes:
+        kind: ``bce``: cross entropy, mean over pixels (Mask R-CNN); ``dice``: Dice loss.
+        weighting: ``none``: mean over the positives; ``score``: by the largest class probability, detached, as RS Loss
+            does.
+        balanced: scaled to the value of the classification terms, without gradient through the factor.
+
+    Example:
+        >>> MaskTerm("dice", weighting="score", balanced=True)
+        MaskTerm(kind='dice', weighting='score', balanced=True)
+    """
+
+    kind: MaskKind = "bce"
+    weighting: Literal["none", "score"] = "none"
+    balanced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(MaskKind):
+            raise ValueError(f"mask term must be one of {', '.join(get_args(MaskKind))}, got {self.kind!r}")
+        if self.weighting not in ("none", "score"):
+            raise ValueError(f"weighting of masks must be one of none, score, got {self.weighting!r}")
+
+
+def mask_losses(kind: MaskKind, assigned: Assigned) -> Tensor:
+    r"""``[p]`` mask loss of each positive, fp32, at least 0.
+
+    ``dice`` is :math:`1 - 2 \sum_k p_k t_k / (\sum_k p_k^2 + \sum_k t_k^2 + 10^{-5})` over the pixels k of the frame,
+    as RS Loss's published code has it.
+
+    Raises:
+        ValueError: for a record without masks.
+    """
+    if assigned.mask_logits is None or assigned.mask_targets is None:
+        raise ValueError("a mask term needs a detector that predicts masks, and targets that have them")
+    logits, targets = assigned.mask_logits.float().flatten(1), assigned.mask_targets.float().flatten(1)
+    if kind == "bce":
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+    masks = logits.sigmoid()
+    overlap = 2 * (masks * targets).sum(1)
+    return 1 - overlap / (masks.square().sum(1) + targets.square().sum(1) + 1e-5)
+
+
+def mask_term(term: MaskTerm, assigned: Assigned, classification: Tensor) -> Tensor:
+    """0-dim mask loss as ``term`` says; ``classification`` is what a balanced one is scaled to."""
+    losses = mask_losses(term.kind, assigned)
+    if term.weighting == "score":
+        value = weigh(BoxTerm(weighting="score"), assigned, losses, losses)
+    else:
+        value = losses.sum() / max(len(losses), 1)
+    return value * balance(classification, value) if term.balanced else value
