@@ -20,22 +20,24 @@ RESNETS = (
 
 
 def pyramid(
-    size: Size, backbone: str | None, *, extra: Literal["c5", "p5"], pretrained: bool
+    size: Size, backbone: str | None, *, extra: Literal["c5", "p5", "pool"], pretrained: bool
 ) -> tuple[BackboneWithFPN, tuple[int, ...]]:
     """The backbone of a detector of this size (None: ResNet-50) and the strides of its levels."""
     if size == "nano":
         if backbone is not None:
             raise ValueError(f"size 'nano' has a backbone of its own; drop backbone={backbone!r} or take size='full'")
         return nano_fpn(), (8, 16, 32)
-    return resnet_fpn(backbone or "resnet50", extra=extra, pretrained=pretrained), (8, 16, 32, 64, 128)
+    strides = (4, 8, 16, 32, 64) if extra == "pool" else (8, 16, 32, 64, 128)
+    return resnet_fpn(backbone or "resnet50", extra=extra, pretrained=pretrained), strides
 
 
-def resnet_fpn(name: str, *, extra: Literal["c5", "p5"], pretrained: bool = False) -> BackboneWithFPN:
-    """A torchvision ResNet with pyramid levels P3..P7 of 256 channels, strides 8..128.
+def resnet_fpn(name: str, *, extra: Literal["c5", "p5", "pool"], pretrained: bool = False) -> BackboneWithFPN:
+    """A torchvision ResNet with a pyramid of five levels of 256 channels.
 
     Args:
         name: one of :data:`RESNETS`.
-        extra: what P6 is computed from: C5 (RetinaNet) or P5 (FCOS, ATSS).
+        extra: P3..P7 (strides 8..128), with P6 computed from C5 (RetinaNet) or P5 (FCOS, ATSS), or ``pool``: P2..P6
+            (strides 4..64), with P6 pooled from P5 (Faster R-CNN).
         pretrained: weights will be loaded: batch norms and the first two stages are frozen, as torchvision does; from
             scratch everything trains.
 
@@ -47,10 +49,11 @@ def resnet_fpn(name: str, *, extra: Literal["c5", "p5"], pretrained: bool = Fals
     body = getattr(torchvision.models, name)(
         weights=None, norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d
     )
+    trained = 3 if pretrained else 5
+    if extra == "pool":
+        return _resnet_fpn_extractor(body, trained)
     channels = body.inplanes if extra == "c5" else 256
-    return _resnet_fpn_extractor(
-        body, 3 if pretrained else 5, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(channels, 256)
-    )
+    return _resnet_fpn_extractor(body, trained, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(channels, 256))
 
 
 def nano_fpn(widths: tuple[int, int, int, int] = (24, 48, 80, 112)) -> BackboneWithFPN:

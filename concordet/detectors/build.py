@@ -10,22 +10,28 @@ from typing import Any, get_args
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from concordet.detectors import atss, fcos, foveabox, paa, retinanet
+from concordet.detectors import atss, cascade_rcnn, faster_rcnn, fcos, foveabox, mask_rcnn, paa, retinanet
 from concordet.detectors.backbones import Size
 from concordet.detectors.dense import Inference
 from concordet.detectors.weights import load_weights
-from concordet.losses.criteria import Criterion, Usual, build_criterion
+from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_criterion
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A detector of the zoo: how it is built, its published loss and image size, thresholds."""
+    """A detector of the zoo: how it is built, its published loss and image size, thresholds.
+
+    ``criterion`` makes the criterion of a detector with several stages.
+    """
 
     build: Callable[..., nn.Module]
     usual: Usual
     image_size: tuple[int, int] = (800, 1333)
     inference: Inference = field(default_factory=Inference)
+    criterion: Callable[[str | Criterion | StagedCriterion], StagedCriterion] | None = None
 
+
+TWO_STAGE_INFERENCE = Inference(nms_threshold=0.5, topk=5000)
 
 DETECTORS: dict[str, Entry] = {
     "retinanet": Entry(retinanet.retinanet, retinanet.USUAL, inference=Inference(nms_threshold=0.5)),
@@ -33,6 +39,24 @@ DETECTORS: dict[str, Entry] = {
     "atss": Entry(atss.atss, atss.USUAL),
     "foveabox": Entry(foveabox.foveabox, foveabox.USUAL, inference=Inference(nms_threshold=0.5)),
     "paa": Entry(paa.paa, paa.USUAL),
+    "faster_rcnn": Entry(
+        faster_rcnn.faster_rcnn,
+        faster_rcnn.USUAL,
+        inference=TWO_STAGE_INFERENCE,
+        criterion=faster_rcnn.faster_rcnn_criterion,
+    ),
+    "cascade_rcnn": Entry(
+        cascade_rcnn.cascade_rcnn,
+        cascade_rcnn.USUAL,
+        inference=TWO_STAGE_INFERENCE,
+        criterion=cascade_rcnn.cascade_rcnn_criterion,
+    ),
+    "mask_rcnn": Entry(
+        mask_rcnn.mask_rcnn,
+        mask_rcnn.USUAL,
+        inference=TWO_STAGE_INFERENCE,
+        criterion=mask_rcnn.mask_rcnn_criterion,
+    ),
 }
 NANO_IMAGE_SIZE = (240, 320)
 
@@ -51,7 +75,7 @@ def build_detector(
     name: str,
     *,
     num_classes: int,
-    loss: str | Criterion = "default",
+    loss: str | Criterion | StagedCriterion = "default",
     size: Size = "full",
     backbone: str | None = None,
     weights: str | Path | WeightsEnum | None = None,
@@ -100,7 +124,11 @@ def build_detector(
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r} for detector {name!r}; choose one of {', '.join(known)}")
     entry = DETECTORS[name]
-    criterion = build_criterion(loss, entry.usual) if isinstance(loss, str) else loss
+    criterion: Criterion | StagedCriterion
+    if entry.criterion is not None:
+        criterion = entry.criterion(loss)
+    else:
+        criterion = build_criterion(loss, entry.usual) if isinstance(loss, str) else loss
     if not criterion.calibrated:
         inference.setdefault("score_threshold", 0.0)
     model = entry.build(

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
 
+PARTS = ("backbone", "head", "rpn", "roi_heads")
+"""What detectors' own weights begin with, here as in torchvision."""
+
 
 def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
     """Loads a whole detector's weights, or a classifier's into its backbone, in place.
@@ -24,7 +27,7 @@ def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
     """
     name = str(weights)
     state = _read(weights)
-    detector = {k: v for k, v in state.items() if k.split(".")[0] in ("backbone", "head")}
+    detector = {k: v for k, v in state.items() if k.split(".")[0] in PARTS}
     if detector:
         _copy(model, detector, name)
     else:

@@ -1,0 +1,309 @@
+"""Two-stage detectors: one forward pass, from images to proposals, refined boxes, records, losses and detections.
+
+What distinguishes Faster, Cascade and Mask R-CNN is passed in: stages of the RoI head, and a mask branch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
+from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
+
+from concordet.detectors.dense import Detections, Inference, Target, check_targets, targets_with_ignored
+from concordet.detectors.matching import ignore_inside, iou_matches
+from concordet.detectors.proposals import (
+    Objects,
+    Proposed,
+    Refined,
+    make_record,
+    objects_of,
+    roi_matches,
+    sample,
+    select_refined,
+)
+from concordet.losses.criteria import StagedCriterion
+from concordet.types import Assigned
+
+PRIOR_BIAS = -4.6  # log(0.01 / 0.99): nearly every unsampled anchor and proposal is background
+
+
+class BoxStage(nn.Module):
+    """One stage of the RoI head: pooled features to class logits and box deltas.
+
+    Args:
+        box_head: ``[n, channels, h, w]`` to ``[n, width]``.
+        box_predictor: ``[n, width]`` to class logits and deltas, in torchvision's order: with softmax the background
+            comes first, and in class-specific regression has deltas too.
+        coder: deltas to boxes.
+        foreground: IoU from which on a box is an object's.
+        softmax: of the classifier.
+    """
+
+    def __init__(
+        self, box_head: nn.Module, box_predictor: nn.Module, coder: BoxCoder, *, foreground: float, softmax: bool
+    ) -> None:
+        super().__init__()
+        self.box_head = box_head
+        self.box_predictor = box_predictor
+        self.coder = coder
+        self.foreground = foreground
+        self.softmax = softmax
+        if not softmax:
+            nn.init.constant_(cast(Tensor, cast(nn.Module, box_predictor.cls_score).bias), PRIOR_BIAS)
+
+    def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """``[n, c]`` logits (with softmax ``[n, c + 1]``, background last) and ``[n, c or 1, 4]`` deltas."""
+        logits, deltas = self.box_predictor(self.box_head(pooled))
+        deltas = deltas.unflatten(1, (-1, 4))
+        if self.softmax:
+            logits = logits.roll(-1, dims=1)
+            deltas = deltas[:, 1:] if deltas.shape[1] > 1 else deltas
+        return logits.float(), deltas.float()
+
+    @torch.no_grad()
+    def decode(self, refined: Refined) -> list[Tensor]:
+        """``[k, c or 1, 4]`` boxes of each image, without gradient."""
+        boxes = self.coder.decode_single(refined.deltas.flatten(1), torch.cat(refined.references))
+        return list(boxes.unflatten(1, (-1, 4)).split([len(b) for b in refined.references]))
+
+
+class TwoStageDetector(nn.Module):
+    """A two-stage detector in torchvision's convention, as :class:`~concordet.detectors.dense.DenseDetector` is.
+
+    Records are named ``rpn`` and after the RoI head's stages.  With a softmax classifier (cross entropy, Harmonic loss)
+    losses are means over random minibatches of 256 anchors (half of them positive) and 512 proposals (a quarter) an
+    image, as torchvision takes them.  Losses with a sigmoid a class weigh negatives themselves and see every anchor and
+    every proposal.  In training objects' own boxes join the proposals; what :meth:`assigned` measures in evaluation
+    mode are proposals as at inference, all of them.
+
+    Args:
+        backbone: features; has ``out_channels``.
+        rpn: torchvision's.
+        box_pool: features and boxes to ``[n, channels, h, w]``.
+        stages: of the RoI head; each refines the boxes of the one before it, and their logits are averaged.
+        criterion: loss; its stages are ``rpn`` and the RoI head's.
+        num_classes: foreground classes; labels outside are 1..num_classes.
+        image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
+        inference: thresholds; ``topk`` is the number of candidates an image before NMS.
+        ignore_regions: boxes inside ``target["ignored_boxes"]`` are neither positive nor negative.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rpn: RegionProposalNetwork,
+        box_pool: MultiScaleRoIAlign,
+        stages: Sequence[BoxStage],
+        criterion: StagedCriterion,
+        *,
+        num_classes: int,
+        image_size: tuple[int, int],
+        inference: Inference,
+        ignore_regions: bool = True,
+    ) -> None:
+        super().__init__()
+        self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self.backbone = backbone
+        self.rpn = rpn
+        self.box_pool = box_pool
+        # one stage keeps the names of torchvision's parameters
+        self.roi_heads = stages[0] if len(stages) == 1 else nn.ModuleList(stages)
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.inference = inference
+        self.ignore_regions = ignore_regions
+        self.sampled = stages[0].softmax
+        self.roi_sampler = BalancedPositiveNegativeSampler(512, 0.25)
+        if not self.sampled:
+            nn.init.constant_(cast(Tensor, rpn.head.cls_logits.bias), PRIOR_BIAS)
+
+    @property
+    def box_stages(self) -> list[BoxStage]:
+        """Stages of the RoI head."""
+        heads = self.roi_heads
+        return [heads] if isinstance(heads, BoxStage) else [cast(BoxStage, stage) for stage in heads]
+
+    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> dict[str, Tensor] | Detections:
+        """Losses in training mode, detections in evaluation mode.
+
+        Args:
+            images: float ``[3, h, w]`` in [0, 1] each, of any size.
+            targets: one an image, in training: ``boxes`` ``[m, 4]`` xyxy in the image's pixels, ``labels`` ``[m]``
+                1..num_classes, optionally ``ignored_boxes`` ``[k, 4]``.
+
+        Returns:
+            Named, weighted 0-dim terms, or for each image ``boxes`` ``[k, 4]``, ``labels`` ``[k]``, ``scores`` ``[k]``
+            in descending order of score.
+
+        Raises:
+            ValueError: for targets that are missing or malformed.
+        """
+        if self.training:
+            if targets is None:
+                raise ValueError("in training mode a detector needs targets; call model.eval() to detect")
+            return self.criterion(self._trained(*self._propose(images, targets)))
+        found, _ = self._propose(images, None)
+        return self._detections(found, self._refine(found, found.boxes), images)
+
+    def losses_and_detections(
+        self, images: list[Tensor], targets: list[Target]
+    ) -> tuple[dict[str, Tensor], Detections]:
+        """Losses and detections of the same batch in either mode; backbone and proposals are computed once."""
+        found, objects = self._propose(images, targets)
+        losses = self.criterion(self._trained(found, objects))
+        with torch.no_grad():
+            return losses, self._detections(found, self._refine(found, found.boxes), images)
+
+    def assigned(self, images: list[Tensor], targets: list[Target]) -> list[Assigned]:
+        """One record a stage, the final one last: in training mode what the loss sees, else every proposal."""
+        found, objects = self._propose(images, targets)
+        if self.training:
+            return self._trained(found, objects)
+        return self._measured(found, self._refine(found, found.boxes), objects)
+
+    def detections_and_assigned(self, images: list[Tensor], targets: list[Target]) -> tuple[Detections, list[Assigned]]:
+        """What an evaluation needs, from one forward pass: detections, and records over every proposal."""
+        found, objects = self._propose(images, targets)
+        refined = self._refine(found, found.boxes)
+        return self._detections(found, refined, images), self._measured(found, refined, objects)
+
+    def _checked(self, images: list[Tensor], targets: list[Target]) -> list[Target]:
+        check_targets(images, targets, self.num_classes)
+        return [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets_with_ignored(targets)]
+
+    def _propose(self, images: list[Tensor], targets: list[Target] | None) -> tuple[Proposed, list[Objects]]:
+        batch, resized = self.transform(images, None if targets is None else self._checked(images, targets))
+        features = self.backbone(batch.tensors)
+        levels = list(features.values())
+        logits, deltas = self.rpn.head(levels)
+        level_sizes = [x[0].numel() for x in logits]
+        anchors = self.rpn.anchor_generator(batch, levels)
+        logits, deltas = (x.float() for x in concat_box_prediction_layers(logits, deltas))
+        count = len(images)
+        with torch.no_grad():
+            proposals = self.rpn.box_coder.decode(deltas, anchors).view(count, -1, 4)
+            boxes, _ = self.rpn.filter_proposals(proposals, logits, batch.image_sizes, level_sizes)
+        found = Proposed(
+            features,
+            batch.image_sizes,
+            tuple(batch.tensors.shape[-2:]),
+            logits.view(count, -1),
+            deltas.view(count, -1, 4),
+            anchors,
+            boxes,
+            level_sizes,
+        )
+        return found, [objects_of(t) for t in resized or []]
+
+    def _pool(self, pool: MultiScaleRoIAlign, found: Proposed, boxes: list[Tensor]) -> Tensor:
+        # strides come out exact for the padded size; for an image's own they would be rounded
+        return pool(found.features, boxes, [found.padded_size] * len(boxes))
+
+    def _refine(self, found: Proposed, boxes: list[Tensor]) -> list[Refined]:
+        """Every stage's predictions; each begins with the boxes of the one before, cut off at the images' borders."""
+        results: list[Refined] = []
+        stages = self.box_stages
+        for stage in stages:
+            results.append(Refined(boxes, *stage(self._pool(self.box_pool, found, boxes))))
+            if stage is not stages[-1]:
+                decoded = stage.decode(results[-1])
+                boxes = [clip_boxes_to_image(b[:, 0], s) for b, s in zip(decoded, found.image_sizes, strict=True)]
+        return results
+
+    @torch.no_grad()
+    def _match_anchors(self, found: Proposed, objects: list[Objects]) -> list[Tensor]:
+        matches = []
+        for anchors, image in zip(found.anchors, objects, strict=True):
+            match = iou_matches(anchors, image.boxes, found.level_sizes, foreground=0.7, background=0.3)
+            matches.append(ignore_inside(match, anchors, image.ignored) if self.ignore_regions else match)
+        return matches
+
+    @torch.no_grad()
+    def _match_boxes(self, boxes: list[Tensor], objects: list[Objects], foreground: float) -> list[Tensor]:
+        matches = []
+        for proposals, image in zip(boxes, objects, strict=True):
+            match = roi_matches(proposals, image.boxes, foreground=foreground)
+            matches.append(ignore_inside(match, proposals, image.ignored) if self.ignore_regions else match)
+        return matches
+
+    def _trained(self, found: Proposed, objects: list[Objects]) -> list[Assigned]:
+        """Records that the loss sees."""
+        matches = self._match_anchors(found, objects)
+        rows = sample(matches, self.rpn.fg_bg_sampler) if self.sampled else None
+        proposals = self._rpn_record(found, objects, matches, rows)
+        boxes = [torch.cat([b, o.boxes]) for b, o in zip(found.boxes, objects, strict=True)]
+        if self.sampled:
+            chosen = sample(self._match_boxes(boxes, objects, self.box_stages[0].foreground), self.roi_sampler)
+            boxes = [b[i] for b, i in zip(boxes, chosen, strict=True)]
+        return [proposals, *self._roi_records(found, self._refine(found, boxes), objects)]
+
+    def _measured(self, found: Proposed, refined: list[Refined], objects: list[Objects]) -> list[Assigned]:
+        """Records over everything that is seen at inference; the final one's logits are those that decide there."""
+        proposals = self._rpn_record(found, objects, self._match_anchors(found, objects), None)
+        refined = [*refined[:-1], replace(refined[-1], logits=mean_logits(refined))]
+        return [proposals, *self._roi_records(found, refined, objects)]
+
+    def _rpn_record(
+        self, found: Proposed, objects: list[Objects], matches: list[Tensor], rows: list[Tensor] | None
+    ) -> Assigned:
+        logits, deltas, anchors = list(found.logits), list(found.deltas), found.anchors
+        if rows is not None:
+            matches, logits, deltas, anchors = (
+                [x[i] for x, i in zip(values, rows, strict=True)] for values in (matches, logits, deltas, anchors)
+            )
+        return make_record(
+            matches,
+            [replace(o, classes=torch.zeros_like(o.classes)) for o in objects],
+            anchors,
+            torch.cat(logits)[:, None],
+            torch.cat(deltas)[:, None],
+            self.rpn.box_coder,
+            stage="rpn",
+            softmax=False,
+            averaged=self.sampled,
+        )
+
+    def _roi_records(self, found: Proposed, refined: list[Refined], objects: list[Objects]) -> list[Assigned]:
+        names = list(self.criterion.stages)[1:]
+        return [
+            make_record(
+                self._match_boxes(r.references, objects, stage.foreground),
+                objects,
+                r.references,
+                r.logits,
+                r.deltas,
+                stage.coder,
+                stage=name,
+                softmax=stage.softmax,
+                averaged=self.sampled,
+            )
+            for name, stage, r in zip(names, self.box_stages, refined, strict=True)
+        ]
+
+    @torch.no_grad()
+    def _select(self, found: Proposed, refined: list[Refined]) -> Detections:
+        """Detections at the network's input size."""
+        last, logits = self.box_stages[-1], mean_logits(refined)
+        scores = logits.softmax(-1)[:, :-1] if last.softmax else logits.sigmoid()
+        boxes = last.decode(refined[-1])
+        each = zip(scores.split([len(b) for b in boxes]), boxes, found.image_sizes, strict=True)
+        return [select_refined(s, b, self.inference, size) for s, b, size in each]
+
+    @torch.no_grad()
+    def _detections(self, found: Proposed, refined: list[Refined], images: list[Tensor]) -> Detections:
+        results = self._select(found, refined)
+        for result, image, size in zip(results, images, found.image_sizes, strict=True):
+            result["boxes"] = resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))
+        return results
+
+
+def mean_logits(refined: Sequence[Refined]) -> Tensor:
+    """``[n, c]`` averaged over the stages, as mmdetection does."""
+    return torch.stack([r.logits for r in refined]).mean(0)
