@@ -81,6 +81,7 @@ class Intervals:
         local: ``[p]`` float64, t_i minus its chain's origin, in ascending order. A chain is a run of positives whose
             windows touch; origins keep sums of keys small where the windows are.
         origin: ``[2p + 1]`` float64, origin of the interval's chain.
+        shared_origin: 0-dim float64, where the CPU sees that there is but one chain; else None.
         live: ``[2p + 1]`` whether any window covers the interval. Elsewhere H is 0 or 1 for every positive.
         grid: finds a key's interval; None where the device searches faster by itself.
     """
@@ -91,6 +92,7 @@ class Intervals:
     order: Tensor
     local: Tensor
     origin: Tensor
+    shared_origin: Tensor | None
     live: Tensor
     grid: Grid | None
 
@@ -102,6 +104,8 @@ class Intervals:
 
     def coordinate(self, keys: Tensor, interval: Tensor) -> Tensor:
         """``[n]`` float64, the keys seen from the origins of their intervals; meaningless outside of all windows."""
+        if self.shared_origin is not None:
+            return keys.to(torch.float64, copy=True).sub_(self.shared_origin)
         origin = self.origin.index_select(0, interval)
         return torch.sub(keys, origin, out=origin)
 
@@ -149,6 +153,7 @@ def cut(positives: Tensor, delta: float, dtype: torch.dtype) -> Intervals:
     thresholds = low.new_empty(2 * p).index_copy_(0, lower, low).index_copy_(0, upper, high)
     origin = top.new_empty(2 * p).index_copy_(0, lower, top).index_copy_(0, upper, top)
     opens = torch.ones_like(thresholds, dtype=torch.int32).index_fill_(0, upper, -1)
+    on_cpu = positives.device.type == "cpu"
     return Intervals(
         thresholds=thresholds,
         lower=lower,
@@ -156,6 +161,7 @@ def cut(positives: Tensor, delta: float, dtype: torch.dtype) -> Intervals:
         order=order,
         local=ascending - top,
         origin=torch.cat([top[:1], origin]),
+        shared_origin=top[0] if on_cpu and bool(top[0] == top[-1]) else None,
         live=prefix_sums(opens) > 0,
-        grid=_grid(thresholds) if positives.device.type == "cpu" else None,
+        grid=_grid(thresholds) if on_cpu else None,
     )
