@@ -10,7 +10,7 @@ from typing import Any, get_args
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from concordet.detectors import atss, cascade_rcnn, faster_rcnn, fcos, foveabox, mask_rcnn, paa, retinanet
+from concordet.detectors import atss, cascade_rcnn, faster_rcnn, fcos, foveabox, mask_rcnn, paa, retinanet, ssd
 from concordet.detectors.backbones import Size
 from concordet.detectors.dense import Inference
 from concordet.detectors.weights import load_weights
@@ -39,6 +39,7 @@ DETECTORS: dict[str, Entry] = {
     "atss": Entry(atss.atss, atss.USUAL),
     "foveabox": Entry(foveabox.foveabox, foveabox.USUAL, inference=Inference(nms_threshold=0.5)),
     "paa": Entry(paa.paa, paa.USUAL),
+    "ssd": Entry(ssd.ssd, ssd.USUAL, (300, 300), ssd.INFERENCE),
     "faster_rcnn": Entry(
         faster_rcnn.faster_rcnn,
         faster_rcnn.USUAL,

@@ -34,7 +34,11 @@ def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
         body = getattr(getattr(model, "backbone", None), "body", None)
         if body is None:
             raise ValueError(f"weights {name}: these are a classifier's, and this detector has no backbone for them")
-        _copy(body, {k: v for k, v in state.items() if not k.startswith("fc.")}, name)
+        if any(bool(v.isnan().any()) for v in state.values()):
+            raise ValueError(
+                f"weights {name}: these have no classifier and expect Caffe's pixels; take VGG16_Weights.IMAGENET1K_V1"
+            )
+        _copy(body, {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}, name)
 
 
 def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
@@ -71,7 +75,7 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
 def _copy(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     own = module.state_dict()
     expected = {k for k in own if not k.startswith("criterion.")}
-    missing = sorted(expected - set(state) - {k for k in own if k.endswith("num_batches_tracked")})
+    missing = sorted(expected - set(state) - {k for k in own if k.endswith(("num_batches_tracked", "caffe_input"))})
     if missing:
         raise ValueError(
             f"weights {name}: {len(missing)} parameters of this detector are not in it, {missing[0]!r} first"

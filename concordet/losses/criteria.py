@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import cast
 
 import torch
 from torch import nn
@@ -278,7 +279,12 @@ class StagedCriterion(nn.Module):
     @property
     def calibrated(self) -> bool:
         """Whether the last stage's scores mean probabilities."""
-        return list(self.stages.values())[-1].calibrated
+        return bool(list(self.stages.values())[-1].calibrated)
+
+    @property
+    def softmax(self) -> bool:
+        """Whether the last stage classifies by a softmax."""
+        return bool(list(self.stages.values())[-1].softmax)
 
     def forward(self, records: Sequence[Assigned]) -> Terms:
         """All stages' weighted terms, each named ``stage_term``."""
@@ -292,4 +298,4 @@ class StagedCriterion(nn.Module):
     def on_epoch_end(self) -> None:
         """Passes the end of an epoch on to every stage."""
         for criterion in self.stages.values():
-            criterion.on_epoch_end()
+            cast(Criterion, criterion).on_epoch_end()
