@@ -6,6 +6,22 @@ from typing import Any
 
 from torch import Tensor
 
+from concordet.data import to_original
+
+
+def batch_results(
+    detections: list[dict[str, Tensor]], targets: list[dict[str, Any]], category_ids: list[int]
+) -> list[dict[str, Any]]:
+    """Detections of a batch as COCO results in the pixels of the original images, whatever size the data set gave.
+
+    Args:
+        detections: boxes in pixels of the given images; see :func:`coco_results`.
+        targets: of the same images, for their ``image_id`` and ``scale``.
+        category_ids: the data set's id of each class, in the order of labels.
+    """
+    moved = [found | {"boxes": to_original(found["boxes"], t)} for found, t in zip(detections, targets, strict=True)]
+    return coco_results(moved, [int(target["image_id"]) for target in targets], category_ids)
+
 
 def coco_results(
     detections: list[dict[str, Tensor]], image_ids: list[int], category_ids: list[int]

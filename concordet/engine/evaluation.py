@@ -18,7 +18,8 @@ from concordet.boxes import paired_iou
 from concordet.engine.checkpoint import check_same, checkpoint_path, load_detector
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
-from concordet.engine.detections import coco_results
+from concordet.engine.detections import batch_results
+from concordet.engine.errors import UsageError
 from concordet.engine.files import new_folder, read_json, replacing, writable, write_json
 from concordet.version import __version__
 
@@ -40,9 +41,17 @@ class Found:
 
 
 def pick_device(accelerator: str = "auto") -> torch.device:
-    """The first GPU where there is one and it may be used, else the CPU."""
-    wanted = accelerator in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if wanted and torch.cuda.is_available() else "cpu")
+    """The first GPU where there is one and it may be used, else the CPU.
+
+    Raises:
+        UsageError: neither auto, cpu nor gpu.
+        ValueError: a GPU is asked for, and there is none.
+    """
+    if accelerator not in ("auto", "cpu", "gpu"):
+        raise UsageError(f"accelerator is auto, cpu or gpu, not {accelerator}")
+    if accelerator == "gpu" and not torch.cuda.is_available():
+        raise ValueError("a GPU is asked for, but torch sees none; leave accelerator at auto, or mend the driver")
+    return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @torch.no_grad()
@@ -65,8 +74,6 @@ def run_detector(
         workers: processes that load images.
         title: what the progress bar says.
     """
-    from concordet.data import to_original
-
     device = device or pick_device()
     model.to(device).eval()
     detections: list[dict[str, Any]] = []
@@ -76,10 +83,8 @@ def run_detector(
         images = [image.to(device) for image in images]
         moved = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets]
         found, stages = model.detections_and_assigned(images, moved)  # type: ignore[operator]
-        for result, target in zip(found, moved, strict=True):
-            result["boxes"] = to_original(result["boxes"], target)
+        detections += batch_results(found, targets, dataset.category_ids)
         ids = [int(target["image_id"]) for target in targets]
-        detections += coco_results(found, ids, dataset.category_ids)
         last = stages[-1]
         positives["scores"].append(last.confidences().float().cpu().numpy())
         positives["ious"].append(paired_iou(last.boxes, last.gt_boxes).float().cpu().numpy())
@@ -152,7 +157,7 @@ def evaluate_run(
     dataset = dataset or build_dataset(data, "val")
     same = {"num_classes": len(dataset.class_names), "class_names": list(dataset.class_names)}
     check_same(meta, same, path)
-    asked = {"checkpoint": path.name if path.parent == run / "checkpoints" else str(path), "data": vars(data)}
+    asked = {"checkpoint": path.name if path.parent == run / "checkpoints" else str(path), "data": evaluated_part(data)}
     _keep_others(out, run, asked)
     device = pick_device(accelerator)
     found = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
@@ -176,6 +181,11 @@ def evaluate_run(
         shutil.copyfile(run / "config.yaml", out / "config.yaml")
     write_evaluation(out, dataset, ground_truth, found, report)
     return report
+
+
+def evaluated_part(data: DataConfig) -> dict[str, Any]:
+    """The settings that decide on what is evaluated; loading and training have others."""
+    return {name: value for name, value in vars(data).items() if name in ("name", "root") or name.startswith("val_")}
 
 
 def _keep_others(out: Path, run: Path, asked: dict[str, Any]) -> None:

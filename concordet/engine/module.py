@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from concordet.engine.checkpoint import KEY
 from concordet.engine.config import TrainConfig
-from concordet.engine.detections import coco_results
+from concordet.engine.detections import batch_results
 from concordet.engine.errors import DivergedError
 from concordet.engine.schedule import build_optimizer, learning_rate_factor
 from concordet.engine.seeding import seed_all
@@ -90,7 +90,7 @@ class DetectionModule(pl.LightningModule):
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
         """Keeps the detections of a batch, in COCO form."""
         images, targets = batch
-        self.found += coco_results(self.model(images), [int(t["image_id"]) for t in targets], self.meta["category_ids"])
+        self.found += batch_results(self.model(images), targets, self.meta["category_ids"])
 
     def on_validation_epoch_end(self) -> None:
         figures = evaluate_everywhere(self.ground_truth, self.found)
