@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from concordet.losses import functional
+from concordet.ranking.engine import compute_terms
 
 if TYPE_CHECKING:
     from concordet.benchmark.losses import Data, Options
@@ -135,7 +136,11 @@ def synthetic(options: Options) -> list[dict[str, Any]]:
                     function()
                     times.append(time.perf_counter() - start)
                 with _Operations() as operations:
-                    function()
+                    if what == "loop":
+                        function()
+                    else:  # under its operator, which would count as one operation
+                        side = data.logits.detach()[:0]
+                        compute_terms(data.logits.detach(), data.labels, side, "ap", 1.0, 1.0, what, "", True)
                 rows.append(
                     {
                         "logits": n,

@@ -218,6 +218,30 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
+def markdown(rows: list[dict[str, str]]) -> str:
+    """The grid as a table for the docs: times focal loss's median, with focal's own milliseconds.
+
+    Example:
+        >>> row = {"logits": "1000", "positives": "10", "median_ms": "2.0", "times_focal": "1.0", "peak_mb": "300"}
+        >>> print(markdown([row | {"what": "torchvision focal"}, row | {"what": "AP exact", "times_focal": "1.5"}]))
+        | logits | positives | focal, ms | AP exact | peak MB |
+        |---:|---:|---:|---:|---:|
+        | 1,000 | 10 | 2.0 | 1.50 | 300 |
+    """
+    whats = [what for what in dict.fromkeys(row["what"] for row in rows) if what != "torchvision focal"]
+    lines = [
+        "| " + " | ".join(["logits", "positives", "focal, ms", *whats, "peak MB"]) + " |",
+        "|" + "---:|" * (len(whats) + 4),
+    ]
+    for cell in dict.fromkeys((row["logits"], row["positives"]) for row in rows):
+        own = {row["what"]: row for row in rows if (row["logits"], row["positives"]) == cell}
+        ratios = [f"{float(own[what]['times_focal']):.2f}" if what in own else "" for what in whats]
+        focal = f"{float(own['torchvision focal']['median_ms']):.1f}"
+        peak = max(int(row["peak_mb"]) for row in own.values())
+        lines.append("| " + " | ".join([f"{int(cell[0]):,}", f"{int(cell[1]):,}", focal, *ratios, str(peak)]) + " |")
+    return "\n".join(lines)
+
+
 def run_grid(options: Options) -> list[dict[str, Any]]:
     """Every cell in a fresh process, so that one's memory is not another's."""
     rows: list[dict[str, Any]] = []
@@ -290,9 +314,13 @@ def run(words: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch's threads (default: 2)")
     parser.add_argument("--budget", type=float, default=default.budget, help="seconds for each cell (default: 3)")
     parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/losses[_STUDY].csv)")
+    parser.add_argument("--table", action="store_true", help="measure nothing: print the grid in --out as a table")
     values = vars(parser.parse_args(words))
     suffix = "" if values["study"] == "grid" else f"_{values['study']}"
     out = values.pop("out") or default.out.with_name(f"losses{suffix}.csv")
+    if values.pop("table"):
+        print(markdown(read_rows(out)))
+        return
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     options = Options(**(asdict(default) | values | {"out": out}))
     main(options)

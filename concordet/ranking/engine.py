@@ -83,8 +83,7 @@ def ranking_loss(
     return values, weights
 
 
-@torch.library.custom_op("concordet::ranking", mutates_args=())
-def _ranking(
+def compute_terms(
     logits: Tensor,
     labels: Tensor,
     side: Tensor,
@@ -95,7 +94,7 @@ def _ranking(
     group: str,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values ``[t]``, updates ``[t, n]`` (``[t, 0]`` if not wanted) and weights like ``side``."""
+    """Values ``[t]``, updates ``[t, n]`` (``[t, 0]`` if not wanted) and weights like ``side``; without autograd."""
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
         return _compute(
             logits,
@@ -108,6 +107,9 @@ def _ranking(
             everyone(group),
             wants_gradient,
         )
+
+
+_ranking = torch.library.custom_op("concordet::ranking", mutates_args=())(compute_terms)
 
 
 @_ranking.register_fake

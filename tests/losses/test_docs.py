@@ -1,0 +1,37 @@
+"""The code on the pages about losses runs and prints what the pages say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+PAGES = sorted((Path(__file__).parents[2] / "docs" / "losses").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_on_the_page(page, capsys):
+    text = page.read_text()
+    names: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", text, flags=re.S):
+        exec(compile(block, page.name, "exec"), names)
+        expected = re.findall(r"^# (.*)$", block, flags=re.M)
+        assert capsys.readouterr().out.splitlines() == expected
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_tables_are_those_of_the_results():
+    from concordet.benchmark.losses import markdown, read_rows
+
+    root = PAGES[0].parents[2]
+    text = (root / "docs" / "losses" / "speed.md").read_text()
+    tables = re.findall(r"<!-- (\S+\.csv) -->\n(.*?)\n<!-- end -->", text, flags=re.S)
+    assert tables
+    for name, table in tables:
+        assert table == markdown(read_rows(root / "benchmarks" / "results" / name))
