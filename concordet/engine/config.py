@@ -101,12 +101,12 @@ class TrainConfig:
         data: Images and annotations.
         optim: Optimisation.
         precision: 32, or bf16 for automatic mixed precision.
-        accelerator: auto, cpu, gpu, ...
+        accelerator: auto takes a GPU where there is one.
         devices: Processes on this machine, one a device; auto takes every GPU, or one process on a CPU.
         nodes: Machines.
         seed: Of weights, order and augmentation.
         compile: Compile the backbone (torch.compile).
-        sync_batchnorm: Batch norms see the batch of all processes.
+        sync_batchnorm: Batch norms see the batch of all processes (GPUs only).
         val_every: Epochs between evaluations during training; 0 never evaluates.
         evaluate: Evaluate the run at its end.
         log_every: Updates between two rows of metrics.csv.
@@ -122,7 +122,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: Literal["32", "bf16"] = "32"
-    accelerator: str = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: str = "auto"
     nodes: int = 1
     seed: int = 0

@@ -30,7 +30,7 @@ from concordet.engine.checkpoint import (
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
 from concordet.engine.data import DetectionData, build_dataset
 from concordet.engine.errors import InterruptedRun, UsageError
-from concordet.engine.evaluation import evaluate_run
+from concordet.engine.evaluation import evaluate_run, pick_device
 from concordet.engine.files import check_new, new_folder, writable, write_json
 from concordet.engine.logger import CsvLog
 from concordet.engine.module import DetectionModule
@@ -62,6 +62,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
     mend = "name another --out, or continue the run with --resume"
     if main and not resume:
         check_new(out, mend)
+    _check_devices(config)
     reached = _resumed(config, out) if resume else None
     train_set = build_dataset(config.data, "train", augment=True)
     watched = config.val_every > 0 or config.evaluate
@@ -236,13 +237,22 @@ def _how_to_continue(out: Path) -> str:
     return f"stopped; the last finished epoch is kept, continue with: concordet train --resume {out}"
 
 
+def _check_devices(config: TrainConfig) -> None:
+    """Raises where the devices that are asked for do not exist."""
+    device, count = pick_device(config.accelerator), _devices(config)
+    if device.type == "cpu" and config.sync_batchnorm:
+        raise ValueError("sync_batchnorm needs GPUs, and this run is on a CPU; leave it out")
+    if device.type == "cuda" and isinstance(count, int) and count > torch.cuda.device_count():
+        raise ValueError(f"{count} devices are asked for, and there are {torch.cuda.device_count()} GPUs")
+
+
 def _several(config: TrainConfig) -> bool:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 or config.nodes > 1:
         return True
     count = _devices(config)
     if isinstance(count, int):
         return count > 1
-    return config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.device_count() > 1
+    return config.accelerator != "cpu" and torch.cuda.device_count() > 1
 
 
 def _devices(config: TrainConfig) -> int | str:

@@ -112,7 +112,7 @@ def test_resuming_a_finished_run_changes_no_weight(trained, spelling, capsys):
 def test_evaluate(trained, tmp_path, capsys):
     file = tmp_path / "figures.json"
     out = tmp_path / "elsewhere"
-    assert main(["evaluate", str(trained), "--json", str(file)]) == 0
+    assert main(["evaluate", str(trained), "--json", str(file), "--workers", "0", "--batch_size", "1"]) == 0
     printed = capsys.readouterr().out
     for heading in ("AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "s/iter"):
         assert heading in printed

@@ -177,6 +177,20 @@ def test_names_that_do_not_exist(tmp_path, changes, sentence):
         train(tiny(**changes), tmp_path / "run")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"accelerator": "gpu"}, "a GPU is asked for, but torch sees none"),
+        ({"sync_batchnorm": True}, "sync_batchnorm needs GPUs"),
+    ],
+)
+def test_devices_that_do_not_exist(tmp_path, changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        train(tiny(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_parts_with_different_classes_are_refused(tmp_path):
     options = {"length": 4, "size": 64, "classes": ["1", "2"]}
     with pytest.raises(
@@ -263,6 +277,10 @@ def test_images_without_objects_train_on(tmp_path, loss):
     found = json.loads((run / "detections.json").read_text())
     assert {row["category_id"] for row in found} <= {30}
     assert {row["image_id"] for row in found} <= set(range(100, 106))
+    samples = {path.stem: path for path in (run / "samples").iterdir()}
+    assert set(samples) == {"101", "104"}  # those with objects, named by image id
+    with Image.open(samples["104"]) as sample, Image.open(tmp_path / "data" / "images" / "4.png") as image:
+        assert np.array_equal(np.asarray(sample), np.asarray(image))
 
 
 def test_a_batch_without_objects_on_one_of_two_processes(tmp_path):
