@@ -269,9 +269,9 @@ def balance(options: Options) -> list[dict[str, Any]]:
             negative, positive = (float(gradient[data.labels == y].double().abs().sum()) for y in (0, 1))
             rows.append({"progress": part, "loss": loss, "ratio": negative / positive})
     figure, (axis,) = _figure(1, 1, 6, 3.4)
-    for loss in dict.fromkeys(row["loss"] for row in rows):
-        own = [row for row in rows if row["loss"] == loss]
-        axis.semilogy([row["progress"] for row in own], [row["ratio"] for row in own], label=loss)
+    for name in dict.fromkeys(row["loss"] for row in rows):
+        own = [row for row in rows if row["loss"] == name]
+        axis.semilogy([row["progress"] for row in own], [row["ratio"] for row in own], label=name)
     axis.set_xlabel("from one distribution to separated ones")
     axis.set_ylabel("gradient of negatives / of positives")
     axis.legend()

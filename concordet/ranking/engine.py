@@ -127,7 +127,7 @@ def _ranking_fake(
     n_terms = DEFINITIONS[definition].n_terms
     return (
         logits.new_empty(n_terms),
-        logits.new_empty(n_terms, len(logits) if wants_gradient else 0),
+        logits.new_empty(n_terms, logits.shape[0] if wants_gradient else 0),
         side.new_empty(side.shape),
     )
 

@@ -222,6 +222,21 @@ def test_compiles_without_graph_breaks():
     torch.testing.assert_close(model.linear.weight.grad, wanted)
 
 
+def test_compiles_for_sizes_that_change():
+    def loss(logits, labels, quality):
+        ranking, sorting = F.rank_sort_loss(logits, labels, quality)
+        return ranking + sorting + F.ap_loss(logits, labels) + F.focal_loss(logits, labels, reduction="mean")
+
+    compiled = torch.compile(loss, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n in (20, 33, 50):
+            logits, labels, side = random_case(7, n, seed=n, dtype=torch.float32)
+            expected, got = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+            loss(expected, labels.clamp_min(0), side).backward()
+            compiled(got, labels.clamp_min(0), side).backward()
+            torch.testing.assert_close(got.grad, expected.grad)
+
+
 def test_losses_need_torch_alone():
     code = (
         "import sys, concordet.losses, concordet.losses.functional\n"
