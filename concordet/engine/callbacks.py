@@ -31,6 +31,7 @@ class AveragedWeights(pl.Callback):
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self.updates = 0
+        self._live: dict[str, Tensor] = {}
 
     @staticmethod
     def averaged(module: pl.LightningModule) -> dict[str, Tensor]:
@@ -43,6 +44,10 @@ class AveragedWeights(pl.Callback):
             self.average = {name: value.detach().clone() for name, value in self.averaged(pl_module).items()}
         self.average = {name: value.to(pl_module.device) for name, value in self.average.items()}
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # the tensors stay the same from here on; collecting them anew takes milliseconds an update
+        self._live = self.averaged(pl_module)
+
     @torch.no_grad()
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -51,8 +56,7 @@ class AveragedWeights(pl.Callback):
             return
         self.updates = trainer.global_step
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
-        current = self.averaged(pl_module)
-        torch._foreach_lerp_(list(self.average.values()), [current[name] for name in self.average], weight)
+        torch._foreach_lerp_(list(self.average.values()), [self._live[name] for name in self.average], weight)
 
     @torch.no_grad()
     def _swap(self, pl_module: pl.LightningModule) -> None:

@@ -24,6 +24,7 @@ def test_the_average_is_the_loops():
     module, ema = Small(), AveragedWeights(0.9)
     trainer = SimpleNamespace(global_step=0)
     ema.on_fit_start(trainer, module)
+    ema.on_train_start(trainer, module)
     weight = module.model[0].weight
     expected = weight.detach().clone()
     for update in range(1, 120):
