@@ -10,7 +10,19 @@ from typing import Any, get_args
 from torch import nn
 from torchvision.models import WeightsEnum
 
-from concordet.detectors import atss, cascade_rcnn, faster_rcnn, fcos, foveabox, mask_rcnn, paa, retinanet, ssd
+from concordet.detectors import (
+    atss,
+    cascade_rcnn,
+    dssd,
+    faster_rcnn,
+    fcos,
+    foveabox,
+    mask_rcnn,
+    paa,
+    refinedet,
+    retinanet,
+    ssd,
+)
 from concordet.detectors.backbones import Size
 from concordet.detectors.dense import Inference
 from concordet.detectors.weights import load_weights
@@ -40,6 +52,10 @@ DETECTORS: dict[str, Entry] = {
     "foveabox": Entry(foveabox.foveabox, foveabox.USUAL, inference=Inference(nms_threshold=0.5)),
     "paa": Entry(paa.paa, paa.USUAL),
     "ssd": Entry(ssd.ssd, ssd.USUAL, (300, 300), ssd.INFERENCE),
+    "dssd": Entry(dssd.dssd, dssd.USUAL, (320, 320), dssd.INFERENCE),
+    "refinedet": Entry(
+        refinedet.refinedet, refinedet.USUAL, (320, 320), refinedet.INFERENCE, refinedet.refinedet_criterion
+    ),
     "faster_rcnn": Entry(
         faster_rcnn.faster_rcnn,
         faster_rcnn.USUAL,

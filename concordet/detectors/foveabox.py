@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-
+from concordet.detectors.anchors import CenteredAnchors
 from concordet.detectors.backbones import Size, pyramid
 from concordet.detectors.coders import log_distance_codec
 from concordet.detectors.dense import DenseDetector
@@ -23,11 +22,11 @@ def foveabox(
     """FoveaBox: RetinaNet's towers with one prediction a location, levels that share objects of neighbouring scales.
 
     Follows mmdetection's ``fovea_r50_fpn``: distances to the sides in logarithms of two strides, focal loss with
-    alpha 0.4 and gamma 1.5; points lie where torchvision's generator has them, half a stride before mmdetection's.
-    36.4 M parameters at ResNet-50 and 80 classes, as there; nano: levels P3..P5, 0.6 M at 3 classes.
+    alpha 0.4 and gamma 1.5.  36.4 M parameters at ResNet-50 and 80 classes, as there; nano: levels P3..P5, 0.6 M at
+    3 classes.
     """
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)
-    points = AnchorGenerator(tuple((2 * stride,) for stride in strides), ((1.0,),) * len(strides))
+    points = CenteredAnchors(tuple((2 * stride,) for stride in strides), ((1.0,),) * len(strides))
     head = RetinaHead(features.out_channels, 1, num_classes)
     return DenseDetector(
         features,

@@ -2,75 +2,143 @@
 
 import pytest
 import torch
+from torchvision.models import vgg16
 from torchvision.models.detection import ssd300_vgg16
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.ssd import SSD
 
 from concordet.detectors import build_detector
+from concordet.detectors.anchors import CenteredAnchors
+from concordet.losses.criteria import StagedCriterion, build_criterion
 from concordet.types import BACKGROUND, IGNORED
 from tests.detectors.test_detectors import batch, build
 
 MILLIONS = {
-    ("foveabox", "resnet50", 800): 36.42,
-    ("paa", "resnet50", 800): 32.30,
-    ("ssd", "vgg16", 300): 34.31,
-    ("ssd", "vgg16", 512): 36.04,
+    ("foveabox", None, 800): 36.42,
+    ("paa", None, 800): 32.30,
+    ("ssd", None, 300): 34.31,
+    ("ssd", None, 512): 36.04,
+    ("refinedet", None, 320): 36.10,
 }
+"""At 80 classes, of the implementations that docstrings name."""
+
+
+def count(name, **options):
+    with torch.device("meta"):
+        model = build_detector(name, num_classes=80, **options)
+    return sum(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(("name", "backbone", "pixels"), MILLIONS)
 def test_full_size_has_the_published_number_of_parameters(name, backbone, pixels):
-    with torch.device("meta"):
-        model = build_detector(name, num_classes=80, backbone=backbone, image_size=(pixels, pixels))
-    count = sum(p.numel() for p in model.parameters()) / 1e6
-    assert count == pytest.approx(MILLIONS[name, backbone, pixels], rel=0.001)
+    got = count(name, backbone=backbone, image_size=(pixels, pixels)) / 1e6
+    assert got == pytest.approx(MILLIONS[name, backbone, pixels], rel=0.001)
+
+
+def conv(inputs, outputs, kernel, bias=True):
+    return inputs * outputs * kernel**2 + outputs * bias
+
+
+def normed(inputs, outputs, kernel):
+    return conv(inputs, outputs, kernel, bias=False) + 2 * outputs
+
+
+def test_dssd_has_the_parameters_of_the_papers_figures():
+    resnet101 = 44_549_160 - 2_049_000  # torchvision's, less the classifier
+
+    def block(inputs):
+        return normed(inputs, 256, 1) + normed(256, 256, 3) + normed(256, 1024, 1) + normed(inputs, 1024, 1)
+
+    def deconvolution(coarse, skip):
+        return conv(coarse, 512, 2) + 2 * normed(512, 512, 3) + normed(skip, 512, 3)
+
+    def prediction(inputs):
+        return normed(inputs, 256, 1) + normed(256, 256, 1) + normed(256, 1024, 1) + normed(inputs, 1024, 1)
+
+    extra = block(2048) + 3 * block(1024)
+    way_up = (
+        deconvolution(1024, 1024) + 2 * deconvolution(512, 1024) + deconvolution(512, 2048) + deconvolution(512, 512)
+    )
+    predictions = 5 * prediction(512) + prediction(1024)
+    heads = 6 * (conv(1024, 8 * 81, 3) + conv(1024, 8 * 4, 3))
+    assert count("dssd") == resnet101 + extra + way_up + predictions + heads
 
 
 class TestSSD:
     def test_losses_and_detections_are_torchvisions(self):
+        ours = build("ssd", score_threshold=0.3, topk=10_000)
+        for layer in ours.head.classification_head.module_list:
+            torch.nn.init.normal_(layer.weight, std=0.3)  # fresh classifiers give nearly tied scores
+        theirs = SSD(
+            ours.backbone, ours.anchor_generator, (96, 64), 4, score_thresh=0.3, topk_candidates=10_000,
+            detections_per_img=200,
+        )  # fmt: skip
+        theirs.head.load_state_dict(ours.head.state_dict())
+        self.compare(ours, theirs, *batch(5, 2))
+
+    @pytest.mark.slow
+    def test_full_size_with_torchvisions_weights_is_torchvisions(self, tmp_path):
         torch.manual_seed(0)
-        theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=4)
-        theirs.score_thresh, theirs.topk_candidates, theirs.detections_per_img = 0.32, 10_000, 100
-        ours = build_detector("ssd", num_classes=3, score_threshold=0.32, topk=100_000, detections_per_image=100)
+        theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=4, score_thresh=0.32)
+        theirs.topk_candidates = 10_000
         # torchvision feeds a hundred times larger pixels: an untrained network's logits would saturate
         for layer in theirs.head.classification_head.module_list:
             torch.nn.init.normal_(layer.weight, std=1e-3)
-        ours.load_state_dict(theirs.state_dict())
-        images, targets = batch(5)
-        expected, got = theirs(images, targets), ours(images, targets)
+        torch.save(theirs.state_dict(), tmp_path / "ssd.pt")
+        ours = build_detector("ssd", num_classes=3, weights=tmp_path / "ssd.pt", score_threshold=0.32, topk=100_000)
+        assert ours.backbone.caffe_input
+        self.compare(ours, theirs, *batch(5))
+
+    @staticmethod
+    def compare(ours, theirs, images, targets):
+        with torch.no_grad():
+            expected, got = theirs(images, targets), ours(images, targets)
+            found = zip(ours.eval()(images), theirs.eval()(images), strict=True)
         torch.testing.assert_close(got["classification"], expected["classification"], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(got["box"], expected["bbox_regression"], rtol=1e-4, atol=1e-4)
-        with torch.no_grad():
-            found = zip(ours.eval()(images), theirs.eval()(images), strict=True)
         for mine, other in found:
             assert len(other["scores"]) > 10
             torch.testing.assert_close(mine["scores"], other["scores"], rtol=1e-4, atol=1e-4)
             same = (mine["labels"] == other["labels"]) & (mine["boxes"] - other["boxes"]).abs().le(0.01).all(1)
             assert same.float().mean() > 0.95  # scores within rounding may change places
 
-    def test_torchvisions_weights_load_with_their_normalisation(self, tmp_path):
-        theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=4)
-        torch.save(theirs.state_dict(), tmp_path / "ssd.pt")
-        ours = build_detector("ssd", num_classes=3, weights=tmp_path / "ssd.pt")
-        assert ours.backbone.caffe_input
-        torch.save(build_detector("ssd", num_classes=3).state_dict(), tmp_path / "own.pt")
-        assert not build_detector("ssd", num_classes=3, weights=tmp_path / "own.pt").backbone.caffe_input
+    def test_weights_are_named_as_torchvisions(self):
+        with torch.device("meta"):
+            theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=4).state_dict()
+            ours = build_detector("ssd", num_classes=3).state_dict()
+        assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items() if "caffe" not in k}
+
+    def test_own_weights_keep_their_normalisation(self):
+        with torch.device("meta"):
+            first, second = (build_detector("ssd", num_classes=3) for _ in range(2))
+        second.load_state_dict(first.state_dict(), assign=True)
+        state = {k: v for k, v in first.state_dict().items() if "caffe" not in k}
+        first.load_state_dict(state, assign=True)
+        assert first.backbone.caffe_input.device.type == "cpu"  # the hook's
+        assert second.backbone.caffe_input.device.type == "meta"  # the file's
 
     def test_a_classifiers_weights_fill_the_backbone(self, tmp_path):
-        from torchvision.models import vgg16
-
         with torch.device("meta"):
             names = vgg16().state_dict()
-        state = {k: torch.randn(v.shape if k.startswith("features") else (1,)) for k, v in names.items()}
+        state = {k: torch.zeros(v.shape if k.startswith("features") else (1,)) for k, v in names.items()}
+        state["features.0.bias"], state["features.28.bias"] = torch.ones(64), torch.ones(512)
         torch.save(state, tmp_path / "vgg.pt")
         model = build_detector("ssd", num_classes=3, weights=tmp_path / "vgg.pt")
-        assert torch.equal(model.backbone.features[0].weight, state["features.0.weight"])
-        assert torch.equal(model.backbone.extra[0][5].weight, state["features.28.weight"])
-        torch.save({k: v * torch.nan if "classifier" in k else v for k, v in state.items()}, tmp_path / "caffe.pt")
-        with pytest.raises(ValueError, match="take VGG16_Weights"):
-            build_detector("ssd", num_classes=3, weights=tmp_path / "caffe.pt")
+        assert (model.backbone.features[0].bias == 1).all()
+        assert (model.backbone.extra[0][5].bias == 1).all()
+        assert not model.backbone.caffe_input
 
-    def test_levels_of_512_pixels_are_the_papers(self):
-        model = build_detector("ssd", num_classes=3, image_size=(512, 512)).eval()
-        with torch.no_grad():
+    def test_a_classifier_of_caffes_pixels_is_refused(self, tmp_path):
+        torch.save(
+            {"features.0.bias": torch.zeros(64), "classifier.0.bias": torch.tensor([torch.nan])}, tmp_path / "vgg.pt"
+        )
+        with torch.device("meta"), pytest.raises(ValueError, match="take VGG16_Weights"):
+            build_detector("ssd", num_classes=3, weights=tmp_path / "vgg.pt")
+
+    @pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
+    def test_levels_of_512_pixels_are_the_papers_and_take_one_image(self, backbone):
+        with torch.device("meta"):
+            model = build_detector("ssd", num_classes=3, backbone=backbone, image_size=(512, 512)).train()
             shapes = [tuple(x.shape[-2:]) for x in model.backbone(torch.zeros(1, 3, 512, 512)).values()]
         assert shapes == [(n, n) for n in (64, 32, 16, 8, 4, 2, 1)]
 
@@ -86,11 +154,6 @@ class TestSSD:
         (record,) = build("ssd", loss).assigned(*batch(3, 0))
         assert record.logits.shape[1] == 3
         assert (record.labels == IGNORED).sum() == 0
-
-    def test_resnet_backbone_trains_on_one_image(self):
-        model = build_detector("ssd", num_classes=3, backbone="resnet50", image_size=(512, 512))
-        terms = model(*batch(3))
-        assert all(v.isfinite() for v in terms.values())
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -112,3 +175,84 @@ def test_ap_in_paa_has_half_the_step():
 
 def test_foveabox_has_its_own_focal_loss():
     assert build("foveabox", "focal").criterion.core.keywords["classification"].keywords == {"alpha": 0.4, "gamma": 1.5}
+
+
+class TestRefineDet:
+    def test_the_second_stage_starts_where_the_first_ends(self):
+        model = build("refinedet")
+        (first, second), _ = model._predict(*batch(3, 2))
+        for i in range(2):
+            boxes = model.codec.decode(first.regressions[i], first.anchors[i])
+            torch.testing.assert_close(second.anchors[i], boxes)
+            assert not second.anchors[i].requires_grad
+
+    def test_the_first_stage_tells_objects_from_background(self):
+        arm, odm = build("refinedet").assigned(*batch(3, 2))
+        assert (arm.stage, odm.stage) == ("arm", "odm")
+        assert (arm.logits.shape[1], odm.logits.shape[1]) == (2, 4)
+        assert (arm.labels[arm.positive] == 0).all()
+
+    def test_anchors_without_objectness_are_ruled_out(self):
+        model = build("refinedet").eval()
+        for layer in model.head.arm.classification_head.module_list:
+            torch.nn.init.constant_(layer.bias.view(-1, 2)[:, 0], 9.0)  # torchvision's order: background first
+        model.eval()
+        images, targets = batch(3)
+        _, odm = model.assigned(images, targets)
+        assert (odm.labels == IGNORED).all()
+        assert len(model(images)[0]["boxes"]) == 0
+        terms, _ = model.losses_and_detections(images, targets)
+        assert all(v.isfinite() for v in terms.values())
+
+    def test_losses_without_softmax_rule_out_nothing(self):
+        model = build("refinedet", "rank_sort+pse")
+        assert model._predict(*batch(2))[0][-1].dropped is None
+        assert set(model.criterion.stages["arm"].couplings) == set()
+        assert set(model.criterion.stages["odm"].couplings) == {"pse"}
+        assert model.inference.score_threshold == 0
+
+    def test_a_criterion_object_serves_both_stages(self):
+        criterion = build_criterion("alrp")
+        model = build("refinedet", criterion)
+        assert model.criterion.stages["odm"] is criterion
+        sum(model(*batch(2)).values()).backward()
+        model.criterion.on_epoch_end()
+        first, second = (model.criterion.stages[s].core.weight for s in ("arm", "odm"))
+        assert first != second  # each balances itself
+
+    @pytest.mark.parametrize("backbone", ["vgg16", "resnet50"])
+    def test_levels(self, backbone):
+        with torch.device("meta"):
+            model = build_detector("refinedet", num_classes=3, backbone=backbone)
+            shapes = [tuple(x.shape[-2:]) for x in model.backbone(torch.zeros(1, 3, 320, 320)).values()]
+        assert shapes == [(40, 40), (20, 20), (10, 10), (5, 5)]
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"loss": "focal+iou_head"}, "has no auxiliary head"),
+            ({"loss": StagedCriterion({"roi": build_criterion("focal")})}, "has the stages"),
+            ({"backbone": "resnet18"}, "backbone must be vgg16 or one of"),
+            ({"size": "nano", "backbone": "vgg16"}, "drop backbone='vgg16'"),
+        ],
+    )
+    def test_refusals(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            build_detector("refinedet", num_classes=3, **options)
+
+
+def test_dssd_is_built_on_a_resnet():
+    with torch.device("meta"), pytest.raises(ValueError, match="take another backbone than 'vgg16'"):
+        build_detector("dssd", num_classes=3, backbone="vgg16")
+
+
+def test_centred_anchors_lie_at_the_centres_of_cells():
+    images = ImageList(torch.zeros(1, 3, 64, 96), [(64, 96)])
+    generator = CenteredAnchors(((16,), (32,)), ((0.5, 1.0),) * 2)
+    (anchors,) = generator(images, [torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)])
+    expected = []
+    for stride, rows, columns in ((8, 8, 12), (16, 4, 6)):
+        expected += [
+            ((c + 0.5) * stride, (r + 0.5) * stride) for r in range(rows) for c in range(columns) for _ in (0, 1)
+        ]
+    torch.testing.assert_close((anchors[:, :2] + anchors[:, 2:]) / 2, torch.tensor(expected))
