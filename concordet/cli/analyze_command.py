@@ -7,27 +7,6 @@ from typing import Any
 
 from concordet.cli.options import Parser
 
-# figure, heading, factor, decimals
-SHOWN = (
-    ("AP", "AP", 100, 1),
-    ("AP50", "AP50", 100, 1),
-    ("AP75", "AP75", 100, 1),
-    ("AR100", "AR100", 100, 1),
-    ("AP_upper", "AP, best ranking", 100, 1),
-    ("AP_lower", "AP, worst ranking", 100, 1),
-    ("beta_cls", "beta_cls", 1, 3),
-    ("pearson", "Pearson", 1, 3),
-    ("spearman", "Spearman", 1, 3),
-    ("kendall", "Kendall", 1, 3),
-    ("concordance", "concordance", 1, 3),
-    ("AIC", "AIC", 1, 1),
-    ("AIC_mean", "AIC mean", 1, 3),
-    ("oLRP", "oLRP", 100, 1),
-    ("oLRP_loc", "oLRP localisation", 100, 1),
-    ("oLRP_fp", "oLRP false positives", 100, 1),
-    ("oLRP_fn", "oLRP false negatives", 100, 1),
-)
-
 
 def parser() -> Parser:
     """The options."""
@@ -70,6 +49,7 @@ def run(words: list[str]) -> None:
     rules: dict[str, Any] = {"iou_type": given.iou_type, "lvis": given.lvis, "max_dets": given.max_dets}
     analysis = analyze(given.ground_truth, given.detections, raw_detections=given.raw, **rules)
     figures = analysis.to_dict()
+    difference = None
     if given.compare is not None:
         other = analyze(given.ground_truth, given.compare, **rules)
         difference = compare(given.ground_truth, given.detections, given.compare, n_resamples=given.resamples, **rules)
@@ -78,7 +58,10 @@ def run(words: list[str]) -> None:
         from concordet.report import write_analysis
 
         images = None if given.images is None else Path(given.images)
-        write_analysis(analysis, Path(given.html), images=images, title=Path(given.detections).name)
+        names = {"title": Path(given.detections).name}
+        if given.compare is not None:
+            names |= {"other": Path(given.compare).name}
+        write_analysis(analysis, Path(given.html), images=images, comparison=difference, **names)
     if given.json is not None:
         write_json(given.json, figures)
     print(analysis.sentence)
@@ -92,27 +75,26 @@ def print_figures(figures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from concordet.report.metrics import ANALYSIS
+
     comparison = figures.get("comparison")
     table = Table("figure", *("first", "second", "difference", "95 % interval") if comparison else ("value",))
     for column in table.columns[1:]:
         column.justify = "right"
-    for key, heading, factor, decimals in SHOWN:
+    for metric in ANALYSIS:
+        value = figures.get(metric.key)
         if not comparison:
-            table.add_row(heading, _text(figures.get(key), factor, decimals))
+            table.add_row(metric.title, metric.text(value))
             continue
-        difference = comparison["difference"].get(key) or {}
+        difference = comparison["difference"].get(metric.key) or {}
         low, high = difference.get("low"), difference.get("high")
         table.add_row(
-            heading,
-            _text(figures.get(key), factor, decimals),
-            _text(comparison["other"].get(key), factor, decimals),
-            _text(difference.get("difference"), factor, decimals),
-            "" if low is None else f"{_text(low, factor, decimals)} to {_text(high, factor, decimals)}",
+            metric.title,
+            metric.text(value),
+            metric.text(comparison["other"].get(metric.key)),
+            metric.text(difference.get("difference")),
+            "" if low is None else f"{metric.text(low)} to {metric.text(high)}",
         )
     Console().print(table)
     for note in figures.get("notes") or []:
         print(f"note: {note}")
-
-
-def _text(value: float | None, factor: int, decimals: int) -> str:
-    return "-" if value is None else f"{factor * value:.{decimals}f}"

@@ -26,13 +26,13 @@ def run(words: list[str]) -> None:
     """Parses and runs."""
     given = parser().parse_args(words)
 
-    from concordet.cli.tables import print_runs, read_figures
+    from concordet.cli.tables import print_runs
     from concordet.engine.files import free_name, writable, write_json
-    from concordet.report import write_comparison
+    from concordet.report import comparison_rows, write_comparison
 
     folders = [Path(name) for name in given.runs]
     page = Path(given.out) if given.out else free_name(Path("comparison.html"))
-    rows = read_figures(folders)
+    rows = comparison_rows(folders)
     for path in (page, *([Path(given.json)] if given.json else [])):
         writable(path.parent)
     write_comparison(folders, page)

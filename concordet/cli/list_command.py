@@ -60,6 +60,6 @@ def names(kind: str) -> list[str]:
         from concordet.data import list_datasets
 
         return list_datasets()
-    from concordet.cli.tables import COLUMNS
+    from concordet.report import METRICS
 
-    return [key for key, *_ in COLUMNS]
+    return [metric.key for metric in METRICS]

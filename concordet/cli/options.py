@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from argparse import RawDescriptionHelpFormatter
 from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from concordet.engine.errors import UsageError
+
+
+class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Examples stay as they are written, a line each."""
 
 
 class Parser(ArgumentParser):
@@ -25,6 +30,7 @@ class Parser(ArgumentParser):
             description=description,
             epilog=f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
             exit_on_error=True,
+            formatter_class=_Formatter,
             **options,
         )
 

@@ -20,7 +20,7 @@ class DemoSettings:
         config: everything else.
     """
 
-    losses: dict[str, str] = field(default_factory=lambda: {"usual": "default", "coupled": "rank_sort"})
+    losses: dict[str, str] = field(default_factory=lambda: {"usual": "default", "coupled": "default+concordance(0.3)"})
     config: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             detector="atss",

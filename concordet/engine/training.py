@@ -292,6 +292,7 @@ def _quiet() -> None:
     for message in (
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
+        ".*could not find the monitored key.*",
         ".*exists and is not empty.*",
         ".*Checkpoint directory.*",
         ".*lr_scheduler.step.*before.*optimizer.step.*",

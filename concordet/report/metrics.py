@@ -106,10 +106,10 @@ METRICS: Final[tuple[Metric, ...]] = (
     _points("AP50", "AP50", "higher", "Average precision if a box is right from IoU 0.50: loose localisation."),
     _points("AP75", "AP75", "higher", "Average precision if a box is right from IoU 0.75: tight localisation."),
     _points("AP90", "AP90", "higher", "Average precision if a box is right from IoU 0.90: near-perfect boxes."),
-    _plain("beta_img", "β image", "higher",
+    _plain("beta_img", "β_img", "higher",
            "Spearman correlation of score and IoU over the positives of one image before NMS, averaged over images; "
            "from −1 to 1."),
-    _plain("beta_cls", "β class", "higher",
+    _plain("beta_cls", "β_cls", "higher",
            "Spearman correlation of score and IoU over the true positives of one class after NMS, averaged over "
            "classes; from −1 to 1."),
     _points("oLRP", "oLRP", "lower",
@@ -171,3 +171,14 @@ ANALYSIS_PER_CLASS: Final[tuple[Metric, ...]] = (
     ),
 )
 """The figures that an analysis shows for every class."""
+
+ANALYSIS: Final[tuple[Metric, ...]] = (
+    *(FIGURES[key] for key in ("AP", "AP50", "AP75")),
+    _points("AR100", "AR100", "higher", "Average recall with at most 100 boxes an image."),
+    _points("AP_upper", "AP, best ranking", "higher", "AP if every class had its true positives ranked by their IoU."),
+    _points("AP_lower", "AP, worst ranking", "higher", "AP if every class had them ranked against their IoU."),
+    *AGREEMENT,
+    FIGURES["AIC"],
+    *ERRORS,
+)
+"""The figures of one results file, in the order of a terminal's table."""
