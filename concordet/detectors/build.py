@@ -108,11 +108,12 @@ def build_detector(
         loss: a name (:func:`concordet.losses.list_losses`) such as ``"rank_sort+concordance(0.3)"``, or a criterion.
             ``"default"`` is the detector's own.
         size: ``"full"``, the published architecture, or ``"nano"``, under 1 M parameters, for CPUs and small images.
-        backbone: a torchvision ResNet's name; None is ResNet-50.  Nano has its own.
+        backbone: a torchvision ResNet's name, for SSD and RefineDet also ``"vgg16"``; None is ResNet-50, for DSSD
+            ResNet-101, for SSD and RefineDet VGG-16.  Nano has its own.
         weights: file or torchvision enumeration, of the whole detector or of its backbone; None starts from scratch.
             With weights, batch norms and the first two stages are frozen, as torchvision does.
         image_size: (shorter side, longer side) images are resized to, keeping their shape; None: (800, 1333), nano
-            (240, 320).
+            (240, 320).  For SSD, DSSD and RefineDet (height, width), whatever the shape; None: 300 or 320 pixels.
         ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.
         **inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order but no scale),
             ``nms_threshold``, ``topk``, ``detections_per_image``.
