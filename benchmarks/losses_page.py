@@ -17,8 +17,8 @@ TITLES = {"losses.csv": "Two threads", "losses_one_thread.csv": "One thread"}
 
 def section(path: Path) -> str:
     """Heading, hardware and table of one results file."""
-    lines = [line[2:].split(": ", 1) for line in path.read_text().splitlines() if line.startswith("# ")]
-    header = {name: value for name, value in lines}
+    lines = path.read_text().splitlines()
+    header = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
     return (
         f"## {TITLES[path.name]}\n\n{header['processor']}, {header['cores']} cores, load average "
         f"{header['load average']} at the start; torch {header['torch']}.\n\n"

@@ -80,6 +80,7 @@ def ap_loss(
         Chen et al.: AP-Loss for Accurate One-Stage Object Detection (TPAMI 2020); Eqs. 2-5 of the aLRP Loss paper.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([2.0, 1.0, 0.0], requires_grad=True)
         >>> loss = ap_loss(logits, torch.tensor([0, 1, 0]), delta=0.0)
         >>> loss.backward()
@@ -133,6 +134,7 @@ def alrp_loss(
         Detection (NeurIPS 2020), Eqs. 9-14. Its self-balancing is the criterion's, see ``concordet.losses.criteria``.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([2.0, 1.0, 0.0])
         >>> alrp_loss(logits, torch.tensor([1, 0, 1]), torch.tensor([0.2, 0.4]), delta=0.0)
         ALRP(classification=tensor(0.1667), localization=tensor(0.2000))
@@ -190,6 +192,7 @@ def rank_sort_loss(
         thesis on bucketed ranking losses.
 
     Example:
+        >>> import torch
         >>> logits, quality = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.5, 0.9, 0.0])
         >>> rank_sort_loss(logits, torch.tensor([1, 1, 0]), quality, delta=0.0)
         RankSort(ranking=tensor(0.), sorting=tensor(0.1000))
@@ -237,6 +240,7 @@ def ndcg_loss(
         Appendix D of the aLRP Loss paper, Eqs. A.39-A.44.
 
     Example:
+        >>> import torch
         >>> ndcg_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]), delta=0.0)
         tensor(0.3691)
     """

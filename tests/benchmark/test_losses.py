@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from concordet.benchmark import loss_studies, losses
-from concordet.losses import functional as F  # noqa: N812
+from concordet.losses import functional as F
 
 
 def test_the_loop_over_positives_is_ap_loss():

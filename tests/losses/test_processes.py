@@ -35,7 +35,7 @@ def _losses(logits, labels, side, group, method):
 def _work(rank: int, store: str, results: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=4)
     )
     group = dist.group.WORLD
     kept = {}
