@@ -226,7 +226,7 @@ def test_results_of_before_survive_a_failure(finished, tmp_path, capsys):
 
 def test_a_folder_that_was_not_evaluated(tmp_path, capsys):
     assert main(["compare", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 1
-    assert "holds no evaluation.json" in said(capsys)
+    assert "it has no evaluation.json" in said(capsys)
     assert not (tmp_path / "page.html").exists()
 
 
