@@ -21,6 +21,7 @@ from concordet.detectors import (
     paa,
     refinedet,
     retinanet,
+    sparse_rcnn,
     ssd,
 )
 from concordet.detectors.backbones import Size
@@ -74,6 +75,12 @@ DETECTORS: dict[str, Entry] = {
         inference=TWO_STAGE_INFERENCE,
         criterion=mask_rcnn.mask_rcnn_criterion,
     ),
+    "sparse_rcnn": Entry(
+        sparse_rcnn.sparse_rcnn,
+        sparse_rcnn.USUAL,
+        inference=Inference(score_threshold=0.0, nms_threshold=1.0, topk=100),
+        criterion=sparse_rcnn.sparse_rcnn_criterion,
+    ),
 }
 NANO_IMAGE_SIZE = (240, 320)
 
@@ -107,7 +114,8 @@ def build_detector(
         num_classes: foreground classes; labels in targets and detections are 1..num_classes.
         loss: a name (:func:`concordet.losses.list_losses`) such as ``"rank_sort+concordance(0.3)"``, or a criterion.
             ``"default"`` is the detector's own.
-        size: ``"full"``, the published architecture, or ``"nano"``, under 1 M parameters, for CPUs and small images.
+        size: ``"full"``, the published architecture, or ``"nano"``, under 1 M parameters (Sparse R-CNN: 3 M), for CPUs
+            and small images.
         backbone: a torchvision ResNet's name, for SSD and RefineDet also ``"vgg16"``; None is ResNet-50, for DSSD
             ResNet-101, for SSD and RefineDet VGG-16.  Nano has its own.
         weights: file or torchvision enumeration, of the whole detector or of its backbone; None starts from scratch.

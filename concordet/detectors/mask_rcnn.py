@@ -39,8 +39,9 @@ def mask_rcnn(
     """Mask R-CNN: Faster R-CNN and four convolutions on features pooled to 14 x 14, which give masks of 28 x 28.
 
     Follows torchvision's ``maskrcnn_resnet50_fpn``, whose weights' names it keeps: cross entropy of masks, mean over
-    positives and pixels; with ranking losses Dice.  44.2 M parameters at ResNet-50 and 80 classes, as that one's and
-    mmdetection's.  Nano: Faster R-CNN's, and two convolutions 32 wide on 7 x 7, 0.8 M parameters at 3 classes.
+    positives and pixels; with ranking losses Dice.  44.4 M parameters at ResNet-50 and 80 classes, as that one's
+    (mmdetection's: 44.2 M).  Nano: Faster R-CNN's, and two convolutions 32 wide on 7 x 7, 0.8 M parameters at
+    3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     channels = features.out_channels
@@ -115,7 +116,8 @@ class MaskRCNN(TwoStageDetector):
         for i, image in enumerate(objects):
             if image.masks is None:
                 raise ValueError(
-                    f"target {i}: mask_rcnn learns from masks, and this target has none; load the data with masks=True"
+                    f"target {i}: mask_rcnn learns from masks, and this target has none; load the data with masks=True "
+                    "(train_options of the configuration's data)"
                 )
         return super()._trained(found, objects)
 
