@@ -216,7 +216,8 @@ def ssd(
     """
     features = multibox_features(size, backbone, image_size, pretrained, usual="vgg16", width=40)
     levels = len(features.out_channels)
-    steps = STEPS.get(image_size) if isinstance(features, VGGFeatures) else None
+    height, width = image_size
+    steps = STEPS.get((height, width)) if isinstance(features, VGGFeatures) else None
     anchors = DefaultBoxGenerator(RATIOS[levels], scales=SCALES[levels], steps=steps)
     head = MultiBoxHead(features.out_channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax)
     return DenseDetector(

@@ -64,6 +64,29 @@ def test_dssd_has_the_parameters_of_the_papers_figures():
     assert count("dssd") == resnet101 + extra + way_up + predictions + heads
 
 
+@pytest.mark.parametrize("name", ["foveabox", "paa", "ssd", "dssd", "refinedet"])
+class TestEveryOneStage:
+    def test_detections_do_not_depend_on_the_rest_of_the_batch(self, name):
+        model = build(name, score_threshold=0.0, topk=20).eval()
+        for weight in model.head.parameters():
+            if weight.ndim == 4:
+                torch.nn.init.normal_(weight, std=0.1)  # fresh classifiers give nearly tied scores
+        images, _ = batch(2, 3, 4)
+        together = model(images)
+        for image, expected in zip(images, together, strict=True):
+            torch.testing.assert_close(model([image])[0], expected, rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("loss", ["default", "rank_sort"])
+    def test_hundreds_of_objects_at_borders_and_below_a_stride(self, name, loss):
+        corner = torch.stack(torch.meshgrid(torch.arange(0, 96, 4.0), torch.arange(0, 64, 4.0), indexing="ij"), -1)
+        boxes = torch.cat([corner.reshape(-1, 2), corner.reshape(-1, 2) + 4], 1)
+        boxes = torch.cat([boxes, boxes[:116] + 0.5, torch.tensor([[0.0, 0.0, 96.0, 64.0]])])
+        targets = [{"boxes": boxes, "labels": torch.ones(len(boxes), dtype=torch.int64)}]
+        terms = build(name, loss)([torch.rand(3, 64, 96)], targets)
+        sum(terms.values()).backward()
+        assert all(v.isfinite() for v in terms.values())
+
+
 class TestSSD:
     def test_losses_and_detections_are_torchvisions(self):
         ours = build("ssd", score_threshold=0.3, topk=10_000)
@@ -107,6 +130,10 @@ class TestSSD:
             theirs = ssd300_vgg16(weights=None, weights_backbone=None, num_classes=4).state_dict()
             ours = build_detector("ssd", num_classes=3).state_dict()
         assert {k: v.shape for k, v in theirs.items()} == {k: v.shape for k, v in ours.items() if "caffe" not in k}
+
+    def test_image_size_may_be_a_list_as_files_have_it(self):
+        with torch.device("meta"):
+            assert build_detector("ssd", num_classes=3, image_size=[512, 512]).anchor_generator.steps[-1] == 512
 
     def test_own_weights_keep_their_normalisation(self):
         with torch.device("meta"):
