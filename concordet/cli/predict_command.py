@@ -20,7 +20,11 @@ def parser() -> Parser:
     options.add_argument("--out", type=str | None, help="COCO results file to write")
     options.add_argument("--draw", type=str | None, help="folder for pictures with the detections drawn in")
     options.add_argument("--annotations", type=str | None, help="COCO file with the images' ids, by file name")
-    options.add_argument("--score_threshold", type=float, default=0.3, help="least score of a drawn detection")
+    options.add_argument(
+        "--score_threshold",
+        type=float | None,
+        help="least score of a drawn detection; by default each class's best by LRP in the run's evaluation, or 0.3",
+    )
     options.add_argument("--skip_unreadable", type=bool, default=False, help="leave unreadable images out")
     options.add_argument("--accelerator", type=str, default="auto", help="auto, cpu or gpu")
     options.add_argument("--json", type=str | None, help="the same as --out")
@@ -35,7 +39,7 @@ def run(words: list[str]) -> None:
     out = given.out or given.json
     if out is None and given.draw is None:
         raise UsageError("nothing to write: give --out FILE for COCO results, or --draw FOLDER for pictures")
-    if not 0 <= given.score_threshold <= 1:
+    if given.score_threshold is not None and not 0 <= given.score_threshold <= 1:
         raise UsageError(f"score_threshold must be in 0..1, not {given.score_threshold}")
 
     from concordet.engine.prediction import predict

@@ -15,6 +15,8 @@ from concordet.engine.detections import coco_results
 from concordet.engine.evaluation import pick_device, progress
 from concordet.engine.files import free_name, read_json, replacing, writable, write_json
 
+DRAWN_FROM = 0.3  # least score of a drawn detection where nothing better is known
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -95,7 +97,7 @@ def predict(
     out: str | Path | None = None,
     draw: str | Path | None = None,
     annotations: str | Path | None = None,
-    score_threshold: float = 0.3,
+    score_threshold: float | None = None,
     skip_unreadable: bool = False,
     accelerator: str = "auto",
 ) -> Predicted:
@@ -108,7 +110,8 @@ def predict(
         draw: Folder for pictures with the detections drawn in; a picture that exists there is kept, and the new one
             gets another name.
         annotations: COCO file that gives the images their ids by file name; they are 1, 2, ... in order without it.
-        score_threshold: Least score of a drawn detection; the results hold all of them.
+        score_threshold: Least score of a drawn detection; the results hold all of them.  None takes each class's best
+            threshold by LRP from the run's evaluation, 0.3 where there is none: scores of ranking losses have no scale.
         skip_unreadable: Leave images out that cannot be read, instead of stopping.
         accelerator: auto, cpu or gpu.
 
@@ -127,6 +130,7 @@ def predict(
     model, meta = load_detector(checkpoint)
     device = pick_device(accelerator)
     model.to(device)
+    drawn_from = thresholds(checkpoint, len(meta["class_names"]), score_threshold)
     folder = None if draw is None else Path(draw)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,7 +151,9 @@ def predict(
         rows = coco_results([found], [image_id], meta["category_ids"])
         results += [row | {"file_name": path.name} for row in rows]
         if folder is not None:
-            pictures.append(_draw(folder, path, image, found, meta["class_names"], score_threshold))
+            shown = found["scores"] >= drawn_from[found["labels"] - 1]
+            shown_only = {name: value[shown] for name, value in found.items()}
+            pictures.append(_draw(folder, path, image, shown_only, meta["class_names"]))
     if out is not None:
         write_json(out, results, indent=None)
     return Predicted(results, len(paths) - len(unreadable), unreadable, pictures)
@@ -160,12 +166,24 @@ def to_tensor(image: Any) -> torch.Tensor:
     return pil_to_tensor(image).float().div_(255)
 
 
-def _draw(
-    folder: Path, path: Path, image: Any, found: dict[str, Any], class_names: list[str], score_threshold: float
-) -> Path:
+def thresholds(checkpoint: str | Path, num_classes: int, given: float | None = None) -> torch.Tensor:
+    """``[c]`` least score of a drawn detection of each class."""
+    least = torch.full((num_classes,), DRAWN_FROM if given is None else given)
+    run = next(
+        (p for p in (Path(checkpoint), *Path(checkpoint).parents[:2]) if (p / "evaluation.json").is_file()), None
+    )
+    if given is not None or run is None:
+        return least
+    for place, entry in enumerate(read_json(run / "evaluation.json").get("per_class", [])[:num_classes]):
+        if entry.get("lrp_threshold") is not None:
+            least[place] = entry["lrp_threshold"]
+    return least
+
+
+def _draw(folder: Path, path: Path, image: Any, found: dict[str, Any], class_names: list[str]) -> Path:
     from concordet.report import draw_detections
 
-    drawn = draw_detections(image, found, class_names=class_names, score_threshold=score_threshold)
+    drawn = draw_detections(image, found, class_names=class_names, score_threshold=0.0)
     target = free_name(folder / f"{path.stem}.png")
     with replacing(target) as temporary:
         drawn.save(temporary)

@@ -12,6 +12,7 @@ from torch import nn
 from concordet.data import load_dataset
 from concordet.engine.data import eval_loader
 from concordet.engine.module import DetectionModule
+from concordet.engine.prediction import thresholds
 
 from ..trained import tiny
 
@@ -49,3 +50,12 @@ def test_resized_images_are_judged_in_original_pixels(dataset):
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
     (figures,) = trainer.validate(module, eval_loader(dataset, batch_size=2, workers=0), verbose=False)
     assert figures["val/AP"] == pytest.approx(1)
+
+
+def test_pictures_are_drawn_from_each_class_best_threshold(finished, tmp_path):
+    report = json.loads((finished / "evaluation.json").read_text())
+    expected = [0.3 if c["lrp_threshold"] is None else c["lrp_threshold"] for c in report["per_class"]]
+    assert thresholds(finished, 2).tolist() == pytest.approx(expected)
+    assert thresholds(finished / "checkpoints" / "last.ckpt", 2).tolist() == pytest.approx(expected)
+    assert thresholds(finished, 2, 0.7).tolist() == pytest.approx([0.7, 0.7])
+    assert thresholds(tmp_path, 2).tolist() == pytest.approx([0.3, 0.3])
