@@ -61,6 +61,12 @@ def run(words: list[str]) -> None:
         names = {"title": Path(given.detections).name}
         if given.compare is not None:
             names |= {"other": Path(given.compare).name}
+            if names["title"] == names["other"]:
+                # run folders all call their results detections.json
+                names = {
+                    key: f"{Path(name).absolute().parent.name}/{Path(name).name}"
+                    for key, name in (("title", given.detections), ("other", given.compare))
+                }
         write_analysis(analysis, Path(given.html), images=images, comparison=difference, **names)
     if given.json is not None:
         write_json(given.json, figures)
