@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from concordet.losses.criteria import Criterion
+from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.losses.watch import gradient_ratio, observe
 from concordet.types import Assigned
 
@@ -17,7 +17,7 @@ class WatchLosses(pl.Callback):
     """Logs ``watch/...`` figures of a detector's criterion with every row of the log.
 
     ``watch/gradient_ratio`` is read off the gradient that training computes anyway; the other figures cost one more
-    evaluation of the loss without gradient.  A detector with several stages is not watched.
+    evaluation of the loss without gradient.  Of a detector with several stages the last is watched.
     """
 
     def __init__(self) -> None:
@@ -26,6 +26,8 @@ class WatchLosses(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         criterion = getattr(pl_module.model, "criterion", None)
+        if isinstance(criterion, StagedCriterion):
+            criterion = list(criterion.stages.values())[-1]
         if isinstance(criterion, Criterion):
             # the hook sees what the detector hands to its criterion, so that no detector needs to know of watching
             self._handle = criterion.register_forward_hook(lambda module, args, _: self._see(trainer, module, args[0]))

@@ -9,9 +9,9 @@ from concordet.engine.config import DataConfig, OptimConfig, TrainConfig
 from concordet.engine.training import train
 
 
-def watched(loss, out):
+def watched(loss, out, detector="fcos"):
     config = TrainConfig(
-        detector="fcos",
+        detector=detector,
         size="nano",
         loss=loss,
         image_size=(64, 64),
@@ -51,3 +51,8 @@ def test_self_balancing_and_harmonic_factors_are_logged(tmp_path):
     assert all(1 <= row["watch/classification_factor"] <= 2 for row in rows)
     assert all(1 <= row["watch/localization_factor"] <= 2 for row in rows)
     assert all(0 <= row["watch/inconsistency"] <= 1 for row in rows)
+
+
+def test_the_last_stage_is_watched(tmp_path):
+    rows = watched("ap", tmp_path / "run", "faster_rcnn")
+    assert [row["watch/gradient_ratio"] for row in rows] == pytest.approx([1] * 12, abs=1e-4)
