@@ -106,10 +106,10 @@ METRICS: Final[tuple[Metric, ...]] = (
     _points("AP50", "AP50", "higher", "Average precision if a box is right from IoU 0.50: loose localisation."),
     _points("AP75", "AP75", "higher", "Average precision if a box is right from IoU 0.75: tight localisation."),
     _points("AP90", "AP90", "higher", "Average precision if a box is right from IoU 0.90: near-perfect boxes."),
-    _plain("beta_img", "β_img", "higher",
+    _plain("beta_img", "beta_img", "higher",
            "Spearman correlation of score and IoU over the positives of one image before NMS, averaged over images; "
            "from −1 to 1."),
-    _plain("beta_cls", "β_cls", "higher",
+    _plain("beta_cls", "beta_cls", "higher",
            "Spearman correlation of score and IoU over the true positives of one class after NMS, averaged over "
            "classes; from −1 to 1."),
     _points("oLRP", "oLRP", "lower",

@@ -114,7 +114,7 @@ def test_evaluate(trained, tmp_path, capsys):
     out = tmp_path / "elsewhere"
     assert main(["evaluate", str(trained), "--json", str(file), "--workers", "0", "--batch_size", "1"]) == 0
     printed = capsys.readouterr().out
-    for heading in ("AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "s/iter"):
+    for heading in ("AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "s / iteration"):
         assert heading in printed
     assert json.loads(file.read_text())["metrics"]["AP50"] is not None
     assert main(["evaluate", str(trained), "--split", "train", "--out", str(out), "--workers", "0"]) == 0

@@ -90,7 +90,7 @@ def test_a_comparison_says_which_differences_may_be_chance(analysis, run_folders
     out = write_analysis(analysis, tmp_path / "r.html", comparison=found, other="coupled.json")
     page = read_page(out.read_text(encoding="utf-8"))
     rows = {row[0].split(" ")[0]: row[1:] for row in page.tables["intervals"][1:]}
-    assert list(rows) == ["AP", "AP50", "AP75", "β_cls", "oLRP"]
+    assert list(rows) == ["AP", "AP50", "AP75", "beta_cls", "oLRP"]
     assert rows["AP"][:2] == [f"{100 * found['AP'][side]:.1f}" for side in ("first", "second")]
     for name in ("AP", "AP50", "oLRP"):
         assert (rows[name][-1] == "may be chance") == (not found[name]["differs"])

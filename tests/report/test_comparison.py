@@ -33,7 +33,7 @@ def test_figures_stand_in_the_table(page):
     assert rows["AP"] == ["41.2", "39.8 −1.4"]
     assert rows["AP75"] == ["43.0", "45.0 +2.0"]
     assert rows["AP90"] == ["12.0", "–"]
-    assert rows["β_img"] == ["0.310", "0.520 +0.210"]
+    assert rows["beta_img"] == ["0.310", "0.520 +0.210"]
     assert rows["AIC mean"] == ["0.153", "0.101 −0.052"]
     assert rows["s / iteration"] == ["0.210", "0.210 ±0"]
     assert len(rows) == 1 + len(METRICS)
@@ -44,7 +44,7 @@ def test_figures_stand_in_the_table(page):
 def test_the_summary_says_what_is_worse_as_plainly_as_what_is_better(run_folders, build_run, tmp_path):
     sentences = " ".join(summary(read_runs(run_folders))).replace("\u00a0", " ")
     assert "focal+concordance(0.3) reaches 39.8 AP where focal reaches 41.2: 1.4 points worse." in sentences
-    assert "better by β_img 0.310 → 0.520 and AIC mean 0.153 → 0.101 and the same by β_cls 0.420" in sentences
+    assert "better by beta_img 0.310 → 0.520 and AIC mean 0.153 → 0.101 and the same by beta_cls 0.420" in sentences
     sentences = " ".join(summary(read_runs(run_folders[::-1])))
     assert "focal reaches 41.2 AP where focal+concordance(0.3) reaches 39.8: 1.4 points better." in sentences
     equal = build_run(tmp_path / "equal", loss="rank_sort", metrics={"AP": 0.4121})
