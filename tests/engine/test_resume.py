@@ -1,6 +1,7 @@
 """A run that was killed, or stopped with Ctrl-C, continues as if nothing had happened."""
 
 import csv
+import functools
 import os
 import signal
 import subprocess
@@ -18,7 +19,9 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def start(config, out):
     command = [sys.executable, "-m", "concordet", "train", *words(config), "--out", str(out)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    # a shell's background jobs, and what they start, ignore Ctrl-C: the run must not
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=heed)
 
 
 def wait_for(process, text):
