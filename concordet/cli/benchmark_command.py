@@ -11,7 +11,6 @@ from concordet.engine.errors import UsageError
 KINDS = {
     "losses": "every loss and back end over numbers of logits and shares of positives",
     "analyze": "the analysis of large results files",
-    "detectors": "training steps and detection of each detector",
 }
 
 

@@ -26,7 +26,7 @@ def parser() -> Parser:
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    from concordet.engine.files import write_json
+    from concordet.engine.files import writable, write_json
 
     given = parser().parse_args(words)
     if given.kind is not None and given.kind not in KINDS:
@@ -43,6 +43,7 @@ def run(words: list[str]) -> None:
     elif given.json == "-":
         print(json.dumps(found))
     else:
+        writable(Path(given.json).parent)
         write_json(Path(given.json), found)
 
 

@@ -34,7 +34,8 @@ from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_c
 class Entry:
     """A detector of the zoo: how it is built, its published loss and image size, thresholds.
 
-    ``criterion`` makes the criterion of a detector with several stages.
+    ``criterion`` makes the criterion of a detector with several stages; ``quality_head`` says that it can have an
+    auxiliary head.
     """
 
     build: Callable[..., nn.Module]
@@ -42,16 +43,17 @@ class Entry:
     image_size: tuple[int, int] = (800, 1333)
     inference: Inference = field(default_factory=Inference)
     criterion: Callable[[str | Criterion | StagedCriterion], StagedCriterion] | None = None
+    quality_head: bool = False
 
 
 TWO_STAGE_INFERENCE = Inference(nms_threshold=0.5, topk=5000)
 
 DETECTORS: dict[str, Entry] = {
     "retinanet": Entry(retinanet.retinanet, retinanet.USUAL, inference=Inference(nms_threshold=0.5)),
-    "fcos": Entry(fcos.fcos, fcos.USUAL),
-    "atss": Entry(atss.atss, atss.USUAL),
+    "fcos": Entry(fcos.fcos, fcos.USUAL, quality_head=True),
+    "atss": Entry(atss.atss, atss.USUAL, quality_head=True),
     "foveabox": Entry(foveabox.foveabox, foveabox.USUAL, inference=Inference(nms_threshold=0.5)),
-    "paa": Entry(paa.paa, paa.USUAL),
+    "paa": Entry(paa.paa, paa.USUAL, quality_head=True),
     "ssd": Entry(ssd.ssd, ssd.USUAL, (300, 300), ssd.INFERENCE),
     "dssd": Entry(dssd.dssd, dssd.USUAL, (320, 320), dssd.INFERENCE),
     "refinedet": Entry(
@@ -155,6 +157,8 @@ def build_detector(
         criterion = entry.criterion(loss)
     else:
         criterion = build_criterion(loss, entry.usual) if isinstance(loss, str) else loss
+    if isinstance(criterion, Criterion) and criterion.quality is not None and not entry.quality_head:
+        raise ValueError(f"{name} has no auxiliary head for {criterion.quality!r} in loss {loss!r}; leave that out")
     if not criterion.calibrated:
         inference.setdefault("score_threshold", 0.0)
     model = entry.build(

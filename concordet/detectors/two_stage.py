@@ -184,7 +184,9 @@ class TwoStageDetector(nn.Module):
         levels = list(features.values())
         logits, deltas = self.rpn.head(levels)
         level_sizes = [x[0].numel() for x in logits]
-        anchors = self.rpn.anchor_generator(batch, levels)
+        # the generator takes shape, device and type from features; bf16 could not tell pixels apart
+        like = [x.new_empty((), dtype=torch.float32).expand(x.shape) for x in levels]
+        anchors = self.rpn.anchor_generator(batch, like)
         logits, deltas = (x.float() for x in concat_box_prediction_layers(logits, deltas))
         count = len(images)
         with torch.no_grad():

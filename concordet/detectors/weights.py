@@ -64,11 +64,15 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
         raise ValueError(
             f"weights {path}: not a PyTorch file that loads with weights_only=True ({type(error).__name__})"
         ) from error
+    averaged = content.get("ema_state_dict") if isinstance(content, Mapping) else None
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"weights {path}: holds no state dict")
+    if isinstance(averaged, Mapping):
+        # what this project evaluates and reports are the averaged weights
+        content = {**content, **averaged}
     return {k.removeprefix("model."): v for k, v in content.items()}
 
 

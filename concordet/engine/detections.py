@@ -61,3 +61,14 @@ def coco_results(
                 }
             )
     return results
+
+
+def is_federated(ground_truth: Any) -> bool:
+    """Whether images say which classes were looked for (LVIS), so that LVIS's rules judge detections.
+
+    Example:
+        >>> is_federated({"images": [{"id": 1, "neg_category_ids": [3]}]})
+        True
+    """
+    images = ground_truth.get("images", []) if isinstance(ground_truth, dict) else []
+    return any("neg_category_ids" in image for image in images)

@@ -18,7 +18,7 @@ from concordet.boxes import paired_iou
 from concordet.engine.checkpoint import check_same, checkpoint_path, load_detector
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
-from concordet.engine.detections import batch_results
+from concordet.engine.detections import batch_results, is_federated
 from concordet.engine.errors import UsageError
 from concordet.engine.files import new_folder, read_json, replacing, writable, write_json
 from concordet.version import __version__
@@ -108,7 +108,7 @@ def measure(ground_truth: dict[str, Any], found: Found) -> dict[str, Any]:
     """All figures: those of :func:`concordet.measures.evaluate_detections`, and beta_img."""
     from concordet.measures import evaluate_detections, image_correlation
 
-    figures = evaluate_detections(ground_truth, found.detections)
+    figures = evaluate_detections(ground_truth, found.detections, lvis=is_federated(ground_truth))
     positives = found.positives
     beta = image_correlation(positives["scores"], positives["ious"], positives["image_ids"])
     figures["beta_img"] = beta.value
@@ -157,7 +157,11 @@ def evaluate_run(
     dataset = dataset or build_dataset(data, "val")
     same = {"num_classes": len(dataset.class_names), "class_names": list(dataset.class_names)}
     check_same(meta, same, path)
-    asked = {"checkpoint": path.name if path.parent == run / "checkpoints" else str(path), "data": evaluated_part(data)}
+    asked = {
+        "checkpoint": path.name if path.parent == run / "checkpoints" else str(path),
+        "data": evaluated_part(data),
+        "averaged": averaged,
+    }
     _keep_others(out, run, asked)
     device = pick_device(accelerator)
     found = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
@@ -177,7 +181,7 @@ def evaluate_run(
         "evaluated": asked,
         "environment": environment(device),
     }
-    if out != run:
+    if out.resolve() != run.resolve():
         shutil.copyfile(run / "config.yaml", out / "config.yaml")
     write_evaluation(out, dataset, ground_truth, found, report)
     return report
@@ -191,8 +195,11 @@ def evaluated_part(data: DataConfig) -> dict[str, Any]:
 def _keep_others(out: Path, run: Path, asked: dict[str, Any]) -> None:
     """An evaluation is written again in place only when it is of the same checkpoint and data."""
     path = out / "evaluation.json"
+    in_place = out.resolve() == run.resolve()
+    if not in_place and (out / "checkpoints").exists():
+        raise ValueError(f"{out} is a run of its own, whose evaluation would be lost; name another folder with --out")
     if not path.is_file():
-        if out == run:
+        if in_place:
             writable(out)
         else:
             new_folder(out, "name another folder with --out")

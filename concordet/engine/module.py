@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from concordet.engine.checkpoint import KEY
 from concordet.engine.config import TrainConfig
-from concordet.engine.detections import batch_results
+from concordet.engine.detections import batch_results, is_federated
 from concordet.engine.errors import DivergedError
 from concordet.engine.schedule import build_optimizer, learning_rate_factor
 from concordet.engine.seeding import seed_all
@@ -143,7 +143,7 @@ def evaluate_everywhere(ground_truth: dict[str, Any] | None, found: list[dict[st
         dist.all_gather_object(shares, found)
     figures: list[Any] = [None]
     if not several or dist.get_rank() == 0:
-        measured = evaluate_detections(ground_truth, without_repeats(shares))
+        measured = evaluate_detections(ground_truth, without_repeats(shares), lvis=is_federated(ground_truth))
         figures = [{name: float("nan") if measured[name] is None else measured[name] for name in VALIDATED}]
     if several:
         dist.broadcast_object_list(figures)

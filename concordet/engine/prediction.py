@@ -130,7 +130,7 @@ def predict(
     model, meta = load_detector(checkpoint)
     device = pick_device(accelerator)
     model.to(device)
-    drawn_from = thresholds(checkpoint, len(meta["class_names"]), score_threshold)
+    drawn_from = thresholds(checkpoint, meta["category_ids"], score_threshold)
     folder = None if draw is None else Path(draw)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -166,17 +166,18 @@ def to_tensor(image: Any) -> torch.Tensor:
     return pil_to_tensor(image).float().div_(255)
 
 
-def thresholds(checkpoint: str | Path, num_classes: int, given: float | None = None) -> torch.Tensor:
-    """``[c]`` least score of a drawn detection of each class."""
-    least = torch.full((num_classes,), DRAWN_FROM if given is None else given)
+def thresholds(checkpoint: str | Path, category_ids: Sequence[int], given: float | None = None) -> torch.Tensor:
+    """``[c]`` least score of a drawn detection of each class, in the order of labels."""
+    least = torch.full((len(category_ids),), DRAWN_FROM if given is None else given)
     run = next(
         (p for p in (Path(checkpoint), *Path(checkpoint).parents[:2]) if (p / "evaluation.json").is_file()), None
     )
     if given is not None or run is None:
         return least
-    for place, entry in enumerate(read_json(run / "evaluation.json").get("per_class", [])[:num_classes]):
-        if entry.get("lrp_threshold") is not None:
-            least[place] = entry["lrp_threshold"]
+    known = {c.get("id"): c.get("lrp_threshold") for c in read_json(run / "evaluation.json").get("per_class", [])}
+    for place, category in enumerate(category_ids):
+        if known.get(category) is not None:
+            least[place] = known[category]
     return least
 
 

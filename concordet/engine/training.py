@@ -81,14 +81,21 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
     _fit(config, out, model, meta, train_set, val_set if config.val_every else None, reached)
     if not main:
         return out
-    if config.evaluate and not (out / "evaluation.json").is_file():
+    if config.evaluate and not _is_evaluated(out):
         evaluate_run(out, dataset=val_set)
     return out
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes files, before any process group exists."""
-    return int(os.environ.get("RANK", 0)) == 0 and int(os.environ.get("LOCAL_RANK", 0)) == 0
+    """Whether this is the process that writes files, before any process group exists, under the usual launchers."""
+    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(int(os.environ.get(name, 0)) == 0 for name in names)
+
+
+def _is_evaluated(out: Path) -> bool:
+    """Whether the evaluation is of the checkpoint as it is now, not of one that a resumed run has left behind."""
+    evaluation = out / "evaluation.json"
+    return evaluation.is_file() and evaluation.stat().st_mtime >= checkpoint_path(out).stat().st_mtime
 
 
 def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:

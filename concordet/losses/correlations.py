@@ -48,7 +48,7 @@ def correlation(x: Tensor, y: Tensor, coefficient: str, *, strength: float | Non
     check_choice("correlation", "coefficient", coefficient, COEFFICIENTS)
     _check_pair("correlation", "x", x, "y", y)
     numerator, denominator = _fraction(x, y, coefficient, strength)
-    return numerator / denominator
+    return numerator / (denominator if len(x) > 1 else denominator * 0)
 
 
 def correlation_loss(
@@ -84,7 +84,7 @@ def correlation_loss(
     quality = quality.detach().to(scores.dtype).clamp_min(1e-6)
     numerator, denominator = _fraction(scores, quality, coefficient, strength)
     # undefined: 0 / 0; the division must not see it, or its gradient would be NaN
-    undefined = denominator <= torch.finfo(denominator.dtype).tiny
+    undefined = (denominator <= torch.finfo(denominator.dtype).tiny) | (len(scores) < 2)
     rho = numerator / torch.where(undefined, 1.0, denominator)
     return torch.where(undefined, numerator * 0.0, 1 - rho)
 

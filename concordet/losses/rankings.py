@@ -199,7 +199,9 @@ def rank_sort_loss(
     """
     check_floating("rank_sort_loss", "quality", quality, 1)
     check_same("rank_sort_loss", "quality", quality, "logits", logits)
-    check_finite("rank_sort_loss", "quality", quality)
+    check_same("rank_sort_loss", "labels", labels, "logits", logits)
+    # what stands at other logits is not read
+    check_finite("rank_sort_loss", "quality", quality.masked_fill(labels != 1, 0))
     own = step_at_zero(delta)
     values, _ = _rank("rank_sort_loss", RANK_SORT, logits, labels, quality, delta, self_relation, own, method, group)
     return RankSort(values[0], values[1])
@@ -268,6 +270,7 @@ def _rank(
     if self_relation is None:
         self_relation = step_at_zero(delta) if method == "bucketed" else published_relation
     check_positive(where, "self_relation", self_relation)
+    labels = labels.long()
     check_labels(where, labels)
     check_finite(where, "logits", logits)
     if group is not None and method == "bucketed":

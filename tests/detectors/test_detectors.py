@@ -188,6 +188,27 @@ class TestEveryDetector:
             terms = model(*batch(3, 2))
         assert all(v.dtype == torch.float32 and v.isfinite() for v in terms.values())
 
+    def test_anchors_stay_fp32_under_bf16(self, name):
+        """bf16 cannot tell pixels of a large image apart; objects are matched with the anchors all the same."""
+        images, targets = batch(3, 2, height=200, width=320)
+        model = build_detector(name, num_classes=3, size="nano", image_size=(200, 320)).eval()
+        (*_, plain) = model.assigned(images, targets)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            (*_, mixed) = model.assigned(images, targets)
+        if name not in ("paa", "refinedet", "faster_rcnn", "cascade_rcnn", "mask_rcnn", "sparse_rcnn"):
+            assert torch.equal(plain.positive, mixed.positive)  # the others' matches depend on predictions
+        assert mixed.gt_boxes.dtype == torch.float32
+        generator = getattr(model, "anchor_generator", None) or getattr(
+            getattr(model, "rpn", None), "anchor_generator", None
+        )
+        if generator is not None:
+            seen = []
+            generator.register_forward_hook(lambda module, args, out: seen.extend(out))
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                model(images)
+            assert seen
+            assert all(anchors.dtype == torch.float32 for anchors in seen)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -201,6 +222,8 @@ class TestRefusals:
             ({"backbone": "resnet18"}, "drop backbone='resnet18'"),
             ({"size": "full", "backbone": "vgg"}, "backbone must be one of resnet18"),
             ({"weights": "no/such/file.pt"}, "no such file"),
+            ({"name": "retinanet", "loss": "focal+iou_head"}, "retinanet has no auxiliary head for 'iou'"),
+            ({"name": "ssd", "loss": "focal+centerness"}, "ssd has no auxiliary head"),
         ],
     )
     def test_build(self, change, message):
@@ -236,6 +259,16 @@ class TestWeights:
         torch.manual_seed(1)
         other = build_detector("atss", num_classes=3, size="nano", weights=tmp_path / "w.pt")
         torch.testing.assert_close(other.state_dict(), model.state_dict())
+
+    def test_averaged_weights_are_those_of_a_checkpoint_that_has_them(self, tmp_path):
+        model = build("atss")
+        state = {f"model.{k}": v for k, v in model.state_dict().items()}
+        averaged = {k: v + 1 for k, v in state.items() if v.is_floating_point()}
+        torch.save({"state_dict": state, "ema_state_dict": averaged}, tmp_path / "w.ckpt")
+        other = build_detector("atss", num_classes=3, size="nano", weights=tmp_path / "w.ckpt")
+        for name, value in other.state_dict().items():
+            expected = state[f"model.{name}"]
+            torch.testing.assert_close(value, expected + 1 if value.is_floating_point() else expected)
 
     def test_another_class_count_is_refused(self, tmp_path):
         torch.save(build("fcos").state_dict(), tmp_path / "w.pt")

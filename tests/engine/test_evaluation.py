@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -12,14 +13,15 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from concordet.engine import evaluate_run, load_detector, predict
+from concordet.engine import evaluate_run, load_detector, predict, train
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset
-from concordet.engine.detections import coco_results
+from concordet.engine.detections import coco_results, is_federated
 from concordet.engine.evaluation import run_detector
 from concordet.engine.prediction import find_images, image_ids
+from concordet.engine.training import is_main_process
 
-from ..trained import snapshot
+from ..trained import snapshot, tiny
 
 
 def read(path):
@@ -195,3 +197,50 @@ def test_what_is_no_image_is_said(finished, tmp_path):
         image_ids([tmp_path / "a.png"], finished / "ground_truth.json")
     with pytest.raises(ValueError, match="lists no images"):
         image_ids([tmp_path / "a.png"], finished / "detections.json")
+
+
+def test_another_run_keeps_its_evaluation(finished, tmp_path):
+    """Two runs on the same data differ in nothing that an evaluation names."""
+    other = tmp_path / "other"
+    shutil.copytree(finished, other)
+    before = snapshot(other)
+    with pytest.raises(ValueError, match="is a run of its own"):
+        evaluate_run(finished, out=other)
+    assert snapshot(other) == before
+
+
+def test_an_evaluation_of_an_earlier_checkpoint_is_made_again(tmp_path):
+    """Looked at halfway, then resumed: the figures at the end are those of the end."""
+    run = train(tiny(evaluate=False), tmp_path / "run")
+    evaluate_run(run)
+    early = (run / "evaluation.json").stat().st_mtime_ns
+    later = (run / "checkpoints" / "last.ckpt").stat().st_mtime + 10
+    os.utime(run / "checkpoints" / "last.ckpt", (later, later))
+    train(tiny(evaluate=True), run, resume=True)
+    assert (run / "evaluation.json").stat().st_mtime_ns > early
+
+
+def test_federated_ground_truth_is_known_by_its_images():
+    assert is_federated({"images": [{"id": 1}, {"id": 2, "neg_category_ids": []}]})
+    assert not is_federated({"images": [{"id": 1}]})
+    assert not is_federated(None)
+
+
+@pytest.mark.parametrize(
+    ("names", "main"),
+    [
+        ({}, True),
+        ({"RANK": "0", "LOCAL_RANK": "0"}, True),
+        ({"RANK": "8", "LOCAL_RANK": "0"}, False),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"RANK": "0", "SLURM_PROCID": "1"}, True),
+    ],
+)
+def test_one_process_writes_under_every_launcher(names, main, monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    assert is_main_process() is main

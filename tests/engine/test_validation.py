@@ -55,7 +55,8 @@ def test_resized_images_are_judged_in_original_pixels(dataset):
 def test_pictures_are_drawn_from_each_class_best_threshold(finished, tmp_path):
     report = json.loads((finished / "evaluation.json").read_text())
     expected = [0.3 if c["lrp_threshold"] is None else c["lrp_threshold"] for c in report["per_class"]]
-    assert thresholds(finished, 2).tolist() == pytest.approx(expected)
-    assert thresholds(finished / "checkpoints" / "last.ckpt", 2).tolist() == pytest.approx(expected)
-    assert thresholds(finished, 2, 0.7).tolist() == pytest.approx([0.7, 0.7])
-    assert thresholds(tmp_path, 2).tolist() == pytest.approx([0.3, 0.3])
+    ids = [c["id"] for c in report["per_class"]]
+    assert thresholds(finished, ids).tolist() == pytest.approx(expected)
+    assert thresholds(finished / "checkpoints" / "last.ckpt", ids).tolist() == pytest.approx(expected)
+    assert thresholds(finished, ids, 0.7).tolist() == pytest.approx([0.7, 0.7])
+    assert thresholds(tmp_path, ids).tolist() == pytest.approx([0.3, 0.3])

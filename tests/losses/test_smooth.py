@@ -312,3 +312,13 @@ def test_half_precision_is_computed_in_float32(function, dtype):
     assert loss.dtype == torch.float32
     assert x.grad.dtype == dtype
     torch.testing.assert_close(loss.detach().double(), function(x.detach().double()), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("coefficient", ["pearson", "spearman", "concordance"])
+def test_one_positive_has_no_correlation(coefficient):
+    score = torch.tensor([0.3], requires_grad=True)
+    loss = F.correlation_loss(score, torch.tensor([0.8]), coefficient=coefficient)
+    loss.backward()
+    assert loss == 0
+    assert score.grad == 0
+    assert F.correlation(score, torch.tensor([0.8]), coefficient).isnan()
