@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,13 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
 from concordet.detectors.coders import BoxCodec, delta_codec, distance_codec
+from concordet.detectors.detector import Detections, Detector, Target
 from concordet.detectors.matching import Assigner, centers, ignore_inside, side_distances
 from concordet.detectors.refining import Refiner, Scene
 from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
 __all__ = ["BoxCodec", "DenseDetector", "Inference", "Predictions", "delta_codec", "distance_codec", "select"]
-
-Target = dict[str, Any]
-Detections = list[dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,7 @@ class Predictions:
         return scores if self.dropped is None else scores.masked_fill(self.dropped[..., None], 0.0)
 
 
-class DenseDetector(nn.Module):
+class DenseDetector(Detector):
     """A one-stage detector in torchvision's convention.
 
     In training mode ``model(images, targets)`` returns named losses; in evaluation mode ``model(images)`` returns
@@ -123,26 +120,11 @@ class DenseDetector(nn.Module):
         self.inference = inference
         self.ignore_regions = ignore_regions
 
-    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> dict[str, Tensor] | Detections:
-        """Losses in training mode, detections in evaluation mode.
+    def _train(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        stages, objects = self._predict(images, targets)
+        return self._losses([self._assign(p, objects) for p in stages])
 
-        Args:
-            images: float ``[3, h, w]`` in [0, 1] each, of any size.
-            targets: one an image, in training: ``boxes`` ``[m, 4]`` xyxy in the image's pixels, ``labels`` ``[m]``
-                1..num_classes, optionally ``ignored_boxes`` ``[k, 4]``.
-
-        Returns:
-            Named, weighted 0-dim terms, or for each image ``boxes`` ``[k, 4]``, ``labels`` ``[k]``, ``scores`` ``[k]``
-            in descending order of score.
-
-        Raises:
-            ValueError: for targets that are missing or malformed.
-        """
-        if self.training:
-            if targets is None:
-                raise ValueError("in training mode a detector needs targets; call model.eval() to detect")
-            stages, objects = self._predict(images, targets)
-            return self._losses([self._assign(p, objects) for p in stages])
+    def _detect(self, images: list[Tensor]) -> Detections:
         stages, _ = self._predict(images, None)
         return self._detections(stages[-1], images)
 

@@ -14,7 +14,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.ops import MultiScaleRoIAlign
 
 from concordet.detectors.backbones import Size, pyramid
-from concordet.detectors.dense import Detections, Target
+from concordet.detectors.detector import Detections, Target
 from concordet.detectors.faster_rcnn import USUAL, box_pool
 from concordet.detectors.proposals import Objects, Proposed, Refined, region_proposals, staged_criterion
 from concordet.detectors.two_stage import BoxStage, TwoStageDetector

@@ -14,7 +14,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 
 from concordet.detectors.backbones import Size
-from concordet.detectors.dense import Inference, Target, mean_count
+from concordet.detectors.dense import Inference, mean_count
+from concordet.detectors.detector import Target
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_criterion
 from concordet.types import BACKGROUND, IGNORED, Assigned

@@ -15,7 +15,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign
 
 from concordet.detectors.backbones import Size, pyramid
-from concordet.detectors.dense import Detections, Inference, Target, check_targets, mean_count, targets_with_ignored
+from concordet.detectors.dense import Inference, check_targets, mean_count, targets_with_ignored
+from concordet.detectors.detector import Detections, Detector, Target
 from concordet.detectors.faster_rcnn import box_pool
 from concordet.detectors.hungarian import set_matches
 from concordet.detectors.matching import ignore_inside
@@ -158,7 +159,7 @@ class Stage:
     boxes: Tensor  # [b, k, 4], with gradient
 
 
-class SparseRCNN(nn.Module):
+class SparseRCNN(Detector):
     """Sparse R-CNN in torchvision's convention, as :class:`~concordet.detectors.two_stage.TwoStageDetector` is.
 
     Records are named ``stage1`` to ``stage6``; encoded regressions are boxes in units of the image.
@@ -196,25 +197,10 @@ class SparseRCNN(nn.Module):
         self.inference = inference
         self.ignore_regions = ignore_regions
 
-    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> dict[str, Tensor] | Detections:
-        """Losses in training mode, detections in evaluation mode.
+    def _train(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        return self.criterion(self.assigned(images, targets))
 
-        Args:
-            images: float ``[3, h, w]`` in [0, 1] each, of any size.
-            targets: one an image, in training: ``boxes`` ``[m, 4]`` xyxy in the image's pixels, ``labels`` ``[m]``
-                1..num_classes, optionally ``ignored_boxes`` ``[k, 4]``.
-
-        Returns:
-            Named, weighted 0-dim terms, or for each image ``boxes`` ``[k, 4]``, ``labels`` ``[k]``, ``scores`` ``[k]``
-            in descending order of score.
-
-        Raises:
-            ValueError: for targets that are missing or malformed.
-        """
-        if self.training:
-            if targets is None:
-                raise ValueError("in training mode a detector needs targets; call model.eval() to detect")
-            return self.criterion(self.assigned(images, targets))
+    def _detect(self, images: list[Tensor]) -> Detections:
         stages, sizes, _ = self._predict(images, None)
         return self._detections(stages[-1], sizes, images)
 

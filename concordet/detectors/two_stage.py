@@ -16,7 +16,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_p
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
-from concordet.detectors.dense import Detections, Inference, Target, check_targets, targets_with_ignored
+from concordet.detectors.dense import Inference, check_targets, targets_with_ignored
+from concordet.detectors.detector import Detections, Detector, Target
 from concordet.detectors.matching import ignore_inside, iou_matches
 from concordet.detectors.proposals import (
     Objects,
@@ -74,7 +75,7 @@ class BoxStage(nn.Module):
         return list(boxes.unflatten(1, (-1, 4)).split([len(b) for b in refined.references]))
 
 
-class TwoStageDetector(nn.Module):
+class TwoStageDetector(Detector):
     """A two-stage detector in torchvision's convention, as :class:`~concordet.detectors.dense.DenseDetector` is.
 
     Records are named ``rpn`` and after the RoI head's stages.  With a softmax classifier (cross entropy, Harmonic loss)
@@ -130,25 +131,10 @@ class TwoStageDetector(nn.Module):
         heads = self.roi_heads
         return [heads] if isinstance(heads, BoxStage) else [cast(BoxStage, stage) for stage in heads]
 
-    def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> dict[str, Tensor] | Detections:
-        """Losses in training mode, detections in evaluation mode.
+    def _train(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
+        return self.criterion(self._trained(*self._propose(images, targets)))
 
-        Args:
-            images: float ``[3, h, w]`` in [0, 1] each, of any size.
-            targets: one an image, in training: ``boxes`` ``[m, 4]`` xyxy in the image's pixels, ``labels`` ``[m]``
-                1..num_classes, optionally ``ignored_boxes`` ``[k, 4]``.
-
-        Returns:
-            Named, weighted 0-dim terms, or for each image ``boxes`` ``[k, 4]``, ``labels`` ``[k]``, ``scores`` ``[k]``
-            in descending order of score.
-
-        Raises:
-            ValueError: for targets that are missing or malformed.
-        """
-        if self.training:
-            if targets is None:
-                raise ValueError("in training mode a detector needs targets; call model.eval() to detect")
-            return self.criterion(self._trained(*self._propose(images, targets)))
+    def _detect(self, images: list[Tensor]) -> Detections:
         found, _ = self._propose(images, None)
         return self._detections(found, self._refine(found, found.boxes), images)
 
