@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOSClassificationHead
 
 from concordet.detectors.backbones import Size, pyramid
@@ -17,6 +18,20 @@ from concordet.losses.criteria import Criterion, Usual
 USUAL = Usual("focal", BoxTerm("giou", weight=2.0, weighting="quality"), quality="centerness")
 
 
+def atss_parts(
+    criterion: Criterion, num_classes: int, size: Size, backbone: str | None, pretrained: bool
+) -> tuple[BackboneWithFPN, DenseHead, AnchorGenerator]:
+    """Features, head and anchors of ATSS, which are PAA's too."""
+    features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
+    channels, scale, convs = features.out_channels, *((4, 2) if size == "nano" else (8, 4))
+    anchors = AnchorGenerator(tuple((scale * s,) for s in strides), ((1.0,),) * len(strides))
+    head = DenseHead(
+        FCOSClassificationHead(channels, 1, num_classes, convs),
+        RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, levels=len(strides)),
+    )
+    return features, head, anchors
+
+
 def atss(
     criterion: Criterion, *, num_classes: int, size: Size, backbone: str | None, pretrained: bool, **settings: Any
 ) -> DenseDetector:
@@ -26,13 +41,7 @@ def atss(
     by (10, 10, 5, 5).  32.3 M parameters at ResNet-50 and 80 classes with the centerness branch; nano: 0.6 M, levels
     P3..P5 and anchors 4 times the stride.
     """
-    features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
-    channels, scale, convs = features.out_channels, *((4, 2) if size == "nano" else (8, 4))
-    anchors = AnchorGenerator(tuple((scale * s,) for s in strides), ((1.0,),) * len(strides))
-    head = DenseHead(
-        FCOSClassificationHead(channels, 1, num_classes, convs),
-        RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, levels=len(strides)),
-    )
+    features, head, anchors = atss_parts(criterion, num_classes, size, backbone, pretrained)
     return DenseDetector(
         features,
         head,

@@ -150,8 +150,7 @@ class DenseDetector(Detector):
 
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> tuple[list[Predictions], list[Target]]:
         if targets is not None:
-            check_targets(images, targets, self.num_classes)
-            targets = [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets_with_ignored(targets)]
+            targets = checked_targets(images, targets, self.num_classes)
         batch, objects = self.transform(images, targets)
         features = list(self.backbone(batch.tensors).values())
         return self._stages(batch, features), objects or []
@@ -320,6 +319,12 @@ def targets_with_ignored(targets: list[Target]) -> list[Target]:
             labels = torch.cat([labels, labels.new_zeros(len(ignored))])
         merged.append({"boxes": boxes, "labels": labels})
     return merged
+
+
+def checked_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> list[Target]:
+    """Targets that a detector can learn from, ignored regions among the boxes; ValueError for any other."""
+    check_targets(images, targets, num_classes)
+    return [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets_with_ignored(targets)]
 
 
 def check_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> None:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.fcos import FCOSClassificationHead
-
-from concordet.detectors.backbones import Size, pyramid
+from concordet.detectors.atss import atss_parts
+from concordet.detectors.backbones import Size
 from concordet.detectors.dense import DenseDetector, delta_codec
-from concordet.detectors.heads import DenseHead, RegressionHead
 from concordet.detectors.matching import iou_matches
 from concordet.detectors.refining import mixture_matches
 from concordet.losses.box import BoxTerm
@@ -30,13 +27,7 @@ def paa(
     there).  32.3 M parameters at ResNet-50 and 80 classes with the IoU branch, as there; nano: levels P3..P5 and
     anchors 4 times the stride, 0.6 M at 3 classes.
     """
-    features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
-    channels, scale, convs = features.out_channels, *((4, 2) if size == "nano" else (8, 4))
-    anchors = AnchorGenerator(tuple((scale * s,) for s in strides), ((1.0,),) * len(strides))
-    head = DenseHead(
-        FCOSClassificationHead(channels, 1, num_classes, convs),
-        RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, levels=len(strides)),
-    )
+    features, head, anchors = atss_parts(criterion, num_classes, size, backbone, pretrained)
     return DenseDetector(
         features,
         head,

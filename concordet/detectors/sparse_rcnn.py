@@ -15,7 +15,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 from torchvision.ops import MultiScaleRoIAlign
 
 from concordet.detectors.backbones import Size, pyramid
-from concordet.detectors.dense import Inference, check_targets, mean_count, targets_with_ignored
+from concordet.detectors.dense import Inference, checked_targets, mean_count
 from concordet.detectors.detector import Detections, Detector, Target
 from concordet.detectors.faster_rcnn import box_pool
 from concordet.detectors.hungarian import set_matches
@@ -224,8 +224,7 @@ class SparseRCNN(Detector):
         self, images: list[Tensor], targets: list[Target] | None
     ) -> tuple[list[Stage], list[tuple[int, int]], list[Objects]]:
         if targets is not None:
-            check_targets(images, targets, self.num_classes)
-            targets = [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets_with_ignored(targets)]
+            targets = checked_targets(images, targets, self.num_classes)
         batch, resized = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         padded = [tuple(batch.tensors.shape[-2:])] * len(images)

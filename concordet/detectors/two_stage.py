@@ -16,7 +16,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_p
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
-from concordet.detectors.dense import Inference, check_targets, targets_with_ignored
+from concordet.detectors.dense import Inference, checked_targets
 from concordet.detectors.detector import Detections, Detector, Target
 from concordet.detectors.matching import ignore_inside, iou_matches
 from concordet.detectors.proposals import (
@@ -161,11 +161,12 @@ class TwoStageDetector(Detector):
         return self._detections(found, refined, images), self._measured(found, refined, objects)
 
     def _checked(self, images: list[Tensor], targets: list[Target]) -> list[Target]:
-        check_targets(images, targets, self.num_classes)
-        return [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets_with_ignored(targets)]
+        return checked_targets(images, targets, self.num_classes)
 
     def _propose(self, images: list[Tensor], targets: list[Target] | None) -> tuple[Proposed, list[Objects]]:
-        batch, resized = self.transform(images, None if targets is None else self._checked(images, targets))
+        if targets is not None:
+            targets = self._checked(images, targets)
+        batch, resized = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         levels = list(features.values())
         logits, deltas = self.rpn.head(levels)

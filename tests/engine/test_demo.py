@@ -1,5 +1,8 @@
 """The demonstration, made small: twice, without losing the first."""
 
+from pathlib import Path
+
+from concordet.engine.config import load_config
 from concordet.engine.demo import DEMO, DemoSettings, demo, summary
 
 from ..trained import snapshot, tiny
@@ -28,3 +31,8 @@ def test_the_runs_differ_in_the_loss_alone():
     assert first == "default"
     assert others
     assert DEMO.config.data.name == "digits"
+
+
+def test_the_example_is_the_demonstration():
+    example = Path(__file__).parents[2] / "examples" / "digits.yaml"
+    assert load_config(example) == DEMO.config
