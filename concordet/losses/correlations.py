@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from concordet.losses.checks import check_choice, check_finite, check_floating, check_positive, check_same
 from concordet.losses.reduction import at_least_float32
+from concordet.ranking.processes import ALONE, Everyone, everyone
 
 COEFFICIENTS = ("pearson", "spearman", "concordance")
 
@@ -47,12 +49,17 @@ def correlation(x: Tensor, y: Tensor, coefficient: str, *, strength: float | Non
     """
     check_choice("correlation", "coefficient", coefficient, COEFFICIENTS)
     _check_pair("correlation", "x", x, "y", y)
-    numerator, denominator = _fraction(x, y, coefficient, strength)
-    return numerator / (denominator if len(x) > 1 else denominator * 0)
+    numerator, denominator, n = _fraction(x, y, coefficient, strength)
+    return numerator / torch.where(n > 1, denominator, 0)
 
 
 def correlation_loss(
-    scores: Tensor, quality: Tensor, *, coefficient: str = "concordance", strength: float | None = None
+    scores: Tensor,
+    quality: Tensor,
+    *,
+    coefficient: str = "concordance",
+    strength: float | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""Correlation Loss: 1 - rho of the positives' scores and IoUs, with gradient through the scores alone.
 
@@ -63,6 +70,9 @@ def correlation_loss(
         strength: of Spearman's soft ranks; smaller ranks harder. None for 0.3 / p, found by measurement. At 1, the
             published setting, soft ranks of values in [0, 1] are affine in the values: Spearman is then exactly
             Pearson.
+        group: processes whose positives are one sample; all of them must call, with positives or without. The value is
+            then global and gradients are the global loss's times the number of processes, so that DDP's average is
+            the global gradient. Sent are eight sums, or for Spearman the positives.
 
     Returns:
         0-dim in [0, 2], float32 or better; 0 with zero gradients where the coefficient is undefined (fewer than two
@@ -82,9 +92,9 @@ def correlation_loss(
     check_choice("correlation_loss", "coefficient", coefficient, COEFFICIENTS)
     _check_pair("correlation_loss", "scores", scores, "quality", quality)
     quality = quality.detach().to(scores.dtype).clamp_min(1e-6)
-    numerator, denominator = _fraction(scores, quality, coefficient, strength)
+    numerator, denominator, n = _fraction(scores, quality, coefficient, strength, everyone(group))
     # undefined: 0 / 0; the division must not see it, or its gradient would be NaN
-    undefined = (denominator <= torch.finfo(denominator.dtype).tiny) | (len(scores) < 2)
+    undefined = (denominator <= torch.finfo(denominator.dtype).tiny) | (n < 2)
     rho = numerator / torch.where(undefined, 1.0, denominator)
     return torch.where(undefined, numerator * 0.0, 1 - rho)
 
@@ -176,24 +186,38 @@ def _soft_rank_backward(ctx, grad_ranks, grad_blocks):
 _soft_rank.register_autograd(_soft_rank_backward, setup_context=_soft_rank_setup)
 
 
-def _fraction(x: Tensor, y: Tensor, coefficient: str, strength: float | None) -> tuple[Tensor, Tensor]:
-    """Numerator and denominator of the coefficient, in float64: moments of near-constant samples cancel."""
+def _fraction(
+    x: Tensor, y: Tensor, coefficient: str, strength: float | None, processes: Everyone = ALONE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Numerator and denominator of the coefficient over the samples of all processes, and the samples' size.
+
+    In float64: moments of near-constant samples cancel.
+    """
     dtype = at_least_float32(x).dtype
     x, y = x.double(), y.double()
     if coefficient == "spearman":
+        # ranks are nobody's own: from here on every process has the whole sample
+        (x, y), _ = processes.gather(x, y)
+        processes = ALONE
         strength = RELATIVE_STRENGTH / max(len(x), 1) if strength is None else strength
         x, y = soft_rank(x, strength=strength), soft_rank(y, strength=strength)
-    n = max(len(x), 1)
-    mean_x, mean_y = x.sum() / n, y.sum() / n
-    x, y = x - mean_x, y - mean_y
-    covariance, variance_x, variance_y = (x * y).sum() / n, x.square().sum() / n, y.square().sum() / n
+    count, sum_x, sum_y = processes.sum(torch.stack([x.new_tensor(float(len(x))), x.sum(), y.sum()]).detach())
+    n = count.clamp_min(1)
+    # moments about constants next to the means: exact, and differentiable in each process by itself
+    origin_x, origin_y = sum_x / n, sum_y / n
+    x, y = x - origin_x, y - origin_y
+    sums = torch.stack([x.sum(), y.sum(), (x * y).sum(), x.square().sum(), y.square().sum()])
+    mean_x, mean_y, covariance, variance_x, variance_y = processes.sum(sums) / n
+    covariance = covariance - mean_x * mean_y
+    variance_x, variance_y = variance_x - mean_x.square(), variance_y - mean_y.square()
+    mean_x, mean_y = mean_x + origin_x, mean_y + origin_y
     if coefficient == "concordance":
         numerator, denominator = 2 * covariance, variance_x + variance_y + (mean_x - mean_y).square()
     else:
         product = variance_x * variance_y
         # the root has no derivative at 0
         numerator, denominator = covariance, torch.where(product > 0, product, 1.0).sqrt() * (product > 0)
-    return numerator.to(dtype), denominator.to(dtype)
+    return numerator.to(dtype), denominator.to(dtype), count
 
 
 def _check_pair(where: str, name: str, x: Tensor, other_name: str, y: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -75,8 +76,10 @@ class BucketedAPLoss(APLoss):
         tensor(0.6667)
     """
 
-    def __init__(self, *, delta: float = 1.0, self_relation: float | None = None) -> None:
-        super().__init__(delta=delta, self_relation=self_relation, method="bucketed")
+    def __init__(
+        self, *, delta: float = 1.0, self_relation: float | None = None, group: dist.ProcessGroup | None = None
+    ) -> None:
+        super().__init__(delta=delta, self_relation=self_relation, method="bucketed", group=group)
 
 
 class ALRPLoss(_Ranking):
@@ -134,8 +137,10 @@ class BucketedRankSortLoss(RankSortLoss):
         RankSort(ranking=tensor(0.), sorting=tensor(0.))
     """
 
-    def __init__(self, *, delta: float = 0.5, self_relation: float | None = None) -> None:
-        super().__init__(delta=delta, self_relation=self_relation, method="bucketed")
+    def __init__(
+        self, *, delta: float = 0.5, self_relation: float | None = None, group: dist.ProcessGroup | None = None
+    ) -> None:
+        super().__init__(delta=delta, self_relation=self_relation, method="bucketed", group=group)
 
 
 class NDCGLoss(_Ranking):
@@ -164,7 +169,7 @@ class NDCGLoss(_Ranking):
 class _Settings(nn.Module):
     """A module whose attributes are the keyword arguments of its function."""
 
-    def __init__(self, **settings: float | str | None) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__()
         self._names = tuple(settings)
         for name, value in settings.items():
@@ -181,8 +186,14 @@ class _Settings(nn.Module):
 class CorrelationLoss(_Settings):
     """:func:`~concordet.losses.functional.correlation_loss` as a module."""
 
-    def __init__(self, *, coefficient: str = "concordance", strength: float | None = None) -> None:
-        super().__init__(coefficient=coefficient, strength=strength)
+    def __init__(
+        self,
+        *,
+        coefficient: str = "concordance",
+        strength: float | None = None,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
+        super().__init__(coefficient=coefficient, strength=strength, group=group)
 
     def forward(self, scores: Tensor, quality: Tensor) -> Tensor:
         return functional.correlation_loss(scores, quality, **self._settings)

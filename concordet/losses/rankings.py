@@ -20,6 +20,7 @@ from concordet.losses.checks import (
 from concordet.ranking import METHODS, ranking_loss, step_at_zero
 from concordet.ranking.definitions import ALRP as ALRP_DEFINITION
 from concordet.ranking.definitions import AP, INTERPOLATED_AP, NDCG, RANK_SORT, Definition
+from concordet.ranking.processes import everyone
 
 
 class ALRP(NamedTuple):
@@ -66,8 +67,9 @@ def ap_loss(
             with delta > 0, the thesis's algorithm).
         method: "auto" and "exact" (near-linear, the same numbers), "quadratic" (the definition) or "bucketed" (the
             thesis's).
-        group: processes whose batches are ranked together. Values are then global and gradients are the
-            global loss's times the number of processes, so that DDP's average is the global gradient.
+        group: processes whose batches are ranked together, with any ``method``; all of them must call, with positives
+            or without. Values are then global and gradients are the global loss's times the number of processes, so
+            that DDP's average is the global gradient. Positives are sent, negatives are not.
 
     Returns:
         0-dim loss in [0, 1], float32 (float64 for float64 logits); 0 with zero gradients without positives or
@@ -146,9 +148,7 @@ def alrp_loss(
         "alrp_loss", ALRP_DEFINITION, logits, labels, loc_errors, delta, self_relation, 1.0, method, group
     )
     localization = (loc_errors.to(weights.dtype) * weights).sum()
-    if group is not None:
-        localization = _sum_over_processes(localization, group)
-    return ALRP(values[0], localization.to(values.dtype))
+    return ALRP(values[0], everyone(group).sum(localization).to(values.dtype))
 
 
 def rank_sort_loss(
@@ -273,11 +273,6 @@ def _rank(
     labels = labels.long()
     check_labels(where, labels)
     check_finite(where, "logits", logits)
-    if group is not None and method == "bucketed":
-        raise ValueError(
-            f"{where}: expected group=None with method='bucketed', got a group; buckets would need all negatives in "
-            "one process, method='exact' ranks over processes without."
-        )
     return ranking_loss(
         definition,
         logits,
@@ -288,11 +283,3 @@ def _rank(
         method=method,
         group=None if group is None else group.group_name,
     )
-
-
-def _sum_over_processes(local: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum's value; the gradient of this process's part times the number of processes."""
-    total = local.detach().clone()
-    dist.all_reduce(total, group=group)
-    scaled = local * dist.get_world_size(group)
-    return scaled + (total - scaled.detach())

@@ -10,13 +10,15 @@ import torch
 from torch import Tensor
 
 from concordet.ranking.exact import ExactCounts
+from concordet.ranking.processes import ALONE, Everyone
 
 
-def bucket(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def bucket(positives: Tensor, negatives: Tensor, processes: Everyone = ALONE) -> tuple[Tensor, Tensor, Tensor]:
     """Prototypes ``[b]`` (mean logits), sizes ``[b]``, and ``[n]`` which bucket a negative is in.
 
     All logits are sorted in descending order, stably and positives first, so that a negative tied with a positive falls
-    into the bucket below it (Algorithm 2, lines 1 and 2). There is no bucket between adjacent positives.
+    into the bucket below it (Algorithm 2, lines 1 and 2). There is no bucket between adjacent positives.  Positives are
+    those of all ``processes``, negatives a process's own; buckets hold those of all.
 
     Example:
         >>> prototypes, sizes, _ = bucket(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.5, 0.0]))
@@ -27,22 +29,29 @@ def bucket(positives: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor, Tensor
     order = torch.sort(torch.cat([positives, negatives]), descending=True, stable=True).indices
     is_negative = order >= p
     run = (~is_negative).cumsum(0)[is_negative]  # how many positives stand before each negative
-    _, which, sizes = torch.unique_consecutive(run, return_inverse=True, return_counts=True)
     sorted_negatives = negatives[order[is_negative] - p].double()
-    sums = sorted_negatives.new_zeros(len(sizes)).index_add_(0, which, sorted_negatives)
+    # of the p + 1 runs: number, sum, largest, and smallest with its sign turned
+    nothing = sorted_negatives.new_zeros(p + 1)
+    sums = nothing.index_add(0, run, sorted_negatives)
+    sizes, sums = processes.sum(torch.stack([torch.bincount(run, minlength=p + 1).double(), sums]))
+    bounds = torch.stack([sorted_negatives, -sorted_negatives])
+    lowest = bounds.new_full((2, p + 1), -torch.inf)
+    largest, smallest = processes.largest(lowest.scatter_reduce(1, run.expand(2, -1), bounds, "amax"))
+    used = sizes > 0
     # a mean of equal logits must not be rounded past them
-    ends = sizes.cumsum(0)
-    prototypes = torch.clamp(sums / sizes, sorted_negatives[ends - 1], sorted_negatives[ends - sizes])
-    return prototypes, sizes.double(), torch.empty_like(which).index_copy_(0, order[is_negative] - p, which)
+    prototypes = torch.clamp(sums / sizes, -smallest, largest)[used]
+    which = (used.cumsum(0) - 1)[run]
+    return prototypes, sizes[used], torch.empty_like(which).index_copy_(0, order[is_negative] - p, which)
 
 
 class BucketedCounts(ExactCounts):
     """Soft counts in which every negative is moved to its bucket's mean (Eqs. 3.20-3.22, over all buckets)."""
 
-    def __init__(self, positives: Tensor, negatives: Tensor, delta: float) -> None:
+    def __init__(self, positives: Tensor, negatives: Tensor, delta: float, processes: Everyone = ALONE) -> None:
         self._all_negatives = negatives
         self._kept = (negatives >= positives.min() - delta).nonzero().squeeze(1)
-        prototypes, sizes, self._bucket = bucket(positives, negatives.index_select(0, self._kept))
+        prototypes, sizes, self._bucket = bucket(positives, negatives.index_select(0, self._kept), processes)
+        # buckets are those of all processes already: nothing is left to add up
         super().__init__(positives, prototypes, delta, weights=sizes)
 
     def spread_to_negatives(self, amount: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def step_at_zero(delta: float) -> float:
 class Counts(Protocol):
     """Soft counts of p positives s_i among each other and among n keys; float64, in the positives' order.
 
-    Keys are the negatives' logits, finite, and :func:`nowhere` at all other places.
+    Keys are the negatives' logits, finite, and :func:`nowhere` at all other places.  With several processes, positives
+    are those of all, keys a process's own, and what is counted of negatives is added up over all.
 
     Attributes:
         positives: ``[p]`` logits of the positives.

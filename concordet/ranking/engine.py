@@ -15,7 +15,7 @@ from concordet.ranking.exact import ExactCounts
 from concordet.ranking.processes import Everyone, everyone
 from concordet.ranking.quadratic import QuadraticCounts
 
-METHODS: dict[str, Callable[[Tensor, Tensor, float], Counts]] = {
+METHODS: dict[str, Callable[[Tensor, Tensor, float, Everyone], Counts]] = {
     "exact": ExactCounts,
     "quadratic": QuadraticCounts,
     "bucketed": BucketedCounts,
@@ -156,7 +156,7 @@ def _compute(
     definition: Definition,
     delta: float,
     self_relation: float,
-    method: Callable[[Tensor, Tensor, float], Counts],
+    method: Callable[[Tensor, Tensor, float, Everyone], Counts],
     processes: Everyone,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -176,13 +176,13 @@ def _compute(
 
     poison = _poison(logits, labels)
     own_logits = logits.index_select(0, positive).nan_to_num_()
-    positives, mine = processes.gather(own_logits)  # all processes' positives, and which of them are ours
+    # all processes' positives, and which of them are ours
+    (positives, quality), mine = processes.gather(own_logits, own_side)
     if len(positives) == 0:
         return logits.new_zeros(n_terms) + poison, logits.new_zeros(n_terms, n_updates), weights
-    quality, _ = processes.gather(own_side)
 
     keys = torch.where(labels == 0, logits, nowhere(logits.dtype)).nan_to_num_()
-    counts = processes.shared(method(positives, keys, delta))
+    counts = method(positives, keys, delta, processes)
     result = definition.compute(counts, self_relation, quality)
     values = torch.stack([term.value.mean() for term in result.terms]).to(logits.dtype) + poison
     if result.weights is not None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from concordet.ranking.counts import step_at_zero
 from concordet.ranking.intervals import Intervals, cut
+from concordet.ranking.processes import ALONE, Everyone
 from concordet.ranking.sums import WaveletTree, prefix_sums, suffix_sums
 
 CHUNK = 1 << 19
@@ -74,8 +75,17 @@ def lines(axis: Intervals, delta: float, amount: Tensor) -> tuple[Tensor, Tensor
 class ExactCounts:
     """Soft counts by intervals (positives and negatives) and by a wavelet tree (positives by score and quality)."""
 
-    def __init__(self, positives: Tensor, negatives: Tensor, delta: float, weights: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        positives: Tensor,
+        negatives: Tensor,
+        delta: float,
+        processes: Everyone = ALONE,
+        *,
+        weights: Tensor | None = None,
+    ) -> None:
         """``weights`` ``[n]`` float64 says how many negatives each of the negatives stands for; None for one."""
+        self._processes = processes
         self.positives = positives.double()
         self._delta = delta
         self._negatives = negatives
@@ -89,7 +99,8 @@ class ExactCounts:
 
     def negatives_above(self) -> Tensor:
         weight, moment = moments(self._axis, self._negatives, self._interval, self._weights)
-        return self._unsort(count_above(self._axis, self._delta, weight, moment)).clamp_min(0)
+        count = self._unsort(count_above(self._axis, self._delta, weight, moment)).clamp_min(0)
+        return self._processes.sum(count)
 
     def positives_above(self, weights: Tensor) -> Tensor:
         axis, size = self._axis, len(self._axis.origin)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from concordet.ranking.counts import step
+from concordet.ranking.processes import ALONE, Everyone
 
 
 class QuadraticCounts:
     """Soft counts from the matrices H(x_ij), x_ij = s_j - s_i, with i a positive (rows) and j any logit (columns)."""
 
-    def __init__(self, positives: Tensor, negatives: Tensor, delta: float) -> None:
+    def __init__(self, positives: Tensor, negatives: Tensor, delta: float, processes: Everyone = ALONE) -> None:
+        self._processes = processes
         self.positives = positives.double()  # [p]
         self._dtype = negatives.dtype
         x_negative = negatives.double()[None, :] - self.positives[:, None]  # [p, n]
@@ -23,7 +25,7 @@ class QuadraticCounts:
         self._above_positive.fill_diagonal_(0)
 
     def negatives_above(self) -> Tensor:
-        return self._above_negative.sum(dim=1)
+        return self._processes.sum(self._above_negative.sum(dim=1))
 
     def positives_above(self, weights: Tensor) -> Tensor:
         return (self._above_positive[:, :, None] * weights[None, :, :]).sum(dim=1)

@@ -1,9 +1,9 @@
-"""Two gloo processes against one: global values, gradients times the number of processes, empty batches, no hanging."""
+"""Two, three and four gloo processes against one: global values, gradients times their number, no hanging."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import tempfile
 from datetime import timedelta
 
 import pytest
@@ -12,75 +12,192 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from concordet.losses import functional as F
+from concordet.losses.correlations import COEFFICIENTS
 from tests.ranking.cases import random_case
 
-SPLITS = [(60, 60), (5, 115), (0, 120)]
+WORLDS = (2, 3, 4)
+METHODS = ("exact", "quadratic", "bucketed")
+COLLECTIVES = [name for name in dir(dist) if name.startswith(("all_", "broadcast", "gather", "reduce", "scatter"))]
 
 
-def _losses(logits, labels, side, group, method):
+def even(labels, world):
+    return torch.arange(len(labels)) % world
+
+
+def uneven(labels, world):
+    return (torch.arange(len(labels)) * world * 3 // len(labels)).clamp_max(world - 1)
+
+
+def nothing_in_the_first(labels, world):
+    return 1 + torch.arange(len(labels)) % (world - 1)
+
+
+def positives_in_the_last_alone(labels, world):
+    return torch.where(labels == 1, world - 1, torch.arange(len(labels)) % world)
+
+
+# positives, negatives, and what they are: rounded logits tie, also over processes
+BATCHES = {
+    "usual": {"p": 17, "n": 100},
+    "ties": {"p": 17, "n": 100, "ties": True},
+    "one positive": {"p": 1, "n": 20},
+    "no negative": {"p": 9, "n": 0},
+    "no positive": {"p": 0, "n": 20},
+}
+
+# a batch, and which process has each row
+CASES = {
+    "usual": ("usual", even),
+    "uneven": ("usual", uneven),
+    "an empty process": ("usual", nothing_in_the_first),
+    "positives in one process": ("usual", positives_in_the_last_alone),
+    "ties": ("ties", uneven),
+    "one positive": ("one positive", even),
+    "no negative": ("no negative", nothing_in_the_first),
+    "no positive": ("no positive", nothing_in_the_first),
+}
+
+
+def batch(case, world):
+    """A batch with the processes' rows one after the other, as one process has it, and the rows of each."""
+    name, split = CASES[case]
+    logits, labels, side = random_case(**BATCHES[name], seed=len(case))
+    owner, order = torch.sort(split(labels, world), stable=True)
+    return (logits[order], labels[order], side[order]), [owner == rank for rank in range(world)]
+
+
+def results(case, logits, labels, side, group=None):
+    """Value and gradient of every loss with every method; ties matter with a hard step."""
+    logits = logits.clone().requires_grad_()
     errors = side[labels == 1].clone().requires_grad_()
-    alrp = F.alrp_loss(logits, labels, errors, group=group, method=method)
-    outputs = [
-        F.ap_loss(logits, labels, group=group, method=method),
-        F.ap_loss(logits, labels, interpolated=True, group=group, method=method),
-        *F.rank_sort_loss(logits, labels, side, group=group, method=method),
-        F.ndcg_loss(logits, labels, group=group, method=method),
-        *alrp,
-    ]
-    gradients = [torch.autograd.grad(output, logits, retain_graph=True)[0] for output in outputs[:-1]]
-    gradients.append(torch.autograd.grad(outputs[-1], errors)[0])
-    return [float(output.detach()) for output in outputs], gradients
+    found = {}
+
+    def keep(name, value, leaf=logits):
+        (gradient,) = torch.autograd.grad(1.5 * value, leaf, retain_graph=True)
+        found[name] = (value.detach(), gradient / 1.5)
+
+    for method in METHODS:
+        for delta in (0.0, 0.7) if case == "ties" else (0.7,):
+            shared = {"group": group, "method": method, "delta": delta}
+            keep(("ap", method, delta), F.ap_loss(logits, labels, **shared))
+            keep(("interpolated ap", method, delta), F.ap_loss(logits, labels, interpolated=True, **shared))
+            ranking, sorting = F.rank_sort_loss(logits, labels, side, **shared)
+            keep(("ranking", method, delta), ranking)
+            keep(("sorting", method, delta), sorting)
+            keep(("ndcg", method, delta), F.ndcg_loss(logits, labels, **shared))
+            classification, localization = F.alrp_loss(logits, labels, errors, **shared)
+            keep(("alrp", method, delta), classification)
+            keep(("alrp localization", method, delta), localization, errors)
+    positive = labels == 1
+    for coefficient in COEFFICIENTS:
+        loss = F.correlation_loss(logits[positive].sigmoid(), side[positive], coefficient=coefficient, group=group)
+        keep(coefficient, loss)
+    return found
 
 
-def _work(rank: int, store: str, results: str) -> None:
+def bytes_sent(p, n, group):
+    """Bytes that one process hands to collectives, by loss."""
+    sent = 0
+
+    def counting(function):
+        def call(*arguments, **options):
+            nonlocal sent
+            tensor = next(a for a in reversed(arguments) if isinstance(a, torch.Tensor))
+            sent += tensor.numel() * tensor.element_size()
+            return function(*arguments, **options)
+
+        return call
+
+    logits, labels, side = random_case(p, n, seed=0)
+    scores = logits[labels == 1].sigmoid()
+    calls = {
+        **{
+            f"{name} {method}": lambda loss=loss, method=method: loss(logits, labels, group=group, method=method)
+            for name, loss in (("ap", F.ap_loss), ("ndcg", F.ndcg_loss))
+            for method in METHODS
+        },
+        **{
+            f"rank_sort {method}": lambda method=method: F.rank_sort_loss(
+                logits, labels, side, group=group, method=method
+            )
+            for method in METHODS
+        },
+        "alrp": lambda: F.alrp_loss(logits, labels, side[labels == 1], group=group),
+        **{
+            c: lambda c=c: F.correlation_loss(scores, side[labels == 1], coefficient=c, group=group)
+            for c in COEFFICIENTS
+        },
+    }
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in COLLECTIVES:
+            patch.setattr(dist, name, counting(getattr(dist, name)))
+        for name, call in calls.items():
+            sent = 0
+            call()
+            found[name] = sent
+    return found
+
+
+def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(minutes=4)
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=max(WORLDS), timeout=timedelta(minutes=2)
     )
-    group = dist.group.WORLD
+    groups = {world: dist.new_group(list(range(world))) for world in WORLDS}
     kept = {}
-    for method in ("exact", "quadratic"):
-        for case, split in enumerate(SPLITS):
-            logits, labels, side = random_case(17, 100, seed=case)
-            rows = slice(0, split[0]) if rank == 0 else slice(split[0], None)
-            kept[method, case] = _losses(logits[rows].requires_grad_(), labels[rows], side[rows], group, method)
-        nothing = torch.zeros(0, dtype=torch.float64, requires_grad=True)
-        kept[method, "empty"] = _losses(
-            nothing, torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.float64), group, method
-        )
-    torch.save(kept, os.path.join(results, f"{rank}.pt"))
+    for world, group in groups.items():
+        if rank < world:
+            for case in CASES:
+                values, rows = batch(case, world)
+                kept[world, case] = results(case, *(value[rows[rank]] for value in values), group=group)
+            kept[world, "bytes"] = {(p, n): bytes_sent(p, n, group) for p, n in ((20, 50), (20, 5000), (200, 50))}
+    torch.save(kept, os.path.join(folder, f"{rank}.pt"))
+    dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def by_rank():
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(_work, args=(os.path.join(folder, "store"), folder), nprocs=2)
-        return [torch.load(os.path.join(folder, f"{rank}.pt")) for rank in range(2)]
+def by_rank(tmp_path_factory):
+    """What each of four processes found; the first two and the first three are groups of their own."""
+    folder = tmp_path_factory.mktemp("processes")
+    multiprocessing.set_forkserver_preload([__name__])  # everything is imported once
+    mp.start_processes(work, args=(str(folder),), nprocs=max(WORLDS), start_method="forkserver")
+    return [torch.load(folder / f"{rank}.pt") for rank in range(max(WORLDS))]
 
 
-@pytest.mark.parametrize("method", ["exact", "quadratic"])
-@pytest.mark.parametrize("case", range(len(SPLITS)))
-def test_two_processes_equal_one(by_rank, method, case):
-    logits, labels, side = random_case(17, 100, seed=case)
-    values, gradients = _losses(logits.requires_grad_(), labels, side, None, method)
-    for kept in by_rank:
-        assert kept[method, case][0] == pytest.approx(values, rel=1e-12)
-    parts = zip(by_rank[0][method, case][1], by_rank[1][method, case][1], strict=True)
-    for gradient, (first, second) in zip(gradients, parts, strict=True):
-        torch.testing.assert_close(torch.cat([first, second]), 2 * gradient, rtol=1e-10, atol=1e-14)
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_equal_one(by_rank, case, world):
+    values, rows = batch(case, world)
+    expected = results(case, *values)
+    positive = values[1] == 1
+    for name, (value, gradient) in expected.items():
+        parts = [by_rank[rank][world, case][name] for rank in range(world)]
+        for own, _ in parts:
+            torch.testing.assert_close(own, value, rtol=1e-9, atol=1e-12)
+        by_positive = name[0] == "alrp localization"
+        for (_, own), mine in zip(parts, rows, strict=True):
+            share = gradient[mine[positive]] if by_positive else gradient[mine]
+            torch.testing.assert_close(own, world * share, rtol=1e-9, atol=1e-12)
+        assert value.isfinite()
 
 
-def test_empty_batches_everywhere(by_rank):
-    for kept in by_rank:
-        assert kept["exact", "empty"][0] == [0.0] * 7
+def test_nothing_to_rank_is_zero_everywhere(by_rank):
+    for value, gradient in by_rank[0][2, "no positive"].values():
+        assert value == 0
+        assert not gradient.any()
 
 
-def test_bucketed_ranks_one_process_only():
-    if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        with pytest.raises(ValueError, match="expected group=None with method='bucketed'"):
-            F.ap_loss(torch.zeros(1), torch.ones(1).long(), method="bucketed", group=dist.group.WORLD)
-    finally:
-        dist.destroy_process_group()
+@pytest.mark.parametrize("world", WORLDS)
+def test_what_is_sent_grows_with_positives_alone(by_rank, world):
+    sent = by_rank[0][world, "bytes"]
+    few, many_negatives, many_positives = sent[20, 50], sent[20, 5000], sent[200, 50]
+    assert many_negatives == few
+    for name, count in few.items():
+        if name in ("pearson", "concordance"):
+            assert many_positives[name] == count == 8 * 8
+        else:
+            # each process has p positives: logit, quality, and for all p * world of them five sums at most
+            assert 8 * 20 <= count <= 8 * (2 * 20 + 5 * 20 * world + 8)
+            assert 9 * count < many_positives[name] + 9 * 8 * 8 <= 10 * count + 9 * 8 * 8
