@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
 from concordet.detectors.backbones import Size, pyramid
-from concordet.detectors.dense import Inference, checked_targets, mean_count
-from concordet.detectors.detector import Detections, Detector, Target
 from concordet.detectors.faster_rcnn import box_pool
-from concordet.detectors.hungarian import set_matches
-from concordet.detectors.matching import ignore_inside
-from concordet.detectors.proposals import Objects, objects_of, select_refined
+from concordet.detectors.hungarian import Costs
+from concordet.detectors.proposals import objects_of
+from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, set_criterion
+from concordet.detectors.targets import Target
 from concordet.losses.box import BoxTerm
-from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_criterion
-from concordet.losses.set_core import SetCore
-from concordet.types import BACKGROUND, Assigned
+from concordet.losses.criteria import Criterion, StagedCriterion, Usual
 
 USUAL = Usual("focal", BoxTerm("giou", weight=2.0))
 STAGES = tuple(f"stage{k}" for k in range(1, 7))
@@ -32,22 +26,8 @@ CODER = BoxCoder((2.0, 2.0, 1.0, 1.0))  # which bounds growth, so that areas sta
 
 
 def sparse_rcnn_criterion(loss: str | Criterion | StagedCriterion) -> StagedCriterion:
-    """A criterion for each of ``stage1`` to ``stage6``; a loss by name gets L1 of normalised boxes beside it.
-
-    Raises:
-        ValueError: for an auxiliary head, or a criterion of other stages.
-    """
-    if isinstance(loss, StagedCriterion):
-        if list(loss.stages) != list(STAGES):
-            raise ValueError(f"sparse_rcnn has the stages {list(STAGES)}, the criterion has {list(loss.stages)}")
-        return loss
-    stages = {name: build_criterion(loss, USUAL) if isinstance(loss, str) else copy.deepcopy(loss) for name in STAGES}
-    for criterion in stages.values():
-        if criterion.quality is not None:
-            raise ValueError(f"sparse_rcnn has no auxiliary head, which loss {loss!r} would train; leave it away")
-        if isinstance(loss, str):
-            criterion.core = SetCore(criterion.core, balanced=criterion.mask.balanced)
-    return StagedCriterion(stages)
+    """A criterion for each of ``stage1`` to ``stage6``; a loss by name gets L1 of normalised boxes beside it."""
+    return set_criterion("sparse_rcnn", loss, USUAL, STAGES)
 
 
 def sparse_rcnn(
@@ -151,28 +131,15 @@ class SparseHead(nn.Module):
         return torch.cat([centre - extent / 2, centre + extent / 2], 1) * centre.new_tensor([width, height] * 2)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What one stage predicts for b images of k boxes."""
-
-    logits: Tensor  # [b, k, c]
-    boxes: Tensor  # [b, k, 4], with gradient
-
-
-class SparseRCNN(Detector):
-    """Sparse R-CNN in torchvision's convention, as :class:`~concordet.detectors.two_stage.TwoStageDetector` is.
-
-    Records are named ``stage1`` to ``stage6``; encoded regressions are boxes in units of the image.
+class SparseRCNN(SetPredictor):
+    """Sparse R-CNN in torchvision's convention; records are named ``stage1`` to ``stage6``.
 
     Args:
         backbone: features; has ``out_channels``.
         pool: features and boxes to ``[n, channels, h, w]``.
         head: learned boxes and stages.
         criterion: loss.
-        num_classes: foreground classes; labels outside are 1..num_classes.
-        image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
-        inference: thresholds; an NMS threshold of 1 drops nothing.
-        ignore_regions: boxes inside ``target["ignored_boxes"]`` are no background.
+        **settings: of :class:`SetPredictor`.
     """
 
     def __init__(
@@ -181,105 +148,24 @@ class SparseRCNN(Detector):
         pool: MultiScaleRoIAlign,
         head: SparseHead,
         criterion: StagedCriterion,
-        *,
-        num_classes: int,
-        image_size: tuple[int, int],
-        inference: Inference,
-        ignore_regions: bool = True,
+        **settings: Any,
     ) -> None:
-        super().__init__()
-        self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        super().__init__(criterion, costs=Costs(), **settings)
         self.backbone = backbone
         self.pool = pool
         self.head = head
-        self.criterion = criterion
-        self.num_classes = num_classes
-        self.inference = inference
-        self.ignore_regions = ignore_regions
 
-    def _train(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        return self.criterion(self.assigned(images, targets))
-
-    def _detect(self, images: list[Tensor]) -> Detections:
-        stages, sizes, _ = self._predict(images, None)
-        return self._detections(stages[-1], sizes, images)
-
-    def losses_and_detections(
-        self, images: list[Tensor], targets: list[Target]
-    ) -> tuple[dict[str, Tensor], Detections]:
-        """Losses and detections of the same batch from one forward pass, in either mode."""
-        detections, records = self.detections_and_assigned(images, targets)
-        return self.criterion(records), detections
-
-    def assigned(self, images: list[Tensor], targets: list[Target]) -> list[Assigned]:
-        """Predictions with the objects assigned to them, one record a stage, the final one last."""
-        return self._records(*self._predict(images, targets))
-
-    def detections_and_assigned(self, images: list[Tensor], targets: list[Target]) -> tuple[Detections, list[Assigned]]:
-        """What an evaluation needs, from one forward pass."""
-        stages, sizes, objects = self._predict(images, targets)
-        return self._detections(stages[-1], sizes, images), self._records(stages, sizes, objects)
-
-    def _predict(
-        self, images: list[Tensor], targets: list[Target] | None
-    ) -> tuple[list[Stage], list[tuple[int, int]], list[Objects]]:
-        if targets is not None:
-            targets = checked_targets(images, targets, self.num_classes)
+    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Outcome:
         batch, resized = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         padded = [tuple(batch.tensors.shape[-2:])] * len(images)
         own = self.head.init_proposal_features.expand(len(images), -1, -1)
         boxes = torch.stack([self.head.proposals(size) for size in batch.image_sizes])
         stages = []
-        for stage in self.head.head_series:
+        for name, stage in zip(STAGES, self.head.head_series, strict=True):
             pooled = self.pool(features, list(boxes.detach()), padded)
             own, logits, deltas = stage(own, pooled)
             decoded = CODER.decode_single(deltas.flatten(0, 1), boxes.flatten(0, 1)).view_as(boxes)
-            stages.append(Stage(logits, decoded))
+            stages.append(Stage(name, logits, decoded))
             boxes = decoded.detach()
-        return stages, batch.image_sizes, [objects_of(t) for t in resized or []]
-
-    def _records(self, stages: list[Stage], sizes: list[tuple[int, int]], objects: list[Objects]) -> list[Assigned]:
-        return [self._record(s, sizes, objects, name) for name, s in zip(STAGES, stages, strict=True)]
-
-    @torch.no_grad()
-    def _match(self, stage: Stage, sizes: list[tuple[int, int]], objects: list[Objects]) -> Tensor:
-        """``[b, k]`` each box's object in its image, or a label without object."""
-        matches = []
-        for logits, boxes, size, image in zip(stage.logits, stage.boxes, sizes, objects, strict=True):
-            match = set_matches(logits, boxes, image.boxes, image.classes, size)
-            matches.append(ignore_inside(match, boxes, image.ignored) if self.ignore_regions else match)
-        return torch.stack(matches)
-
-    def _record(self, stage: Stage, sizes: list[tuple[int, int]], objects: list[Objects], name: str) -> Assigned:
-        match = self._match(stage, sizes, objects)
-        per_image, match = match.shape[1], match.flatten()
-        positive = torch.nonzero(match >= 0).squeeze(1)
-        image_ids = positive // per_image
-        offsets = torch.tensor([0, *(len(o.classes) for o in objects[:-1])], device=match.device).cumsum(0)
-        gt_ids = match[positive] + offsets[image_ids]
-        labels = match.clamp(max=BACKGROUND)
-        labels[positive] = torch.cat([o.classes for o in objects])[gt_ids]
-        boxes, gt_boxes = stage.boxes.flatten(0, 1)[positive], torch.cat([o.boxes for o in objects])[gt_ids]
-        units = boxes.new_tensor([[width, height, width, height] for height, width in sizes])[image_ids]
-        return Assigned(
-            logits=stage.logits.flatten(0, 1),
-            labels=labels,
-            positive=positive,
-            boxes=boxes,
-            gt_boxes=gt_boxes,
-            gt_ids=gt_ids,
-            image_ids=image_ids,
-            normalizer=mean_count(len(positive), match.device),
-            deltas=boxes / units,
-            gt_deltas=gt_boxes / units,
-            stage=name,
-        )
-
-    @torch.no_grad()
-    def _detections(self, stage: Stage, sizes: list[tuple[int, int]], images: list[Tensor]) -> Detections:
-        each = zip(stage.logits.sigmoid(), stage.boxes, sizes, strict=True)
-        results = [select_refined(scores, boxes[:, None], self.inference, size) for scores, boxes, size in each]
-        for result, image, size in zip(results, images, sizes, strict=True):
-            result["boxes"] = resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))
-        return results
+        return Outcome(stages, batch.image_sizes, [objects_of(t) for t in resized or []])

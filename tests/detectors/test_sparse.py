@@ -103,7 +103,7 @@ def test_each_stage_moves_the_boxes_of_the_one_before():
     seen = []
     for stage in model.head.head_series:
         stage.register_forward_hook(lambda module, args, output: seen.append(output[2]))
-    stages, _, _ = model._predict(batch(2)[0], None)
+    stages = model._predict(batch(2)[0], None).stages
     boxes = model.head.proposals((64, 96))
     for deltas, stage in zip(seen, stages, strict=True):
         torch.testing.assert_close(stage.boxes[0], CODER.decode_single(deltas[0], boxes))

@@ -1,0 +1,184 @@
+"""Set predictors (DETR, Sparse R-CNN): stages of k predictions an image, matched to its objects one to one, no NMS.
+
+A subclass predicts; what follows from its stages (records, detections, criterion) is here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+
+from concordet.detectors.dense import Inference
+from concordet.detectors.detector import Detections, Detector
+from concordet.detectors.hungarian import Costs, in_units, set_matches
+from concordet.detectors.matching import ignore_inside
+from concordet.detectors.proposals import Objects, select_refined
+from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_criterion
+from concordet.losses.set_core import SetCore
+from concordet.types import BACKGROUND, Assigned
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one stage (decoder layer) predicts for b images."""
+
+    name: str
+    logits: Tensor  # [b, k, c]; with softmax [b, k, c + 1], the background ("no object") last
+    boxes: Tensor  # [b, k, 4] xyxy pixels of the network's input, with gradient
+    class_agnostic: bool = False  # every object is of class 0, as for the proposals of an encoder
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A forward pass; the last stage is the one that detects."""
+
+    stages: list[Stage]
+    sizes: list[tuple[int, int]]  # of the images at the network's input
+    objects: list[Objects]
+
+
+def set_criterion(
+    name: str,
+    loss: str | Criterion | StagedCriterion,
+    usual: Usual,
+    stages: Sequence[str],
+    *,
+    classification: float = 2.0,
+    l1: float = 5.0,
+    weights: Mapping[str, float] | None = None,
+) -> StagedCriterion:
+    """A criterion for each stage; a loss by name gets L1 of boxes in units of the image beside it.
+
+    Args:
+        name: the detector's, for messages.
+        loss: a name, a criterion (copied for each stage) or a criterion for all stages.
+        usual: the detector's published terms.
+        stages: their names, the one that detects last.
+        classification: factor of the classification term; see :class:`~concordet.losses.set_core.SetCore`.
+        l1: factor of the L1 term.
+        weights: of stages.
+
+    Raises:
+        ValueError: for an auxiliary head, or a criterion of other stages.
+    """
+    if isinstance(loss, StagedCriterion):
+        if list(loss.stages) != list(stages):
+            raise ValueError(f"{name} has the stages {list(stages)}, the criterion has {list(loss.stages)}")
+        return loss
+    each = {stage: build_criterion(loss, usual) if isinstance(loss, str) else copy.deepcopy(loss) for stage in stages}
+    for criterion in each.values():
+        if criterion.quality is not None:
+            raise ValueError(f"{name} has no auxiliary head, which loss {loss!r} would train; leave it away")
+        if isinstance(loss, str):
+            criterion.core = SetCore(
+                criterion.core, classification=classification, l1=l1, balanced=criterion.mask.balanced
+            )
+    return StagedCriterion(each, weights)
+
+
+class SetPredictor(Detector):
+    """A set predictor in torchvision's convention.
+
+    Each stage's predictions are matched to objects anew, at least cost, and make a record of the stage's name; encoded
+    regressions are boxes in units of the image, in the form that the costs compare.
+
+    A subclass has ``_predict``, which returns an :class:`Outcome`.  With a sigmoid a class every pair of box and class
+    is a candidate for detection; with a softmax each box has its best class, as DETR does.
+
+    Args:
+        criterion: loss, of all stages; says whether the classifier is a softmax.
+        num_classes: foreground classes; labels outside are 1..num_classes.
+        image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
+        inference: thresholds; ``topk`` candidates an image, and an NMS threshold of 1 drops nothing.
+        costs: of the matching.
+        ignore_regions: boxes inside ``target["ignored_boxes"]`` are no background.
+    """
+
+    criterion: StagedCriterion
+
+    def __init__(
+        self,
+        criterion: StagedCriterion,
+        *,
+        num_classes: int,
+        image_size: tuple[int, int],
+        inference: Inference,
+        costs: Costs,
+        ignore_regions: bool = True,
+    ) -> None:
+        super().__init__()
+        self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.inference = inference
+        self.costs = costs
+        self.ignore_regions = ignore_regions
+
+    def _records(self, outcome: Outcome, *, trained: bool) -> list[Assigned]:
+        return [self._record(stage, self._match(stage, outcome), outcome) for stage in outcome.stages]
+
+    @torch.no_grad()
+    def _match(self, stage: Stage, outcome: Outcome) -> Tensor:
+        """``[b, k]`` each prediction's object in its image, or a label without object."""
+        matches = []
+        for logits, boxes, size, image in zip(stage.logits, stage.boxes, outcome.sizes, outcome.objects, strict=True):
+            classes = torch.zeros_like(image.classes) if stage.class_agnostic else image.classes
+            match = set_matches(
+                logits, boxes, image.boxes, classes, size, costs=self.costs, softmax=self.criterion.softmax
+            )
+            matches.append(ignore_inside(match, boxes, image.ignored) if self.ignore_regions else match)
+        return torch.stack(matches)
+
+    def _record(self, stage: Stage, matches: Tensor, outcome: Outcome) -> Assigned:
+        """The stage's record with ``[b, k]`` matches."""
+        per_image, match = matches.shape[1], matches.flatten()
+        objects = outcome.objects
+        positive = torch.nonzero(match >= 0).squeeze(1)
+        image_ids = positive // per_image
+        offsets = torch.tensor([0, *(len(o.classes) for o in objects[:-1])], device=match.device).cumsum(0)
+        gt_ids = match[positive] + offsets[image_ids]
+        labels = match.clamp(max=BACKGROUND)
+        labels[positive] = torch.zeros_like(gt_ids) if stage.class_agnostic else _joined(objects, "classes")[gt_ids]
+        boxes, gt_boxes = stage.boxes.flatten(0, 1)[positive], _joined(objects, "boxes")[gt_ids]
+        extents = boxes.new_tensor([[width, height, width, height] for height, width in outcome.sizes])[image_ids]
+        return Assigned(
+            logits=stage.logits.flatten(0, 1),
+            labels=labels,
+            positive=positive,
+            boxes=boxes,
+            gt_boxes=gt_boxes,
+            gt_ids=gt_ids,
+            image_ids=image_ids,
+            normalizer=torch.tensor(float(len(positive)), device=match.device),
+            deltas=in_units(boxes, extents, self.costs.box_format),
+            gt_deltas=in_units(gt_boxes, extents, self.costs.box_format),
+            stage=stage.name,
+            softmax=self.criterion.softmax,
+        )
+
+    @torch.no_grad()
+    def _detections(self, outcome: Outcome, images: list[Tensor]) -> Detections:
+        stage = outcome.stages[-1]
+        scores = class_scores(stage.logits, softmax=self.criterion.softmax)
+        each = zip(scores, stage.boxes, outcome.sizes, strict=True)
+        results = [select_refined(s, boxes[:, None], self.inference, size) for s, boxes, size in each]
+        for result, image, size in zip(results, images, outcome.sizes, strict=True):
+            result["boxes"] = resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))
+        return results
+
+
+def class_scores(logits: Tensor, *, softmax: bool) -> Tensor:
+    """``[b, k, c]`` in [0, 1]; of a softmax only each box's best class is not 0."""
+    if not softmax:
+        return logits.sigmoid()
+    scores = logits.softmax(-1)[..., :-1]
+    return torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), scores.amax(-1, keepdim=True))
+
+
+def _joined(objects: Sequence[Objects], name: str) -> Tensor:
+    return torch.cat([getattr(o, name) for o in objects])
