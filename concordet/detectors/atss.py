@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.fcos import FCOSClassificationHead
 
-from concordet.detectors.backbones import Size, pyramid
+from concordet.detectors.backbones import Pyramid, Size, pyramid
 from concordet.detectors.dense import DenseDetector, delta_codec
 from concordet.detectors.heads import DenseHead, RegressionHead
 from concordet.detectors.matching import atss_matches
@@ -20,7 +19,7 @@ USUAL = Usual("focal", BoxTerm("giou", weight=2.0, weighting="quality"), quality
 
 def atss_parts(
     criterion: Criterion, num_classes: int, size: Size, backbone: str | None, pretrained: bool
-) -> tuple[BackboneWithFPN, DenseHead, AnchorGenerator]:
+) -> tuple[Pyramid, DenseHead, AnchorGenerator]:
     """Features, head and anchors of ATSS, which are PAA's too."""
     features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
     channels, scale, convs = features.out_channels, *((4, 2) if size == "nano" else (8, 4))

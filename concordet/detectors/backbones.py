@@ -1,64 +1,253 @@
-"""Backbones with a feature pyramid: torchvision's ResNets at full size, a small residual network as ``nano``."""
+"""Backbones: torchvision's ResNets, plain or with deformable convolutions, timm's networks, a small one as ``nano``.
+
+:func:`features` gives maps of several strides, :func:`pyramid` the same with a feature pyramid on top.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import torch
 import torchvision
-from torch import nn
-from torchvision.models.detection.backbone_utils import BackboneWithFPN, _resnet_fpn_extractor
-from torchvision.models.resnet import BasicBlock
-from torchvision.ops import Conv2dNormActivation, FrozenBatchNorm2d
-from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+from torch import Tensor, nn
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.convnext import LayerNorm2d
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.ops import Conv2dNormActivation, DeformConv2d, FeaturePyramidNetwork, FrozenBatchNorm2d
+from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
 Size = Literal["full", "nano"]
+STRIDES = (4, 8, 16, 32)
+NANO_WIDTHS = {8: 48, 16: 80, 32: 112}
 NANO_CHANNELS = 64
-RESNETS = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d",
-    "resnext101_64x4d", "wide_resnet50_2", "wide_resnet101_2",
+DEFORMABLE = "_dcn"
+PLAIN = (
+    "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
+    "wide_resnet50_2", "wide_resnet101_2",
 )  # fmt: skip
+BOTTLENECKS = (*PLAIN, *(name + DEFORMABLE for name in PLAIN))
+RESNETS = ("resnet18", "resnet34", *BOTTLENECKS)
+TIMM = {"swin_t": "swin_tiny_patch4_window7_224", "swin_l": "swin_large_patch4_window12_384"}
+"""Short names of timm's networks; any other of them is ``timm/`` and timm's name."""
+
+
+class Features(nn.Module):
+    """Feature maps of images, finest first.
+
+    Args:
+        body: a network that returns them in a dict.
+        channels: of each map.
+        strides: of each map, pixels.
+    """
+
+    def __init__(self, body: nn.Module, channels: Sequence[int], strides: Sequence[int]) -> None:
+        super().__init__()
+        self.body = body
+        self.channels, self.strides = tuple(channels), tuple(strides)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images ``[b, 3, h, w]`` to maps ``[b, channels[i], h / strides[i], w / strides[i]]``, sides rounded up."""
+        return list(self.body(x).values())
+
+
+class Pyramid(nn.Module):
+    """A network under torchvision's feature pyramid; parameters are named as in its ``BackboneWithFPN``.
+
+    Args:
+        maps: what the pyramid stands on.
+        out_channels: of every level.
+        extra: makes the levels above the coarsest map.
+    """
+
+    def __init__(self, maps: Features, out_channels: int, extra: ExtraFPNBlock | None) -> None:
+        super().__init__()
+        self.body = maps.body
+        self.fpn = FeaturePyramidNetwork(list(maps.channels), out_channels, extra)
+        self.out_channels = out_channels
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Images ``[b, 3, h, w]`` to levels of ``out_channels``."""
+        return self.fpn(self.body(x))
+
+
+def features(
+    size: Size, backbone: str | None = None, *, levels: Sequence[int] = (8, 16, 32), pretrained: bool = False
+) -> Features:
+    """Feature maps without a pyramid, for detectors that have none.
+
+    Args:
+        size: ``full``, or ``nano``, which has a network of its own.
+        backbone: one of :data:`RESNETS` (those in ``_dcn`` have modulated deformable convolutions in their last three
+            stages), ``swin_t``, ``swin_l``, or ``timm/NAME`` for any network of timm that has these strides; None is
+            ``resnet50``.
+        levels: strides of the maps, of 4 (not nano), 8, 16 and 32, finest first.
+        pretrained: weights will be loaded: batch norms are frozen, and of a ResNet the first two stages, as torchvision
+            does; from scratch everything trains.
+
+    Raises:
+        ValueError: for another backbone, one beside nano, one that lacks a stride, or one of timm's without timm.
+
+    Example:
+        >>> import torch
+        >>> maps = features("nano")
+        >>> [tuple(m.shape) for m in maps(torch.rand(1, 3, 64, 96))], maps.channels
+        ([(1, 48, 8, 12), (1, 80, 4, 6), (1, 112, 2, 3)], (48, 80, 112))
+    """
+    known = tuple(NANO_WIDTHS) if size == "nano" else STRIDES
+    if not levels or not set(levels) <= set(known) or list(levels) != sorted(set(levels)):
+        raise ValueError(f"levels must be strides of {known} in ascending order, got {tuple(levels)}")
+    if size == "nano":
+        if backbone is not None:
+            raise ValueError(f"size 'nano' has a backbone of its own; drop backbone={backbone!r} or take size='full'")
+        stages = {f"c{stride.bit_length() - 1}": str(i) for i, stride in enumerate(levels)}
+        return Features(IntermediateLayerGetter(nano_body(), stages), [NANO_WIDTHS[s] for s in levels], levels)
+    name = backbone or "resnet50"
+    if name in TIMM or name.startswith("timm/"):
+        return timm_features(TIMM.get(name, name.removeprefix("timm/")), levels, pretrained=pretrained)
+    network = resnet(name, pretrained=pretrained)
+    stages = {f"layer{stride.bit_length() - 2}": str(i) for i, stride in enumerate(levels)}
+    channels = [network.inplanes * stride // STRIDES[-1] for stride in levels]
+    return Features(IntermediateLayerGetter(network, stages), channels, levels)
 
 
 def pyramid(
     size: Size, backbone: str | None, *, extra: Literal["c5", "p5", "pool"], pretrained: bool
-) -> tuple[BackboneWithFPN, tuple[int, ...]]:
-    """The backbone of a detector of this size (None: ResNet-50) and the strides of its levels."""
+) -> tuple[Pyramid, tuple[int, ...]]:
+    """A backbone with a feature pyramid, and the strides of its levels.
+
+    Full size has five levels of 256 channels: P3..P7 (strides 8 to 128), with P6 computed from C5 (``extra`` is
+    ``c5``: RetinaNet) or P5 (``p5``: FCOS, ATSS), or P2..P6 (strides 4 to 64), with P6 pooled from P5 (``pool``: Faster
+    R-CNN).  Nano has P3..P5 (strides 8 to 32) of 64 channels: enough for small images.
+
+    Other arguments and errors are those of :func:`features`.
+    """
     if size == "nano":
-        if backbone is not None:
-            raise ValueError(f"size 'nano' has a backbone of its own; drop backbone={backbone!r} or take size='full'")
-        return nano_fpn(), (8, 16, 32)
-    strides = (4, 8, 16, 32, 64) if extra == "pool" else (8, 16, 32, 64, 128)
-    return resnet_fpn(backbone or "resnet50", extra=extra, pretrained=pretrained), strides
+        return Pyramid(features(size, backbone), NANO_CHANNELS, None), (8, 16, 32)
+    if extra == "pool":
+        maps = features(size, backbone, levels=STRIDES, pretrained=pretrained)
+        return Pyramid(maps, 256, LastLevelMaxPool()), (*STRIDES, 64)
+    maps = features(size, backbone, pretrained=pretrained)
+    coarser = LastLevelP6P7(maps.channels[-1] if extra == "c5" else 256, 256)
+    return Pyramid(maps, 256, coarser), (8, 16, 32, 64, 128)
 
 
-def resnet_fpn(name: str, *, extra: Literal["c5", "p5", "pool"], pretrained: bool = False) -> BackboneWithFPN:
-    """A torchvision ResNet with a pyramid of five levels of 256 channels.
+def resnet(name: str, *, pretrained: bool = False, **options: Any) -> ResNet:
+    """A torchvision ResNet; with weights to come its batch norms and first two stages are frozen.
 
     Args:
         name: one of :data:`RESNETS`.
-        extra: P3..P7 (strides 8..128), with P6 computed from C5 (RetinaNet) or P5 (FCOS, ATSS), or ``pool``: P2..P6
-            (strides 4..64), with P6 pooled from P5 (Faster R-CNN).
-        pretrained: weights will be loaded: batch norms and the first two stages are frozen, as torchvision does; from
-            scratch everything trains.
+        pretrained: see :func:`features`.
+        **options: of torchvision's builder.
 
     Raises:
         ValueError: for another name.
     """
     if name not in RESNETS:
-        raise ValueError(f"backbone must be one of {', '.join(RESNETS)}, got {name!r}")
-    body = getattr(torchvision.models, name)(
-        weights=None, norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d
-    )
-    trained = 3 if pretrained else 5
-    if extra == "pool":
-        return _resnet_fpn_extractor(body, trained)
-    channels = body.inplanes if extra == "c5" else 256
-    return _resnet_fpn_extractor(body, trained, returned_layers=[2, 3, 4], extra_blocks=LastLevelP6P7(channels, 256))
+        raise ValueError(f"backbone must be one of {', '.join((*RESNETS, *TIMM))} or timm/NAME, got {name!r}")
+    norm = FrozenBatchNorm2d if pretrained else nn.BatchNorm2d
+    network = getattr(torchvision.models, name.removesuffix(DEFORMABLE))(norm_layer=norm, **options)
+    if name.endswith(DEFORMABLE):
+        for block in (*network.layer2, *network.layer3, *network.layer4):
+            block.conv2 = DeformableConv(block.conv2)
+    if pretrained:
+        for part in (network.conv1, network.layer1):
+            part.requires_grad_(False)
+    return network
 
 
-def nano_fpn(widths: tuple[int, int, int, int] = (24, 48, 80, 112)) -> BackboneWithFPN:
-    """A residual network of 0.5 M parameters with pyramid levels P3..P5 of 64 channels, strides 8, 16, 32."""
-    stem, *stages = widths
+class DeformableConv(DeformConv2d):
+    """A modulated deformable convolution (Zhu et al. 2019, DCNv2) in the place of a plain one.
+
+    A second convolution of the same kernel and stride predicts for each of its k * k samples an offset and a weight
+    ``2 sigmoid(m)`` in (0, 2), all zero at first: then it is the plain convolution, whose weights it has.  (The paper's
+    and mmdetection's weight is ``sigmoid(m)``, which halves the plain convolution's output.)  Offsets are common to all
+    groups.
+
+    Args:
+        plain: the convolution that it replaces.
+    """
+
+    def __init__(self, plain: nn.Conv2d) -> None:
+        shape: dict[str, Any] = {key: getattr(plain, key) for key in ("kernel_size", "stride", "padding", "dilation")}
+        super().__init__(plain.in_channels, plain.out_channels, **shape, groups=plain.groups, bias=False)
+        self.weight = plain.weight
+        self.samples = plain.kernel_size[0] * plain.kernel_size[1]
+        self.offset = nn.Conv2d(plain.in_channels, 3 * self.samples, **shape)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[b, in, h, w]`` to ``[b, out, h / stride, w / stride]``."""
+        offsets, weights = self.offset(x).split([2 * self.samples, self.samples], dim=1)
+        wide = torch.promote_types(x.dtype, torch.float32)  # torchvision's operator has no bf16
+        with torch.autocast(x.device.type, enabled=False):
+            return super().forward(x.to(wide), offsets.to(wide), 2 * weights.to(wide).sigmoid()).to(x.dtype)
+
+
+class TimmBody(nn.Module):
+    """Some of the feature maps of a network of timm.
+
+    Args:
+        model: the network.
+        indices: of the maps, as timm counts them.
+        channels: of the maps, where each is to get a layer norm; timm's networks that keep channels last (Swin) need
+            one, which their authors' detectors have too: before their last norm, values have no fixed scale.
+    """
+
+    def __init__(self, model: Any, indices: Sequence[int], channels: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.indices = list(indices)
+        self.norms = nn.ModuleList(LayerNorm2d(c) for c in channels)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Maps ``[b, c, h, w]``, finest first."""
+        maps = self.model.forward_intermediates(x, indices=self.indices, intermediates_only=True, output_fmt="NCHW")
+        if self.norms:
+            maps = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
+        return OrderedDict((str(i), m) for i, m in enumerate(maps))
+
+
+def timm_features(name: str, levels: Sequence[int], *, pretrained: bool = False) -> Features:
+    """Feature maps of a network of timm; see :func:`features`.
+
+    Raises:
+        ValueError: timm is not installed, does not know the name, or the network is of no use to a detector.
+    """
+    try:
+        import timm
+        from timm.layers import freeze_batch_norm_2d
+    except ImportError as error:
+        raise ValueError(
+            f"backbone {name!r} needs the package timm; install it with: pip install 'concordet[backbones]'"
+        ) from error
+    options: dict[str, Any] = {"dynamic_img_size": True} if name.startswith("swin") else {}
+    indices = [STRIDES.index(stride) - len(STRIDES) for stride in levels]
+    try:
+        maps: Any = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=indices, **options)
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(
+            f"timm makes no feature maps of a backbone {name!r} ({error}); see timm.list_models()"
+        ) from error
+    model, channels, strides = maps.model, maps.feature_info.channels(), maps.feature_info.reduction()
+    dynamic = getattr(model, "dynamic_img_size", False)
+    if strides != list(levels) or (model.pretrained_cfg.get("fixed_input_size") and not dynamic):
+        raise ValueError(
+            f"backbone {name!r} is for images of one size or lacks maps of the strides {list(levels)}; take another, "
+            "such as 'swin_t' or 'timm/convnext_tiny'"
+        )
+    if dynamic:
+        model.patch_embed.dynamic_img_pad = True  # sides that are no multiple of the patch
+    if pretrained:
+        model = freeze_batch_norm_2d(model)
+    channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+    return Features(TimmBody(model, maps.out_indices, channels if channels_last else ()), channels, levels)
+
+
+def nano_body(stem: int = 24) -> nn.Sequential:
+    """A residual network of 0.3 M parameters; c3, c4 and c5 have strides 8, 16 and 32."""
 
     def stage(inputs: int, outputs: int) -> BasicBlock:
         shortcut = Conv2dNormActivation(inputs, outputs, 1, stride=2, activation_layer=None)
@@ -67,8 +256,8 @@ def nano_fpn(widths: tuple[int, int, int, int] = (24, 48, 80, 112)) -> BackboneW
     body = nn.Sequential()
     body.add_module("stem", Conv2dNormActivation(3, stem, 3, stride=2))
     body.add_module("c2", Conv2dNormActivation(stem, stem, 3, stride=2))
-    for name, inputs, outputs in zip(("c3", "c4", "c5"), widths, stages, strict=False):
-        body.add_module(name, stage(inputs, outputs))
-    backbone = BackboneWithFPN(body, {"c3": "0", "c4": "1", "c5": "2"}, stages, NANO_CHANNELS)
-    backbone.fpn.extra_blocks = None  # three levels are enough for small images
-    return backbone
+    inputs = stem
+    for stride, outputs in NANO_WIDTHS.items():
+        body.add_module(f"c{stride.bit_length() - 1}", stage(inputs, outputs))
+        inputs = outputs
+    return body

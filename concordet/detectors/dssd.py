@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
 from concordet.detectors.backbones import Size
-from concordet.detectors.dense import DenseDetector, delta_codec
-from concordet.detectors.matching import ssd_matches
-from concordet.detectors.refining import hard_negatives
+from concordet.detectors.dense import DenseDetector
 from concordet.detectors.ssd import (
     INFERENCE,
     SCALES,
@@ -18,6 +16,7 @@ from concordet.detectors.ssd import (
     MultiBoxHead,
     ResNetFeatures,
     group_norm,
+    multibox_detector,
     multibox_features,
 )
 from concordet.losses.criteria import Criterion
@@ -114,25 +113,13 @@ def dssd(
     many parameters, 152.5 M at 80 classes.  320 and 512 pixels as HarmonicDet has them, not 321 and 513.  Losses and
     sampling are SSD's.  Nano: four levels of 32 channels, four boxes a location, 0.5 M at 3 classes.
     """
-    features = multibox_features(size, backbone, image_size, pretrained, usual="resnet101", width=32)
-    if size == "full" and not isinstance(features, ResNetFeatures):
+    maps = multibox_features(size, backbone, image_size, pretrained, usual="resnet101", width=32)
+    if size == "full" and not isinstance(maps, ResNetFeatures):
         raise ValueError(f"dssd is built on a ResNet; take another backbone than {backbone!r}, or detector 'ssd'")
-    levels = len(features.out_channels)
+    levels = len(maps.out_channels)
     widths, ratios = ((32, 16, 32), [2.0]) if size == "nano" else ((512, 256, 1024), [1.6, 2.0, 3.0])
     anchors = DefaultBoxGenerator([ratios] * levels, scales=SCALES[levels])
-    head = DeconvolutionHead(
-        features.out_channels, *widths, anchors.num_anchors_per_location(), num_classes, criterion.softmax
-    )
-    return DenseDetector(
-        features,
-        head,
-        anchors,
-        delta_codec((10.0, 10.0, 5.0, 5.0)),
-        ssd_matches,
-        criterion,
-        num_classes=num_classes,
-        image_size=image_size,
-        refiner=hard_negatives if criterion.softmax else None,
-        fixed_size=True,
-        **settings,
-    )
+    per_location = anchors.num_anchors_per_location()
+    head = DeconvolutionHead(maps.out_channels, *widths, per_location, num_classes, criterion.softmax)
+    settings |= {"num_classes": num_classes, "image_size": image_size}
+    return multibox_detector(DenseDetector, maps, head, anchors, criterion, **settings)

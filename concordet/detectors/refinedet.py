@@ -8,19 +8,21 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import Tensor, nn
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.vgg import cfgs, make_layers
-from torchvision.ops import FrozenBatchNorm2d
 
 from concordet.detectors.anchors import CenteredAnchors
-from concordet.detectors.backbones import Size
-from concordet.detectors.dense import DenseDetector, Predictions, delta_codec
-from concordet.detectors.matching import ssd_matches
-from concordet.detectors.refining import hard_negatives
-from concordet.detectors.ssd import DILATED, INFERENCE, USUAL, MultiBoxHead, NanoFeatures, residual_block
+from concordet.detectors.backbones import Size, features
+from concordet.detectors.dense import DenseDetector, Predictions
+from concordet.detectors.ssd import (
+    INFERENCE,
+    USUAL,
+    MultiBoxHead,
+    NanoFeatures,
+    multibox_detector,
+    residual_block,
+)
 from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
 
 __all__ = ["INFERENCE", "USUAL", "refinedet", "refinedet_criterion"]
@@ -95,21 +97,15 @@ class RefineVGG(nn.Module):
         return OrderedDict((str(i), level) for i, level in enumerate(levels))
 
 
-class RefineResNet(nn.Module):
-    """A ResNet's last three stages and a residual block: strides 8, 16, 32, 64."""
+class RefineFeatures(nn.Module):
+    """Three maps of another backbone and a residual block: strides 8, 16, 32, 64."""
 
     def __init__(self, name: str, pretrained: bool) -> None:
         super().__init__()
-        if name not in DILATED:
-            raise ValueError(f"backbone must be vgg16 or one of {', '.join(DILATED)}, got {name!r}")
-        norm = FrozenBatchNorm2d if pretrained else nn.BatchNorm2d
-        resnet = getattr(torchvision.models, name)(norm_layer=norm)
-        if pretrained:
-            for part in (resnet.conv1, resnet.layer1):
-                part.requires_grad_(False)
-        self.body = IntermediateLayerGetter(resnet, {"layer2": "0", "layer3": "1", "layer4": "2"})
-        self.extra = residual_block(2048, 512)
-        self.out_channels = [512, 1024, 2048, 512]
+        maps = features("full", name, pretrained=pretrained)
+        self.body = maps.body
+        self.extra = residual_block(maps.channels[-1], 512)
+        self.out_channels = [*maps.channels, 512]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Features of four levels."""
@@ -203,41 +199,24 @@ def refinedet(
     pretrained: bool,
     image_size: tuple[int, int],
     **settings: Any,
-) -> RefineDet:
+) -> DenseDetector:
     """RefineDet: three anchors of four strides a location on four levels, refined once, then classified.
 
     Follows the published Caffe model: 36.1 M parameters on VGG-16 at 80 classes, as its PyTorch port
     (``luuuyi/RefineDet.PyTorch``) has, 320 or 512 pixels.  With a softmax in both stages (cross entropy, Harmonic loss)
     anchors that the first one gives an objectness below 0.01 are ruled out, and both learn from the hardest three
-    negatives a positive; every other loss has sigmoids, all anchors and all negatives.  ``backbone`` may be a ResNet
-    with bottlenecks, ``resnet101`` as published (without batch norms in the transfer connections).  Nano: levels of 32
+    negatives a positive; every other loss has sigmoids, all anchors and all negatives.  ``backbone`` may be
+    any that :func:`~concordet.detectors.backbones.features` knows, ``resnet101`` as published (without batch norms in
+    the transfer connections).  Nano: levels of 32
     channels, 0.5 M at 3 classes.
     """
-    features: RefineVGG | RefineResNet | NanoFeatures
+    maps: RefineVGG | RefineFeatures | NanoFeatures
     if size == "nano":
-        if backbone is not None:
-            raise ValueError(f"size 'nano' has a backbone of its own; drop backbone={backbone!r} or take size='full'")
-        features = NanoFeatures(32)
-    elif backbone in (None, "vgg16"):
-        features = RefineVGG(pretrained)
+        maps = NanoFeatures(32, backbone)
     else:
-        features = RefineResNet(backbone, pretrained)
-    scale = 2 if size == "nano" else 4
+        maps = RefineVGG(pretrained) if backbone in (None, "vgg16") else RefineFeatures(backbone, pretrained)
+    scale, channels = (2, 32) if size == "nano" else (4, 256)
     anchors = CenteredAnchors(tuple((scale * s,) for s in (8, 16, 32, 64)), ((0.5, 1.0, 2.0),) * 4)
-    channels = 32 if size == "nano" else 256
-    head = RefineHead(
-        features.out_channels, channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax
-    )
-    return RefineDet(
-        features,
-        head,
-        anchors,
-        delta_codec((10.0, 10.0, 5.0, 5.0)),
-        ssd_matches,
-        criterion,
-        num_classes=num_classes,
-        image_size=image_size,
-        refiner=hard_negatives if criterion.softmax else None,
-        fixed_size=True,
-        **settings,
-    )
+    head = RefineHead(maps.out_channels, channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax)
+    settings |= {"num_classes": num_classes, "image_size": image_size}
+    return multibox_detector(RefineDet, maps, head, anchors, criterion, **settings)

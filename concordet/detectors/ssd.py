@@ -6,28 +6,22 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, nn
 from torchvision.models._utils import IntermediateLayerGetter
-from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.ssd import SSDFeatureExtractorVGG, SSDHead
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
-from torchvision.ops import FrozenBatchNorm2d
 
-from concordet.detectors.backbones import Size, nano_fpn
+from concordet.detectors.backbones import BOTTLENECKS, Size, features, resnet
 from concordet.detectors.dense import DenseDetector, Inference, delta_codec
 from concordet.detectors.matching import ssd_matches
 from concordet.detectors.refining import hard_negatives
 from concordet.losses.box import BoxTerm
-from concordet.losses.criteria import Criterion, Usual
+from concordet.losses.criteria import Criterion, StagedCriterion, Usual
 
 USUAL = Usual("ce", BoxTerm("smooth_l1", beta=1.0), softmax=True)
 INFERENCE = Inference(score_threshold=0.01, nms_threshold=0.45, topk=400, detections_per_image=200)
-DILATED = (
-    "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
-    "wide_resnet50_2", "wide_resnet101_2",
-)  # fmt: skip
 SCALES = {
     4: [0.08, 0.16, 0.32, 0.55, 0.9],
     6: [0.07, 0.15, 0.33, 0.51, 0.69, 0.87, 1.05],
@@ -97,23 +91,17 @@ class ResNetFeatures(nn.Module):
     New layers have group norms: their last levels have one pixel, over which a batch of one image has no variance.
 
     Args:
-        name: one of :data:`DILATED`.
+        name: one of :data:`~concordet.detectors.backbones.BOTTLENECKS`.
         highres: seven levels instead of six.
         pretrained: batch norms and the first two stages are frozen, as torchvision does.
     """
 
     def __init__(self, name: str, highres: bool, pretrained: bool = False) -> None:
         super().__init__()
-        if name not in DILATED:
-            raise ValueError(f"backbone must be vgg16 or one of {', '.join(DILATED)}, got {name!r}")
-        resnet = getattr(torchvision.models, name)(
-            norm_layer=FrozenBatchNorm2d if pretrained else nn.BatchNorm2d,
-            replace_stride_with_dilation=[False, False, True],
-        )
-        if pretrained:
-            for part in (resnet.conv1, resnet.layer1):
-                part.requires_grad_(False)
-        self.body = IntermediateLayerGetter(resnet, {"layer2": "0", "layer4": "1"})
+        if name not in BOTTLENECKS:
+            raise ValueError(f"backbone must be vgg16 or one of {', '.join(BOTTLENECKS)}, got {name!r}")
+        network = resnet(name, pretrained=pretrained, replace_stride_with_dilation=[False, False, True])
+        self.body = IntermediateLayerGetter(network, {"layer2": "0", "layer4": "1"})
         self.out_channels = [512, 2048, *[1024] * (5 if highres else 4)]
         self.extra = nn.ModuleList(residual_block(c, 1024) for c in self.out_channels[1:-1])
 
@@ -126,12 +114,16 @@ class ResNetFeatures(nn.Module):
 
 
 class NanoFeatures(nn.Module):
-    """The nano residual network's c3..c5 and one more level, strides 8, 16, 32, 64, all of ``width`` channels."""
+    """The nano residual network's c3..c5 and one more level, strides 8, 16, 32, 64, all of ``width`` channels.
 
-    def __init__(self, width: int) -> None:
+    A ``backbone`` beside it is refused.
+    """
+
+    def __init__(self, width: int, backbone: str | None = None) -> None:
         super().__init__()
-        self.body = nano_fpn().body
-        self.narrow = nn.ModuleList(nn.Conv2d(c, width, 1) for c in (48, 80, 112))
+        maps = features("nano", backbone)
+        self.body = maps.body
+        self.narrow = nn.ModuleList(nn.Conv2d(c, width, 1) for c in maps.channels)
         self.extra = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1))
         self.out_channels = [width] * 4
 
@@ -178,16 +170,14 @@ def multibox_features(
     """SSD's levels for this image size.
 
     Args:
-        backbone: ``vgg16`` or one of :data:`DILATED`; None is ``usual``.
+        backbone: ``vgg16`` or one of :data:`~concordet.detectors.backbones.BOTTLENECKS`; None is ``usual``.
         width: channels of the nano levels.
 
     Raises:
         ValueError: for another backbone, one beside nano, or images that are too small for the levels.
     """
     if size == "nano":
-        if backbone is not None:
-            raise ValueError(f"size 'nano' has a backbone of its own; drop backbone={backbone!r} or take size='full'")
-        return NanoFeatures(width)
+        return NanoFeatures(width, backbone)
     backbone = backbone or usual
     highres = min(image_size) >= 512
     if backbone != "vgg16":
@@ -195,6 +185,28 @@ def multibox_features(
     if min(image_size) < 272:
         raise ValueError(f"SSD's levels on VGG-16 need images of at least 272 pixels, got image_size {image_size}")
     return VGGFeatures(highres, pretrained)
+
+
+def multibox_detector(
+    kind: type[DenseDetector],
+    levels: nn.Module,
+    head: nn.Module,
+    anchors: AnchorGenerator | DefaultBoxGenerator,
+    criterion: Criterion | StagedCriterion,
+    **settings: Any,
+) -> DenseDetector:
+    """What SSD and its followers share: box coder, matching, sampling with a softmax, images of one size."""
+    return kind(
+        levels,
+        head,
+        anchors,
+        delta_codec((10.0, 10.0, 5.0, 5.0)),
+        ssd_matches,
+        criterion,
+        refiner=hard_negatives if criterion.softmax else None,
+        fixed_size=True,
+        **settings,
+    )
 
 
 def ssd(
@@ -214,22 +226,11 @@ def ssd(
     the hardest three negatives a positive; every other loss has a sigmoid a class and all negatives.  ``backbone`` may
     be a ResNet with bottlenecks, as DSSD has it.  Nano: four levels, 0.4 M at 3 classes.
     """
-    features = multibox_features(size, backbone, image_size, pretrained, usual="vgg16", width=40)
-    levels = len(features.out_channels)
+    maps = multibox_features(size, backbone, image_size, pretrained, usual="vgg16", width=40)
+    levels = len(maps.out_channels)
     height, width = image_size
-    steps = STEPS.get((height, width)) if isinstance(features, VGGFeatures) else None
+    steps = STEPS.get((height, width)) if isinstance(maps, VGGFeatures) else None
     anchors = DefaultBoxGenerator(RATIOS[levels], scales=SCALES[levels], steps=steps)
-    head = MultiBoxHead(features.out_channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax)
-    return DenseDetector(
-        features,
-        head,
-        anchors,
-        delta_codec((10.0, 10.0, 5.0, 5.0)),
-        ssd_matches,
-        criterion,
-        num_classes=num_classes,
-        image_size=image_size,
-        refiner=hard_negatives if criterion.softmax else None,
-        fixed_size=True,
-        **settings,
-    )
+    head = MultiBoxHead(maps.out_channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax)
+    settings |= {"num_classes": num_classes, "image_size": image_size}
+    return multibox_detector(DenseDetector, maps, head, anchors, criterion, **settings)

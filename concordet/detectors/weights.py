@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
 
-PARTS = ("backbone", "head", "rpn", "roi_heads")
-"""What detectors' own weights begin with, here as in torchvision."""
+OPTIONAL = ("num_batches_tracked", "caffe_input", "conv2.offset.weight", "conv2.offset.bias")
+"""Ends of names that weights may lack: a plain ResNet's have no deformable convolutions' offsets, which begin at 0."""
 
 
 def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
@@ -20,25 +20,26 @@ def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
     Args:
         model: the detector.
         weights: a local file (a state dict, or a checkpoint of this project), a torchvision enumeration, or its name
-            (``"ResNet50_Weights.IMAGENET1K_V1"``), which torchvision downloads unless it is in torch's cache.
+            (``"ResNet50_Weights.IMAGENET1K_V1"``), which torchvision downloads unless it is in torch's cache.  Weights
+            of timm's networks are files as timm distributes them, PyTorch's or ``.safetensors``.
 
     Raises:
         ValueError: for a file that is no weights, for weights of something else, or when a download is not possible.
     """
     name = str(weights)
     state = _read(weights)
-    detector = {k: v for k, v in state.items() if k.split(".")[0] in PARTS}
-    if detector:
-        _copy(model, detector, name)
+    if any(key.startswith("backbone.") for key in state):
+        _copy(model, state, name)
     else:
         body = getattr(getattr(model, "backbone", None), "body", None)
+        body = getattr(body, "model", body)  # timm's networks are wrapped
         if body is None:
             raise ValueError(f"weights {name}: these are a classifier's, and this detector has no backbone for them")
         if any(bool(v.isnan().any()) for v in state.values()):
             raise ValueError(
                 f"weights {name}: these have no classifier and expect Caffe's pixels; take VGG16_Weights.IMAGENET1K_V1"
             )
-        _copy(body, {k: v for k, v in state.items() if not k.startswith(("fc.", "classifier."))}, name)
+        _copy(body, state, name)
 
 
 def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
@@ -59,6 +60,10 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"weights {path}: no such file")
     try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoints
         raise ValueError(
@@ -79,7 +84,7 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
 def _copy(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     own = module.state_dict()
     expected = {k for k in own if not k.startswith("criterion.")}
-    missing = sorted(expected - set(state) - {k for k in own if k.endswith(("num_batches_tracked", "caffe_input"))})
+    missing = sorted(k for k in expected - set(state) if not k.endswith(OPTIONAL))
     if missing:
         raise ValueError(
             f"weights {name}: {len(missing)} parameters of this detector are not in it, {missing[0]!r} first"

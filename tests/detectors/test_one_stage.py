@@ -259,7 +259,7 @@ class TestRefineDet:
         [
             ({"loss": "focal+iou_head"}, "has no auxiliary head"),
             ({"loss": StagedCriterion({"roi": build_criterion("focal")})}, "has the stages"),
-            ({"backbone": "resnet18"}, "backbone must be vgg16 or one of"),
+            ({"backbone": "vgg"}, "backbone must be one of resnet18"),
             ({"size": "nano", "backbone": "vgg16"}, "drop backbone='vgg16'"),
         ],
     )
