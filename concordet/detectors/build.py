@@ -119,9 +119,9 @@ def build_detector(
         size: ``"full"``, the published architecture, or ``"nano"``, under 1 M parameters (Sparse R-CNN: 3 M), for CPUs
             and small images.
         backbone: a torchvision ResNet's name, with ``_dcn`` behind it for deformable convolutions
-            (``"resnet101_dcn"``), ``"swin_t"``, ``"swin_l"`` or ``"timm/NAME"``; for SSD ``"vgg16"`` or a ResNet from 50
-            layers on, for DSSD the latter, for RefineDet all of them.  None is ResNet-50, for DSSD ResNet-101, for SSD
-            and RefineDet VGG-16.  Nano has its own.
+            (``"resnet101_dcn"``), ``"swin_t"``, ``"swin_l"`` or ``"timm/NAME"``; for SSD ``"vgg16"`` or a ResNet of at
+            least 50 layers, for DSSD the latter, for RefineDet all of them.  None is ResNet-50, for DSSD ResNet-101,
+            for SSD and RefineDet VGG-16.  Nano has its own.
         weights: file or torchvision enumeration, of the whole detector or of its backbone; None starts from scratch.
             With weights, batch norms and the first two stages are frozen, as torchvision does.
         image_size: (shorter side, longer side) images are resized to, keeping their shape; None: (800, 1333), nano
