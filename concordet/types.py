@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 BACKGROUND: Final = -1
@@ -43,6 +44,7 @@ class Assigned:
         mask_targets: ``[p, m, m]`` the objects' masks in the same frame, in [0, 1].
         stage: name of the stage; "" for a detector with one.
         softmax: the classifier is one softmax over classes and background, not a sigmoid a class.
+        group: processes whose batches are ranked, correlated and balanced as one; the criterion says so, no detector.
     """
 
     logits: Tensor
@@ -61,6 +63,7 @@ class Assigned:
     mask_targets: Tensor | None = None
     stage: str = ""
     softmax: bool = False
+    group: dist.ProcessGroup | None = None
 
     @property
     def positive_logits(self) -> Tensor:

@@ -2,7 +2,7 @@
 
 from concordet.losses.box import BoxTerm
 from concordet.losses.checks import value_checks
-from concordet.losses.criteria import Criterion, Usual, build_criterion, list_losses
+from concordet.losses.criteria import Criterion, Usual, build_criterion, list_losses, rank_over
 from concordet.losses.modules import (
     ALRPLoss,
     APLoss,
@@ -44,5 +44,6 @@ __all__ = [
     "VarifocalLoss",
     "build_criterion",
     "list_losses",
+    "rank_over",
     "value_checks",
 ]

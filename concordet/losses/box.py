@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from concordet.boxes import paired_iou
+from concordet.ranking.processes import all_processes
 from concordet.types import Assigned
 
 BoxKind = Literal["l1", "smooth_l1", "iou", "giou", "diou", "ciou"]
@@ -25,7 +26,8 @@ class BoxTerm:
         weight: factor of the whole term.
         weighting: ``none``: sum over positives / normalizer; ``score``: by the largest class probability (RS Loss,
             GFL); ``quality``: by the auxiliary head's target (ATSS: centerness); ``iou``: by the IoU (VarifocalNet).
-            With weights the term is sum(w x loss) / sum(w).  No weight carries gradient.
+            With weights the term is sum(w x loss) / sum(w), the latter averaged over processes as the normalizer is.
+            No weight carries gradient.
         beta: where ``smooth_l1`` turns from quadratic to linear.
 
     Example:
@@ -87,5 +89,6 @@ def weigh(term: BoxTerm, assigned: Assigned, losses: Tensor, ious: Tensor) -> Te
     else:
         weights = assigned.quality_targets
     weights = weights.detach()
+    total = all_processes().mean(weights.sum())
     # The floor keeps an empty batch, or one whose weights all vanish, at zero instead of 0 / 0.
-    return term.weight * (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)
+    return term.weight * (weights * losses).sum() / total.clamp(min=torch.finfo(losses.dtype).tiny)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import cast
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from concordet.boxes import paired_iou
@@ -84,12 +85,13 @@ class Criterion(nn.Module):
         self.quality = quality
         self.quality_weight = quality_weight
         self.couplings = dict(couplings or {})
+        self.group: dist.ProcessGroup | None = None  # see rank_over
 
     def forward(self, assigned: Assigned) -> Terms:
         """Named 0-dim terms, each already weighted, all connected to the graph; their sum is the loss."""
         # Losses are computed in fp32 whatever the detector ran in: bf16 IoUs and counts are not usable.
         with torch.autocast(assigned.logits.device.type, enabled=False):
-            assigned = replace(assigned, logits=assigned.logits.float())
+            assigned = replace(assigned, logits=assigned.logits.float(), group=self.group)
             ious = paired_iou(assigned.boxes.detach(), assigned.gt_boxes)
             losses = self.core(assigned, ious)
             if assigned.mask_logits is not None:
@@ -261,6 +263,26 @@ def _add(criterion: Criterion, name: str, weight: float | None, loss: str) -> No
         raise ValueError(f"coupling {name!r} stands twice in {loss!r}; add their weights instead")
     function, default = COUPLINGS[name]
     criterion.couplings[name] = (function, default if weight is None else weight)
+
+
+def rank_over(model: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Lets every criterion in a model rank, correlate and balance over the batches of a group's processes.
+
+    Values of these terms are then those of one process with the whole batch, and so is the mean of gradients over
+    processes, which DDP takes.  The other terms are sums over predictions and need no group: their normalizers are
+    averaged over all processes in any case.
+
+    Args:
+        model: a detector, or anything else with criteria in it.
+        group: processes that all run their criteria at every step; None for each process alone, as published.
+
+    Example:
+        >>> criterion = build_criterion("rank_sort")
+        >>> rank_over(criterion, None)
+    """
+    for module in model.modules():
+        if isinstance(module, Criterion):
+            module.group = group
 
 
 class StagedCriterion(nn.Module):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from concordet.losses.box import BoxTerm, weigh
 from concordet.losses.terms import balance
+from concordet.ranking.processes import all_processes
 from concordet.types import Assigned
 
 MaskKind = Literal["bce", "dice"]
@@ -21,8 +23,8 @@ class MaskTerm:
 
     Attributes:
         kind: ``bce``: cross entropy, mean over pixels (Mask R-CNN); ``dice``: Dice loss.
-        weighting: ``none``: mean over the positives; ``score``: by the largest class probability, detached, as RS Loss
-            does.
+        weighting: ``none``: mean over the positives (their number averaged over processes); ``score``: by the largest
+            class probability, detached, as RS Loss does.
         balanced: scaled to the value of the classification terms, without gradient through the factor.
 
     Example:
@@ -66,5 +68,6 @@ def mask_term(term: MaskTerm, assigned: Assigned, classification: Tensor) -> Ten
     if term.weighting == "score":
         value = weigh(BoxTerm(weighting="score"), assigned, losses, losses)
     else:
-        value = losses.sum() / max(len(losses), 1)
-    return value * balance(classification, value) if term.balanced else value
+        count = all_processes().mean(losses.new_tensor(float(len(losses))))
+        value = losses.sum() / count.clamp(min=torch.finfo(losses.dtype).tiny)
+    return value * balance(classification, value, assigned.group) if term.balanced else value

@@ -38,7 +38,8 @@ class SetCore(nn.Module):
         losses = box_losses("l1", assigned)
         if self.balanced:
             value = weigh(BoxTerm("l1", weighting="score"), assigned, losses, ious)
-            return {**terms, "l1": value * balance(sum_terms({k: v for k, v in terms.items() if k != "box"}), value)}
+            classification = sum_terms({k: v for k, v in terms.items() if k != "box"})
+            return {**terms, "l1": value * balance(classification, value, assigned.group)}
         if "classification" in terms:
             terms["classification"] = self.classification * terms["classification"]
         return {**terms, "l1": weigh(BoxTerm("l1", self.l1), assigned, losses, ious)}

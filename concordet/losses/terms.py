@@ -9,12 +9,14 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from concordet.boxes import paired_iou
 from concordet.losses import functional
 from concordet.losses.box import BoxTerm, box_losses, weigh
+from concordet.ranking.processes import everyone
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
 QualityHead = Literal["centerness", "iou"]
@@ -28,9 +30,13 @@ def sum_terms(terms: Terms) -> Tensor:
     return torch.stack(list(terms.values())).sum()
 
 
-def balance(classification: Tensor, box: Tensor) -> Tensor:
-    """Factor that makes the box term as large as the classification's, without gradient; 1 where the box term is 0."""
-    return torch.where(box > 0, classification / torch.where(box > 0, box, 1), 1).detach()
+def balance(classification: Tensor, box: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Factor that makes the box term as large as the classification's, without gradient; 1 where the box term is 0.
+
+    With a group it is the same everywhere: the ratio of the terms' means over its processes.
+    """
+    classification, box = everyone(group).mean(torch.stack([classification, box]).detach())
+    return torch.where(box > 0, classification / torch.where(box > 0, box, 1), 1)
 
 
 def quality_term(assigned: Assigned, ious: Tensor, target: QualityHead) -> Tensor:
@@ -103,15 +109,14 @@ def varifocal_term(assigned: Assigned, ious: Tensor) -> Terms:
 
 def average_precision_term(assigned: Assigned, ious: Tensor, *, delta: float = 1.0, method: str = "auto") -> Terms:
     """AP Loss; published with delta 1, and 0.5 for PAA."""
-    loss = functional.ap_loss(assigned.logits.flatten(), flat_labels(assigned), delta=delta, method=method)
-    return {"ranking": loss}
+    logits, labels = assigned.logits.flatten(), flat_labels(assigned)
+    return {"ranking": functional.ap_loss(logits, labels, delta=delta, method=method, group=assigned.group)}
 
 
 def rank_sort_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") -> Terms:
     """Rank & Sort Loss: positives above negatives, and among themselves by IoU."""
-    result = functional.rank_sort_loss(
-        assigned.logits.flatten(), flat_labels(assigned), one_hot(assigned, ious).flatten(), method=method
-    )
+    logits, labels, quality = assigned.logits.flatten(), flat_labels(assigned), one_hot(assigned, ious).flatten()
+    result = functional.rank_sort_loss(logits, labels, quality, method=method, group=assigned.group)
     return {"ranking": result.ranking, "sorting": result.sorting}
 
 
@@ -128,7 +133,7 @@ def self_balanced(assigned: Assigned, ious: Tensor, *, classification: Core, box
     """The box term is scaled to the classification's value, so that there is no weight to tune (RS Loss)."""
     terms = separate(assigned, ious, classification=classification, box=box)
     box_value = terms.pop("box")
-    return {**terms, "box": box_value * balance(sum_terms(terms), box_value)}
+    return {**terms, "box": box_value * balance(sum_terms(terms), box_value, assigned.group)}
 
 
 def harmonic_parts(assigned: Assigned, *, alpha: float = 1.5, gamma: float = 0.8) -> tuple[Tensor, Tensor]:
@@ -198,7 +203,8 @@ class AverageLRP(nn.Module):
     def forward(self, assigned: Assigned, ious: Tensor) -> Terms:
         """Classification and weighted localization."""
         errors = box_losses("giou", assigned) / (2 * (1 - self.positive_iou))
-        parts = functional.alrp_loss(assigned.logits.flatten(), flat_labels(assigned), errors, method=self.method)
+        logits, labels = assigned.logits.flatten(), flat_labels(assigned)
+        parts = functional.alrp_loss(logits, labels, errors, method=self.method, group=assigned.group)
         if self.training:
             total = (parts.classification + parts.localization).detach()
             self.sums += torch.stack([total, parts.localization.detach()])
@@ -216,7 +222,7 @@ class AverageLRP(nn.Module):
 
 def correlation_coupling(assigned: Assigned, ious: Tensor, *, coefficient: str) -> Tensor:
     """1 - correlation of the positives' class probabilities with their IoUs (Correlation Loss)."""
-    return functional.correlation_loss(assigned.scores(), ious, coefficient=coefficient)
+    return functional.correlation_loss(assigned.scores(), ious, coefficient=coefficient, group=assigned.group)
 
 
 def association_coupling(assigned: Assigned, ious: Tensor, *, form: str) -> Tensor:

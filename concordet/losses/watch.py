@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ from concordet.boxes import paired_iou
 from concordet.losses import functional, terms
 from concordet.losses.box import box_losses, weigh
 from concordet.losses.criteria import Criterion
+from concordet.ranking.processes import everyone
 from concordet.types import Assigned
 
 
@@ -22,7 +24,7 @@ def gradient_ratio(gradient: Tensor, assigned: Assigned) -> Tensor:
 
     Args:
         gradient: ``[n, c]`` gradient of the loss by ``assigned.logits``.
-        assigned: the record it was computed on.
+        assigned: the record it was computed on; of all processes of its group together, where it has one.
 
     Returns:
         0-dim, at least 0; infinite without a positive's gradient, NaN without any.
@@ -36,8 +38,9 @@ def gradient_ratio(gradient: Tensor, assigned: Assigned) -> Tensor:
         tensor(0.5000)
     """
     magnitudes = gradient.detach().abs().double()
-    positive = magnitudes[assigned.positive, assigned.labels[assigned.positive]].sum()
-    return ((magnitudes.sum() - positive) / positive).float()
+    own = magnitudes[assigned.positive, assigned.labels[assigned.positive]].sum()
+    total, positive = everyone(assigned.group).sum(torch.stack([magnitudes.sum(), own]))
+    return ((total - positive) / positive).float()
 
 
 @torch.no_grad()
@@ -49,6 +52,7 @@ def observe(criterion: Criterion, assigned: Assigned) -> dict[str, Tensor]:
         Eq. 14; NaN without); ``self_balance``, the factor of the box term (RS Loss; aLRP Loss, Figure 3);
         ``classification_factor`` and ``localization_factor``, means of 1 + beta_r and 1 + beta_c (Harmonic, Figure 4).
     """
+    assigned = replace(assigned, group=criterion.group)
     ious = paired_iou(assigned.boxes, assigned.gt_boxes)
     seen = {"inconsistency": (assigned.scores() - ious).abs().mean()}
     core = criterion.core
@@ -61,5 +65,5 @@ def observe(criterion: Criterion, assigned: Assigned) -> dict[str, Tensor]:
         losses = core.keywords["classification"](assigned, ious)
         box = core.keywords["box"]
         value = weigh(box, assigned, box_losses(box.kind, assigned, box.beta), ious)
-        seen["self_balance"] = terms.balance(terms.sum_terms(losses), value)
+        seen["self_balance"] = terms.balance(terms.sum_terms(losses), value, assigned.group)
     return seen

@@ -25,6 +25,10 @@ class Everyone:
         """The sum over processes of a tensor of one shape.  Differentiable."""
         return own
 
+    def mean(self, own: Tensor) -> Tensor:
+        """The mean over processes of a tensor of one shape.  Differentiable."""
+        return self.sum(own) / self.size
+
     def largest(self, own: Tensor) -> Tensor:
         """The largest over processes, element by element.  Carries no gradient."""
         return own
