@@ -1,0 +1,184 @@
+"""Parameters of the full architectures at 80 classes: those of the implementations that the docstrings name.
+
+torchvision's own classes are counted; other published architectures are summed layer by layer from their papers and
+configuration files; totals that are printed somewhere stand in a table with where.
+"""
+
+import pytest
+import torch
+from torchvision.models import detection, resnet50, resnet101, vgg16
+
+from concordet.detectors import build_detector, list_detectors
+
+CLASSES = 80
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def ours(name, **options):
+    with torch.device("meta"):
+        return count(build_detector(name, num_classes=CLASSES, **options))
+
+
+# --- torchvision's own ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "builder", "classes"),
+    [
+        ("fcos", detection.fcos_resnet50_fpn, CLASSES),
+        ("ssd", detection.ssd300_vgg16, CLASSES + 1),
+        ("faster_rcnn", detection.fasterrcnn_resnet50_fpn, CLASSES + 1),
+        ("mask_rcnn", detection.maskrcnn_resnet50_fpn, CLASSES + 1),
+    ],
+)
+def test_torchvisions(name, builder, classes):
+    with torch.device("meta"):
+        theirs = builder(weights=None, weights_backbone=None, num_classes=classes)
+    assert ours(name) == count(theirs)
+
+
+# --- sums of published layers ---------------------------------------------------------------------------------------
+
+
+def conv(inputs, outputs, kernel, bias=True):
+    return inputs * outputs * kernel**2 + outputs * bias
+
+
+def normed(inputs, outputs, kernel):
+    """A convolution without bias and the scale and shift of a norm."""
+    return conv(inputs, outputs, kernel, bias=False) + 2 * outputs
+
+
+def linear(inputs, outputs, bias=True):
+    return conv(inputs, outputs, 1, bias)
+
+
+def body(builder):
+    with torch.device("meta"):
+        network = builder()
+        return count(network) - count(network.fc)
+
+
+R50 = body(resnet50)
+C3_TO_C5 = sum(conv(c, 256, 1) + conv(256, 256, 3) for c in (512, 1024, 2048))
+C2_TO_C5 = C3_TO_C5 + conv(256, 256, 1) + conv(256, 256, 3)
+P6_P7 = 2 * conv(256, 256, 3)
+P6_P7_OF_C5 = conv(2048, 256, 3) + conv(256, 256, 3)
+TOWER = 4 * conv(256, 256, 3)
+NORMED_TOWER = 4 * (conv(256, 256, 3) + 2 * 256)
+RPN = conv(256, 256, 3) + conv(256, 3, 1) + conv(256, 12, 1)
+TWO_LAYERS = linear(256 * 7 * 7, 1024) + linear(1024, 1024)
+
+
+def one_anchor_a_location(scales):
+    """FCOS's towers, three predictions a location."""
+    predictions = sum(conv(256, outputs, 3) for outputs in (CLASSES, 4, 1))
+    return R50 + C3_TO_C5 + P6_P7 + 2 * NORMED_TOWER + predictions + scales
+
+
+def sparse_rcnn():
+    """The authors' configuration: 100 boxes, six stages, one layer before classes and three before boxes."""
+    attention = 4 * linear(256, 256)
+    dynamic = linear(256, 2 * 64 * 256) + linear(256 * 49, 256) + 2 * (64 + 256 + 256)
+    feed_forward = linear(256, 2048) + linear(2048, 256)
+    towers = 4 * (linear(256, 256, bias=False) + 2 * 256)
+    stage = attention + dynamic + feed_forward + 3 * 2 * 256 + towers + linear(256, CLASSES) + linear(256, 4)
+    return R50 + C2_TO_C5 + 100 * (4 + 256) + 6 * stage
+
+
+def vgg_with_fc7():
+    with torch.device("meta"):
+        return count(vgg16().features) + conv(512, 1024, 3) + conv(1024, 1024, 1)
+
+
+def ssd512():
+    """VGG-16 with conv8 to conv12, the last with a kernel of 4 in the paper and of 3 with padding here."""
+    extra = conv(1024, 256, 1) + conv(256, 512, 3) + conv(512, 128, 1) + conv(128, 256, 3)
+    extra += 2 * (conv(256, 128, 1) + conv(128, 256, 3)) + conv(256, 128, 1) + conv(128, 256, 4)
+    levels = zip((512, 1024, 512, 256, 256, 256, 256), (4, 6, 6, 6, 6, 4, 4), strict=True)
+    return vgg_with_fc7() + 512 + extra + sum(conv(c, k * (CLASSES + 1 + 4), 3) for c, k in levels)
+
+
+def refinedet():
+    """The paper's Figs. 1 and 2 on VGG-16: objectness and boxes of four levels, transfer connections, second stage."""
+    levels = (512, 512, 1024, 512)
+    extra = conv(1024, 256, 1) + conv(256, 512, 3) + 2 * 512
+    first = sum(conv(c, 3 * (2 + 4), 3) for c in levels)
+    transfer = sum(conv(c, 256, 3) + 2 * conv(256, 256, 3) for c in levels) + 3 * conv(256, 256, 2)
+    return vgg_with_fc7() + extra + first + transfer + 4 * conv(256, 3 * (CLASSES + 1 + 4), 3)
+
+
+def dssd():
+    """The paper's Fig. 2 c and 3 on ResNet-101."""
+
+    def block(inputs):
+        return normed(inputs, 256, 1) + normed(256, 256, 3) + normed(256, 1024, 1) + normed(inputs, 1024, 1)
+
+    def deconvolution(coarse, skip):
+        return conv(coarse, 512, 2) + 2 * normed(512, 512, 3) + normed(skip, 512, 3)
+
+    def prediction(inputs):
+        return normed(inputs, 256, 1) + normed(256, 256, 1) + normed(256, 1024, 1) + normed(inputs, 1024, 1)
+
+    extra = block(2048) + 3 * block(1024)
+    way_up = (
+        deconvolution(1024, 1024) + 2 * deconvolution(512, 1024) + deconvolution(512, 2048) + deconvolution(512, 512)
+    )
+    heads = 6 * conv(1024, 8 * (CLASSES + 1 + 4), 3)
+    return body(resnet101) + extra + way_up + prediction(1024) + 5 * prediction(512) + heads
+
+
+SUMS = {
+    "retinanet": (R50 + C3_TO_C5 + P6_P7_OF_C5 + 2 * TOWER + conv(256, 9 * CLASSES, 3) + conv(256, 9 * 4, 3), {}),
+    "fcos": (one_anchor_a_location(scales=5), {}),
+    "atss": (one_anchor_a_location(scales=5), {}),
+    "paa": (one_anchor_a_location(scales=5), {}),
+    "foveabox": (R50 + C3_TO_C5 + P6_P7_OF_C5 + 2 * TOWER + conv(256, CLASSES, 3) + conv(256, 4, 3), {}),
+    "ssd": (ssd512(), {"image_size": (512, 512)}),
+    "refinedet": (refinedet(), {}),
+    "dssd": (dssd(), {}),
+    "faster_rcnn": (R50 + C2_TO_C5 + RPN + TWO_LAYERS + linear(1024, CLASSES + 1) + linear(1024, 4 * CLASSES), {}),
+    "cascade_rcnn": (R50 + C2_TO_C5 + RPN + 3 * (TWO_LAYERS + linear(1024, CLASSES + 1) + linear(1024, 4)), {}),
+    "sparse_rcnn": (sparse_rcnn(), {}),
+}
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_sums_of_published_layers(name):
+    expected, options = SUMS[name]
+    assert ours(name, **options) == pytest.approx(expected, rel=0.001)
+
+
+# --- printed totals -------------------------------------------------------------------------------------------------
+
+with torch.device("meta"):
+    FROZEN = sum(p.numel() for n, p in resnet50().named_parameters() if n.startswith(("conv1", "bn1", "layer1")))
+"""A ResNet-50's stem and second stage, which mmdetection freezes and does not count."""
+
+MILLIONS = {
+    # mmdetection's get_flops.py: trainable parameters of the configurations *_r50_fpn_1x_coco
+    ("retinanet", None): 37.74 + FROZEN / 1e6,
+    ("atss", None): 32.07 + FROZEN / 1e6,
+    ("faster_rcnn", None): 41.53 + FROZEN / 1e6,
+    ("cascade_rcnn", None): 69.17 + FROZEN / 1e6,
+    ("mask_rcnn", None): 44.18 + FROZEN / 1e6,
+    # Swin Transformer for Object Detection, table of results
+    ("mask_rcnn", "swin_t"): 48,
+    # Carion et al. 2020, Table 1; Zhu et al. 2021, Table 1
+    ("detr", None): 41,
+    ("deformable_detr", None): 40,
+}
+
+
+@pytest.mark.parametrize(("name", "backbone"), [key for key in MILLIONS if key[0] in list_detectors()])
+def test_printed_totals(name, backbone):
+    assert ours(name, backbone=backbone) / 1e6 == pytest.approx(MILLIONS[name, backbone], rel=0.02)
+
+
+def test_mmdetection_counts_what_is_trained():
+    """Its printed totals and ours are the same to the last digit that is printed."""
+    for name in ("retinanet", "atss", "cascade_rcnn"):
+        assert round((ours(name) - FROZEN) / 1e6, 2) == round(MILLIONS[name, None] - FROZEN / 1e6, 2)
