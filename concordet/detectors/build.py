@@ -13,6 +13,7 @@ from torchvision.models import WeightsEnum
 from concordet.detectors import (
     atss,
     cascade_rcnn,
+    deformable_detr,
     dssd,
     faster_rcnn,
     fcos,
@@ -35,15 +36,18 @@ class Entry:
     """A detector of the zoo: how it is built, its published loss and image size, thresholds.
 
     ``criterion`` makes the criterion of a detector with several stages; ``quality_head`` says that it can have an
-    auxiliary head.
+    auxiliary head.  ``options`` names the detector's own options with their defaults at a size, which ``build`` and
+    ``criterion`` then take; ``load`` loads weights.
     """
 
     build: Callable[..., nn.Module]
     usual: Usual
     image_size: tuple[int, int] = (800, 1333)
     inference: Inference = field(default_factory=Inference)
-    criterion: Callable[[str | Criterion | StagedCriterion], StagedCriterion] | None = None
+    criterion: Callable[..., StagedCriterion] | None = None
     quality_head: bool = False
+    options: Callable[[Size], dict[str, Any]] = lambda size: {}
+    load: Callable[[nn.Module, str | Path | WeightsEnum], None] = load_weights
 
 
 TWO_STAGE_INFERENCE = Inference(nms_threshold=0.5, topk=5000)
@@ -83,6 +87,14 @@ DETECTORS: dict[str, Entry] = {
         inference=Inference(score_threshold=0.0, nms_threshold=1.0, topk=100),
         criterion=sparse_rcnn.sparse_rcnn_criterion,
     ),
+    "deformable_detr": Entry(
+        deformable_detr.deformable_detr,
+        deformable_detr.USUAL,
+        inference=deformable_detr.INFERENCE,
+        criterion=deformable_detr.deformable_detr_criterion,
+        options=deformable_detr.deformable_detr_options,
+        load=deformable_detr.load_detr_weights,
+    ),
 }
 NANO_IMAGE_SIZE = (240, 320)
 
@@ -107,7 +119,7 @@ def build_detector(
     weights: str | Path | WeightsEnum | None = None,
     image_size: tuple[int, int] | None = None,
     ignore_regions: bool = True,
-    **inference: Any,
+    **options: Any,
 ) -> nn.Module:
     """A detector in torchvision's convention with the loss of one's choice.
 
@@ -116,19 +128,22 @@ def build_detector(
         num_classes: foreground classes; labels in targets and detections are 1..num_classes.
         loss: a name (:func:`concordet.losses.list_losses`) such as ``"rank_sort+concordance(0.3)"``, or a criterion.
             ``"default"`` is the detector's own.
-        size: ``"full"``, the published architecture, or ``"nano"``, under 1 M parameters (Sparse R-CNN: 3 M), for CPUs
-            and small images.
+        size: ``"full"``, the published architecture, or ``"nano"``, under 1 M parameters (Sparse R-CNN and DETRs:
+            3 M), for CPUs and small images.
         backbone: a torchvision ResNet's name, with ``_dcn`` behind it for deformable convolutions
             (``"resnet101_dcn"``), ``"swin_t"``, ``"swin_l"`` or ``"timm/NAME"``; for SSD ``"vgg16"`` or a ResNet of at
             least 50 layers, for DSSD the latter, for RefineDet all of them.  None is ResNet-50, for DSSD ResNet-101,
             for SSD and RefineDet VGG-16.  Nano has its own.
-        weights: file or torchvision enumeration, of the whole detector or of its backbone; None starts from scratch.
+        weights: file or torchvision enumeration, of the whole detector or of its backbone, for Deformable DETR also a
+            folder that Transformers' ``save_pretrained`` wrote; None starts from scratch.
             With weights, batch norms and the first two stages are frozen, as torchvision does.
         image_size: (shorter side, longer side) images are resized to, keeping their shape; None: (800, 1333), nano
             (240, 320).  For SSD, DSSD and RefineDet (height, width), whatever the shape; None: 300 or 320 pixels.
         ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.
-        **inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order but no scale),
-            ``nms_threshold``, ``topk``, ``detections_per_image``.
+        **options: of inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order but no
+            scale), ``nms_threshold``, ``topk``, ``detections_per_image``; of Deformable DETR
+            (:func:`~concordet.detectors.deformable_detr.deformable_detr`): ``num_queries``, ``layers``,
+            ``box_refine``, ``two_stage``.
 
     Returns:
         ``model(images, targets)`` gives losses in training mode, ``model(images)`` detections in evaluation mode.
@@ -149,14 +164,17 @@ def build_detector(
         raise ValueError(f"size must be one of {', '.join(get_args(Size))}, got {size!r}")
     if num_classes < 1:
         raise ValueError(f"num_classes counts foreground classes and must be at least 1, got {num_classes}")
-    known = [f.name for f in fields(Inference)]
-    unknown = [k for k in inference if k not in known]
+    entry = DETECTORS[name]
+    own = entry.options(size)
+    known = [*own, *(f.name for f in fields(Inference))]
+    unknown = [k for k in options if k not in known]
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r} for detector {name!r}; choose one of {', '.join(known)}")
-    entry = DETECTORS[name]
+    inference = {k: v for k, v in options.items() if k not in own}
+    own = {**own, **{k: v for k, v in options.items() if k in own}}
     criterion: Criterion | StagedCriterion
     if entry.criterion is not None:
-        criterion = entry.criterion(loss)
+        criterion = entry.criterion(loss, **own)
     else:
         criterion = build_criterion(loss, entry.usual) if isinstance(loss, str) else loss
     if isinstance(criterion, Criterion) and criterion.quality is not None and not entry.quality_head:
@@ -172,7 +190,8 @@ def build_detector(
         image_size=image_size or (entry.image_size if size == "full" else NANO_IMAGE_SIZE),
         inference=Inference(**{**vars(entry.inference), **inference}),
         ignore_regions=ignore_regions,
+        **own,
     )
     if weights is not None:
-        load_weights(model, weights)
+        entry.load(model, weights)
     return model

@@ -28,7 +28,7 @@ def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
     """
     name = str(weights)
     state = _read(weights)
-    if any(key.startswith("backbone.") for key in state):
+    if any("backbone." in key for key in state):
         _copy(model, state, name)
     else:
         body = getattr(getattr(model, "backbone", None), "body", None)

@@ -1,0 +1,221 @@
+"""Deformable DETR (Zhu et al. 2021) on Transformers' network: each query looks at a few points of every level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+from torchvision.ops import box_convert
+
+from concordet.detectors.backbones import Features, Size, features
+from concordet.detectors.dense import Inference
+from concordet.detectors.hungarian import Costs
+from concordet.detectors.proposals import objects_of
+from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, set_criterion
+from concordet.detectors.targets import Target
+from concordet.detectors.weights import load_weights
+from concordet.losses.box import BoxTerm
+from concordet.losses.criteria import Criterion, StagedCriterion, Usual
+
+if TYPE_CHECKING:
+    from transformers import DeformableDetrForObjectDetection
+
+USUAL = Usual("focal", BoxTerm("giou", weight=2.0))
+INFERENCE = Inference(score_threshold=0.0, nms_threshold=1.0, topk=100)
+RANKING_CLASS_COST = 4.0
+ENCODER = "encoder"
+
+
+def deformable_detr_options(size: Size) -> dict[str, Any]:
+    """The detector's own options and their defaults."""
+    full = size == "full"
+    return {
+        "num_queries": 300 if full else 50,
+        "layers": 6 if full else 3,
+        "box_refine": False,
+        "two_stage": False,
+    }
+
+
+def stage_names(layers: int, two_stage: bool) -> list[str]:
+    """``layer1`` and so on, with two stages after ``encoder``.
+
+    Raises:
+        ValueError: for fewer than two layers, of which Transformers makes no model.
+    """
+    if layers < 2:
+        raise ValueError(f"layers must be at least 2, got {layers}")
+    return [ENCODER] * two_stage + [f"layer{i}" for i in range(1, layers + 1)]
+
+
+def deformable_detr_criterion(
+    loss: str | Criterion | StagedCriterion, *, layers: int, two_stage: bool, **_: Any
+) -> StagedCriterion:
+    """A criterion for each decoder layer, with two stages for the encoder too.
+
+    Weights are those of Transformers: 1 for the class, 5 for L1, 2 for GIoU (the authors' class weighs 2).
+    """
+    return set_criterion("deformable_detr", loss, USUAL, stage_names(layers, two_stage), classification=1.0)
+
+
+def deformable_detr(
+    criterion: StagedCriterion,
+    *,
+    num_classes: int,
+    size: Size,
+    backbone: str | None,
+    pretrained: bool,
+    num_queries: int,
+    layers: int,
+    box_refine: bool,
+    two_stage: bool,
+    **settings: Any,
+) -> DeformableDETR:
+    """Deformable DETR: three levels of the backbone and one below, as many encoder as decoder layers.
+
+    Follows the authors' code as Transformers has it: 300 queries, six layers of 256 channels; 40 M parameters at
+    ResNet-50 and 91 classes, as published, with refinement 41 M.  Nano: 50 queries, three layers of 128 channels, three
+    levels, no dropout; 1.4 M parameters at 80 classes, with two stages 1.6 M.
+
+    Args:
+        criterion: of each layer.
+        num_classes: foreground classes.
+        size: of the network.
+        backbone: see :func:`~concordet.detectors.backbones.features`.
+        pretrained: weights will be loaded.
+        num_queries: detections an image, at most; with two stages, proposals.
+        layers: of the encoder, and of the decoder.
+        box_refine: each decoder layer moves the boxes of the one before it (Sec. 4.2).
+        two_stage: the encoder proposes the boxes that the decoder begins with; asks for ``box_refine``, and sets it.
+        **settings: of the detector.
+    """
+    maps = features(size, backbone, pretrained=pretrained)
+    network = build_network(
+        maps, num_classes=num_classes, size=size, num_queries=num_queries, layers=layers,
+        box_refine=box_refine, two_stage=two_stage, costs=costs_for(criterion),
+    )  # fmt: skip
+    return DeformableDETR(network, criterion, num_classes=num_classes, **settings)
+
+
+def costs_for(criterion: StagedCriterion) -> Costs:
+    """Of the matching; with ranking losses the class weighs 4 (BRS-DETR, Sec. 4.1), otherwise 2."""
+    return Costs(2.0 if criterion.calibrated else RANKING_CLASS_COST, box_format="cxcywh")
+
+
+def build_network(
+    maps: Features,
+    *,
+    num_classes: int,
+    size: Size,
+    num_queries: int,
+    layers: int,
+    box_refine: bool,
+    two_stage: bool,
+    costs: Costs,
+) -> DeformableDetrForObjectDetection:
+    """Transformers' network of this size.
+
+    Raises:
+        ValueError: for a number of queries below 1, or where Transformers is not installed.
+    """
+    if num_queries < 1:
+        raise ValueError(f"num_queries must be at least 1, got {num_queries}")
+    try:
+        from concordet.detectors.hugging_face import deformable_network
+    except ImportError as error:
+        raise ValueError(
+            "this detector needs the package transformers; install it with: pip install 'concordet[transformers]'"
+        ) from error
+    shape = {} if size == "full" else _NANO
+    return deformable_network(
+        maps,
+        num_labels=num_classes,
+        num_queries=num_queries,
+        two_stage_num_proposals=num_queries,
+        encoder_layers=layers,
+        decoder_layers=layers,
+        with_box_refine=box_refine or two_stage,
+        two_stage=two_stage,
+        auxiliary_loss=True,
+        class_cost=int(costs.classification),
+        bbox_cost=int(costs.l1),
+        giou_cost=int(costs.giou),
+        **shape,
+    )
+
+
+_NANO = {"d_model": 128, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "num_feature_levels": 3, "dropout": 0.0}
+
+
+class DeformableDETR(SetPredictor):
+    """Deformable DETR in torchvision's convention; records are named ``encoder`` (with two stages) and ``layer1`` on.
+
+    Args:
+        network: Transformers' model.
+        criterion: loss.
+        **settings: of :class:`SetPredictor`.
+    """
+
+    def __init__(self, network: DeformableDetrForObjectDetection, criterion: StagedCriterion, **settings: Any) -> None:
+        super().__init__(criterion, costs=costs_for(criterion), **settings)
+        self.network = network
+
+    @property
+    def backbone(self) -> Features:
+        """Feature maps of images."""
+        return cast(Features, self.network.model.backbone.model)
+
+    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Outcome:
+        from concordet.detectors.hugging_face import layer_predictions, valid_pixels
+
+        batch, resized = self.transform(images, targets)
+        self._check_locations(tuple(batch.tensors.shape[-2:]))
+        out = self.network.model(batch.tensors, pixel_mask=valid_pixels(batch))
+        found = layer_predictions(
+            self.network,
+            out.intermediate_hidden_states,
+            out.init_reference_points,
+            out.intermediate_reference_points,
+        )
+        stages = self._stages("layer", found, batch.image_sizes)
+        if out.enc_outputs_class is not None:
+            # every location is classified as object or not, by the first class's logit (Appendix A.4)
+            boxes = to_pixels(out.enc_outputs_coord_logits.float().sigmoid(), batch.image_sizes)
+            stages.insert(0, Stage(ENCODER, out.enc_outputs_class.float(), boxes, class_agnostic=True))
+        return Outcome(stages, batch.image_sizes, [objects_of(t) for t in resized or []])
+
+    @staticmethod
+    def _stages(prefix: str, found: list[tuple[Tensor, Tensor]], sizes: Sequence[tuple[int, int]]) -> list[Stage]:
+        return [Stage(f"{prefix}{i}", logits, to_pixels(b, sizes)) for i, (logits, b) in enumerate(found, 1)]
+
+    def _check_locations(self, padded: tuple[int, int]) -> None:
+        """Two stages choose their queries among the locations of all levels."""
+        config, finest = self.network.config, self.backbone.strides[0]
+        if not config.two_stage:
+            return
+        strides = [finest * 2**i for i in range(config.num_feature_levels)]
+        count = sum(-(-padded[0] // s) * -(-padded[1] // s) for s in strides)
+        if count < config.num_queries:
+            raise ValueError(
+                f"images of {padded[0]} x {padded[1]} pixels have {count} locations, of which two_stage=True chooses "
+                f"{config.num_queries}; take a larger image_size or fewer num_queries"
+            )
+
+
+def to_pixels(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes ``[b, k, 4]`` from centre and size in units of each image to xyxy pixels."""
+    extents = boxes.new_tensor([[width, height, width, height] for height, width in sizes])
+    return box_convert(boxes * extents[:, None], "cxcywh", "xyxy")
+
+
+def load_detr_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
+    """Weights of a folder that Transformers' ``save_pretrained`` wrote, or of whatever :func:`load_weights` takes."""
+    if isinstance(weights, str | Path) and Path(weights).is_dir():
+        from concordet.detectors.hugging_face import load_folder
+
+        load_folder(cast(Any, model).network, Path(weights))
+    else:
+        load_weights(model, weights)

@@ -1,0 +1,154 @@
+"""Networks of Hugging Face Transformers, built from configurations, on the zoo's own backbones.
+
+Needs the extra ``transformers``; detectors import this module when they are built.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
+from transformers import AutoBackbone, DeformableDetrConfig, DeformableDetrForObjectDetection, PreTrainedConfig
+from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.deformable_detr.modeling_deformable_detr import (
+    DeformableDetrMultiscaleDeformableAttention,
+    inverse_sigmoid,
+)
+
+from concordet.detectors.backbones import Features
+
+PRIOR_BIAS = -math.log(99)  # a fresh classifier's scores are 0.01
+
+
+class GivenConfig(BackboneConfigMixin, PreTrainedConfig):
+    """Says how many channels each map of a backbone has that is put in afterwards."""
+
+    model_type = "concordet_given"
+
+    def __init__(self, channels: Sequence[int] = (1,), **options: Any) -> None:
+        super().__init__(**options)
+        self.channels = list(channels)
+        self.stage_names = [f"stage{i}" for i in range(len(self.channels))]
+        self.set_output_features_output_indices(self.stage_names, None)
+
+
+class Given(BackboneMixin, PreTrainedModel):
+    """Keeps a backbone's place: Transformers makes backbones by configuration only, and freezes their batch norms."""
+
+    config_class = GivenConfig
+
+    def __init__(self, config: GivenConfig) -> None:
+        super().__init__(config)
+        self.num_features = config.channels
+
+
+AutoBackbone.register(GivenConfig, Given)
+
+
+def deformable_network(features: Features, **options: Any) -> DeformableDetrForObjectDetection:
+    """Deformable DETR on this backbone, initialised as its authors do (Transformers' own is for loading weights).
+
+    Args:
+        features: the backbone.
+        **options: of ``DeformableDetrConfig``.
+    """
+    config = DeformableDetrConfig(backbone_config=GivenConfig(features.channels), **options)
+    network = DeformableDetrForObjectDetection(config)
+    network.model.backbone.model = features
+    initialise(network)
+    return network
+
+
+@torch.no_grad()
+def initialise(network: DeformableDetrForObjectDetection) -> None:
+    """Initial weights of Zhu et al. 2021, as in their code."""
+    model, two_stage = network.model, network.config.two_stage
+    for part in (model.encoder, model.decoder):
+        for parameter in part.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for module in part.modules():
+            if isinstance(module, DeformableDetrMultiscaleDeformableAttention):
+                part._init_weights(module)
+    linear = [cast(nn.Sequential, projection)[0] for projection in model.input_proj]
+    for layer in [*linear, *([model.enc_output, model.pos_trans] if two_stage else [])]:
+        nn.init.xavier_uniform_(cast(Tensor, layer.weight))
+        nn.init.zeros_(cast(Tensor, layer.bias))
+    if not two_stage:
+        nn.init.normal_(model.query_position_embeddings.weight)
+    for head in cast(Iterable[nn.Linear], network.class_embed):
+        head.reset_parameters()
+        nn.init.constant_(head.bias, PRIOR_BIAS)
+    for i, tower in enumerate(network.bbox_embed):
+        *layers, last = cast(Iterable[nn.Linear], tower.layers)
+        for layer in layers:
+            layer.reset_parameters()
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        if i == 0 and not two_stage:
+            last.bias[2:] = -2.0  # boxes begin small
+
+
+def valid_pixels(batch: ImageList) -> Tensor:
+    """``[b, h, w]`` int64, 1 where the batch has pixels of its images and 0 where it is padded."""
+    mask = torch.zeros_like(batch.tensors[:, 0], dtype=torch.int64)
+    for i, (height, width) in enumerate(batch.image_sizes):
+        mask[i, :height, :width] = 1
+    return mask
+
+
+def layer_predictions(
+    network: DeformableDetrForObjectDetection, hidden: Tensor, start: Tensor, moved: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """Logits ``[b, q, c]`` and boxes ``[b, q, 4]`` (centre and size in units of the image) of each decoder layer.
+
+    Args:
+        network: whose heads are used.
+        hidden: ``[b, layers, q, d]``.
+        start: ``[b, q, 2 or 4]`` reference points that the first layer begins with.
+        moved: ``[b, layers, q, 2 or 4]`` those after each layer.
+    """
+    results = []
+    for i, (states, reference) in enumerate(zip(hidden.unbind(1), [start, *moved.unbind(1)], strict=False)):
+        change, origin = network.bbox_embed[i](states).float(), inverse_sigmoid(reference.float())
+        known = origin.shape[-1]
+        change = torch.cat([change[..., :known] + origin, change[..., known:]], -1)
+        results.append((network.class_embed[i](states).float(), change.sigmoid()))
+    return results
+
+
+def load_folder(network: DeformableDetrForObjectDetection, folder: Path) -> None:
+    """Loads what ``save_pretrained`` of Transformers has written, in place.
+
+    Raises:
+        ValueError: for a folder of something else, or of a model of another shape.
+    """
+    try:
+        other = DeformableDetrForObjectDetection.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"weights {folder}: holds no Deformable DETR that Transformers can read ({type(error).__name__}: {error})"
+        ) from error
+    for key in ("num_labels", "two_stage", "with_box_refine", "num_queries", "encoder_layers", "decoder_layers"):
+        theirs, ours = getattr(other.config, key), getattr(network.config, key)
+        if theirs != ours:
+            raise ValueError(
+                f"weights {folder}: {key} is {theirs} there, {ours} here; build the detector with the same"
+            )
+    # the zoo's backbones are the bodies of their features
+    state = {k.replace("backbone.model.", "backbone.model.body."): v for k, v in other.state_dict().items()}
+    own = network.state_dict()
+    missing = sorted(k for k in own if k not in state and not k.endswith("num_batches_tracked"))
+    wrong = sorted(k for k in own if k in state and state[k].shape != own[k].shape)
+    if missing or wrong:
+        raise ValueError(
+            f"weights {folder}: {(missing + wrong)[0]!r} is not as it is here; only torchvision's ResNets take the "
+            "backbone of such a folder, and it must be the same one"
+        )
+    network.load_state_dict({k: v for k, v in state.items() if k in own}, strict=False)
