@@ -1,0 +1,128 @@
+"""Can every full architecture learn four images by heart?
+
+    python benchmarks/overfit.py                                  # all detectors
+    python benchmarks/overfit.py --detectors fcos --losses default rank_sort
+
+Everything is as published (levels, heads, anchors, assigners, losses) on a narrow backbone, so that a CPU can do it:
+timm's ``test_resnet``, or ResNet-50 where a detector is built on that network's stages.  Training stops as soon as
+AP50 on the four images, asked every ``EVERY`` steps, is above ``GOAL``.  Writes benchmarks/results/overfit.csv and
+overfit.md, row by row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from concordet.data import load_dataset
+from concordet.detectors import build_detector, list_detectors
+from concordet.engine.detections import batch_results
+from concordet.engine.files import replacing
+from concordet.measures import evaluate_detections
+from concordet.version import __version__
+
+RESULTS = Path(__file__).parent / "results" / "overfit.csv"
+GOAL, EVERY, MOST = 0.9, 20, 600
+
+FIXED = dict.fromkeys(("ssd", "dssd", "refinedet"), (256, 256))
+"""Detectors of images of one size, whose levels need this much."""
+
+BACKBONES = dict.fromkeys(("ssd", "dssd"), "resnet50")
+RATES = {"ssd": 3e-4, "dssd": 3e-4, "refinedet": 3e-4, "sparse_rcnn": 1e-4, "cascade_rcnn": 3e-4}
+SETS = ("detr", "deformable_detr", "co_detr")
+"""Detectors that learn slowly, and have overfit tests of their own at nano size."""
+
+
+def overfit(detector: str, loss: str = "default", *, most: int = MOST) -> dict[str, Any]:
+    """Trains on four digit scenes until AP50 is above :data:`GOAL` there, at most ``most`` steps; its figures."""
+    torch.manual_seed(0)
+    scenes = load_dataset("digits", split="train", length=4, size=128, masks=True)
+    images, targets = (list(part) for part in zip(*(scenes[i] for i in range(4)), strict=True))
+    model = build_detector(
+        detector,
+        num_classes=len(scenes.class_names),
+        loss=loss,
+        backbone=BACKBONES.get(detector, "timm/test_resnet"),
+        image_size=FIXED.get(detector, (128, 128)),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATES.get(detector, 5e-4), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 20))
+    start, ap50, steps = time.perf_counter(), 0.0, 0
+    while ap50 <= GOAL and steps < most:
+        model.train()
+        for _ in range(EVERY):
+            optimizer.zero_grad()
+            sum(model(images, targets).values()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+            optimizer.step()
+            schedule.step()
+        steps += EVERY
+        with torch.no_grad():
+            found = batch_results(model.eval()(images), targets, scenes.category_ids)
+        ap50 = evaluate_detections(scenes.ground_truth(), found)["AP50"] or 0.0
+        print(f"{detector} {loss}: {steps} steps, AP50 {ap50:.3f}", flush=True)
+    return {
+        "detector": detector,
+        "loss": loss,
+        "parameters_M": sum(p.numel() for p in model.parameters()) / 1e6,
+        "lr": RATES.get(detector, 5e-4),
+        "steps": steps,
+        "AP50": ap50,
+        "minutes": (time.perf_counter() - start) / 60,
+    }
+
+
+def known() -> list[dict[str, Any]]:
+    """Rows of the table as it is."""
+    if not RESULTS.exists():
+        return []
+    return list(csv.DictReader(RESULTS.open()))
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """The table as CSV and Markdown."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    lines = [
+        "`python benchmarks/overfit.py`: full architectures on a narrow backbone, four digit scenes, until AP50 is "
+        f"above {GOAL} (asked every {EVERY} steps); concordet {__version__}, torch {torch.__version__}, Python "
+        f"{platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads.\n",
+        "| detector | loss | parameters | lr | steps | AP50 | minutes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        figures = f"{float(r['parameters_M']):.1f} M | {float(r['lr']):g} | {r['steps']} | {float(r['AP50']):.3f}"
+        lines.append(f"| {r['detector']} | {r['loss']} | {figures} | {float(r['minutes']):.1f} |")
+    with replacing(RESULTS) as path:
+        path.write_text(text.getvalue())
+    with replacing(RESULTS.with_suffix(".md")) as path:
+        path.write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Parses, trains, writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [name for name in list_detectors() if name not in SETS]
+    parser.add_argument("--detectors", nargs="+", default=names, choices=names)
+    parser.add_argument("--losses", nargs="+", default=["default"])
+    options = parser.parse_args()
+    for detector in options.detectors:
+        for loss in options.losses:
+            row = overfit(detector, loss)
+            order = {name: place for place, name in enumerate(names)}
+            others = [r for r in known() if (r["detector"], r["loss"]) != (detector, loss)]
+            write(sorted([*others, row], key=lambda r: (order[r["detector"]], r["loss"])))
+
+
+if __name__ == "__main__":
+    main()
