@@ -131,23 +131,30 @@ def _rank_sort(method: str) -> Core:
     return partial(terms.self_balanced, classification=partial(terms.rank_sort_term, method=method), box=_SCORED_BOX)
 
 
-BASES: dict[str, Callable[[Usual], Core]] = {
+def _alrp(usual: Usual, *, balanced: float = 1.0, giou: float = 1.0) -> Core:
+    return terms.AverageLRP(positive_iou=usual.positive_iou, balanced=balanced > 0, giou=giou > 0)
+
+
+BASES: dict[str, Callable[..., Core]] = {
     "focal": _focal,
     "ce": lambda usual: partial(terms.separate, classification=terms.cross_entropy_term, box=usual.box),
     "ap": lambda usual: _ap(usual, "auto"),
-    "alrp": lambda usual: terms.AverageLRP(positive_iou=usual.positive_iou),
+    "alrp": _alrp,
     "rank_sort": lambda usual: _rank_sort("auto"),
     "bucketed_ap": lambda usual: _ap(usual, "bucketed"),
     "bucketed_rank_sort": lambda usual: _rank_sort("bucketed"),
-    "harmonic": lambda usual: terms.harmonic,
+    "harmonic": lambda usual, **settings: partial(terms.harmonic, **settings),
     "quality_focal": lambda usual: partial(
         terms.separate, classification=terms.quality_focal_term, box=BoxTerm("giou", 2.0, "score")
     ),
     "varifocal": lambda usual: partial(
         terms.separate, classification=terms.varifocal_term, box=BoxTerm("giou", 1.5, "iou")
     ),
+    "distributional_ranking": lambda usual: partial(
+        terms.separate, classification=terms.distributional_ranking_term, box=usual.box
+    ),
 }
-"""Base losses: name to core, given the detector's usual terms."""
+"""Base losses: name to core, given the detector's usual terms and the settings that it has (:data:`SETTINGS`)."""
 
 RANKING = {"ap", "alrp", "rank_sort", "bucketed_ap", "bucketed_rank_sort"}
 """Bases that decide on the order of scores alone."""
@@ -178,7 +185,16 @@ COUPLINGS: dict[str, tuple[Coupling, float]] = {
 HEADS: dict[str, QualityHead] = {"centerness": "centerness", "iou_head": "iou"}
 """Auxiliary heads added with ``+``."""
 
-_PART = re.compile(r"(?P<name>[a-z_]+)(?:\((?P<weight>[^()]*)\))?")
+SETTINGS: dict[str, tuple[str, ...]] = {
+    "harmonic": ("alpha", "gamma", "margin", "contrast"),
+    "alrp": ("balanced", "giou"),
+    "spearman": ("strength",),
+    "pse": ("slope",),
+    "pce": ("slope",),
+}
+"""Numbers that may stand in brackets by name, ``harmonic(alpha=0.5)``: those that the papers' tables vary."""
+
+_PART = re.compile(r"(?P<name>[a-z_]+)(?:\((?P<inside>[^()]*)\))?")
 
 
 def list_losses() -> list[str]:
@@ -196,7 +212,8 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
 
     Args:
         loss: a base name, then any couplings and an auxiliary head: ``rank_sort``, ``focal+concordance(0.3)``,
-            ``focal+pse``, ``default+spearman(0.1)``.  A number in brackets is the coupling's weight (>= 0).
+            ``focal+pse``, ``default+spearman(0.1)``.  A number in brackets is the coupling's weight (>= 0); what else
+            stands there has a name (:data:`SETTINGS`): ``harmonic(alpha=0.5,gamma=0)``, ``focal+pse(1,slope=0.8)``.
             ``default`` is the detector's own, auxiliary head included; every other base is built without that head
             unless ``+centerness`` or ``+iou_head`` asks for it.
         usual: the detector's published terms; None is focal loss with GIoU.
@@ -209,7 +226,7 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
         ['concordance']
     """
     usual = usual or Usual()
-    (name, weight), *extras = (_parse(part, loss) for part in loss.replace(" ", "").split("+"))
+    (name, weight, settings), *extras = (_parse(part, loss) for part in loss.replace(" ", "").split("+"))
     if weight is not None:
         raise ValueError(
             f"loss {name!r} in {loss!r} takes no weight; only couplings do, as in 'focal+concordance(0.3)'"
@@ -220,34 +237,43 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
         raise ValueError(f"unknown loss {name!r} in {loss!r}; choose one of default, {', '.join(BASES)}")
     base = usual.classification if name == "default" else name
     criterion = Criterion(
-        BASES[base](usual),
+        BASES[base](usual, **settings),
         quality=usual.quality if name == "default" else None,
         calibrated=base not in RANKING,
         softmax=usual.softmax and base in SOFTMAX,
         quality_weight=usual.quality_weight,
         mask=MASKS.get(base),
     )
-    for extra, weight in extras:
-        _add(criterion, extra, weight, loss)
+    for extra, weight, settings in extras:
+        _add(criterion, extra, weight, settings, loss)
     return criterion
 
 
-def _parse(part: str, loss: str) -> tuple[str, float | None]:
+def _parse(part: str, loss: str) -> tuple[str, float | None, dict[str, float]]:
     match = _PART.fullmatch(part)
     if match is None:
         raise ValueError(f"cannot read {part!r} in loss {loss!r}; write it as 'focal' or 'focal+concordance(0.3)'")
-    if match["weight"] is None:
-        return match["name"], None
-    try:
-        weight = float(match["weight"])
-    except ValueError:
-        weight = -1.0
-    if not 0 <= weight < float("inf"):
-        raise ValueError(f"weight in {part!r} of loss {loss!r} must be a number of at least 0, got {match['weight']!r}")
-    return match["name"], weight
+    name, weight, settings = match["name"], None, {}
+    for item in match["inside"].split(",") if match["inside"] is not None else ():
+        key, _, text = item.rpartition("=")
+        if key and key not in SETTINGS.get(name, ()):
+            known = ", ".join(SETTINGS[name]) if name in SETTINGS else "none"
+            raise ValueError(f"{name!r} in loss {loss!r} has no setting {key!r}; those that it has: {known}")
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value < float("inf"):
+            what = key or "weight"
+            raise ValueError(f"{what} in {part!r} of loss {loss!r} must be a number of at least 0, got {text!r}")
+        if key:
+            settings[key] = value
+        else:
+            weight = value
+    return name, weight, settings
 
 
-def _add(criterion: Criterion, name: str, weight: float | None, loss: str) -> None:
+def _add(criterion: Criterion, name: str, weight: float | None, settings: dict[str, float], loss: str) -> None:
     if name in HEADS:
         if weight is not None:
             raise ValueError(f"auxiliary head {name!r} in {loss!r} takes no weight")
@@ -262,7 +288,7 @@ def _add(criterion: Criterion, name: str, weight: float | None, loss: str) -> No
     if name in criterion.couplings:
         raise ValueError(f"coupling {name!r} stands twice in {loss!r}; add their weights instead")
     function, default = COUPLINGS[name]
-    criterion.couplings[name] = (function, default if weight is None else weight)
+    criterion.couplings[name] = (partial(function, **settings), default if weight is None else weight)
 
 
 def rank_over(model: nn.Module, group: dist.ProcessGroup | None) -> None:

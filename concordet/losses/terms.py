@@ -107,6 +107,11 @@ def varifocal_term(assigned: Assigned, ious: Tensor) -> Terms:
     return {"classification": over_used_rows(losses, assigned)}
 
 
+def distributional_ranking_term(assigned: Assigned, ious: Tensor) -> Terms:
+    """DR Loss over the batch, where its published code takes it by image."""
+    return {"classification": functional.distributional_ranking_loss(assigned.logits.flatten(), flat_labels(assigned))}
+
+
 def average_precision_term(assigned: Assigned, ious: Tensor, *, delta: float = 1.0, method: str = "auto") -> Terms:
     """AP Loss; published with delta 1, and 0.5 for PAA."""
     logits, labels = assigned.logits.flatten(), flat_labels(assigned)
@@ -147,11 +152,20 @@ def harmonic_parts(assigned: Assigned, *, alpha: float = 1.5, gamma: float = 0.8
     return F.softplus(-assigned.positive_logits), localization
 
 
-def harmonic(assigned: Assigned, ious: Tensor, *, alpha: float = 1.5, gamma: float = 0.8, margin: float = 0.2) -> Terms:
+def harmonic(
+    assigned: Assigned,
+    ious: Tensor,
+    *,
+    alpha: float = 1.5,
+    gamma: float = 0.8,
+    margin: float = 0.2,
+    contrast: float = 1.0,
+) -> Terms:
     """HarmonicDet: cross entropy and localization of a positive weigh each other, plus Task-Contrastive loss.
 
     Localization is smooth L1 of the encoded regression, where the detector has one, plus ``alpha`` times the Harmonic
     IoU loss.  With a sigmoid a class the positive's own class is harmonised, every other logit is a negative.
+    ``contrast`` is the Task-Contrastive loss's factor.
 
     Wang and Zhang (ICCV 2021), Eqs. 8-13; alpha, gamma and margin as published.
     """
@@ -162,7 +176,7 @@ def harmonic(assigned: Assigned, ious: Tensor, *, alpha: float = 1.5, gamma: flo
     else:
         losses = F.softplus(assigned.logits) * (1 - one_hot(assigned))
         negatives = (losses * (assigned.labels != IGNORED)[:, None]).sum()
-    contrast = functional.task_contrastive_loss(
+    contrasts = functional.task_contrastive_loss(
         assigned.probabilities(),
         assigned.labels[assigned.positive],
         paired_iou(assigned.boxes, assigned.gt_boxes),
@@ -172,7 +186,7 @@ def harmonic(assigned: Assigned, ious: Tensor, *, alpha: float = 1.5, gamma: flo
     return {
         "classification": negatives / assigned.normalizer,
         "harmonic": functional.harmonic_loss(entropies, localization, reduction="sum") / assigned.normalizer,
-        "contrast": contrast / assigned.normalizer,
+        "contrast": contrast * contrasts / assigned.normalizer,
     }
 
 
@@ -188,24 +202,36 @@ class AverageLRP(nn.Module):
         method: of the ranking engine.
         positive_iou: tau, the IoU from which on predictions are positive; an error is (1 - GIoU) / (2 (1 - tau)), 0.5
             as published, 0.7 in a region proposal network.
+        balanced: without it the localization part keeps the weight 1 (Table 2's rows without SB).
+        giou: without it an error is (1 - IoU) / (1 - tau), as in Eq. 9 (Table 2's rows with IoU).
     """
 
     weight: Tensor
     sums: Tensor
 
-    def __init__(self, first_weight: float = 50.0, method: str = "auto", positive_iou: float = 0.5) -> None:
+    def __init__(
+        self,
+        first_weight: float = 50.0,
+        method: str = "auto",
+        positive_iou: float = 0.5,
+        *,
+        balanced: bool = True,
+        giou: bool = True,
+    ) -> None:
         super().__init__()
         self.method = method
         self.positive_iou = positive_iou
-        self.register_buffer("weight", torch.tensor(first_weight))
+        self.balanced, self.giou = balanced, giou
+        self.register_buffer("weight", torch.tensor(first_weight if balanced else 1.0))
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # total, localization
 
     def forward(self, assigned: Assigned, ious: Tensor) -> Terms:
         """Classification and weighted localization."""
-        errors = box_losses("giou", assigned) / (2 * (1 - self.positive_iou))
+        worst = 2 if self.giou else 1  # the greatest error of a box
+        errors = box_losses("giou" if self.giou else "iou", assigned) / (worst * (1 - self.positive_iou))
         logits, labels = assigned.logits.flatten(), flat_labels(assigned)
         parts = functional.alrp_loss(logits, labels, errors, method=self.method, group=assigned.group)
-        if self.training:
+        if self.training and self.balanced:
             total = (parts.classification + parts.localization).detach()
             self.sums += torch.stack([total, parts.localization.detach()])
         return {"classification": parts.classification, "box": self.weight * parts.localization}
@@ -220,12 +246,14 @@ class AverageLRP(nn.Module):
 # --- couplings ------------------------------------------------------------------------------------------------------
 
 
-def correlation_coupling(assigned: Assigned, ious: Tensor, *, coefficient: str) -> Tensor:
+def correlation_coupling(assigned: Assigned, ious: Tensor, *, coefficient: str, **settings: float) -> Tensor:
     """1 - correlation of the positives' class probabilities with their IoUs (Correlation Loss)."""
-    return functional.correlation_loss(assigned.scores(), ious, coefficient=coefficient, group=assigned.group)
+    return functional.correlation_loss(
+        assigned.scores(), ious, coefficient=coefficient, group=assigned.group, **settings
+    )
 
 
-def association_coupling(assigned: Assigned, ious: Tensor, *, form: str) -> Tensor:
+def association_coupling(assigned: Assigned, ious: Tensor, *, form: str, slope: float = 1.0) -> Tensor:
     """PSE or PCE over the number of positives (Association Loss, Eq. 12)."""
-    losses = functional.association_loss(assigned.scores(), ious, form=form, reduction="sum")
+    losses = functional.association_loss(assigned.scores(), ious, form=form, slope=slope, reduction="sum")
     return losses / assigned.normalizer

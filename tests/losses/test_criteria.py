@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou, sigmoid_focal_loss
 
 from concordet.boxes import paired_iou
-from concordet.losses import BoxTerm, Usual, build_criterion, list_losses
+from concordet.losses import BoxTerm, Usual, build_criterion, functional, list_losses
 from concordet.losses.box import box_losses
 from concordet.losses.criteria import StagedCriterion
-from concordet.losses.terms import balance, harmonic_parts, sum_terms
+from concordet.losses.terms import balance, flat_labels, harmonic_parts, sum_terms
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
 BASES = [n for n in list_losses() if n[0] != "+"]
@@ -321,6 +321,45 @@ class TestQuality:
         assert build_criterion("focal+iou_head", usual).quality == "iou"
 
 
+class TestSettings:
+    """What the papers' tables vary stands in brackets by name."""
+
+    def test_harmonic(self):
+        assigned = record()
+        terms = build_criterion("harmonic(alpha=0.5, gamma=0, contrast=0)")(assigned)
+        localization = 0.5 * (1 - paired_iou(assigned.boxes, assigned.gt_boxes)) + box_losses("smooth_l1", assigned)
+        own = assigned.logits[assigned.positive, assigned.labels[assigned.positive]]
+        entropies = torch.log1p(torch.exp(-own))
+        expected = (1 + torch.exp(-localization)) * entropies + (1 + torch.exp(-entropies)) * localization
+        torch.testing.assert_close(terms["harmonic"], expected.sum() / assigned.normalizer)
+        assert terms["contrast"] == 0
+
+    def test_slope(self):
+        assigned = record()
+        ious = paired_iou(assigned.boxes.detach(), assigned.gt_boxes)
+        expected = 2 * (assigned.scores() - 0.8 * ious).square().sum() / assigned.normalizer
+        torch.testing.assert_close(build_criterion("focal+pse(2,slope=0.8)")(assigned)["pse"], expected)
+        torch.testing.assert_close(build_criterion("focal+pse(slope=0.8)")(assigned)["pse"], expected / 2)
+
+    def test_strength_one_makes_spearman_pearson(self):
+        assigned = record()
+        spearman = build_criterion("focal+spearman(0.3,strength=1)")(assigned)["spearman"]
+        torch.testing.assert_close(spearman, build_criterion("focal+pearson(0.3)")(assigned)["pearson"])
+
+    def test_alrp_without_balance_and_with_iou(self):
+        assigned = record()
+        usual = build_criterion("alrp")(assigned)
+        plain = build_criterion("alrp(balanced=0)")
+        torch.testing.assert_close(plain(assigned)["box"], usual["box"] / 50)
+        plain.on_epoch_end()
+        assert plain.core.weight == 1
+        errors = (1 - paired_iou(assigned.boxes, assigned.gt_boxes)) / 0.5
+        parts = functional.alrp_loss(assigned.logits.flatten(), flat_labels(assigned), errors)
+        terms = build_criterion("alrp(balanced=0,giou=0)")(assigned)
+        torch.testing.assert_close(terms["box"], parts.localization)
+        torch.testing.assert_close(terms["classification"], parts.classification)
+
+
 @pytest.mark.parametrize("name", [*BASES, "rank_sort+concordance(0.3)", "focal+spearman(0.1)+pse"])
 def test_no_positives_is_zero_and_connected(name):
     assigned = record(positives=0)
@@ -343,6 +382,9 @@ def test_no_positives_is_zero_and_connected(name):
         ("focal+pse(-1)", "at least 0, got '-1'"),
         ("focal+pse(nan)", "at least 0, got 'nan'"),
         ("focal+pse(x)", "at least 0, got 'x'"),
+        ("focal+pse(slope=-1)", "slope in 'pse\\(slope=-1\\)' of loss .* at least 0, got '-1'"),
+        ("focal+pse(1,width=2)", "'pse' in loss .* has no setting 'width'; those that it has: slope"),
+        ("focal(alpha=1)", "has no setting 'alpha'; those that it has: none"),
         ("focal+centerness+iou_head", "two auxiliary heads"),
         ("focal+", "cannot read ''"),
         ("", "cannot read ''"),
