@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -15,6 +16,7 @@ from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, Usual
 
 USUAL = Usual("focal", BoxTerm("giou", weight=2.0, weighting="quality"), quality="centerness")
+CODEC = delta_codec((10.0, 10.0, 5.0, 5.0))
 
 
 def atss_parts(
@@ -22,13 +24,20 @@ def atss_parts(
 ) -> tuple[Pyramid, DenseHead, AnchorGenerator]:
     """Features, head and anchors of ATSS, which are PAA's too."""
     features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
-    channels, scale, convs = features.out_channels, *((4, 2) if size == "nano" else (8, 4))
+    return features, *atss_head(criterion, num_classes, size, features.out_channels, strides)
+
+
+def atss_head(
+    criterion: Criterion, num_classes: int, size: Size, channels: int, strides: Sequence[int]
+) -> tuple[DenseHead, AnchorGenerator]:
+    """Head and anchors for levels of these strides."""
+    scale, convs = (4, 2) if size == "nano" else (8, 4)
     anchors = AnchorGenerator(tuple((scale * s,) for s in strides), ((1.0,),) * len(strides))
     head = DenseHead(
         FCOSClassificationHead(channels, 1, num_classes, convs),
         RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, levels=len(strides)),
     )
-    return features, head, anchors
+    return head, anchors
 
 
 def atss(
@@ -45,7 +54,7 @@ def atss(
         features,
         head,
         anchors,
-        delta_codec((10.0, 10.0, 5.0, 5.0)),
+        CODEC,
         atss_matches,
         criterion,
         num_classes=num_classes,

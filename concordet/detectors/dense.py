@@ -69,10 +69,6 @@ class Predictions:
 class DenseDetector(Detector):
     """A one-stage detector in torchvision's convention.
 
-    In training mode ``model(images, targets)`` returns named losses; in evaluation mode ``model(images)`` returns
-    detections.  :meth:`losses_and_detections` gives both of one forward pass, :meth:`assigned` the positives with their
-    objects, from which measures such as beta_img are taken.
-
     Args:
         backbone: features; has ``out_channels``.
         head: features to (logits, regressions, qualities or None).
@@ -116,44 +112,19 @@ class DenseDetector(Detector):
         self.assigner = assigner
         self.refiner = refiner
         self.criterion = criterion
+        self.softmax = bool(criterion.softmax)
         self.num_classes = num_classes
         self.inference = inference
         self.ignore_regions = ignore_regions
 
-    def _train(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        stages, objects = self._predict(images, targets)
-        return self._losses([self._assign(p, objects) for p in stages])
-
-    def _detect(self, images: list[Tensor]) -> Detections:
-        stages, _ = self._predict(images, None)
-        return self._detections(stages[-1], images)
-
-    def losses_and_detections(
-        self, images: list[Tensor], targets: list[Target]
-    ) -> tuple[dict[str, Tensor], Detections]:
-        """Losses and detections of the same batch from one forward pass, in either mode."""
-        stages, objects = self._predict(images, targets)
-        return self._losses([self._assign(p, objects) for p in stages]), self._detections(stages[-1], images)
-
-    def assigned(self, images: list[Tensor], targets: list[Target]) -> list[Assigned]:
-        """Predictions with the objects assigned to them, one record a stage, the last one final."""
-        stages, objects = self._predict(images, targets)
-        return [self._assign(p, objects) for p in stages]
-
-    def detections_and_assigned(self, images: list[Tensor], targets: list[Target]) -> tuple[Detections, list[Assigned]]:
-        """What an evaluation needs, from one forward pass."""
-        stages, objects = self._predict(images, targets)
-        return self._detections(stages[-1], images), [self._assign(p, objects) for p in stages]
-
-    def _losses(self, records: list[Assigned]) -> dict[str, Tensor]:
-        return self.criterion(records if isinstance(self.criterion, StagedCriterion) else records[-1])
-
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> tuple[list[Predictions], list[Target]]:
-        if targets is not None:
-            targets = checked_targets(images, targets, self.num_classes)
         batch, objects = self.transform(images, targets)
         features = list(self.backbone(batch.tensors).values())
         return self._stages(batch, features), objects or []
+
+    def _records(self, outcome: tuple[list[Predictions], list[Target]], *, trained: bool) -> list[Assigned]:
+        stages, objects = outcome
+        return [self._assign(predictions, objects) for predictions in stages]
 
     def _stages(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
         """Raw predictions, one record a stage."""
@@ -167,7 +138,7 @@ class DenseDetector(Detector):
                 anchors,
                 level_sizes,
                 batch.image_sizes,
-                softmax=self.criterion.softmax,
+                softmax=self.softmax,
             )
         ]
 
@@ -227,7 +198,7 @@ class DenseDetector(Detector):
             gt_boxes=gt_boxes,
             gt_ids=gt_ids,
             image_ids=image_ids,
-            normalizer=mean_count(len(positive), matches.device),
+            normalizer=torch.tensor(float(len(positive)), device=matches.device),
             deltas=deltas,
             gt_deltas=self.codec.encode(gt_boxes, anchors),
             quality_logits=None if predictions.qualities is None else predictions.qualities.flatten()[positive],
@@ -237,7 +208,8 @@ class DenseDetector(Detector):
         )
 
     @torch.no_grad()
-    def _detections(self, predictions: Predictions, images: list[Tensor]) -> Detections:
+    def _detections(self, outcome: tuple[list[Predictions], list[Target]], images: list[Tensor]) -> Detections:
+        predictions = outcome[0][-1]
         scores = predictions.scores()
         results = [
             select(
@@ -297,53 +269,3 @@ def centerness(points: Tensor, boxes: Tensor) -> Tensor:
     horizontal = torch.minimum(left, right) / torch.maximum(left, right).clamp(min=tiny)
     vertical = torch.minimum(top, bottom) / torch.maximum(top, bottom).clamp(min=tiny)
     return torch.sqrt(horizontal * vertical)
-
-
-def mean_count(count: int, device: torch.device) -> Tensor:
-    """0-dim: ``count`` averaged over processes, at least 1."""
-    total = torch.tensor(float(count), device=device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-        total /= torch.distributed.get_world_size()
-    return total.clamp(min=1.0)
-
-
-def targets_with_ignored(targets: list[Target]) -> list[Target]:
-    """Ignored regions travel as boxes of label 0, so that they are resized with the rest."""
-    merged = []
-    for target in targets:
-        boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
-        ignored = target.get("ignored_boxes")
-        if ignored is not None and len(ignored):
-            boxes = torch.cat([boxes, ignored.as_subclass(Tensor).to(boxes)])
-            labels = torch.cat([labels, labels.new_zeros(len(ignored))])
-        merged.append({"boxes": boxes, "labels": labels})
-    return merged
-
-
-def checked_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> list[Target]:
-    """Targets that a detector can learn from, ignored regions among the boxes; ValueError for any other."""
-    check_targets(images, targets, num_classes)
-    return [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets_with_ignored(targets)]
-
-
-def check_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> None:
-    """Raises ValueError with one sentence for targets that a detector cannot learn from."""
-    if len(images) != len(targets):
-        raise ValueError(f"expected one target an image, got {len(targets)} targets for {len(images)} images")
-    for i, target in enumerate(targets):
-        boxes, labels = target["boxes"], target["labels"]
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
-            raise ValueError(
-                f"target {i}: expected boxes [m, 4] and labels [m], got {list(boxes.shape)} and {list(labels.shape)}"
-            )
-        if len(labels) == 0:
-            continue
-        low, high = int(labels.min()), int(labels.max())
-        if low < 1 or high > num_classes:
-            raise ValueError(f"target {i}: labels must be 1..{num_classes}, got {low}..{high}; check num_classes")
-        if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
-            bad = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1)][0].tolist()
-            raise ValueError(
-                f"target {i}: boxes must be xyxy with positive width and height, got {bad}; drop such boxes"
-            )

@@ -38,24 +38,27 @@ def faster_rcnn(
     to 5 x 5 and 128 wide, 0.7 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
+    return TwoStageDetector(
+        features,
+        region_proposals(features.out_channels, strides, criterion, size=size),
+        box_pool(size),
+        [box_stage(criterion, num_classes, size, features.out_channels)],
+        criterion,
+        num_classes=num_classes,
+        **settings,
+    )
+
+
+def box_stage(criterion: StagedCriterion, num_classes: int, size: Size, channels: int) -> BoxStage:
+    """The RoI head on what :func:`box_pool` gives of features of so many channels."""
     softmax = bool(criterion.stages["roi"].softmax)
     width = 128 if size == "nano" else 1024
-    pool = box_pool(size)
-    stage = BoxStage(
-        TwoMLPHead(features.out_channels * pool.output_size[0] ** 2, width),
+    return BoxStage(
+        TwoMLPHead(channels * box_pool(size).output_size[0] ** 2, width),
         FastRCNNPredictor(width, num_classes + int(softmax)),
         BoxCoder((10.0, 10.0, 5.0, 5.0)),
         foreground=0.5,
         softmax=softmax,
-    )
-    return TwoStageDetector(
-        features,
-        region_proposals(features.out_channels, strides, criterion, size=size),
-        pool,
-        [stage],
-        criterion,
-        num_classes=num_classes,
-        **settings,
     )
 
 

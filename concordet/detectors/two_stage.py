@@ -6,17 +6,18 @@ What distinguishes Faster, Cascade and Mask R-CNN is passed in: stages of the Ro
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
+from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
-from concordet.detectors.dense import Inference, checked_targets
+from concordet.detectors.dense import Inference
 from concordet.detectors.detector import Detections, Detector, Target
 from concordet.detectors.matching import ignore_inside, iou_matches
 from concordet.detectors.proposals import (
@@ -75,6 +76,15 @@ class BoxStage(nn.Module):
         return list(boxes.unflatten(1, (-1, 4)).split([len(b) for b in refined.references]))
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a forward pass gives; refined boxes are those of all proposals, where they were needed."""
+
+    found: Proposed
+    objects: list[Objects]
+    refined: list[Refined] | None
+
+
 class TwoStageDetector(Detector):
     """A two-stage detector in torchvision's convention, as :class:`~concordet.detectors.dense.DenseDetector` is.
 
@@ -95,6 +105,8 @@ class TwoStageDetector(Detector):
         inference: thresholds; ``topk`` is the number of candidates an image before NMS.
         ignore_regions: boxes inside ``target["ignored_boxes"]`` are neither positive nor negative.
     """
+
+    criterion: StagedCriterion
 
     def __init__(
         self,
@@ -117,6 +129,7 @@ class TwoStageDetector(Detector):
         # one stage keeps the names of torchvision's parameters
         self.roi_heads = stages[0] if len(stages) == 1 else nn.ModuleList(stages)
         self.criterion = criterion
+        self.stage_names = list(criterion.stages)[1:]
         self.num_classes = num_classes
         self.inference = inference
         self.ignore_regions = ignore_regions
@@ -131,43 +144,32 @@ class TwoStageDetector(Detector):
         heads = self.roi_heads
         return [heads] if isinstance(heads, BoxStage) else [cast(BoxStage, stage) for stage in heads]
 
-    def _train(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        return self.criterion(self._trained(*self._propose(images, targets)))
-
-    def _detect(self, images: list[Tensor]) -> Detections:
-        found, _ = self._propose(images, None)
-        return self._detections(found, self._refine(found, found.boxes), images)
-
-    def losses_and_detections(
-        self, images: list[Tensor], targets: list[Target]
-    ) -> tuple[dict[str, Tensor], Detections]:
-        """Losses and detections of the same batch in either mode; backbone and proposals are computed once."""
+    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Outcome:
         found, objects = self._propose(images, targets)
-        losses = self.criterion(self._trained(found, objects))
-        with torch.no_grad():
-            return losses, self._detections(found, self._refine(found, found.boxes), images)
+        # in training mode boxes are refined for the loss, which has proposals of its own
+        return Outcome(found, objects, None if self.training else self._refine(found, found.boxes))
 
-    def assigned(self, images: list[Tensor], targets: list[Target]) -> list[Assigned]:
-        """One record a stage, the final one last: in training mode what the loss sees, else every proposal."""
-        found, objects = self._propose(images, targets)
-        if self.training:
-            return self._trained(found, objects)
-        return self._measured(found, self._refine(found, found.boxes), objects)
+    def _records(self, outcome: Outcome, *, trained: bool) -> list[Assigned]:
+        if trained:
+            return self._trained(outcome.found, outcome.objects)
+        return self._measured(outcome.found, self._refined(outcome), outcome.objects)
 
-    def detections_and_assigned(self, images: list[Tensor], targets: list[Target]) -> tuple[Detections, list[Assigned]]:
-        """What an evaluation needs, from one forward pass: detections, and records over every proposal."""
-        found, objects = self._propose(images, targets)
-        refined = self._refine(found, found.boxes)
-        return self._detections(found, refined, images), self._measured(found, refined, objects)
+    @torch.no_grad()
+    def _detections(self, outcome: Outcome, images: list[Tensor]) -> Detections:
+        found = outcome.found
+        results = self._select(found, self._refined(outcome))
+        for result, image, size in zip(results, images, found.image_sizes, strict=True):
+            result["boxes"] = resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))
+        return results
 
-    def _checked(self, images: list[Tensor], targets: list[Target]) -> list[Target]:
-        return checked_targets(images, targets, self.num_classes)
+    def _refined(self, outcome: Outcome) -> list[Refined]:
+        return outcome.refined or self._refine(outcome.found, outcome.found.boxes)
 
     def _propose(self, images: list[Tensor], targets: list[Target] | None) -> tuple[Proposed, list[Objects]]:
-        if targets is not None:
-            targets = self._checked(images, targets)
         batch, resized = self.transform(images, targets)
-        features = self.backbone(batch.tensors)
+        return self._proposed(batch, self.backbone(batch.tensors)), [objects_of(t) for t in resized or []]
+
+    def _proposed(self, batch: ImageList, features: dict[str, Tensor]) -> Proposed:
         levels = list(features.values())
         logits, deltas = self.rpn.head(levels)
         level_sizes = [x[0].numel() for x in logits]
@@ -175,11 +177,11 @@ class TwoStageDetector(Detector):
         like = [x.new_empty((), dtype=torch.float32).expand(x.shape) for x in levels]
         anchors = self.rpn.anchor_generator(batch, like)
         logits, deltas = (x.float() for x in concat_box_prediction_layers(logits, deltas))
-        count = len(images)
+        count = len(batch.image_sizes)
         with torch.no_grad():
             proposals = self.rpn.box_coder.decode(deltas, anchors).view(count, -1, 4)
             boxes, _ = self.rpn.filter_proposals(proposals, logits, batch.image_sizes, level_sizes)
-        found = Proposed(
+        return Proposed(
             features,
             batch.image_sizes,
             tuple(batch.tensors.shape[-2:]),
@@ -189,7 +191,6 @@ class TwoStageDetector(Detector):
             boxes,
             level_sizes,
         )
-        return found, [objects_of(t) for t in resized or []]
 
     def _pool(self, pool: MultiScaleRoIAlign, found: Proposed, boxes: list[Tensor]) -> Tensor:
         # strides come out exact for the padded size; for an image's own they would be rounded
@@ -224,14 +225,22 @@ class TwoStageDetector(Detector):
 
     def _trained(self, found: Proposed, objects: list[Objects]) -> list[Assigned]:
         """Records that the loss sees."""
+        proposals = self._trained_rpn_record(found, objects)  # samples first, as torchvision does
+        refined = self._refine(found, self._training_boxes(found, objects))
+        return [proposals, *self._roi_records(found, refined, objects)]
+
+    def _trained_rpn_record(self, found: Proposed, objects: list[Objects]) -> Assigned:
         matches = self._match_anchors(found, objects)
         rows = sample(matches, self.rpn.fg_bg_sampler) if self.sampled else None
-        proposals = self._rpn_record(found, objects, matches, rows)
+        return self._rpn_record(found, objects, matches, rows)
+
+    def _training_boxes(self, found: Proposed, objects: list[Objects]) -> list[Tensor]:
+        """``[k, 4]`` boxes of each image that the RoI head learns from."""
         boxes = [torch.cat([b, o.boxes]) for b, o in zip(found.boxes, objects, strict=True)]
         if self.sampled:
             chosen = sample(self._match_boxes(boxes, objects, self.box_stages[0].foreground), self.roi_sampler)
             boxes = [b[i] for b, i in zip(boxes, chosen, strict=True)]
-        return [proposals, *self._roi_records(found, self._refine(found, boxes), objects)]
+        return boxes
 
     def _measured(self, found: Proposed, refined: list[Refined], objects: list[Objects]) -> list[Assigned]:
         """Records over everything that is seen at inference; the final one's logits are those that decide there."""
@@ -260,7 +269,6 @@ class TwoStageDetector(Detector):
         )
 
     def _roi_records(self, found: Proposed, refined: list[Refined], objects: list[Objects]) -> list[Assigned]:
-        names = list(self.criterion.stages)[1:]
         return [
             make_record(
                 self._match_boxes(r.references, objects, stage.foreground),
@@ -273,7 +281,7 @@ class TwoStageDetector(Detector):
                 softmax=stage.softmax,
                 averaged=self.sampled,
             )
-            for name, stage, r in zip(names, self.box_stages, refined, strict=True)
+            for name, stage, r in zip(self.stage_names, self.box_stages, refined, strict=True)
         ]
 
     @torch.no_grad()
@@ -284,13 +292,6 @@ class TwoStageDetector(Detector):
         boxes = last.decode(refined[-1])
         each = zip(scores.split([len(b) for b in boxes]), boxes, found.image_sizes, strict=True)
         return [select_refined(s, b, self.inference, size) for s, b, size in each]
-
-    @torch.no_grad()
-    def _detections(self, found: Proposed, refined: list[Refined], images: list[Tensor]) -> Detections:
-        results = self._select(found, refined)
-        for result, image, size in zip(results, images, found.image_sizes, strict=True):
-            result["boxes"] = resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))
-        return results
 
 
 def mean_logits(refined: Sequence[Refined]) -> Tensor:
