@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from torch import nn
 from torchvision.models import WeightsEnum
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from concordet.detectors import (
     atss,
@@ -118,6 +119,7 @@ def build_detector(
     backbone: str | None = None,
     weights: str | Path | WeightsEnum | None = None,
     image_size: tuple[int, int] | None = None,
+    train_sizes: Sequence[int] = (),
     ignore_regions: bool = True,
     **options: Any,
 ) -> nn.Module:
@@ -139,6 +141,8 @@ def build_detector(
             With weights, batch norms and the first two stages are frozen, as torchvision does.
         image_size: (shorter side, longer side) images are resized to, keeping their shape; None: (800, 1333), nano
             (240, 320).  For SSD, DSSD and RefineDet (height, width), whatever the shape; None: 300 or 320 pixels.
+        train_sizes: shorter sides of multi-scale training: each training image is resized to one of them or of
+            ``image_size``'s, drawn at random.
         ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.
         **options: of inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order but no
             scale), ``nms_threshold``, ``topk``, ``detections_per_image``; of Deformable DETR
@@ -192,6 +196,17 @@ def build_detector(
         ignore_regions=ignore_regions,
         **own,
     )
+    if train_sizes:
+        _train_at(cast(GeneralizedRCNNTransform, model.transform), train_sizes, name)
     if weights is not None:
         entry.load(model, weights)
     return model
+
+
+def _train_at(transform: GeneralizedRCNNTransform, sides: Sequence[int], name: str) -> None:
+    """Lets torchvision's transform draw the shorter side in training; of several it takes the last one otherwise."""
+    if transform.fixed_size is not None:
+        raise ValueError(f"{name} resizes all images to one size; leave train_sizes out, or take another detector")
+    if any(side < 1 for side in sides):
+        raise ValueError(f"train_sizes are shorter sides in pixels, from 1 on, got {list(sides)}")
+    transform.min_size = (*sides, transform.min_size[-1])

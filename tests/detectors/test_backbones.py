@@ -191,6 +191,26 @@ class TestTimmWeights:
             load_weights(model, tmp_path / "w.pt")
 
 
+class TestSizesOfTraining:
+    @pytest.mark.parametrize("name", ["atss", "faster_rcnn", "sparse_rcnn"])
+    def test_each_training_image_has_a_side_of_its_own(self, name):
+        options = {"num_classes": 3, "size": "nano", "image_size": (64, 200)}
+        model = build_detector(name, train_sizes=[32, 48], **options)
+        sides = {model.transform([torch.rand(3, 80, 100)])[0].image_sizes[0] for _ in range(40)}
+        assert sides == {(32, 40), (48, 60), (64, 80)}
+        model.eval()
+        assert model.transform([torch.rand(3, 80, 100)])[0].image_sizes == [(64, 80)]
+        plain = build_detector(name, **options)
+        assert plain.transform([torch.rand(3, 80, 100)])[0].image_sizes == [(64, 80)]
+
+    @pytest.mark.parametrize(
+        ("name", "sizes", "message"), [("ssd", [200], "resizes all images to one size"), ("atss", [0], "from 1 on")]
+    )
+    def test_refusals(self, name, sizes, message):
+        with pytest.raises(ValueError, match=message):
+            build_detector(name, num_classes=3, size="nano", train_sizes=sizes)
+
+
 class TestSingleShot:
     """Detectors whose levels are their own."""
 
