@@ -38,6 +38,8 @@ class Usual:
         quality_weight: factor of the auxiliary head's term.
         focal: alpha and gamma of its focal loss.
         ap_delta: half the width of AP loss's step.
+        background: weight of background in a softmax's cross entropy, which is then a weighted mean (DETR: 0.1); None
+            is the sum over the normalizer.
     """
 
     classification: str = "focal"
@@ -48,6 +50,7 @@ class Usual:
     quality_weight: float = 1.0
     focal: tuple[float, float] = (0.25, 2.0)
     ap_delta: float = 1.0
+    background: float | None = None
 
 
 class Criterion(nn.Module):
@@ -127,6 +130,11 @@ def _focal(usual: Usual) -> Core:
     return partial(terms.separate, classification=focal, box=usual.box)
 
 
+def _cross_entropy(usual: Usual) -> Core:
+    entropy = partial(terms.cross_entropy_term, background=usual.background)
+    return partial(terms.separate, classification=entropy, box=usual.box)
+
+
 def _rank_sort(method: str) -> Core:
     return partial(terms.self_balanced, classification=partial(terms.rank_sort_term, method=method), box=_SCORED_BOX)
 
@@ -137,7 +145,7 @@ def _alrp(usual: Usual, *, balanced: float = 1.0, giou: float = 1.0) -> Core:
 
 BASES: dict[str, Callable[..., Core]] = {
     "focal": _focal,
-    "ce": lambda usual: partial(terms.separate, classification=terms.cross_entropy_term, box=usual.box),
+    "ce": _cross_entropy,
     "ap": lambda usual: _ap(usual, "auto"),
     "alrp": _alrp,
     "rank_sort": lambda usual: _rank_sort("auto"),

@@ -80,10 +80,17 @@ def focal_term(assigned: Assigned, ious: Tensor, *, alpha: float = 0.25, gamma: 
     return {"classification": over_used_rows(losses, assigned)}
 
 
-def cross_entropy_term(assigned: Assigned, ious: Tensor) -> Terms:
-    """Cross entropy over the normalizer: of the softmax, or binary of each class."""
+def cross_entropy_term(assigned: Assigned, ious: Tensor, *, background: float | None = None) -> Terms:
+    """Cross entropy over the normalizer: of the softmax, or binary of each class.
+
+    Of a softmax with a weight of the ``background`` it is the weighted mean over all predictions that are used.
+    """
     if assigned.softmax:
-        return {"classification": softmax_entropies(assigned).sum() / assigned.normalizer}
+        losses = softmax_entropies(assigned)
+        if background is None:
+            return {"classification": losses.sum() / assigned.normalizer}
+        weights = torch.where(assigned.labels == BACKGROUND, background, 1.0) * (assigned.labels != IGNORED)
+        return {"classification": (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)}
     losses = F.binary_cross_entropy_with_logits(assigned.logits, one_hot(assigned), reduction="none")
     return {"classification": over_used_rows(losses, assigned)}
 

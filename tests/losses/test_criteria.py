@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou, sigmoid_focal_loss
@@ -241,6 +242,14 @@ class TestSoftmax:
             if label != IGNORED:
                 total += math.log(sum(map(math.exp, row))) - row[3 if label == BACKGROUND else label]
         assert build_criterion("default", self.USUAL)(assigned)["classification"].item() == pytest.approx(total / 5)
+
+    def test_a_weight_of_background_makes_it_a_weighted_mean(self):
+        assigned = self.softmax_record()
+        labels = torch.where(assigned.labels == BACKGROUND, 3, assigned.labels)
+        weights = torch.tensor([1.0, 1.0, 1.0, 0.1])
+        expected = F.cross_entropy(assigned.logits, labels, weights, ignore_index=IGNORED)
+        got = build_criterion("ce", replace(self.USUAL, background=0.1))(assigned)["classification"]
+        torch.testing.assert_close(got, expected)
 
     def test_scores_and_harmonic_use_the_softmax(self):
         assigned = self.softmax_record()
