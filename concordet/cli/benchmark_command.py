@@ -10,6 +10,7 @@ from concordet.engine.errors import UsageError
 # what is timed; the module of its name in concordet.benchmark parses and runs it, with a function run(words)
 KINDS = {
     "losses": "every loss and back end over numbers of logits and shares of positives",
+    "detectors": "a training step of every detector with every loss",
     "analyze": "the analysis of large results files",
 }
 

@@ -1,0 +1,34 @@
+"""The benchmark of training steps runs, and says how much the losses look at."""
+
+from __future__ import annotations
+
+import pytest
+
+from concordet.benchmark import detectors
+from concordet.benchmark.losses import read_rows
+
+
+def test_a_detector_is_measured_with_every_loss():
+    options = detectors.Options(("faster_rcnn",), size="nano", side=64, batch=1, rounds=2, threads=1)
+    rows = detectors.measure("faster_rcnn", options)
+    assert [row["loss"] for row in rows] == ["default", *detectors.LOSSES]
+    assert rows[0]["times_usual"] == 1
+    assert all(row["median_ms"] > 0 and row["q25"] <= row["times_usual"] <= row["q75"] for row in rows)
+    seen = {row["loss"]: row["predictions"] for row in rows}
+    assert seen["rank_sort"] > seen["default"]  # ranking losses do not sample
+
+
+def test_a_table_comes_from_the_file(tmp_path, capsys):
+    out = tmp_path / "steps.csv"
+    words = "--size nano --detectors fcos --losses ap --rounds 1 --side 64 --threads 1 --out"
+    detectors.run([*words.split(), str(out)])
+    assert [row["loss"] for row in read_rows(out)] == ["default", "ap"]
+    capsys.readouterr()
+    detectors.run(["--table", "--out", str(out)])
+    assert "| fcos |" in capsys.readouterr().out
+
+
+def test_a_failure_says_which_detector():
+    options = detectors.Options(("fcos",), size="none", rounds=1)
+    with pytest.raises(RuntimeError, match="measurement of fcos failed: ValueError: size must be one of full, nano"):
+        detectors.in_own_process("fcos", options)
