@@ -63,7 +63,9 @@ class OptimConfig:
         momentum: Of sgd.
         epochs: Passes over the training images.
         steps: Updates instead of epochs; it wins where both are given.
-        schedule: onecycle and cosine fall to zero, step falls tenfold after 2/3 and 11/12 of the run.
+        schedule: onecycle and cosine fall to zero, step falls at the milestones.
+        milestones: Epochs after which step falls; when not given 2/3 and 11/12 of the run.
+        drop: Factor of each fall.
         warmup: Updates that the learning rate rises over, or below 1 their share of the run; when not given 0.3 for
             onecycle, else at most 500 updates and a tenth of the run.
         clip: Largest gradient norm; 0 switches clipping off.
@@ -79,6 +81,8 @@ class OptimConfig:
     epochs: int = 12
     steps: int | None = None
     schedule: Schedule = "onecycle"
+    milestones: list[float] | None = None
+    drop: float = 0.1
     warmup: float | None = None
     clip: float = 10.0
     ema: float = 0.998
@@ -110,6 +114,7 @@ class TrainConfig:
         val_every: Epochs between evaluations during training; 0 never evaluates.
         evaluate: Evaluate the run at its end.
         log_every: Updates between two rows of metrics.csv.
+        paper: What a paper reports of this run, in recipes; it changes nothing.
     """
 
     detector: str = "fcos"
@@ -131,6 +136,7 @@ class TrainConfig:
     val_every: int = 1
     evaluate: bool = True
     log_every: int = 10
+    paper: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -148,6 +154,16 @@ class TrainConfig:
         ):
             if not value >= least:
                 raise UsageError(f"{name} must be at least {least}, not {value}")
+        milestones = self.optim.milestones or []
+        if milestones != sorted(set(milestones)) or not all(0 < m < self.optim.epochs for m in milestones):
+            raise UsageError(
+                f"optim.milestones are epochs in ascending order within the {self.optim.epochs} of the run, not "
+                f"{milestones}; give others, or null for 2/3 and 11/12 of the run"
+            )
+        if milestones and self.optim.schedule != "step":
+            raise UsageError(f"optim.milestones belong to the schedule step, not to {self.optim.schedule}")
+        if not 0 < self.optim.drop < 1:
+            raise UsageError(f"optim.drop is a factor above 0 and below 1, not {self.optim.drop}")
         if not self.optim.lr > 0:
             raise UsageError(f"optim.lr must be above 0, not {self.optim.lr}")
         if not 0 <= self.optim.ema < 1:

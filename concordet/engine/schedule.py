@@ -60,6 +60,8 @@ def learning_rate_factor(config: OptimConfig, total: int) -> Callable[[int], flo
         [0.5, 1.0, 1.0, 0.5, 0.04]
     """
     warmup = warmup_updates(config, total)
+    epochs = config.milestones
+    falls = [share * total for share in _STEPS] if epochs is None else [e * total / config.epochs for e in epochs]
 
     def factor(update: int) -> float:
         if update < warmup:
@@ -69,7 +71,7 @@ def learning_rate_factor(config: OptimConfig, total: int) -> Callable[[int], flo
         if config.schedule == "constant":
             return 1.0
         if config.schedule == "step":
-            return 0.1 ** sum(update >= share * total for share in _STEPS)
+            return config.drop ** sum(update >= fall for fall in falls)
         # onecycle and cosine: half a cosine from 1 to 0 over what is left
         return (1 + math.cos(math.pi * min(1.0, (update - warmup) / max(total - warmup, 1)))) / 2
 

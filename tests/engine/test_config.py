@@ -42,6 +42,10 @@ def test_unknown_settings_are_refused(values, sentence):
         (OptimConfig(ema=1), r"optim\.ema is a decay in \[0, 1\), not 1"),
         (OptimConfig(epochs=0), r"optim\.epochs must be at least 1, not 0"),
         (OptimConfig(steps=0), r"optim\.steps must be at least 1, not 0"),
+        (OptimConfig(schedule="step", epochs=9, milestones=[8, 11]), r"within the 9 of the run, not \[8, 11\]"),
+        (OptimConfig(schedule="step", milestones=[8, 6]), r"in ascending order"),
+        (OptimConfig(schedule="cosine", milestones=[8]), r"belong to the schedule step, not to cosine"),
+        (OptimConfig(drop=0), r"optim\.drop is a factor above 0 and below 1, not 0"),
     ],
 )
 def test_values_out_of_range_are_refused(optim, sentence):

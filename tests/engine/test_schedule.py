@@ -46,6 +46,15 @@ def test_step_is_torchs():
     assert [factor(u) for u in range(36)] == pytest.approx(theirs[:36])
 
 
+def test_milestones_are_torchs():
+    """Of epochs of 7 updates: after the third and the fifth of six, each time to a fifth."""
+    factor = learning_rate_factor(
+        OptimConfig(schedule="step", warmup=0, epochs=6, milestones=[3, 5], drop=0.2), total=6 * 7
+    )
+    theirs = rates_of(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones=[21, 35], gamma=0.2))
+    assert [factor(u) for u in range(TOTAL)] == pytest.approx(theirs)
+
+
 def test_warm_up_rises_to_the_full_rate():
     config = OptimConfig(schedule="constant", warmup=4)
     factor = learning_rate_factor(config, TOTAL)
