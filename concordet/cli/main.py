@@ -97,8 +97,6 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("concordet"):
         return f"this needs the package {error.name}; install it with: pip install 'concordet[all]'"
     text = " ".join(_original(str(error)).split())
-    if "Connection closed by peer" in text or "Connection reset by peer" in text:
-        return "another process of this run failed; its own message says why"
     if isinstance(error, (ValueError, InterruptedRun)) and text:
         return text
     return f"{type(error).__name__}: {text} (an unexpected failure: --debug shows where it comes from)"

@@ -58,7 +58,7 @@ def run(words: list[str]) -> None:
 def print_evaluation(folder: Path) -> None:
     """One table of the figures of a run, where it was evaluated by the process that writes."""
     from concordet.cli.tables import print_runs
-    from concordet.engine.training import is_main_process
+    from concordet.engine.processes import is_main_process
 
     if is_main_process() and (folder / "evaluation.json").is_file():
         print_runs([folder])

@@ -107,10 +107,13 @@ class TrainConfig:
         precision: 32, or bf16 for automatic mixed precision.
         accelerator: auto takes a GPU where there is one.
         devices: Processes on this machine, one a device; auto takes every GPU, or one process on a CPU.
-        nodes: Machines.
+        nodes: Machines; torchrun knows it without.
+        timeout: Seconds that processes wait for one another before they give up.
         seed: Of weights, order and augmentation.
         compile: Compile the backbone (torch.compile).
         sync_batchnorm: Batch norms see the batch of all processes (GPUs only).
+        global_ranking: Ranking and correlation losses see the batch of all processes, as one process with all of it
+            would; without, each process ranks its own, as published.
         val_every: Epochs between evaluations during training; 0 never evaluates.
         evaluate: Evaluate the run at its end.
         log_every: Updates between two rows of metrics.csv.
@@ -130,9 +133,11 @@ class TrainConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: str = "auto"
     nodes: int = 1
+    timeout: int = 1800
     seed: int = 0
     compile: bool = False
     sync_batchnorm: bool = False
+    global_ranking: bool = False
     val_every: int = 1
     evaluate: bool = True
     log_every: int = 10
@@ -149,6 +154,7 @@ class TrainConfig:
             ("optim.weight_decay", self.optim.weight_decay, 0),
             ("optim.steps", 1 if self.optim.steps is None else self.optim.steps, 1),
             ("nodes", self.nodes, 1),
+            ("timeout", self.timeout, 1),
             ("val_every", self.val_every, 0),
             ("log_every", self.log_every, 1),
         ):
@@ -171,8 +177,10 @@ class TrainConfig:
 
 
 # What may change when a run is continued: where it runs and where its files lie, not what it computes.
+# Batches may, since as many are added up as keep the images of an update.
 MAY_CHANGE = (
     "data.root",
+    "data.batch_size",
     "data.workers",
     "data.train_annotations",
     "data.val_annotations",
@@ -181,6 +189,7 @@ MAY_CHANGE = (
     "accelerator",
     "devices",
     "nodes",
+    "timeout",
     "compile",
     "val_every",
     "evaluate",

@@ -74,22 +74,33 @@ class EpochSampler(Sampler[tuple[int, int]]):
     """Pairs (epoch, image index) of one process, the same for the same seed and epoch whatever ran before.
 
     A resumed run starts at ``first``: the trainer makes its iterator before it knows the epoch.
-    The order of all processes together is one permutation; each takes every ``world``-th place of it.  Where the images
-    do not divide evenly, the order is filled up from its start, so that every process makes as many steps.
+    The order of all processes together is one permutation; each takes every ``world``-th place of it, so that an update
+    of all processes sees the same images however many they are.  With ``update``, the images of one update, what does
+    not fill one at the end of an epoch is left out.  Without, or where there are fewer images than that, the order is
+    filled up from its start, so that every process makes as many steps.
     """
 
     def __init__(
-        self, length: int, *, seed: int, rank: int = 0, world: int = 1, shuffle: bool = True, first: int = 0
+        self,
+        length: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = True,
+        first: int = 0,
+        update: int | None = None,
     ) -> None:
         self.length, self.seed, self.rank, self.world, self.shuffle = length, seed, rank, world, shuffle
         self.first = self.epoch = first
+        self.total = length // update * update if update and length >= update else -(-length // world) * world
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before every epoch, with its number from 0."""
         self.epoch = max(epoch, self.first)
 
     def __len__(self) -> int:
-        return -(-self.length // self.world)
+        return self.total // self.world
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if self.shuffle:
@@ -97,8 +108,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = torch.randperm(self.length, generator=generator).tolist()
         else:
             order = list(range(self.length))
-        total = len(self) * self.world
-        order = (order * (-(-total // self.length)))[:total]
+        order = (order * (-(-self.total // self.length)))[: self.total]
         return iter([(self.epoch, index) for index in order[self.rank :: self.world]])
 
 
@@ -139,28 +149,41 @@ class DetectionData(pl.LightningDataModule):
         val: the evaluated part, or None.
         seed: of order and augmentation.
         first_epoch: the epoch that training starts with, above 0 for a resumed run.
+        accumulate: batches of a process in one update.
     """
 
-    def __init__(self, config: DataConfig, train: Any, val: Any | None, *, seed: int, first_epoch: int = 0) -> None:
+    def __init__(
+        self,
+        config: DataConfig,
+        train: Any,
+        val: Any | None,
+        *,
+        seed: int,
+        first_epoch: int = 0,
+        accumulate: int = 1,
+    ) -> None:
         super().__init__()
         self.config, self.train, self.val, self.seed, self.first_epoch = config, train, val, seed, first_epoch
+        self.accumulate = accumulate
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches in a new order every epoch; a last batch that is not full is dropped unless it is the only one."""
+        """Batches in a new order every epoch; a last update that is not full is left out unless it is the only one."""
         from concordet.data import collate
 
         rank, world = self._place()
-        sampler = EpochSampler(len(self.train), seed=self.seed, rank=rank, world=world, first=self.first_epoch)
+        update = self.config.batch_size * self.accumulate * world
+        sampler = EpochSampler(
+            len(self.train), seed=self.seed, rank=rank, world=world, first=self.first_epoch, update=update
+        )
         return DataLoader(
             SeededDataset(self.train, self.seed),
             batch_size=self.config.batch_size,
             sampler=sampler,
             num_workers=self.config.workers,
             collate_fn=collate,
-            drop_last=len(sampler) >= self.config.batch_size,
             persistent_workers=self.config.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )

@@ -13,3 +13,7 @@ class DivergedError(ValueError):
 
 class InterruptedRun(Exception):
     """Ctrl-C during training; what was reached is kept, and the message says how to go on."""
+
+
+class LostProcess(InterruptedRun):
+    """Another process of the same run is gone, or does not answer."""

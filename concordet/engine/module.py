@@ -16,7 +16,7 @@ from concordet.engine.detections import batch_results, is_federated
 from concordet.engine.errors import DivergedError
 from concordet.engine.schedule import build_optimizer, learning_rate_factor
 from concordet.engine.seeding import seed_all
-from concordet.losses.checks import value_checks
+from concordet.losses import rank_over, value_checks
 
 MEND = "a smaller optim.lr (a tenth, say), a longer optim.warmup or a smaller optim.clip usually mends this"
 VALIDATED = ("AP", "AP50", "AP75")
@@ -41,6 +41,14 @@ class DetectionModule(pl.LightningModule):
         self.meta = meta
         self.ground_truth = ground_truth
         self.found: list[dict[str, Any]] = []
+
+    def on_fit_start(self) -> None:
+        # nothing but training has several processes, and no process group outlives it
+        together = self.config.global_ranking and dist.is_available() and dist.is_initialized()
+        rank_over(self.model, dist.group.WORLD if together else None)
+
+    def on_fit_end(self) -> None:
+        rank_over(self.model, None)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # dropout and sampling are functions of the update too, so that a resumed run repeats them
@@ -133,7 +141,11 @@ def over_processes(values: Tensor) -> Tensor:
 
 
 def evaluate_everywhere(ground_truth: dict[str, Any] | None, found: list[dict[str, Any]]) -> dict[str, float]:
-    """AP of the detections of all processes, the same numbers on each; NaN where undefined."""
+    """AP of the detections of all processes, the same numbers on each; NaN where undefined.
+
+    Raises:
+        ValueError: on every process, where the one that measures fails; none waits for figures that never come.
+    """
     from concordet.measures import evaluate_detections
 
     shares: list[Any] = [found]
@@ -141,13 +153,23 @@ def evaluate_everywhere(ground_truth: dict[str, Any] | None, found: list[dict[st
     if several:
         shares = [None] * dist.get_world_size()
         dist.all_gather_object(shares, found)
-    figures: list[Any] = [None]
+    outcome: list[Any] = [None, ""]  # figures, or what went wrong
+    cause = None
     if not several or dist.get_rank() == 0:
-        measured = evaluate_detections(ground_truth, without_repeats(shares), lvis=is_federated(ground_truth))
-        figures = [{name: float("nan") if measured[name] is None else measured[name] for name in VALIDATED}]
+        try:
+            measured = evaluate_detections(ground_truth, without_repeats(shares), lvis=is_federated(ground_truth))
+            outcome[0] = {name: float("nan") if measured[name] is None else measured[name] for name in VALIDATED}
+        except Exception as error:
+            if not several:
+                raise
+            cause = error
+            outcome[1] = f"the evaluation during training failed ({type(error).__name__}: {error})"
     if several:
-        dist.broadcast_object_list(figures)
-    return figures[0]
+        dist.broadcast_object_list(outcome)
+    figures, failure = outcome
+    if failure:
+        raise ValueError(f"{failure}; --val_every 0 trains without it") from cause
+    return figures
 
 
 def without_repeats(shares: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import sys
 import warnings
@@ -20,6 +19,7 @@ from torch import nn
 
 from concordet.engine.callbacks import AveragedWeights, IterationTimer, Progress
 from concordet.engine.checkpoint import (
+    KEY,
     checkpoint_path,
     describe,
     detector_options,
@@ -29,11 +29,21 @@ from concordet.engine.checkpoint import (
 )
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
 from concordet.engine.data import DetectionData, build_dataset
-from concordet.engine.errors import InterruptedRun, UsageError
+from concordet.engine.errors import InterruptedRun, LostProcess, UsageError
 from concordet.engine.evaluation import evaluate_run, pick_device
 from concordet.engine.files import check_new, new_folder, writable, write_json
 from concordet.engine.logger import CsvLog
 from concordet.engine.module import DetectionModule
+from concordet.engine.processes import (
+    another_was_lost,
+    devices,
+    images_per_update,
+    is_main_process,
+    n_processes,
+    nodes,
+    strategy,
+    with_updates_of,
+)
 from concordet.engine.seeding import seed_all
 from concordet.engine.watching import WatchLosses
 
@@ -47,7 +57,9 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
         config: The run.
         out: Its folder, which must not exist yet unless ``resume`` is set.
         resume: Continue the run in ``out`` from its last finished epoch, with the same order of images and the same
-            random draws; ``config`` may differ from the one it was started with only in where things are.
+            random draws; ``config`` may differ from the one it was started with only in where things are and run.
+            Updates keep their number of images: on other processes, or with another ``data.batch_size`` (what fits
+            into a device), batches are added up as it takes.
 
     Returns:
         The run folder.
@@ -56,6 +68,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
         ValueError: the folder exists, the data is missing or broken, or the checkpoint is of something else.
         DivergedError: the loss became infinite or no number; earlier checkpoints are untouched.
         InterruptedRun: Ctrl-C; the message says how to continue.
+        LostProcess: another process of the run has ended, or has not answered for ``config.timeout`` seconds.
     """
     out = Path(out)
     main = is_main_process()
@@ -64,6 +77,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
         check_new(out, mend)
     _check_devices(config)
     reached = _resumed(config, out) if resume else None
+    here = config if reached is None or reached.images is None else with_updates_of(config, reached.images)
     train_set = build_dataset(config.data, "train", augment=True)
     watched = config.val_every > 0 or config.evaluate
     val_set = build_dataset(config.data, "val") if watched else None
@@ -78,18 +92,18 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
         new_folder(out, mend)
     if main:
         _note_start(config, out, train_set, val_set)
-    _fit(config, out, model, meta, train_set, val_set if config.val_every else None, reached)
+        if here != config:
+            print(
+                f"updates stay at {images_per_update(here)} images: {n_processes(here)} process(es), batches of "
+                f"{here.data.batch_size}, {here.optim.accumulate} of them an update",
+                file=sys.stderr,
+            )
+    _fit(here, out, model, meta, train_set, val_set if config.val_every else None, reached)
     if not main:
         return out
     if config.evaluate and not _is_evaluated(out):
         evaluate_run(out, dataset=val_set)
     return out
-
-
-def is_main_process() -> bool:
-    """Whether this is the process that writes files, before any process group exists, under the usual launchers."""
-    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(int(os.environ.get(name, 0)) == 0 for name in names)
 
 
 def _is_evaluated(out: Path) -> bool:
@@ -138,11 +152,13 @@ class Reached:
         path: its last checkpoint.
         epochs: finished ones.
         updates: made.
+        images: of an update; None where an old checkpoint does not say.
     """
 
     path: Path
     epochs: int
     updates: int
+    images: int | None
 
 
 def _resumed(config: TrainConfig, out: Path) -> Reached | None:
@@ -160,7 +176,8 @@ def _resumed(config: TrainConfig, out: Path) -> Reached | None:
         return None
     content = read_checkpoint(path)
     # checkpoints are written at the end of an epoch, before the trainer counts it
-    return Reached(path, int(content["epoch"]) + 1, int(content["global_step"]))
+    images = content[KEY].get("images_per_update")
+    return Reached(path, int(content["epoch"]) + 1, int(content["global_step"]), images)
 
 
 def _note_start(config: TrainConfig, out: Path, train_set: Any, val_set: Any) -> None:
@@ -184,9 +201,12 @@ def _fit(
 ) -> None:
     if config.compile:
         getattr(model, "backbone", model).compile()
+    meta = meta | {"images_per_update": images_per_update(config)}
     module = DetectionModule(model, config, meta, None if val_set is None else val_set.ground_truth())
     first = 0 if reached is None else reached.epochs
-    data = DetectionData(config.data, train_set, val_set, seed=config.seed, first_epoch=first)
+    data = DetectionData(
+        config.data, train_set, val_set, seed=config.seed, first_epoch=first, accumulate=config.optim.accumulate
+    )
     timer = IterationTimer()
     callbacks: list[Callback] = [timer, WatchLosses(), Progress(f"{config.detector} {config.loss}")]
     if config.optim.ema > 0:
@@ -195,9 +215,9 @@ def _fit(
     _quiet()
     trainer = pl.Trainer(
         accelerator=config.accelerator,
-        devices=_devices(config),
-        num_nodes=config.nodes,
-        strategy="ddp" if _several(config) else "auto",
+        devices=devices(config),
+        num_nodes=nodes(config),
+        strategy=strategy(config),
         precision="bf16-mixed" if config.precision == "bf16" else "32-true",
         max_epochs=None if config.optim.steps else config.optim.epochs,
         max_steps=config.optim.steps or -1,
@@ -208,7 +228,7 @@ def _fit(
         num_sanity_val_steps=0,
         sync_batchnorm=config.sync_batchnorm,
         use_distributed_sampler=False,
-        log_every_n_steps=min(config.log_every, max(1, len(train_set) // config.data.batch_size)),
+        log_every_n_steps=min(config.log_every, max(1, len(train_set) // images_per_update(config))),
         logger=_loggers(out, 0 if reached is None else reached.updates),
         callbacks=callbacks,
         enable_progress_bar=False,
@@ -223,56 +243,41 @@ def _fit(
             ckpt_path=None if reached is None else reached.path,
             weights_only=True,
         )
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # what follows is done by one process
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
     except SystemExit as stop:
         # Lightning turns Ctrl-C into an exit once loggers and workers are closed
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
-        raise InterruptedRun(_how_to_continue(out)) from stop
+        raise InterruptedRun(f"stopped; {_how_to_continue(out)}") from stop
+    except RuntimeError as error:
+        if not another_was_lost(error):
+            raise
+        raise LostProcess(
+            f"another process of this run has failed, was killed or has not answered for {config.timeout} s (its own "
+            f"message says why, if it left one); {_how_to_continue(out)}"
+        ) from error
     finally:
         signal.signal(signal.SIGINT, handler)
     if trainer.is_global_zero and timer.seconds:
         write_json(out / "timing.json", timer.report() | {"updates": trainer.global_step})
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        # what follows is done by one process
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
 
 
 def _how_to_continue(out: Path) -> str:
     if not checkpoint_path(out).is_file():
-        return f"stopped before an epoch was finished; start again with: concordet train --resume {out}"
-    return f"stopped; the last finished epoch is kept, continue with: concordet train --resume {out}"
+        return f"no epoch was finished yet, start again with: concordet train --resume {out}"
+    return f"the last finished epoch is kept, continue with: concordet train --resume {out}"
 
 
 def _check_devices(config: TrainConfig) -> None:
     """Raises where the devices that are asked for do not exist."""
-    device, count = pick_device(config.accelerator), _devices(config)
+    device, count = pick_device(config.accelerator), devices(config)
     if device.type == "cpu" and config.sync_batchnorm:
         raise ValueError("sync_batchnorm needs GPUs, and this run is on a CPU; leave it out")
     if device.type == "cuda" and isinstance(count, int) and count > torch.cuda.device_count():
         raise ValueError(f"{count} devices are asked for, and there are {torch.cuda.device_count()} GPUs")
-
-
-def _several(config: TrainConfig) -> bool:
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 or config.nodes > 1:
-        return True
-    count = _devices(config)
-    if isinstance(count, int):
-        return count > 1
-    return config.accelerator != "cpu" and torch.cuda.device_count() > 1
-
-
-def _devices(config: TrainConfig) -> int | str:
-    """Number of processes; on a CPU "auto" is one."""
-    if config.devices != "auto":
-        if not config.devices.isdigit() or int(config.devices) < 1:
-            raise UsageError(f"devices is a number of processes from 1 or auto, not {config.devices}")
-        return int(config.devices)
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    if config.accelerator == "cpu" or not torch.cuda.is_available():
-        return 1
-    return "auto"
 
 
 def _checkpoints(out: Path, *, best: bool) -> list[Callback]:

@@ -12,6 +12,7 @@ from concordet.boxes import paired_iou
 from concordet.losses import functional, terms
 from concordet.losses.box import box_losses, weigh
 from concordet.losses.criteria import Criterion
+from concordet.losses.set_core import SetCore
 from concordet.ranking.processes import everyone
 from concordet.types import Assigned
 
@@ -52,14 +53,15 @@ def observe(criterion: Criterion, assigned: Assigned) -> dict[str, Tensor]:
         Eq. 14; NaN without); ``self_balance``, the factor of the box term (RS Loss; aLRP Loss, Figure 3);
         ``classification_factor`` and ``localization_factor``, means of 1 + beta_r and 1 + beta_c (Harmonic, Figure 4).
     """
-    assigned = replace(assigned, group=criterion.group)
+    assigned = replace(assigned, group=criterion.group)  # as the criterion itself does
     ious = paired_iou(assigned.boxes, assigned.gt_boxes)
     seen = {"inconsistency": (assigned.scores() - ious).abs().mean()}
-    core = criterion.core
+    core = criterion.core.core if isinstance(criterion.core, SetCore) else criterion.core
     if isinstance(core, terms.AverageLRP):
         seen["self_balance"] = core.weight.clone()
-    elif core is terms.harmonic:
-        factors = functional.harmonic_factors(*terms.harmonic_parts(assigned))
+    elif isinstance(core, partial) and core.func is terms.harmonic:
+        settings = {name: core.keywords[name] for name in ("alpha", "gamma") if name in core.keywords}
+        factors = functional.harmonic_factors(*terms.harmonic_parts(assigned, **settings))
         seen["classification_factor"], seen["localization_factor"] = factors[0].mean(), factors[1].mean()
     elif isinstance(core, partial) and core.func is terms.self_balanced:
         losses = core.keywords["classification"](assigned, ious)

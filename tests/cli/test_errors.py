@@ -254,7 +254,6 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path, capsys):
         (KeyboardInterrupt(), "stopped by Ctrl-C"),
         (PermissionError(13, "Permission denied", "a/b"), "Permission denied: a/b"),
         (ModuleNotFoundError("x", name="hotcoco"), "this needs the package hotcoco; install it with"),
-        (RuntimeError("gloo: Connection closed by peer [1]"), "another process of this run failed"),
         (
             ValueError(
                 "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback\n  x\nValueError: bad: it"

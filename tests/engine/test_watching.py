@@ -53,6 +53,14 @@ def test_self_balancing_and_harmonic_factors_are_logged(tmp_path):
     assert all(0 <= row["watch/inconsistency"] <= 1 for row in rows)
 
 
-def test_the_last_stage_is_watched(tmp_path):
-    rows = watched("ap", tmp_path / "run", "faster_rcnn")
-    assert [row["watch/gradient_ratio"] for row in rows] == pytest.approx([1] * 12, abs=1e-4)
+def test_every_stage_is_watched(tmp_path):
+    rows = watched("rank_sort", tmp_path / "run", "faster_rcnn")
+    for stage in ("rpn", "roi"):
+        # what sorting moves stays among the positives
+        assert all(row[f"watch/{stage}_gradient_ratio"] <= 1.0001 for row in rows)
+        balanced = [row[f"train/{stage}_ranking"] + row[f"train/{stage}_sorting"] for row in rows]
+        weight = rows[0][f"train/{stage}_box"] / balanced[0]  # the stage's
+        assert [row[f"train/{stage}_box"] for row in rows] == pytest.approx([weight * value for value in balanced])
+        assert all(row[f"watch/{stage}_self_balance"] > 0 for row in rows)
+    rows = watched("ap", tmp_path / "ap", "faster_rcnn")
+    assert [row["watch/roi_gradient_ratio"] for row in rows] == pytest.approx([1] * 12, abs=1e-4)
