@@ -14,7 +14,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from concordet.detectors import (
     atss,
     cascade_rcnn,
+    co_detr,
     deformable_detr,
+    detr,
     dssd,
     faster_rcnn,
     fcos,
@@ -88,6 +90,13 @@ DETECTORS: dict[str, Entry] = {
         inference=Inference(score_threshold=0.0, nms_threshold=1.0, topk=100),
         criterion=sparse_rcnn.sparse_rcnn_criterion,
     ),
+    "detr": Entry(
+        detr.detr,
+        detr.USUAL,
+        inference=detr.INFERENCE,
+        criterion=detr.detr_criterion,
+        options=detr.detr_options,
+    ),
     "deformable_detr": Entry(
         deformable_detr.deformable_detr,
         deformable_detr.USUAL,
@@ -95,6 +104,13 @@ DETECTORS: dict[str, Entry] = {
         criterion=deformable_detr.deformable_detr_criterion,
         options=deformable_detr.deformable_detr_options,
         load=deformable_detr.load_detr_weights,
+    ),
+    "co_detr": Entry(
+        co_detr.co_detr,
+        deformable_detr.USUAL,
+        inference=deformable_detr.INFERENCE,
+        criterion=co_detr.co_detr_criterion,
+        options=co_detr.co_detr_options,
     ),
 }
 NANO_IMAGE_SIZE = (240, 320)

@@ -6,7 +6,8 @@ Needs the extra ``transformers``; detectors import this module when they are bui
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -93,6 +94,17 @@ def initialise(network: DeformableDetrForObjectDetection) -> None:
         nn.init.zeros_(last.bias)
         if i == 0 and not two_stage:
             last.bias[2:] = -2.0  # boxes begin small
+
+
+@contextmanager
+def calls_of(module: nn.Module) -> Iterator[list[dict[str, Any]]]:
+    """The keyword arguments that a module is called with meanwhile, call by call."""
+    calls: list[dict[str, Any]] = []
+    handle = module.register_forward_pre_hook(lambda _, __, keywords: calls.append(keywords), with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def valid_pixels(batch: ImageList) -> Tensor:

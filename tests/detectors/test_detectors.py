@@ -13,7 +13,7 @@ from concordet.losses import build_criterion, list_losses
 from concordet.types import IGNORED
 
 DETECTORS = list_detectors()
-SET_PREDICTORS = ("sparse_rcnn", "deformable_detr")  # which match predictions, and may be larger
+SET_PREDICTORS = ("sparse_rcnn", "deformable_detr", "co_detr")  # which match predictions, and may be larger
 
 
 def scene(count, height=64, width=96, seed=0):
@@ -180,6 +180,8 @@ class TestEveryDetector:
             build(name, "rank_sort").assigned(images, batch(1)[1]),
             strict=True,
         ):
+            if record.stage.startswith(("rcnn_", "atss_")):
+                continue  # Co-DETR's extra queries are all of them positive
             assert (record.labels == IGNORED).sum() > 0
             assert (record.labels == -1).sum() < (free.labels == -1).sum()
 
