@@ -237,7 +237,7 @@ class TestTotalLoss:
 
 @pytest.mark.parametrize(("backbone", "millions"), [(None, 41.2), ("swin_t", 41.7)])
 def test_parameters_that_detect_at_full_size(backbone, millions):
-    """Two-stage Deformable DETR's 41 M; Swin-T has 4.0 M more than ResNet-50, projections of its narrower maps 3.5 less."""
+    """Two-stage Deformable DETR's 41 M; Swin-T itself has 4.0 M more, projections of its narrower maps 3.5 M less."""
     with torch.device("meta"):
         model = build_detector(NAME, num_classes=80, backbone=backbone)
     assert sum(p.numel() for p in model.network.parameters()) / 1e6 == pytest.approx(millions, rel=0.02)
