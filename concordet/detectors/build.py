@@ -96,6 +96,7 @@ DETECTORS: dict[str, Entry] = {
         inference=detr.INFERENCE,
         criterion=detr.detr_criterion,
         options=detr.detr_options,
+        load=deformable_detr.load_detr_weights,
     ),
     "deformable_detr": Entry(
         deformable_detr.deformable_detr,
@@ -152,8 +153,8 @@ def build_detector(
             (``"resnet101_dcn"``), ``"swin_t"``, ``"swin_l"`` or ``"timm/NAME"``; for SSD ``"vgg16"`` or a ResNet of at
             least 50 layers, for DSSD the latter, for RefineDet all of them.  None is ResNet-50, for DSSD ResNet-101,
             for SSD and RefineDet VGG-16.  Nano has its own.
-        weights: file or torchvision enumeration, of the whole detector or of its backbone, for Deformable DETR also a
-            folder that Transformers' ``save_pretrained`` wrote; None starts from scratch.
+        weights: file or torchvision enumeration, of the whole detector or of its backbone, for DETR and
+            Deformable DETR also a folder that Transformers' ``save_pretrained`` wrote; None starts from scratch.
             With weights, batch norms and the first two stages are frozen, as torchvision does.
         image_size: (shorter side, longer side) images are resized to, keeping their shape; None: (800, 1333), nano
             (240, 320).  For SSD, DSSD and RefineDet (height, width), whatever the shape; None: 300 or 320 pixels.
@@ -161,9 +162,9 @@ def build_detector(
             ``image_size``'s, drawn at random.
         ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.
         **options: of inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order but no
-            scale), ``nms_threshold``, ``topk``, ``detections_per_image``; of Deformable DETR
-            (:func:`~concordet.detectors.deformable_detr.deformable_detr`): ``num_queries``, ``layers``,
-            ``box_refine``, ``two_stage``.
+            scale), ``nms_threshold``, ``topk``, ``detections_per_image``; of DETR and
+            Deformable DETR (:func:`~concordet.detectors.deformable_detr.deformable_detr`): ``num_queries``,
+            ``layers``; of the latter ``box_refine`` and ``two_stage`` too.
 
     Returns:
         ``model(images, targets)`` gives losses in training mode, ``model(images)`` detections in evaluation mode.

@@ -135,27 +135,35 @@ def layer_predictions(
     return results
 
 
-def load_folder(network: DeformableDetrForObjectDetection, folder: Path) -> None:
+def load_folder(network: PreTrainedModel, folder: Path) -> None:
     """Loads what ``save_pretrained`` of Transformers has written, in place.
+
+    A classifier of a sigmoid a class takes the classes of a softmax and leaves its "no object".
 
     Raises:
         ValueError: for a folder of something else, or of a model of another shape.
     """
+    kind: Any = type(network)
     try:
-        other = DeformableDetrForObjectDetection.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        other, report = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ValueError(
-            f"weights {folder}: holds no Deformable DETR that Transformers can read ({type(error).__name__}: {error})"
+            f"weights {folder}: holds no {kind.__name__} that Transformers can read ({type(error).__name__}: {error})"
         ) from error
     for key in ("num_labels", "two_stage", "with_box_refine", "num_queries", "encoder_layers", "decoder_layers"):
-        theirs, ours = getattr(other.config, key), getattr(network.config, key)
+        theirs, ours = getattr(other.config, key, None), getattr(network.config, key, None)
         if theirs != ours:
             raise ValueError(
                 f"weights {folder}: {key} is {theirs} there, {ours} here; build the detector with the same"
             )
+    if report["missing_keys"]:
+        raise ValueError(f"weights {folder}: holds no {kind.__name__}, {min(report['missing_keys'])!r} is missing")
     # the zoo's backbones are the bodies of their features
     state = {k.replace("backbone.model.", "backbone.model.body."): v for k, v in other.state_dict().items()}
     own = network.state_dict()
+    for key in state:
+        if key.startswith("class_labels_classifier") and len(state[key]) == len(own[key]) + 1:
+            state[key] = state[key][:-1]
     missing = sorted(k for k in own if k not in state and not k.endswith("num_batches_tracked"))
     wrong = sorted(k for k in own if k in state and state[k].shape != own[k].shape)
     if missing or wrong:

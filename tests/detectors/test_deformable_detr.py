@@ -166,7 +166,7 @@ class TestWeights:
             build_detector(NAME, weights=tmp_path, **shape)
 
     def test_another_folder_is_refused(self, tmp_path):
-        with pytest.raises(ValueError, match="holds no Deformable DETR"):
+        with pytest.raises(ValueError, match="holds no DeformableDetrForObjectDetection"):
             build(NAME, weights=tmp_path)
 
     def test_a_saved_detector_loads(self, tmp_path):

@@ -13,7 +13,7 @@ from concordet.losses import build_criterion, list_losses
 from concordet.types import IGNORED
 
 DETECTORS = list_detectors()
-SET_PREDICTORS = ("sparse_rcnn", "deformable_detr", "co_detr")  # which match predictions, and may be larger
+SET_PREDICTORS = ("sparse_rcnn", "detr", "deformable_detr", "co_detr")  # which match predictions, and may be larger
 
 
 def scene(count, height=64, width=96, seed=0):
@@ -156,7 +156,7 @@ class TestEveryDetector:
         classes = torch.cat([t["labels"] for t in targets]) - 1
         assert torch.equal(record.labels[record.positive], classes[record.gt_ids])
         assert set(record.image_ids.tolist()) <= {0, 2}
-        sampled = record.softmax and not hasattr(model, "codec")  # a two-stage detector's mean is over proposals
+        sampled = record.softmax and hasattr(model, "rpn")  # a two-stage detector's mean is over proposals
         used = len(record.labels) if sampled else len(record.positive)
         assert record.normalizer == max(used, 1)
 
