@@ -17,7 +17,7 @@ from concordet.detectors.backbones import Size, pyramid
 from concordet.detectors.detector import Detections, Target
 from concordet.detectors.faster_rcnn import USUAL, box_pool
 from concordet.detectors.proposals import Objects, Proposed, Refined, region_proposals, staged_criterion
-from concordet.detectors.two_stage import BoxStage, TwoStageDetector
+from concordet.detectors.two_stage import BoxStage, Outcome, TwoStageDetector
 from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.types import Assigned
 
@@ -145,8 +145,9 @@ class MaskRCNN(TwoStageDetector):
             result["masks"] = own[:, None]
         return results
 
-    def _detections(self, found: Proposed, refined: list[Refined], images: list[Tensor]) -> Detections:
-        results = super()._detections(found, refined, images)
+    @torch.no_grad()
+    def _detections(self, outcome: Outcome, images: list[Tensor]) -> Detections:
+        results = super()._detections(outcome, images)
         for result, image in zip(results, images, strict=True):
             result["masks"] = paste_masks_in_image(result["masks"], result["boxes"], tuple(image.shape[-2:]))
         return results

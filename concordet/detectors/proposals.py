@@ -14,7 +14,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
 
 from concordet.detectors.backbones import Size
-from concordet.detectors.dense import Inference, mean_count
+from concordet.detectors.dense import Inference
 from concordet.detectors.detector import Target
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_criterion
@@ -185,7 +185,7 @@ def make_record(
         gt_boxes=gt_boxes,
         gt_ids=gt_ids,
         image_ids=images[positive],
-        normalizer=mean_count(count, device),
+        normalizer=torch.tensor(float(count), device=device),
         deltas=own,
         gt_deltas=coder.encode_single(gt_boxes, boxes),
         stage=stage,
