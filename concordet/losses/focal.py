@@ -28,7 +28,7 @@ def focal_loss(
         0-dim (or the logits' shape), float32 or better.
 
     Raises:
-        ValueError: shapes or dtypes are not as above, or a logit is not finite.
+        ValueError: shapes, dtypes or targets are not as above, or a logit is not finite.
 
     Paper:
         Lin et al.: Focal Loss for Dense Object Detection (ICCV 2017), Eq. 5.
@@ -37,10 +37,7 @@ def focal_loss(
         >>> focal_loss(torch.tensor([0.0, 0.0]), torch.tensor([1, 0]), reduction="none")
         tensor([0.0433, 0.1300])
     """
-    _check("focal_loss", logits, targets)
-    check_positive("focal_loss", "gamma", gamma, or_zero=True)
-    logits = at_least_float32(logits)
-    targets = targets.to(logits.dtype)
+    logits, targets = _checked("focal_loss", logits, targets, gamma=gamma)
     signed = logits * (2 * targets - 1)  # logit of the true side
     losses = -torch.sigmoid(-signed).pow(gamma) * logsigmoid(signed)
     if alpha >= 0:
@@ -72,11 +69,7 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0, re
         >>> quality_focal_loss(torch.tensor([0.0, 0.0]), torch.tensor([0.5, 0.0]), reduction="none")
         tensor([0.0000, 0.1733])
     """
-    _check("quality_focal_loss", logits, targets)
-    check_positive("quality_focal_loss", "beta", beta, or_zero=True)
-    check_range("quality_focal_loss", "targets", targets, 0, 1)
-    logits = at_least_float32(logits)
-    targets = targets.detach().to(logits.dtype)
+    logits, targets = _checked("quality_focal_loss", logits, targets, beta=beta)
     losses = (targets - logits.sigmoid()).abs().pow(beta) * _cross_entropy(logits, targets)
     return reduce("quality_focal_loss", losses, reduction)
 
@@ -109,11 +102,7 @@ def varifocal_loss(
         >>> varifocal_loss(torch.tensor([0.0, 0.0]), torch.tensor([0.5, 0.0]), reduction="none")
         tensor([0.3466, 0.1300])
     """
-    _check("varifocal_loss", logits, targets)
-    check_positive("varifocal_loss", "gamma", gamma, or_zero=True)
-    check_range("varifocal_loss", "targets", targets, 0, 1)
-    logits = at_least_float32(logits)
-    targets = targets.detach().to(logits.dtype)
+    logits, targets = _checked("varifocal_loss", logits, targets, gamma=gamma)
     weights = torch.where(targets > 0, targets, alpha * logits.sigmoid().pow(gamma))
     return reduce("varifocal_loss", weights * _cross_entropy(logits, targets), reduction)
 
@@ -148,11 +137,7 @@ def matchability_aware_loss(
         >>> matchability_aware_loss(torch.tensor([0.0, 0.0]), torch.tensor([0.5, 0.0]), reduction="none")
         tensor([0.6931, 0.2451])
     """
-    _check("matchability_aware_loss", logits, targets)
-    check_positive("matchability_aware_loss", "gamma", gamma, or_zero=True)
-    check_range("matchability_aware_loss", "targets", targets, 0, 1)
-    logits = at_least_float32(logits)
-    targets = targets.detach().to(logits.dtype)
+    logits, targets = _checked("matchability_aware_loss", logits, targets, gamma=gamma)
     if positive is None:
         positive = targets > 0
     check_same("matchability_aware_loss", "positive", positive, "logits", logits)
@@ -165,7 +150,13 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -logsigmoid(logits) + (1 - targets) * logits
 
 
-def _check(where: str, logits: Tensor, targets: Tensor) -> None:
+def _checked(where: str, logits: Tensor, targets: Tensor, **exponents: float) -> tuple[Tensor, Tensor]:
+    """Logits in float32 or better, and targets of the same type without gradient."""
     check_floating(where, "logits", logits)
     check_same(where, "targets", targets, "logits", logits)
     check_finite(where, "logits", logits)
+    check_range(where, "targets", targets, 0, 1)
+    for name, exponent in exponents.items():
+        check_positive(where, name, exponent, or_zero=True)
+    logits = at_least_float32(logits)
+    return logits, targets.detach().to(logits.dtype)
