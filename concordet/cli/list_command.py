@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from concordet.cli.options import Parser
 from concordet.engine.errors import UsageError
 
-KINDS = ("detectors", "losses", "measures", "datasets")
+KINDS = ("detectors", "losses", "measures", "datasets", "recipes")
 
 
 def parser() -> Parser:
     """The options."""
     options = Parser(
         "list",
-        "Names the detectors, losses, measures and data sets there are; losses with a leading + are added to another.",
+        "Names the detectors, losses, measures, data sets and recipes there are; losses with a leading + are added to "
+        "another, and a recipe is a configuration behind a row of a paper's table, for concordet train --config NAME.",
         "concordet list losses",
         "concordet list detectors --json detectors.json",
+        "concordet list recipes",
     )
     options.add_argument("kind", nargs="?", type=str, help=f"{', '.join(KINDS)}; all of them when not given")
-    options.add_argument("--json", type=str | None, help="write a list of the names to this file (- is the output)")
+    options.add_argument(
+        "--json",
+        type=str | None,
+        help="write a list of the names, of recipes a list of what they are, to this file (- is the output)",
+    )
     return options
 
 
@@ -31,20 +38,35 @@ def run(words: list[str]) -> None:
     given = parser().parse_args(words)
     if given.kind is not None and given.kind not in KINDS:
         raise UsageError(f"there is no list of {given.kind}; choose one of {', '.join(KINDS)}")
+    found: Any
     if given.kind is None:
-        everything = {kind: names(kind) for kind in KINDS}
-        found: object = everything
-        text = "\n".join(f"{kind}:\n" + "\n".join(f"  {name}" for name in everything[kind]) for kind in KINDS)
+        found = {kind: names(kind) for kind in KINDS}
+    elif given.kind == "recipes":
+        from concordet.engine.recipes import describe_recipe
+
+        found = [describe_recipe(name) for name in names("recipes")]
     else:
         found = names(given.kind)
-        text = "\n".join(names(given.kind))
     if given.json is None:
-        print(text)
+        show(given.kind, found)
     elif given.json == "-":
         print(json.dumps(found))
     else:
         writable(Path(given.json).parent)
         write_json(Path(given.json), found)
+
+
+def show(kind: str | None, found: Any) -> None:
+    """Prints names, a table of recipes, or everything with the recipes counted."""
+    if kind == "recipes":
+        from concordet.cli.tables import print_recipes
+
+        print_recipes(found)
+    elif kind is not None:
+        print("\n".join(found))
+    else:
+        found = found | {"recipes": [f"{len(found['recipes'])} of them: concordet list recipes"]}
+        print("\n".join(f"{kind}:\n" + "\n".join(f"  {name}" for name in found[kind]) for kind in KINDS))
 
 
 def names(kind: str) -> list[str]:
@@ -61,6 +83,10 @@ def names(kind: str) -> list[str]:
         from concordet.data import list_datasets
 
         return list_datasets()
+    if kind == "recipes":
+        from concordet.engine.recipes import list_recipes
+
+        return list_recipes()
     from concordet.report import METRICS
 
     return [metric.key for metric in METRICS]

@@ -20,7 +20,7 @@ COMMANDS = {
     "analyze": "measure the detections of any detector from COCO files",
     "compare": "put evaluated runs side by side in a table and a page",
     "benchmark": "time losses, analysis and detectors",
-    "list": "name the detectors, losses, measures and data sets there are",
+    "list": "name the detectors, losses, measures, data sets and recipes there are",
 }
 
 EXAMPLE = "concordet train --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/first"

@@ -8,6 +8,7 @@ from pathlib import Path
 from concordet.cli.options import Parser
 from concordet.engine.config import TrainConfig, load_config, to_dict
 from concordet.engine.errors import UsageError
+from concordet.engine.recipes import with_recipes
 
 
 def parser() -> Parser:
@@ -17,9 +18,14 @@ def parser() -> Parser:
         "Trains a detector, and evaluates it at the end.",
         "concordet train --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/digits",
         "concordet train --detector atss --data.name voc --data.root VOC2007 --config run.yaml --out runs/voc",
+        "concordet train --config harmonic_loss/faster_rcnn_r50_harmonic --data.root COCO --out runs/harmonic",
         "concordet train --resume runs/voc",
     )
-    options.add_argument("--config", action="config", help="YAML file with settings, such as a run's config.yaml")
+    options.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with settings, such as a run's config.yaml, or the name of a recipe (concordet list recipes)",
+    )
     options.add_argument("--out", type=str | None, help="run folder; must not exist yet")
     options.add_argument(
         "--resume",
@@ -34,6 +40,7 @@ def parser() -> Parser:
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
+    words = with_recipes(words)
     options = parser()
     folder = _folder_to_resume(words)
     if folder is not None:

@@ -64,7 +64,34 @@ def test_lists(kind, some, tmp_path, capsys):
 
 def test_everything_is_listed_without_a_kind(capsys):
     assert main(["list", "--json", "-"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"detectors", "losses", "measures", "datasets"}
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"detectors", "losses", "measures", "datasets", "recipes"}
+    assert main(["list"]) == 0
+    assert f"{len(found['recipes'])} of them: concordet list recipes" in capsys.readouterr().out
+
+
+def test_recipes_are_a_table_of_the_papers_figures(tmp_path, capsys):
+    assert main(["list", "recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if " correlation_loss/atss_r50_rank_sort " in line]
+    cells = [cell.strip() for cell in line.strip("│ ").split("│")]
+    assert cells == [
+        "correlation_loss/atss_r50_rank_sort",
+        "rank_sort",
+        "coco",
+        "1, 2, 6",
+        "12",
+        "39.9",
+        "58.9",
+        "42.6",
+    ]
+    assert any("36.3 (mask)" in line for line in lines)
+    file = tmp_path / "recipes.json"
+    assert main(["list", "recipes", "--json", str(file)]) == 0
+    found = {recipe["name"]: recipe for recipe in json.loads(file.read_text())}
+    recipe = found["correlation_loss/atss_r50_rank_sort"]
+    assert (recipe["detector"], recipe["backbone"], recipe["loss"]) == ("atss", "resnet50", "rank_sort")
+    assert recipe["rows"][0]["beta_img"] == 30.9
 
 
 def test_settings_are_printed_and_read_back(tmp_path, capsys):

@@ -1,0 +1,77 @@
+"""Recipes: the runs behind the papers' tables, as configurations that ship with the package.
+
+A recipe is a YAML file of ``concordet train``'s settings.  Its ``paper`` says where it is from: the paper's title and,
+for each row of a table that the recipe stands for, the row's name and figures as printed there (APs in per cent).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from concordet.engine.config import TrainConfig, load_config
+from concordet.engine.errors import UsageError
+
+FOLDER = Path(__file__).parent.parent / "recipes"
+
+
+def list_recipes() -> list[str]:
+    """Names of all recipes, ``paper/what``.
+
+    Example:
+        >>> "correlation_loss/atss_r50_rank_sort" in list_recipes()
+        True
+    """
+    return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe.
+
+    Raises:
+        UsageError: there is none of this name.
+    """
+    if name not in list_recipes():
+        raise UsageError(f"there is no recipe {name}; concordet list recipes names them")
+    return FOLDER / f"{name}.yaml"
+
+
+def load_recipe(name: str) -> TrainConfig:
+    """A recipe as the configuration of a run, which still lacks ``data.root``.
+
+    Example:
+        >>> recipe = load_recipe("correlation_loss/atss_r50_rank_sort")
+        >>> recipe.loss, recipe.paper["rows"][0]["AP"]
+        ('rank_sort', 39.9)
+    """
+    return load_config(recipe_path(name))
+
+
+def describe_recipe(name: str) -> dict[str, Any]:
+    """What a list shows of a recipe, as plain strings and numbers."""
+    config = load_recipe(name)
+    return {
+        "name": name,
+        "file": str(recipe_path(name)),
+        "detector": config.detector,
+        "backbone": config.backbone,
+        "loss": config.loss,
+        "data": config.data.name,
+        "epochs": config.optim.epochs,
+        **(config.paper or {}),
+    }
+
+
+def with_recipes(words: list[str]) -> list[str]:
+    """Words of a command line in which ``--config`` may name a recipe instead of a file.
+
+    Example:
+        >>> with_recipes(["--config", "correlation_loss/atss_r50_rank_sort", "--seed", "1"])[1][-23:]
+        'atss_r50_rank_sort.yaml'
+    """
+    found = []
+    for before, word in zip(["", *words], words, strict=False):
+        option, equals, value = word.rpartition("=") if word.startswith("--config=") else ("", "", word)
+        named = (before == "--config" or equals) and not Path(value).exists() and value in list_recipes()
+        found.append(f"{option}{equals}{recipe_path(value)}" if named else word)
+    return found
