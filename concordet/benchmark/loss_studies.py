@@ -140,7 +140,7 @@ def synthetic(options: Options) -> list[dict[str, Any]]:
                         function()
                     else:  # under its operator, which would count as one operation
                         side = data.logits.detach()[:0]
-                        compute_terms(data.logits.detach(), data.labels, side, "ap", 1.0, 1.0, what, "", True)
+                        compute_terms(data.logits.detach(), data.labels, side, "ap", 1.0, 1.0, what, "", -1, True)
                 rows.append(
                     {
                         "logits": n,

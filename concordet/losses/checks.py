@@ -1,7 +1,8 @@
 """Checks of what users hand to losses: one sentence with what was expected, what came and what to do.
 
-Shapes, dtypes and devices are always checked. What a value is can only be seen by waiting for the device; these checks
-are on unless :func:`value_checks` turns them off, and always off inside torch.compile. NaN then stays NaN.
+Shapes, dtypes and devices are always checked. What a value is can only be seen by waiting for the device: values are
+checked on a CPU, on other devices where :func:`value_checks` asks for it, and never inside torch.compile. What is not
+checked may become NaN, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-_VALUE_CHECKS: ContextVar[bool] = ContextVar("value_checks", default=True)
+from concordet.ranking.sums import on_host
+
+_VALUE_CHECKS: ContextVar[bool | None] = ContextVar("value_checks", default=None)
 
 
 @contextmanager
 def value_checks(enabled: bool) -> Iterator[None]:
-    """Turn the checks that synchronise with the device on or off within a block.
+    """Turn the checks of values on or off within a block, whatever the device.
 
     Example:
         >>> from concordet.losses.functional import ap_loss
@@ -33,9 +36,10 @@ def value_checks(enabled: bool) -> Iterator[None]:
         _VALUE_CHECKS.reset(token)
 
 
-def values_are_checked() -> bool:
-    """Whether checks that look at values run here."""
-    return not torch.compiler.is_compiling() and _VALUE_CHECKS.get()
+def values_are_checked(tensor: Tensor) -> bool:
+    """Whether checks that look at this tensor's values run here."""
+    asked = _VALUE_CHECKS.get()
+    return not torch.compiler.is_compiling() and (on_host(tensor) if asked is None else asked)
 
 
 def check_floating(where: str, name: str, tensor: Tensor, n_dims: int | None = None) -> None:
@@ -84,7 +88,7 @@ def check_device(where: str, name: str, tensor: Tensor, other_name: str, other: 
 
 def check_finite(where: str, name: str, tensor: Tensor) -> None:
     """No NaN and no infinity, where values are checked."""
-    if not values_are_checked() or tensor.numel() == 0:
+    if not values_are_checked(tensor) or tensor.numel() == 0:
         return
     values = tensor.detach()
     total = values.sum(dtype=torch.float64 if values.dtype == torch.float64 else torch.float32)
@@ -99,7 +103,7 @@ def check_finite(where: str, name: str, tensor: Tensor) -> None:
 
 def check_range(where: str, name: str, tensor: Tensor, low: float, high: float) -> None:
     """All values are in [low, high], where values are checked."""
-    if not values_are_checked() or tensor.numel() == 0:
+    if not values_are_checked(tensor) or tensor.numel() == 0:
         return
     smallest, largest = (value.item() for value in tensor.detach().aminmax())
     if not (smallest >= low and largest <= high):
@@ -111,7 +115,7 @@ def check_range(where: str, name: str, tensor: Tensor, low: float, high: float) 
 
 def check_labels(where: str, labels: Tensor) -> None:
     """Labels are -1, 0 or 1, where values are checked."""
-    if not values_are_checked() or labels.numel() == 0:
+    if not values_are_checked(labels) or labels.numel() == 0:
         return
     smallest, largest = (int(value) for value in labels.aminmax())
     if smallest < -1 or largest > 1:

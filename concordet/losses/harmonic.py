@@ -150,7 +150,7 @@ def task_contrastive_loss(
 
 
 def _check_classes(where: str, labels: Tensor, n_classes: int) -> None:
-    if not values_are_checked() or labels.numel() == 0:
+    if not values_are_checked(labels) or labels.numel() == 0:
         return
     smallest, largest = (int(value) for value in labels.aminmax())
     if smallest < 0 or largest >= n_classes:

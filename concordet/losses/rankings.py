@@ -46,6 +46,7 @@ def ap_loss(
     self_relation: float | None = None,
     method: str = "auto",
     group: dist.ProcessGroup | None = None,
+    n_positives: int | None = None,
 ) -> Tensor:
     r"""AP Loss: one minus the precision at the positives, averaged.
 
@@ -70,6 +71,9 @@ def ap_loss(
         group: processes whose batches are ranked together, with any ``method``; all of them must call, with positives
             or without. Values are then global and gradients are the global loss's times the number of processes, so
             that DDP's average is the global gradient. Positives are sent, negatives are not.
+        n_positives: how many labels are 1, where the caller knows it. On a GPU the loss then never waits for the
+            device, so that it can be part of a CUDA graph; without it, it asks once. A wrong number is an error on a
+            CPU and makes the loss NaN elsewhere.
 
     Returns:
         0-dim loss in [0, 1], float32 (float64 for float64 logits); 0 with zero gradients without positives or
@@ -90,7 +94,9 @@ def ap_loss(
         (tensor(0.5000), tensor([ 0.5000, -0.5000,  0.0000]))
     """
     definition = INTERPOLATED_AP if interpolated else AP
-    values, _ = _rank("ap_loss", definition, logits, labels, None, delta, self_relation, 1.0, method, group)
+    values, _ = _rank(
+        "ap_loss", definition, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives
+    )
     return values[0]
 
 
@@ -124,6 +130,7 @@ def alrp_loss(
         self_relation: what a positive adds to its own rank; None for 1 (for "bucketed": 1/2 with delta > 0).
         method: see :func:`ap_loss`.
         group: see :func:`ap_loss`.
+        n_positives: see :func:`ap_loss`.
 
     Returns:
         ALRP(classification, localization), 0-dim each.
@@ -160,6 +167,7 @@ def rank_sort_loss(
     self_relation: float | None = None,
     method: str = "auto",
     group: dist.ProcessGroup | None = None,
+    n_positives: int | None = None,
 ) -> RankSort:
     r"""Rank & Sort Loss: positives above negatives, and positives by their quality.
 
@@ -180,6 +188,7 @@ def rank_sort_loss(
             published.
         method: see :func:`ap_loss`.
         group: see :func:`ap_loss`.
+        n_positives: see :func:`ap_loss`.
 
     Returns:
         RankSort(ranking, sorting), 0-dim each.
@@ -203,7 +212,9 @@ def rank_sort_loss(
     # what stands at other logits is not read
     check_finite("rank_sort_loss", "quality", quality.masked_fill(labels != 1, 0))
     own = step_at_zero(delta)
-    values, _ = _rank("rank_sort_loss", RANK_SORT, logits, labels, quality, delta, self_relation, own, method, group)
+    values, _ = _rank(
+        "rank_sort_loss", RANK_SORT, logits, labels, quality, delta, self_relation, own, method, group, n_positives
+    )
     return RankSort(values[0], values[1])
 
 
@@ -215,6 +226,7 @@ def ndcg_loss(
     self_relation: float | None = None,
     method: str = "auto",
     group: dist.ProcessGroup | None = None,
+    n_positives: int | None = None,
 ) -> Tensor:
     r"""Normalized Discounted Cumulative Gain Loss.
 
@@ -231,6 +243,7 @@ def ndcg_loss(
         self_relation: what a positive adds to its own rank; None for 1 (for "bucketed": 1/2 with delta > 0).
         method: see :func:`ap_loss`.
         group: see :func:`ap_loss`.
+        n_positives: see :func:`ap_loss`.
 
     Returns:
         0-dim loss; below 1, and 0 for a perfect order at delta = 0.
@@ -246,7 +259,7 @@ def ndcg_loss(
         >>> ndcg_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]), delta=0.0)
         tensor(0.3691)
     """
-    values, _ = _rank("ndcg_loss", NDCG, logits, labels, None, delta, self_relation, 1.0, method, group)
+    values, _ = _rank("ndcg_loss", NDCG, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives)
     return values[0]
 
 
@@ -261,6 +274,7 @@ def _rank(
     published_relation: float,
     method: str,
     group: dist.ProcessGroup | None,
+    n_positives: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     check_floating(where, "logits", logits, 1)
     check_integer(where, "labels", labels)
@@ -282,4 +296,5 @@ def _rank(
         self_relation=float(self_relation),
         method=method,
         group=None if group is None else group.group_name,
+        n_positives=n_positives,
     )

@@ -14,6 +14,7 @@ from concordet.ranking.definitions import Definition, Payers, Side
 from concordet.ranking.exact import ExactCounts
 from concordet.ranking.processes import Everyone, everyone
 from concordet.ranking.quadratic import QuadraticCounts
+from concordet.ranking.sums import on_host
 
 METHODS: dict[str, Callable[[Tensor, Tensor, float, Everyone], Counts]] = {
     "exact": ExactCounts,
@@ -22,6 +23,9 @@ METHODS: dict[str, Callable[[Tensor, Tensor, float, Everyone], Counts]] = {
     "auto": ExactCounts,
 }
 """How soft counts are computed. ``auto`` is exact: it is the fastest at every size."""
+
+UNKNOWN = -1
+"""Number of positives that nobody has counted yet."""
 
 DEFINITIONS: dict[str, Definition] = {}
 """Known losses by name; an operator that torch.compile understands takes names, not objects."""
@@ -55,6 +59,7 @@ def ranking_loss(
     self_relation: float,
     method: str = "auto",
     group: str | None = None,
+    n_positives: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The terms of a registered ranking loss, each with its error-driven gradient with respect to the logits.
 
@@ -67,6 +72,7 @@ def ranking_loss(
         self_relation: what a positive adds to its own rank.
         method: a name in :data:`METHODS`.
         group: name of a process group, or None for this process alone.
+        n_positives: how many there are, where that is known: a device then need not be asked.
 
     Returns:
         ``[t]`` values of the terms, and ``[p]`` weights of the positives (constants; empty if the definition has none).
@@ -78,7 +84,16 @@ def ranking_loss(
         side = side.float()
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
     values, _, weights = _ranking(
-        logits, labels, side, definition.name, delta, self_relation, method, group or "", wants_gradient
+        logits,
+        labels,
+        side,
+        definition.name,
+        delta,
+        self_relation,
+        method,
+        group or "",
+        UNKNOWN if n_positives is None else n_positives,
+        wants_gradient,
     )
     return values, weights
 
@@ -92,6 +107,7 @@ def compute_terms(
     self_relation: float,
     method: str,
     group: str,
+    n_positives: int,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values ``[t]``, updates ``[t, n]`` (``[t, 0]`` if not wanted) and weights like ``side``; without autograd."""
@@ -105,6 +121,7 @@ def compute_terms(
             self_relation,
             METHODS[method],
             everyone(group),
+            n_positives,
             wants_gradient,
         )
 
@@ -122,6 +139,7 @@ def _ranking_fake(
     self_relation: float,
     method: str,
     group: str,
+    n_positives: int,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n_terms = DEFINITIONS[definition].n_terms
@@ -143,7 +161,7 @@ def _backward(ctx, grad_values, grad_updates, grad_weights):
     grad_logits = updates[0] * grad_values[0]
     for update, grad_value in zip(updates[1:], grad_values[1:], strict=True):
         grad_logits = torch.addcmul(grad_logits, update, grad_value)
-    return (grad_logits, *[None] * 8)
+    return (grad_logits, *[None] * 9)
 
 
 _ranking.register_autograd(_backward, setup_context=_setup_context)
@@ -158,11 +176,14 @@ def _compute(
     self_relation: float,
     method: Callable[[Tensor, Tensor, float, Everyone], Counts],
     processes: Everyone,
+    n_positives: int,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n_terms = definition.n_terms
     n_updates = len(logits) if wants_gradient else 0
-    positive = (labels == 1).nonzero().squeeze(1)  # [p]
+    if definition.side is Side.BY_POSITIVE and n_positives == UNKNOWN and not on_host(labels):
+        n_positives = len(side)
+    positive, miscounted = _positives(labels, n_positives)  # [p]
     if definition.side is Side.BY_POSITIVE and len(side) != len(positive):
         raise ValueError(
             f"expected one value for each of the {len(positive)} positives in labels, got {len(side)}; "
@@ -174,7 +195,7 @@ def _compute(
     else:
         own_side = (side[positive] if definition.side is Side.BY_LOGIT else side).double()
 
-    poison = _poison(logits, labels)
+    poison = _poison(logits, labels, miscounted)
     own_logits = logits.index_select(0, positive).nan_to_num_()
     # all processes' positives, and which of them are ours
     (positives, quality), mine = processes.gather(own_logits, own_side)
@@ -191,22 +212,44 @@ def _compute(
     if not wants_gradient:
         return values, logits.new_zeros(n_terms, 0), weights
 
-    rows = []
-    for term in result.terms:
+    updates = logits.new_zeros(n_terms, n_updates)
+    for update, term in zip(updates, result.terms, strict=True):
         moved = torch.where(term.mass > 0, term.error, 0) * (processes.size / len(positives))  # [p]
         amount = torch.where(term.mass > 0, moved / term.mass, 0)
         if term.payers is Payers.NEGATIVES:
-            row, gain = counts.spread_to_negatives(amount), -moved
+            update.copy_(counts.spread_to_negatives(amount))
+            gain = -moved
         else:
-            row, gain = torch.zeros_like(logits), counts.spread_to_worse(amount, quality) - moved
-        rows.append(row.index_copy_(0, positive, gain[mine].to(row.dtype)))
-    updates = rows[0][None] if n_terms == 1 else torch.stack(rows)
+            gain = counts.spread_to_worse(amount, quality) - moved
+        update.index_copy_(0, positive, gain[mine].to(update.dtype))
     return values, updates, weights
 
 
-def _poison(logits: Tensor, labels: Tensor) -> Tensor:
-    """0, or NaN where there is a NaN among the logits that count: NaN must not become a number."""
-    if logits.device.type == "cpu" and not logits.sum().isnan():
+def _positives(labels: Tensor, n_positives: int) -> tuple[Tensor, Tensor]:
+    """``[p]`` where the positives are, and 0-dim whether ``n_positives`` is wrong.
+
+    Raises:
+        ValueError: on a CPU, for a wrong number; elsewhere the loss becomes NaN.
+    """
+    is_positive = labels == 1
+    none = torch.zeros((), dtype=torch.bool, device=labels.device)
+    if n_positives == UNKNOWN or on_host(labels):
+        positive = is_positive.nonzero().squeeze(1)
+        if n_positives not in (UNKNOWN, len(positive)):
+            raise ValueError(
+                f"n_positives is {n_positives}, and {len(positive)} labels are 1; give their number or leave it out."
+            )
+        return positive, none
+    try:
+        positive = torch.nonzero_static(is_positive, size=n_positives, fill_value=0).squeeze(1)
+    except NotImplementedError:  # older PyTorch has it on CPUs alone
+        return is_positive.nonzero().squeeze(1), none
+    return positive, is_positive.sum() != n_positives
+
+
+def _poison(logits: Tensor, labels: Tensor, miscounted: Tensor) -> Tensor:
+    """0, or NaN where there is a NaN among the logits that count, or the positives are other than was said."""
+    if on_host(logits) and not logits.sum().isnan():
         return logits.new_zeros(())  # the quick answer; opposite infinities may need the slow one
     bad = logits.isnan() & ((labels == 0) | (labels == 1))
-    return torch.where(bad.any(), torch.nan, 0.0).to(logits.dtype)
+    return torch.where(bad.any() | miscounted, torch.nan, 0.0).to(logits.dtype)

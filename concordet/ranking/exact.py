@@ -7,33 +7,9 @@ from torch import Tensor
 
 from concordet.ranking.counts import step_at_zero
 from concordet.ranking.intervals import Intervals, cut
+from concordet.ranking.passes import backend_for
 from concordet.ranking.processes import ALONE, Everyone
-from concordet.ranking.sums import WaveletTree, prefix_sums, suffix_sums
-
-CHUNK = 1 << 19
-"""Keys taken at a time on a CPU, so that what is made of them stays small and in its cache."""
-
-
-def moments(axis: Intervals, keys: Tensor, interval: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``[2p + 1]`` float64 weight, and weight times coordinate (where live), of the keys on each interval."""
-    size = len(axis.origin)
-    weight = torch.zeros(size, dtype=torch.float64, device=keys.device)
-    moment = torch.zeros_like(weight)
-    for rows in chunks(keys):
-        coordinate = axis.coordinate(keys[rows], interval[rows])
-        if weights is None:
-            weight += torch.bincount(interval[rows], minlength=size)
-        else:
-            weight.index_add_(0, interval[rows], weights[rows])
-            coordinate *= weights[rows]
-        moment.index_add_(0, interval[rows], coordinate)
-    return weight, torch.where(axis.live, moment, 0.0)
-
-
-def chunks(keys: Tensor) -> list[slice]:
-    """Slices of at most CHUNK keys on a CPU, and of all keys elsewhere."""
-    size = CHUNK if keys.device.type == "cpu" else max(len(keys), 1)
-    return [slice(start, start + size) for start in range(0, len(keys), size)]
+from concordet.ranking.sums import WaveletTree, binned_sums, prefix_sums, suffix_sums
 
 
 def count_above(axis: Intervals, delta: float, weight: Tensor, moment: Tensor) -> Tensor:
@@ -89,17 +65,15 @@ class ExactCounts:
         self.positives = positives.double()
         self._delta = delta
         self._negatives = negatives
-        self._weights = weights
+        self._passes = backend_for(negatives)
         self._axis = axis = cut(positives, delta, negatives.dtype)
-        places = [axis.place(negatives[rows]) for rows in chunks(negatives)]
-        self._interval = torch.cat(places) if places else negatives.new_empty(0, dtype=torch.int32)
+        self._interval, self._weight, self._moment = self._passes.place_and_sum(axis, negatives, weights)
         ascending = positives.index_select(0, axis.order).to(negatives.dtype)
         self._positive_interval = axis.place(ascending)
         self._tree: tuple[Tensor, tuple[Tensor, Tensor, Tensor, WaveletTree]] | None = None
 
     def negatives_above(self) -> Tensor:
-        weight, moment = moments(self._axis, self._negatives, self._interval, self._weights)
-        count = self._unsort(count_above(self._axis, self._delta, weight, moment)).clamp_min(0)
+        count = self._unsort(count_above(self._axis, self._delta, self._weight, self._moment)).clamp_min(0)
         return self._processes.sum(count)
 
     def positives_above(self, weights: Tensor) -> Tensor:
@@ -107,8 +81,8 @@ class ExactCounts:
         columns = []
         for column in weights.unbind(1):
             own = column.index_select(0, axis.order)
-            weight = torch.bincount(self._positive_interval, own, minlength=size)
-            moment = torch.bincount(self._positive_interval, own * axis.local, minlength=size)
+            weight = binned_sums(self._positive_interval, own, size)
+            moment = binned_sums(self._positive_interval, own * axis.local, size)
             count = count_above(axis, self._delta, weight, moment)
             columns.append(self._unsort(count - step_at_zero(self._delta) * own))
         return torch.stack(columns, 1)
@@ -117,7 +91,7 @@ class ExactCounts:
         axis, p = self._axis, len(self.positives)
         ascending = weights.index_select(0, axis.order)
         # keys at or above t_i + d and t_i - d are all but a prefix of the ascending order
-        count = prefix_sums(torch.bincount(self._positive_interval, minlength=2 * p + 1))
+        count = prefix_sums(binned_sums(self._positive_interval, None, 2 * p + 1))
         below_upper, below_lower = count.index_select(0, axis.upper + 1), count.index_select(0, axis.lower + 1)
         everything, at_upper, at_lower = self._better(ascending, quality, below_upper, below_lower, strict=False)
         window, moment = (at_upper - at_lower).chunk(2, 1)
@@ -128,13 +102,7 @@ class ExactCounts:
 
     def spread_to_negatives(self, amount: Tensor) -> Tensor:
         constant, slope = lines(self._axis, self._delta, amount.index_select(0, self._axis.order))
-        spread = torch.empty_like(self._negatives)
-        for rows in chunks(spread):
-            interval = self._interval[rows]
-            share = self._axis.coordinate(self._negatives[rows], interval)
-            share.mul_(slope.index_select(0, interval)).add_(constant.index_select(0, interval))
-            spread[rows] = share
-        return spread
+        return self._passes.spread(self._axis, self._negatives, self._interval, constant, slope)
 
     def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
         axis, p = self._axis, len(self.positives)

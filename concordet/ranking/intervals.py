@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from concordet.ranking.sums import prefix_sums
+from concordet.ranking.sums import on_host, prefix_sums
 
 CHAIN_GAP = 4.0
 """Positives further apart than this many deltas share no origin; over 2 (touching windows), so rounding is harmless."""
@@ -81,7 +81,7 @@ class Intervals:
         local: ``[p]`` float64, t_i minus its chain's origin, in ascending order. A chain is a run of positives whose
             windows touch; origins keep sums of keys small where the windows are.
         origin: ``[2p + 1]`` float64, origin of the interval's chain.
-        shared_origin: 0-dim float64, where the CPU sees that there is but one chain; else None.
+        shared_origin: 0-dim float64, where the host sees for nothing that there is but one chain; else None.
         live: ``[2p + 1]`` whether any window covers the interval. Elsewhere H is 0 or 1 for every positive.
         grid: finds a key's interval; None where the device searches faster by itself.
     """
@@ -130,7 +130,7 @@ def sort_ascending(values: Tensor) -> tuple[Tensor, Tensor]:
         >>> sort_ascending(torch.tensor([1.0, -2.0, 0.0]))[1]
         tensor([1, 2, 0])
     """
-    if values.dtype != torch.float32 or values.device.type != "cpu":
+    if values.dtype != torch.float32 or not on_host(values):
         return torch.sort(values, stable=True)
     bits = (values + 0.0).view(torch.int32)  # + 0.0 makes -0 into 0
     order = torch.sort(bits ^ ((bits >> 31) & 0x7FFFFFFF), stable=True).indices
@@ -153,7 +153,6 @@ def cut(positives: Tensor, delta: float, dtype: torch.dtype) -> Intervals:
     thresholds = low.new_empty(2 * p).index_copy_(0, lower, low).index_copy_(0, upper, high)
     origin = top.new_empty(2 * p).index_copy_(0, lower, top).index_copy_(0, upper, top)
     opens = torch.ones_like(thresholds, dtype=torch.int32).index_fill_(0, upper, -1)
-    on_cpu = positives.device.type == "cpu"
     return Intervals(
         thresholds=thresholds,
         lower=lower,
@@ -161,7 +160,7 @@ def cut(positives: Tensor, delta: float, dtype: torch.dtype) -> Intervals:
         order=order,
         local=ascending - top,
         origin=torch.cat([top[:1], origin]),
-        shared_origin=top[0] if on_cpu and bool(top[0] == top[-1]) else None,
+        shared_origin=top[0] if on_host(top) and bool(top[0] == top[-1]) else None,
         live=prefix_sums(opens) > 0,
-        grid=_grid(thresholds) if on_cpu else None,
+        grid=_grid(thresholds) if on_host(thresholds) else None,
     )

@@ -6,6 +6,25 @@ import torch
 from torch import Tensor
 
 
+def on_host(tensor: Tensor) -> bool:
+    """Whether a value can be looked at for nothing; on other devices the host would wait, and no graph be captured."""
+    return tensor.device.type == "cpu"
+
+
+def binned_sums(places: Tensor, weights: Tensor | None, size: int) -> Tensor:
+    """``[size]`` sums of the ``weights`` ``[n]`` of each place, or how many there are.
+
+    Example:
+        >>> binned_sums(torch.tensor([2, 0, 2]), None, 4)
+        tensor([1, 0, 2, 0])
+    """
+    if on_host(places):
+        return torch.bincount(places, weights, minlength=size)
+    # elsewhere counting bins asks the device how many there are
+    weights = torch.ones_like(places, dtype=torch.int64) if weights is None else weights
+    return weights.new_zeros(size).index_add_(0, places, weights)
+
+
 def prefix_sums(values: Tensor) -> Tensor:
     """``[n + 1, ...]`` sums of the first 0, 1, ..., n rows, in the values' dtype.
 
@@ -14,8 +33,20 @@ def prefix_sums(values: Tensor) -> Tensor:
         tensor([0, 1, 3, 6])
     """
     sums = values.new_zeros((len(values) + 1, *values.shape[1:]))
-    torch.cumsum(values, 0, dtype=values.dtype, out=sums[1:])
+    if values.is_floating_point() and not on_host(values) and torch.are_deterministic_algorithms_enabled():
+        sums[1:] = _fixed_order_sums(values)  # PyTorch's own have no fixed order there, and refuse
+    else:
+        torch.cumsum(values, 0, dtype=values.dtype, out=sums[1:])
     return sums
+
+
+def _fixed_order_sums(values: Tensor) -> Tensor:
+    """Inclusive prefix sums by doubling: log2 n whole-tensor additions (Hillis and Steele)."""
+    reach = 1
+    while reach < len(values):
+        values = torch.cat([values[:reach], values[reach:] + values[:-reach]])
+        reach *= 2
+    return values
 
 
 def suffix_sums(values: Tensor) -> Tensor:
@@ -73,7 +104,8 @@ class WaveletTree:
         """
         weights = torch.cat([weights, weights.new_zeros(self._size - len(weights), weights.shape[1])])
         end, bounds = lengths.to(torch.int32, copy=True), bounds.to(torch.int32)  # end is written to
-        halves = torch.tensor([[half] for half, _, _ in self._levels], dtype=torch.int32, device=bounds.device)
+        bits = torch.arange(self._n_levels - 1, -1, -1, dtype=torch.int32, device=bounds.device)[:, None]
+        halves = torch.ones_like(bits) << bits
         starts, in_second = bounds & -(2 * halves), (bounds & halves).bool()  # [levels, m]
         half_starts, second_starts = starts >> 1, starts + halves
         total = weights.new_zeros(len(bounds), weights.shape[1])

@@ -186,7 +186,7 @@ def test_operator_is_registered_correctly(name):
 
     logits, labels, side = random_case(5, 30, seed=6)
     side = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else side[:0]
-    arguments = (logits.requires_grad_(), labels, side, name, 1.0, 1.0, "auto", "", True)
+    arguments = (logits.requires_grad_(), labels, side, name, 1.0, 1.0, "auto", "", -1, True)
     torch.library.opcheck(
         _ranking, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )

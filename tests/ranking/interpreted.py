@@ -1,0 +1,144 @@
+"""What tests/ranking/test_kernels.py runs in a process of its own, where Triton's interpreter is on.
+
+Kernels read the environment when they are defined, so that this cannot be switched on in the middle of a test run.
+"""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from concordet.ranking import engine, intervals, passes, sums
+from concordet.ranking.engine import compute_terms
+from concordet.ranking.exact import ExactCounts
+from tests.ranking.cases import CASES, DELTAS, TOLERANCE, random_case, values_and_gradients
+
+SIZES = [(1, 0), (1, 1), (2, 127), (3, 1000), (40, 1023), (129, 1024), (7, 2500)]
+
+
+def run(name, backend, logits, labels, side, **options):
+    logits = logits.clone().requires_grad_()
+    with passes.use_backend(backend):
+        return values_and_gradients(CASES[name].outputs(logits, labels, side, **options), logits)
+
+
+def assert_close(got, expected, tolerance):
+    for value, wanted in zip(got[0], expected[0], strict=True):
+        assert value == pytest.approx(wanted, rel=tolerance, abs=tolerance)
+    for gradient, wanted in zip(got[1], expected[1], strict=True):
+        scale = float(wanted.abs().max())
+        torch.testing.assert_close(gradient.double(), wanted.double(), rtol=tolerance, atol=tolerance * scale)
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Memory that nobody has written to is NaN, or an interval that there is not."""
+    empty, empty_like = torch.empty, torch.empty_like
+
+    def poison(tensor):
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 2**30)
+
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: poison(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poison(empty_like(*a, **k)))
+
+
+@pytest.fixture
+def as_on_a_device(monkeypatch):
+    """Nothing is looked at on the host, as on a GPU."""
+    for module in (engine, intervals, passes, sums):
+        monkeypatch.setattr(module, "on_host", lambda tensor: False)
+
+
+class TestKernels:
+    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize(("p", "n"), SIZES)
+    def test_equal_quadratic(self, name, p, n, poisoned):
+        for delta in (0.0, 0.5):
+            case = random_case(p, n, seed=p + n, ties=p % 2 == 1)
+            expected = run(name, "torch", *case, delta=delta, method="quadratic")
+            assert_close(run(name, "triton", *case, delta=delta), expected, TOLERANCE[torch.float64])
+
+    @pytest.mark.parametrize("dtype", TOLERANCE)
+    @pytest.mark.parametrize("delta", DELTAS)
+    def test_equal_quadratic_in_every_dtype(self, dtype, delta, poisoned):
+        logits, labels, side = random_case(30, 600, seed=1, dtype=dtype)
+        wide = logits.double(), labels, side.double()
+        expected = run("rank_sort", "torch", *wide, delta=delta, method="quadratic")
+        assert_close(run("rank_sort", "triton", logits, labels, side, delta=delta), expected, TOLERANCE[dtype])
+
+    def test_a_million_times_the_spread(self, poisoned):
+        """Chains of positives far from one another: each has its own origin."""
+        case = random_case(50, 900, seed=2, spread=1e6, dtype=torch.float32)
+        expected = run("ap", "torch", *case, method="quadratic")
+        assert_close(run("ap", "triton", *case), expected, TOLERANCE[torch.float32])
+
+    def test_weights(self, poisoned):
+        generator = torch.Generator().manual_seed(3)
+        s, k = torch.randn(20, generator=generator), torch.randn(3000, generator=generator)
+        w = torch.rand(3000, generator=generator).double()
+        with passes.use_backend("triton"):
+            got = ExactCounts(s, k, 0.5, weights=w).negatives_above()
+        expected = ((k.double()[None] - s.double()[:, None]) + 0.5).clamp(0, 1) @ w
+        torch.testing.assert_close(got, expected)
+
+    def test_everything_above_all_windows(self, poisoned):
+        logits = torch.cat([torch.tensor([-5.0, -4.0]), torch.linspace(3, 9, 2500)])
+        labels = torch.cat([torch.ones(2), torch.zeros(2500)]).long()
+        case = (logits, labels, torch.zeros(2502))
+        expected = run("ap", "torch", *case, method="quadratic")
+        assert_close(run("ap", "triton", *case), expected, TOLERANCE[torch.float32])
+
+    def test_bucketed(self, poisoned):
+        case = random_case(40, 900, seed=4)
+        expected = run("ap", "torch", *case, method="bucketed")
+        assert_close(run("ap", "triton", *case, method="bucketed"), expected, 1e-12)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a device, or has a size that only the device knows."""
+
+    WAITING = (
+        "nonzero.", "_local_scalar_dense", "masked_select", "bincount", "unique", "equal.", "is_nonzero", "item",
+        "repeat_interleave",
+    )  # fmt: skip
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.__name__ if "." in func.__name__ else f"{func.__name__}."
+        assert not name.startswith(self.WAITING), f"{func} waits for the device"
+        if name.startswith("index."):
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), f"{func} selects by a mask"
+        return func(*args, **(kwargs or {}))
+
+
+class TestNoWaiting:
+    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("backend", ["torch", "triton"])
+    @pytest.mark.parametrize("delta", [0.0, 1.0])
+    def test_no_loss_waits_for_the_device(self, name, backend, delta, as_on_a_device):
+        logits, labels, side = random_case(30, 500, seed=5)
+        side = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else side[:0]
+        with passes.use_backend(backend):
+            arguments = (logits, labels, side, name, delta, 1.0, "auto", "")
+            expected = compute_terms(*arguments, 30, True)
+            with NoWaiting():
+                got = compute_terms(*arguments, 30, True)
+        for mine, other in zip(got, expected, strict=True):
+            torch.testing.assert_close(mine, other)
+        with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
+            compute_terms(*arguments[:3], "ap", *arguments[4:], -1, True)
+
+    def test_the_same_as_on_the_host(self, monkeypatch):
+        logits, labels, side = random_case(30, 500, seed=6)
+        expected = compute_terms(logits, labels, side, "rank_sort", 0.5, 0.5, "auto", "", -1, True)
+        for module in (engine, intervals, passes, sums):
+            monkeypatch.setattr(module, "on_host", lambda tensor: False)
+        for deterministic in (False, True):
+            monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda now=deterministic: now)
+            got = compute_terms(logits, labels, side, "rank_sort", 0.5, 0.5, "auto", "", 30, True)
+            for mine, other in zip(got, expected, strict=True):
+                torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize("told", [29, 31])
+    def test_a_wrong_number_of_positives_is_not_silent(self, told, as_on_a_device):
+        logits, labels, side = random_case(30, 500, seed=7)
+        values, _, _ = compute_terms(logits, labels, side[:0], "ap", 1.0, 1.0, "auto", "", told, True)
+        assert values.isnan().all()

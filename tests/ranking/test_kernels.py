@@ -1,0 +1,153 @@
+"""The Triton kernels: run on a CPU by Triton's interpreter, and compiled for a GPU that need not be here."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from concordet.losses import functional as F
+from concordet.ranking import passes
+from tests.ranking.cases import CASES, TOLERANCE, random_case, values_and_gradients
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_interpreter_gives_the_definitions_numbers_and_nothing_waits():
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ranking/interpreted.py"]
+    done = subprocess.run(words, env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "passed" in done.stdout or "100%" in done.stdout
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+def test_kernels_compile_for_a_gpu_with_64_bit_addresses(dtype, wide):
+    """Over 2^31 logits, numbers of rows are 64-bit, and so is every address made of them."""
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from concordet.ranking import kernels
+
+    rows = "i64" if wide else "i32"
+    place = {"keys": f"*{dtype}", "weights": "*fp64", "thresholds": f"*{dtype}", "origin": "*fp64", "live": "*u8"}
+    place |= {"interval": "*i32", "weight": "*fp64", "moment": "*fp64", "n": rows}
+    place |= dict.fromkeys(("size", "top", "copies"), "i32")
+    spread = {"keys": f"*{dtype}", "interval": "*i32", "origin": "*fp64", "constant": "*fp64", "slope": "*fp64"}
+    spread |= {"out": f"*{dtype}", "n": rows}
+    for kernel, types, options in (
+        (kernels._place_and_sum, place, {"WEIGHTED": True, "BLOCK": kernels.BLOCK}),
+        (kernels._place_and_sum, place, {"WEIGHTED": False, "BLOCK": kernels.BLOCK}),
+        (kernels._spread, spread, {"BLOCK": kernels.BLOCK}),
+    ):
+        source = ASTSource(kernel, signature=types | dict.fromkeys(options, "constexpr"), constexprs=options)
+        done = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+        assert len(done.asm["cubin"]) > 1000
+        # the row of a key is its block's times 1024, which is made 64 bits wide before it is multiplied
+        assert "arith.extsi" in done.asm["ttir"].split("arith.muli")[0]
+
+
+class TestChoosing:
+    def test_a_cpu_has_no_kernels(self):
+        logits, labels, _ = random_case(3, 20, seed=0)
+        with passes.use_backend("triton"), pytest.raises(ValueError, match="needs tensors on a CUDA device, got cpu"):
+            F.ap_loss(logits, labels)
+
+    def test_an_unknown_one_is_refused(self):
+        with pytest.raises(ValueError, match="torch, triton, auto, got 'cuda'"), passes.use_backend("cuda"):
+            pass
+
+    def test_a_missing_one_is_refused(self, monkeypatch):
+        monkeypatch.setattr(passes, "find_spec", lambda name: None)
+        with pytest.raises(ValueError, match="needs the package triton; install it"), passes.use_backend("triton"):
+            pass
+
+    def test_where_each_runs(self, monkeypatch):
+        class OnCuda:
+            is_cuda = True
+
+        chosen = []
+        monkeypatch.setattr(passes, "import_module", chosen.append)
+        passes.backend_for(OnCuda())
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        passes.backend_for(OnCuda())
+        passes.backend_for(torch.zeros(3))
+        assert chosen == [passes.BACKENDS[name] for name in ("triton", "torch", "torch")]
+
+
+def test_a_wrong_number_of_positives_is_an_error():
+    logits, labels, _ = random_case(3, 20, seed=0)
+    torch.testing.assert_close(F.ap_loss(logits, labels, n_positives=3), F.ap_loss(logits, labels))
+    with pytest.raises(ValueError, match="n_positives is 4, and 3 labels are 1"):
+        F.ap_loss(logits, labels, n_positives=4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+class TestOnAGpu:
+    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("delta", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize(("p", "n"), [(1, 1), (129, 1000), (2000, 100_000)])
+    def test_equals_quadratic(self, name, delta, p, n):
+        logits, labels, side = random_case(p, n, seed=p, dtype=torch.float32)
+        wide = logits.double().requires_grad_()
+        method = "quadratic" if n < 10_000 else "exact"
+        expected = values_and_gradients(
+            CASES[name].outputs(wide, labels, side.double(), delta=delta, method=method), wide
+        )
+        there = logits.cuda().requires_grad_()
+        got = values_and_gradients(CASES[name].outputs(there, labels.cuda(), side.cuda(), delta=delta), there)
+        for value, wanted in zip(got[0], expected[0], strict=True):
+            assert value == pytest.approx(wanted, rel=1e-5, abs=1e-5)
+        for gradient, wanted in zip(got[1], expected[1], strict=True):
+            scale = float(wanted.abs().max())
+            torch.testing.assert_close(
+                gradient.cpu().double(), wanted, rtol=1e-5, atol=TOLERANCE[torch.float32] * scale
+            )
+
+    def test_a_step_is_captured_in_a_graph(self):
+        logits, labels, side = (value.cuda() for value in random_case(500, 50_000, seed=1, dtype=torch.float32))
+        logits.requires_grad_()
+
+        def step():
+            logits.grad = None
+            ranking, sorting = F.rank_sort_loss(logits, labels, side, n_positives=500)
+            (ranking + sorting).backward()
+
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(stream)
+        expected = logits.grad.clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        logits.grad.zero_()
+        graph.replay()
+        torch.testing.assert_close(logits.grad, expected)
+
+    def test_nothing_waits(self):
+        logits, labels, side = (value.cuda() for value in random_case(500, 50_000, seed=2, dtype=torch.float32))
+        logits.requires_grad_()
+        F.rank_sort_loss(logits, labels, side, n_positives=500)  # kernels are compiled
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            sum(F.rank_sort_loss(logits, labels, side, n_positives=500)).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    def test_deterministic_runs_are_the_same_to_the_bit(self):
+        logits, labels, side = (value.cuda() for value in random_case(500, 500_000, seed=3, dtype=torch.float32))
+        torch.use_deterministic_algorithms(True)
+        try:
+            runs = []
+            for _ in range(5):
+                leaf = logits.clone().requires_grad_()
+                sum(F.rank_sort_loss(leaf, labels, side)).backward()
+                runs.append(leaf.grad)
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert all(torch.equal(run, runs[0]) for run in runs)
