@@ -59,13 +59,15 @@ def lvis_tree(root: Path) -> Path:
     return root
 
 
-def voc_tree(root: Path) -> Path:
-    """VOC 2007 and 2012 in one folder, as the documentation of recipes makes it."""
-    names = {"trainval0712": ["000001", "2008_000002"], "test": ["000003", "000004"]}
+VOC_LISTS = {"trainval0712": ["000001", "2008_000002"], "test": ["000003", "000004"]}
+
+
+def voc_tree(root: Path, lists: dict[str, list[str]] = VOC_LISTS) -> Path:
+    """VOC 2007 and 2012 in one folder, as the documentation of recipes makes it, or a folder of other lists."""
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
         (root / folder).mkdir(parents=True)
-    for split, images in names.items():
-        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("\n".join(images))
+    for split, images in lists.items():
+        (root / "ImageSets" / "Main" / f"{split}.txt").write_text("".join(f"{name}\n" for name in images))
         for name in images:
             (root / "Annotations" / f"{name}.xml").write_text(
                 voc_xml([("cat", 7, 6, 34, 40), ("dog", 31, 21, 60, 44)], (WIDTH, HEIGHT))

@@ -1,7 +1,8 @@
 """Recipes: each is a configuration that the command line takes; what they train is built, and trained for a step."""
 
 import re
-from collections import defaultdict
+import subprocess
+from collections import Counter, defaultdict
 from dataclasses import fields, replace
 
 import pytest
@@ -18,7 +19,7 @@ from concordet.engine.data import build_dataset
 from concordet.engine.errors import UsageError
 from concordet.engine.recipes import FOLDER, describe_recipe, list_recipes, load_recipe, recipe_path, with_recipes
 from concordet.engine.schedule import build_optimizer, learning_rate_factor
-from tests.trees import TREES
+from tests.trees import TREES, voc_tree
 
 RECIPES = {name: load_recipe(name) for name in list_recipes()}
 AVAILABLE = {name: config for name, config in RECIPES.items() if config.detector in list_detectors()}
@@ -168,3 +169,24 @@ def test_what_a_list_shows():
     assert (shown["detector"], shown["epochs"]) == ("faster_rcnn", 12)
     assert [row["table"] for row in shown["rows"]] == ["2", "3", "5"]
     assert shown["rows"][0]["AP"] == 39.3
+
+
+class TestDocumentation:
+    TEXT = (FOLDER.parent.parent / "docs" / "recipes.md").read_text()
+
+    def test_it_counts_the_recipes(self):
+        rows = re.findall(r"^\| `(\w+)` .* \| (\d+) \|$", self.TEXT, flags=re.MULTILINE)
+        counts = Counter(name.split("/")[0] for name in RECIPES)
+        assert {folder: int(count) for folder, count in rows} == counts
+
+    def test_its_commands_name_recipes(self):
+        assert set(re.findall(r"--config (\w+/\w+)", self.TEXT)) <= set(RECIPES)
+
+    def test_two_years_of_voc_become_one_folder(self, tmp_path):
+        voc_tree(tmp_path / "VOC2007", {"trainval": ["000001"], "test": ["000003", "000004"]})
+        voc_tree(tmp_path / "VOC2012", {"trainval": ["2008_000002"]})
+        (script,) = re.findall(r"```sh\n(.*?)```", self.TEXT, flags=re.DOTALL)
+        subprocess.run(["sh", "-e", "-c", script], cwd=tmp_path, check=True)
+        data = replace(load_recipe("harmonic_loss/ssd300_r50_voc").data, root=str(tmp_path / "VOC0712"))
+        assert len(build_dataset(data, "train")) == 2
+        assert len(build_dataset(data, "val")) == 2
