@@ -8,6 +8,7 @@ from pathlib import Path
 from concordet.cli.options import Parser
 from concordet.engine.config import TrainConfig, load_config, to_dict
 from concordet.engine.errors import UsageError
+from concordet.engine.files import read_json, writable, write_json
 from concordet.engine.recipes import with_recipes
 
 
@@ -34,6 +35,7 @@ def parser() -> Parser:
         default=None,
         help="continue the run in this folder (or in --out) from its last finished epoch",
     )
+    options.add_argument("--json", type=str | None, help="write the figures of the evaluation to this file too")
     options.add_class_arguments(TrainConfig)
     return options
 
@@ -52,13 +54,20 @@ def run(words: list[str]) -> None:
     if out is None:
         raise UsageError("give a folder for the run with --out, such as --out runs/first")
     settings = given.as_dict()
-    for name in ("config", "out", "resume"):
+    for name in ("config", "out", "resume", "json"):
         settings.pop(name)
     config = TrainConfig(**settings)
+    if given.json is not None:
+        if not config.evaluate:
+            raise UsageError("--json has the figures of the evaluation, and evaluate is false; leave one of them out")
+        writable(Path(given.json).parent)
 
+    from concordet.engine.processes import is_main_process
     from concordet.engine.training import train
 
     done = train(config, out, resume=folder is not None)
+    if given.json is not None and is_main_process():
+        write_json(given.json, read_json(done / "evaluation.json"))
     print_evaluation(done)
 
 

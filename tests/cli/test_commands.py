@@ -106,12 +106,20 @@ def test_settings_are_printed_and_read_back(tmp_path, capsys):
     assert "detector: atss" in again
 
 
+def test_options_may_be_written_with_hyphens_and_switches_without_a_value(capsys):
+    words = ["--global-ranking", "--data.batch-size=3", "--sync-batchnorm", "false", "--log-every", "7", "--compile"]
+    assert main(["train", *words, "--print_config"]) == 0
+    printed = capsys.readouterr().out.split("\n")
+    for line in ("global_ranking: true", "  batch_size: 3", "sync_batchnorm: false", "log_every: 7", "compile: true"):
+        assert line in printed
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run made by the command."""
     run = tmp_path_factory.mktemp("cli") / "run"
     config = tiny(val_every=0, loss="focal+concordance(0.3)")
-    assert main(["train", *words(config), "--out", str(run)]) == 0
+    assert main(["train", *words(config), "--out", str(run), "--json", str(run.parent / "figures.json")]) == 0
     return run
 
 
@@ -119,6 +127,16 @@ def test_train_saves_what_was_asked_for(trained, capsys):
     config = load_config(trained / "config.yaml")
     assert config == tiny(val_every=0, loss="focal+concordance(0.3)")
     assert "concordance" in (trained / "metrics.csv").read_text().splitlines()[0]
+
+
+def test_train_writes_the_figures_where_they_are_wanted(trained, tmp_path, capsys):
+    assert json.loads((trained.parent / "figures.json").read_text()) == json.loads(
+        (trained / "evaluation.json").read_text()
+    )
+    out = str(tmp_path / "run")
+    assert main(["train", "--out", out, "--evaluate", "false", "--json", str(tmp_path / "figures.json")]) == 2
+    assert "--json has the figures of the evaluation" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_can_be_repeated_from_its_own_settings(trained, tmp_path):
