@@ -212,17 +212,17 @@ def _compute(
     if not wants_gradient:
         return values, logits.new_zeros(n_terms, 0), weights
 
-    updates = logits.new_zeros(n_terms, n_updates)
-    for update, term in zip(updates, result.terms, strict=True):
+    rows = []
+    for term in result.terms:
         moved = torch.where(term.mass > 0, term.error, 0) * (processes.size / len(positives))  # [p]
         amount = torch.where(term.mass > 0, moved / term.mass, 0)
         if term.payers is Payers.NEGATIVES:
-            update.copy_(counts.spread_to_negatives(amount))
-            gain = -moved
+            row, gain = counts.spread_to_negatives(amount), -moved
         else:
-            gain = counts.spread_to_worse(amount, quality) - moved
-        update.index_copy_(0, positive, gain[mine].to(update.dtype))
-    return values, updates, weights
+            row, gain = torch.zeros_like(logits), counts.spread_to_worse(amount, quality) - moved
+        rows.append(row.index_copy_(0, positive, gain[mine].to(row.dtype)))
+    # one row needs no copy
+    return values, rows[0][None] if n_terms == 1 else torch.stack(rows), weights
 
 
 def _positives(labels: Tensor, n_positives: int) -> tuple[Tensor, Tensor]:
