@@ -131,7 +131,50 @@ def dssd():
     return body(resnet101) + extra + way_up + prediction(1024) + 5 * prediction(512) + heads
 
 
+ATTENTION = 4 * linear(256, 256)
+BOX_MLP = 2 * linear(256, 256) + linear(256, 4)
+
+
+def layer_norms(number, width=256):
+    return number * 2 * width
+
+
+def detr():
+    """The authors' code: six layers of 256 channels, feed-forward 2048, 100 queries, a class for no object."""
+    feed_forward = linear(256, 2048) + linear(2048, 256)
+    encoder = ATTENTION + feed_forward + layer_norms(2)
+    decoder = 2 * ATTENTION + feed_forward + layer_norms(3)
+    ends = conv(2048, 256, 1) + layer_norms(1) + 100 * 256 + linear(256, CLASSES + 1) + BOX_MLP
+    return R50 + 6 * (encoder + decoder) + ends
+
+
+def deformable_detr(two_stage):
+    """The authors' code: 8 heads look at 4 points on each of 4 levels; one head for all layers, or one for each."""
+    deformable = linear(256, 8 * 4 * 4 * 2) + linear(256, 8 * 4 * 4) + 2 * linear(256, 256)
+    feed_forward = linear(256, 1024) + linear(1024, 256)
+    encoder = deformable + feed_forward + layer_norms(2)
+    decoder = ATTENTION + deformable + feed_forward + layer_norms(3)
+    levels = sum(conv(c, 256, 1) for c in (512, 1024, 2048)) + conv(2048, 256, 3) + layer_norms(4) + 4 * 256
+    heads = linear(256, CLASSES) + BOX_MLP
+    if two_stage:  # the encoder's proposals and their positions instead of learned queries
+        ends = 7 * heads + linear(256, 256) + layer_norms(1) + linear(512, 512) + layer_norms(1, 512)
+    else:
+        ends = heads + 300 * 512 + linear(256, 2)
+    return R50 + levels + 6 * (encoder + decoder) + ends
+
+
+def yolact():
+    """The authors' configuration: prototypes after four convolutions, one in the shared head, semantic segmentation."""
+    prototypes = 4 * conv(256, 256, 3) + conv(256, 32, 1)
+    head = conv(256, 256, 3) + conv(256, 3 * (CLASSES + 1 + 4 + 32), 3)
+    return R50 + C3_TO_C5 + P6_P7 + prototypes + head + conv(256, CLASSES, 1)
+
+
 SUMS = {
+    "detr": (detr(), {}),
+    "deformable_detr": (deformable_detr(two_stage=False), {}),
+    # what is left for inference: two-stage Deformable DETR; the auxiliary heads are this project's own
+    "co_detr": (deformable_detr(two_stage=True), {"auxiliary": False}),
     "retinanet": (R50 + C3_TO_C5 + P6_P7_OF_C5 + 2 * TOWER + conv(256, 9 * CLASSES, 3) + conv(256, 9 * 4, 3), {}),
     "fcos": (one_anchor_a_location(scales=5), {}),
     "atss": (one_anchor_a_location(scales=5), {}),
@@ -144,6 +187,10 @@ SUMS = {
     "cascade_rcnn": (R50 + C2_TO_C5 + RPN + 3 * (TWO_LAYERS + linear(1024, CLASSES + 1) + linear(1024, 4)), {}),
     "sparse_rcnn": (sparse_rcnn(), {}),
 }
+
+
+if "yolact" in list_detectors():
+    SUMS["yolact"] = (yolact(), {})
 
 
 @pytest.mark.parametrize("name", SUMS)
@@ -173,7 +220,7 @@ MILLIONS = {
 }
 
 
-@pytest.mark.parametrize(("name", "backbone"), [key for key in MILLIONS if key[0] in list_detectors()])
+@pytest.mark.parametrize(("name", "backbone"), MILLIONS)
 def test_printed_totals(name, backbone):
     assert ours(name, backbone=backbone) / 1e6 == pytest.approx(MILLIONS[name, backbone], rel=0.02)
 
