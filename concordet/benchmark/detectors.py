@@ -159,9 +159,12 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def main(options: Options) -> list[dict[str, Any]]:
     """Measure every detector, write the rows to ``options.out`` after each, and return them."""
-    header = {"size": options.size, "batch": str(options.batch), "classes": str(options.classes), **environment()}
-    if options.device != "cpu":
-        header["device"] = torch.cuda.get_device_name(options.device)
+    header = {
+        "size": options.size,
+        "batch": str(options.batch),
+        "classes": str(options.classes),
+        **environment(options.device),
+    }
     rows: list[dict[str, Any]] = []
     for detector in options.detectors:
         found = in_own_process(detector, options)

@@ -41,18 +41,26 @@ class Data:
     loc_errors: Tensor
 
     @staticmethod
-    def make(n: int, share: float, *, positive_mean: float = -1.0, negative_mean: float = 1.0, seed: int = 0) -> Data:
+    def make(
+        n: int,
+        share: float,
+        *,
+        positive_mean: float = -1.0,
+        negative_mean: float = 1.0,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> Data:
         generator = torch.Generator().manual_seed(seed)
         labels = torch.zeros(n, dtype=torch.int64)
         labels[torch.randperm(n, generator=generator)[: max(1, round(n * share))]] = 1
         targets = labels.float()
         logits = torch.randn(n, generator=generator) + torch.where(labels == 1, positive_mean, negative_mean)
         return Data(
-            logits=logits.requires_grad_(),
-            labels=labels,
-            targets=targets,
-            quality=torch.rand(n, generator=generator),
-            loc_errors=torch.rand(int(labels.sum()), generator=generator).requires_grad_(),
+            logits=logits.to(device).requires_grad_(),
+            labels=labels.to(device),
+            targets=targets.to(device),
+            quality=torch.rand(n, generator=generator).to(device),
+            loc_errors=torch.rand(int(labels.sum()), generator=generator).to(device).requires_grad_(),
         )
 
 
@@ -84,30 +92,36 @@ def _focal(data: Data) -> Tensor:
 
 
 def _rank_sort(data: Data, method: str) -> Tensor:
-    return sum(functional.rank_sort_loss(data.logits, data.labels, data.quality, method=method), torch.zeros(()))
+    known = {"n_positives": len(data.loc_errors)}
+    ranking, sorting = functional.rank_sort_loss(data.logits, data.labels, data.quality, method=method, **known)
+    return ranking + sorting
 
 
 WHATS: Final[dict[str, Callable[[Data], Tensor]]] = {
     "torchvision focal": _focal,
-    "AP exact": lambda data: functional.ap_loss(data.logits, data.labels, method="exact"),
+    "AP exact": lambda data: functional.ap_loss(
+        data.logits, data.labels, method="exact", n_positives=len(data.loc_errors)
+    ),
     "aLRP exact": lambda data: torch.stack(functional.alrp_loss(data.logits, data.labels, data.loc_errors)).sum(),
-    "NDCG exact": lambda data: functional.ndcg_loss(data.logits, data.labels),
+    "NDCG exact": lambda data: functional.ndcg_loss(data.logits, data.labels, n_positives=len(data.loc_errors)),
     "RS exact": lambda data: _rank_sort(data, "exact"),
     "AP bucketed": lambda data: functional.ap_loss(data.logits, data.labels, method="bucketed"),
     "RS bucketed": lambda data: _rank_sort(data, "bucketed"),
 }
 
 
-def measure(n: int, share: float, *, budget: float, threads: int, loop: bool) -> list[dict[str, Any]]:
+def measure(
+    n: int, share: float, *, budget: float, threads: int, loop: bool, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """Rows of one cell, in this process: forward and backward of all losses in turn until the budget is spent."""
     torch.set_num_threads(threads)
-    data = Data.make(n, share)
+    data = Data.make(n, share, device=device)
     runs: dict[str, list[tuple[float, float]]] = {what: [] for what in WHATS}
     peaks = {}
     for what in WHATS:  # warm up, and memory by loss
-        _forget_peak()
+        _forget_peak(device)
         _run(what, data)
-        peaks[what] = _peak_mb()
+        peaks[what] = _peak_mb(device)
     start = time.perf_counter()
     while time.perf_counter() - start < budget or len(runs["torchvision focal"]) < 5:
         for what in WHATS:
@@ -119,6 +133,7 @@ def measure(n: int, share: float, *, budget: float, threads: int, loop: bool) ->
         visited = min(LOOPED, positives)
         clock, cpu = time.perf_counter(), time.process_time()
         loop_over_positives(data, visited=visited)
+        _wait(device)
         scale = positives / visited
         runs["AP loop"] = [((time.perf_counter() - clock) * scale, (time.process_time() - cpu) * scale)]
     rows = []
@@ -150,31 +165,44 @@ def measure_large(n: int, positives: int, *, threads: int) -> list[dict[str, Any
     data = Data.make(n, positives / n)
     rows = []
     for what in ("AP exact", "RS exact"):
-        _forget_peak()
+        _forget_peak("cpu")
         wall, cpu = _run(what, data)
         rows.append(
             {"logits": n, "positives": positives, "what": what, "runs": 1, "median_ms": round(wall * 1e3, 1)}
-            | {"cpu_ms": round(cpu * 1e3, 1), "peak_mb": round(_peak_mb())}
+            | {"cpu_ms": round(cpu * 1e3, 1), "peak_mb": round(_peak_mb("cpu"))}
         )
     return rows
 
 
 def _run(what: str, data: Data) -> tuple[float, float]:
     data.logits.grad = data.loc_errors.grad = None
+    device = data.logits.device.type
+    _wait(device)
     clock, cpu = time.perf_counter(), time.process_time()
     WHATS[what](data).backward()
+    _wait(device)
     return time.perf_counter() - clock, time.process_time() - cpu
 
 
-def _forget_peak() -> None:
-    """Start the process's peak memory anew, where the system allows it."""
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _forget_peak(device: str) -> None:
+    """Start the process's peak memory anew, where the system allows it; on a GPU, the device's."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        return
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
 
 
-def _peak_mb() -> float:
+def _peak_mb(device: str) -> float:
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -184,8 +212,14 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def environment() -> dict[str, str]:
-    """Hardware and versions, for the header of the results."""
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Hardware and versions, for the header of the results.
+
+    Raises:
+        ValueError: the device is not here.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"device {device} is asked for, and PyTorch sees no GPU here; leave --device out")
     info = Path("/proc/cpuinfo")
     names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return {
@@ -194,7 +228,7 @@ def environment() -> dict[str, str]:
         "load average": " ".join(f"{v:.1f}" for v in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown",
         "python": platform.python_version(),
         "torch": torch.__version__,
-    }
+    } | ({} if device == "cpu" else {"device": torch.cuda.get_device_name()})
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], header: dict[str, str]) -> None:
@@ -248,6 +282,7 @@ def run_grid(options: Options) -> list[dict[str, Any]]:
     for n in options.logits:
         for share in options.shares:
             arguments = {"n": n, "share": share, "budget": options.budget, "threads": options.threads}
+            arguments["device"] = options.device
             loop = n >= 100_000
             code = (
                 "import json,sys;from concordet.benchmark.losses import measure;"
@@ -275,6 +310,7 @@ class Options:
     shares: tuple[float, ...] = SHARES
     threads: int = 2
     budget: float = 3.0
+    device: str = "cpu"
     out: Path = Path("benchmarks/results/losses.csv")
 
 
@@ -291,7 +327,7 @@ def main(options: Options) -> list[dict[str, Any]]:
         "balance": loss_studies.balance,
         "surfaces": loss_studies.surfaces,
     }
-    header = {"study": options.study, **environment(), "threads": str(options.threads)}
+    header = {"study": options.study, **environment(options.device), "threads": str(options.threads)}
     rows = studies[options.study](options)
     write_rows(options.out, rows, header)
     return rows
@@ -313,6 +349,7 @@ def run(words: list[str]) -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=default.shares, help="shares of positives, 0 to 1")
     parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch's threads (default: 2)")
     parser.add_argument("--budget", type=float, default=default.budget, help="seconds for each cell (default: 3)")
+    parser.add_argument("--device", default=default.device, help="cpu, or cuda for the grid on a GPU")
     parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/losses[_STUDY].csv)")
     parser.add_argument("--table", action="store_true", help="measure nothing: print the grid in --out as a table")
     values = vars(parser.parse_args(words))
