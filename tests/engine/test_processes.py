@@ -224,6 +224,7 @@ def launch(config, out, rank, port):
 
 def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_one(tmp_path, environment):
     environment()
+    torch.set_num_threads(1)
     settings = {"loss": "rank_sort", "global_ranking": True, "val_every": 0, "evaluate": False, "optim_epochs": 15}
     config = tiny(devices="2", data_batch_size=2, timeout=30, **settings)
     run, port = tmp_path / "run", free_port()
