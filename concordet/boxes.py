@@ -20,11 +20,16 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
         >>> paired_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]]))
         tensor([0.3333])
     """
+    overlap, union = paired_overlap(boxes, others)
+    return overlap / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def paired_overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """``[...]`` areas of intersection and union of such pairs, in fp32 or better."""
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, others.dtype), torch.float32)
     boxes, others = boxes.to(dtype), others.to(dtype)
     extent = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
     overlap = extent.clamp(min=0).prod(-1)
     area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
     other_area = (others[..., 2:] - others[..., :2]).clamp(min=0).prod(-1)
-    union = area + other_area - overlap
-    return overlap / union.clamp(min=torch.finfo(dtype).tiny)
+    return overlap, area + other_area - overlap

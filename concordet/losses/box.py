@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from concordet.boxes import paired_iou
+from concordet.boxes import paired_iou, paired_overlap
 from concordet.ranking.processes import all_processes
 from concordet.types import Assigned
 
@@ -64,16 +65,31 @@ def box_losses(kind: BoxKind, assigned: Assigned, beta: float = 1 / 9) -> Tensor
             return (deltas - targets).abs().sum(-1)
         return F.smooth_l1_loss(deltas, targets, reduction="none", beta=beta).sum(-1)
     boxes, targets = assigned.boxes.float(), assigned.gt_boxes.float()
-    if kind == "iou":
-        return 1 - paired_iou(boxes, targets)
-    from torchvision import ops  # optional dependency: `import concordet.losses` needs torch alone
+    return 1 - _measure(kind, boxes, targets)
 
-    function = {
-        "giou": ops.generalized_box_iou_loss,
-        "diou": ops.distance_box_iou_loss,
-        "ciou": ops.complete_box_iou_loss,
-    }[kind]
-    return function(boxes, targets, reduction="none")
+
+def _measure(kind: BoxKind, boxes: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
+    """``[p]`` IoU, GIoU, DIoU or CIoU: torchvision's numbers, whose own losses make a GPU's host wait (they use masks).
+
+    GIoU = IoU - (hull - union) / hull                     (Rezatofighi et al. 2019)
+    DIoU = IoU - distance of centres^2 / diagonal^2        (Zheng et al. 2020)
+    CIoU = DIoU - v^2 / (1 - IoU + v),  v = 4 / pi^2 (difference of the angles of the diagonals)^2
+    """
+    if kind == "iou":
+        return paired_iou(boxes, targets)
+    overlap, union = paired_overlap(boxes, targets)
+    iou = overlap / (union + eps)
+    hull = torch.maximum(boxes[:, 2:], targets[:, 2:]) - torch.minimum(boxes[:, :2], targets[:, :2])  # [p, 2]
+    if kind == "giou":
+        area = hull.prod(-1)
+        return iou - (area - union) / (area + eps)
+    centres = (boxes[:, :2] + boxes[:, 2:] - targets[:, :2] - targets[:, 2:]) / 2
+    distance = iou - centres.square().sum(-1) / (hull.square().sum(-1) + eps)
+    if kind == "diou":
+        return distance
+    angles = (torch.atan2(*(b[:, 2:] - b[:, :2]).unbind(1)) for b in (targets, boxes))
+    shape = 4 / math.pi**2 * torch.sub(*angles).square()
+    return distance - (shape / (1 - iou + shape + eps)).detach() * shape
 
 
 def weigh(term: BoxTerm, assigned: Assigned, losses: Tensor, ious: Tensor) -> Tensor:

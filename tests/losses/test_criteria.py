@@ -402,3 +402,30 @@ def test_no_positives_is_zero_and_connected(name):
 def test_names_that_make_no_sense(name, message):
     with pytest.raises(ValueError, match=message):
         build_criterion(name)
+
+
+@pytest.mark.parametrize("kind", ["giou", "diou", "ciou"])
+def test_box_losses_are_torchvisions(kind):
+    """Overlapping, inside one another, apart, alike and touching."""
+    from torchvision import ops
+
+    theirs = {
+        "giou": ops.generalized_box_iou_loss,
+        "diou": ops.distance_box_iou_loss,
+        "ciou": ops.complete_box_iou_loss,
+    }
+    draws = torch.Generator().manual_seed(0)
+    corner = torch.rand(200, 2, generator=draws) * 30
+    boxes = torch.cat([corner, corner + 1 + 20 * torch.rand(200, 2, generator=draws)], 1)
+    targets = boxes.roll(1, 0).clone()
+    targets[:20] = boxes[:20] + torch.tensor([1.0, 1.0, -0.5, -0.4])
+    assigned = replace(record(200), boxes=boxes.requires_grad_(), gt_boxes=targets)
+    got, expected = box_losses(kind, assigned), theirs[kind](boxes, targets, reduction="none")
+    torch.testing.assert_close(got, expected)
+    weights = torch.rand(200, generator=draws)
+    for mine, other in zip(
+        torch.autograd.grad((weights * got).sum(), boxes),
+        torch.autograd.grad((weights * expected).sum(), boxes),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
