@@ -29,7 +29,7 @@ from concordet.detectors import (
     ssd,
 )
 from concordet.detectors.backbones import Size
-from concordet.detectors.dense import Inference
+from concordet.detectors.suppression import Inference
 from concordet.detectors.weights import load_weights
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_criterion
 
@@ -60,7 +60,7 @@ DETECTORS: dict[str, Entry] = {
     "fcos": Entry(fcos.fcos, fcos.USUAL, quality_head=True),
     "atss": Entry(atss.atss, atss.USUAL, quality_head=True),
     "foveabox": Entry(foveabox.foveabox, foveabox.USUAL, inference=Inference(nms_threshold=0.5)),
-    "paa": Entry(paa.paa, paa.USUAL, quality_head=True),
+    "paa": Entry(paa.paa, paa.USUAL, inference=Inference(score_voting=True), quality_head=True),
     "ssd": Entry(ssd.ssd, ssd.USUAL, (300, 300), ssd.INFERENCE),
     "dssd": Entry(dssd.dssd, dssd.USUAL, (320, 320), dssd.INFERENCE),
     "refinedet": Entry(
@@ -162,15 +162,17 @@ def build_detector(
             ``image_size``'s, drawn at random.
         ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.
         **options: of inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order but no
-            scale), ``nms_threshold``, ``topk``, ``detections_per_image``; of DETR and
-            Deformable DETR (:func:`~concordet.detectors.deformable_detr.deformable_detr`): ``num_queries``,
-            ``layers``; of the latter ``box_refine`` and ``two_stage`` too.
+            scale), ``nms`` (``"hard"``, ``"soft"``, ``"soft_linear"``, ``"fast"``), ``nms_threshold``, ``sigma``,
+            ``class_wise``, ``score_voting``, ``topk``, ``detections_per_image``
+            (:class:`~concordet.detectors.suppression.Inference`); of DETR and Deformable DETR
+            (:func:`~concordet.detectors.deformable_detr.deformable_detr`): ``num_queries``, ``layers``; of the latter
+            ``box_refine`` and ``two_stage`` too.
 
     Returns:
         ``model(images, targets)`` gives losses in training mode, ``model(images)`` detections in evaluation mode.
 
     Raises:
-        ValueError: for an unknown name, size, backbone, loss or option.
+        ValueError: for an unknown name, size, backbone, loss or option, or an option out of its range.
 
     Example:
         >>> import torch

@@ -12,10 +12,10 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_convert
 
 from concordet.detectors.backbones import Features, Size, features
-from concordet.detectors.dense import Inference
 from concordet.detectors.hungarian import Costs
 from concordet.detectors.proposals import objects_of
 from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, set_criterion
+from concordet.detectors.suppression import Inference
 from concordet.detectors.targets import Target
 from concordet.detectors.weights import load_weights
 from concordet.losses.box import BoxTerm

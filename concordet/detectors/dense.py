@@ -12,34 +12,18 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
-from torchvision.ops import batched_nms, clip_boxes_to_image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import clip_boxes_to_image
 
 from concordet.detectors.coders import BoxCodec, delta_codec, distance_codec
-from concordet.detectors.detector import Detections, Detector, Target
+from concordet.detectors.detector import Detections, Detector, Target, in_pixels
 from concordet.detectors.matching import Assigner, centers, ignore_inside, side_distances
 from concordet.detectors.refining import Refiner, Scene
+from concordet.detectors.suppression import Inference, suppress
 from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
-__all__ = ["BoxCodec", "DenseDetector", "Inference", "Predictions", "delta_codec", "distance_codec", "select"]
-
-
-@dataclass(frozen=True)
-class Inference:
-    """What is kept of the raw predictions.
-
-    Attributes:
-        score_threshold: least score, in [0, 1].
-        nms_threshold: IoU above which the lower scored of two boxes of a class is dropped.
-        topk: candidates a level before NMS.
-        detections_per_image: most detections after it.
-    """
-
-    score_threshold: float = 0.05
-    nms_threshold: float = 0.6
-    topk: int = 1000
-    detections_per_image: int = 100
+__all__ = ["BoxCodec", "DenseDetector", "Predictions", "delta_codec", "distance_codec", "select"]
 
 
 @dataclass(frozen=True)
@@ -207,25 +191,20 @@ class DenseDetector(Detector):
             softmax=predictions.softmax,
         )
 
-    @torch.no_grad()
     def _detections(self, outcome: tuple[list[Predictions], list[Target]], images: list[Tensor]) -> Detections:
         predictions = outcome[0][-1]
-        scores = predictions.scores()
-        results = [
-            select(
-                scores[i],
-                predictions.regressions[i],
-                anchors,
-                predictions.level_sizes,
-                self.codec,
-                self.inference,
-                size,
-            )
-            for i, (anchors, size) in enumerate(zip(predictions.anchors, predictions.image_sizes, strict=True))
+        return in_pixels([found for found, _ in self._select(predictions)], predictions.image_sizes, images)
+
+    @torch.no_grad()
+    def _select(self, predictions: Predictions) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """Each image's detections at the network's input size, and the places of their anchors."""
+        each = zip(
+            predictions.scores(), predictions.regressions, predictions.anchors, predictions.image_sizes, strict=True
+        )
+        return [
+            select(scores, regressions, anchors, predictions.level_sizes, self.codec, self.inference, size)
+            for scores, regressions, anchors, size in each
         ]
-        for result, image, size in zip(results, images, predictions.image_sizes, strict=True):
-            result["boxes"] = resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))
-        return results
 
 
 def select(
@@ -236,8 +215,8 @@ def select(
     codec: BoxCodec,
     inference: Inference,
     image_size: tuple[int, int],
-) -> dict[str, Tensor]:
-    """One image's detections: threshold, best of each level, decode, clip, NMS within classes.
+) -> tuple[dict[str, Tensor], Tensor]:
+    """One image's detections and the places of their anchors: threshold, best of each level, decode, clip, NMS.
 
     Args:
         scores: ``[a, c]`` in [0, 1].
@@ -255,8 +234,8 @@ def select(
     index = torch.cat(chosen)
     rows, labels, kept_scores = index // num_classes, index % num_classes, scores.flatten()[index]
     boxes = clip_boxes_to_image(codec.decode(regressions[rows], anchors[rows]), image_size)
-    keep = batched_nms(boxes, kept_scores, labels, inference.nms_threshold)[: inference.detections_per_image]
-    return {"boxes": boxes[keep], "labels": labels[keep] + 1, "scores": kept_scores[keep]}
+    found, kept = suppress(boxes, kept_scores, labels, inference)
+    return found, rows[kept]
 
 
 def centerness(points: Tensor, boxes: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from concordet.detectors.records import mean_count, merge_records
 from concordet.detectors.targets import Target, checked_targets
@@ -140,3 +140,11 @@ def _in_order(places: Sequence[Sequence[int]], parts: Sequence[Detections]) -> D
     order = [place for group in places for place in group]
     found = dict(zip(order, chain.from_iterable(parts), strict=False))  # none where detections are not wanted
     return [found[place] for place in sorted(found)]
+
+
+def in_pixels(results: Detections, sizes: Sequence[tuple[int, int]], images: Sequence[Tensor]) -> Detections:
+    """Detections in the images' own pixels from those at the network's input, whose ``sizes`` are (height, width)."""
+    return [
+        found | {"boxes": resize_boxes(found["boxes"], list(size), list(image.shape[-2:]))}
+        for found, size, image in zip(results, sizes, images, strict=True)
+    ]

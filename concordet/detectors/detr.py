@@ -8,10 +8,10 @@ from torch import Tensor
 
 from concordet.detectors.backbones import Features, Size, features
 from concordet.detectors.deformable_detr import to_pixels
-from concordet.detectors.dense import Inference
 from concordet.detectors.hungarian import Costs
 from concordet.detectors.proposals import objects_of
 from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, set_criterion
+from concordet.detectors.suppression import Inference
 from concordet.detectors.targets import Target
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual

@@ -21,11 +21,12 @@ def paa(
 ) -> DenseDetector:
     """PAA: ATSS's architecture with a predicted IoU for centerness; candidates overlap an object by 0.1.
 
-    Follows mmdetection's ``paa_r50_fpn``, without its score voting: of each object's nine best candidates a level a
-    Gaussian mixture (scikit-learn's) of two components keeps the better ones, by focal loss and 1.3 times GIoU loss
-    whatever the training's loss is; IoU prediction weighs 0.5.  An object with one candidate keeps it (it is lost
-    there).  32.3 M parameters at ResNet-50 and 80 classes with the IoU branch, as there; nano: levels P3..P5 and
-    anchors 4 times the stride, 0.6 M at 3 classes.
+    Follows mmdetection's ``paa_r50_fpn``: of each object's nine best candidates a level a Gaussian mixture
+    (scikit-learn's) of two components keeps the better ones, by focal loss and 1.3 times GIoU loss whatever the
+    training's loss is; IoU prediction weighs 0.5, scores are its geometric mean with the class's, and kept boxes are
+    voted on (``score_voting=False`` leaves that out).  An object with one candidate keeps it (it is lost there).
+    32.3 M parameters at ResNet-50 and 80 classes with the IoU branch, as there; nano: levels P3..P5 and anchors 4 times
+    the stride, 0.6 M at 3 classes.
     """
     features, head, anchors = atss_parts(criterion, num_classes, size, backbone, pretrained)
     return DenseDetector(

@@ -11,11 +11,11 @@ from torch import Tensor
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import box_iou, clip_boxes_to_image, remove_small_boxes
 
 from concordet.detectors.backbones import Size
-from concordet.detectors.dense import Inference
-from concordet.detectors.detector import Target
+from concordet.detectors.suppression import Inference, suppress
+from concordet.detectors.targets import Target
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_criterion
 from concordet.types import BACKGROUND, IGNORED, Assigned
@@ -212,5 +212,4 @@ def select_refined(
     candidates = clip_boxes_to_image(boxes[rows, labels if boxes.shape[1] > 1 else 0], image_size)
     large = remove_small_boxes(candidates, 1e-2)
     candidates, labels, kept = candidates[large], labels[large], flat[index[large]]
-    keep = batched_nms(candidates, kept, labels, inference.nms_threshold)[: inference.detections_per_image]
-    return {"boxes": candidates[keep], "labels": labels[keep] + 1, "scores": kept[keep]}
+    return suppress(candidates, kept, labels, inference)[0]

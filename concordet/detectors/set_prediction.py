@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from concordet.detectors.dense import Inference
-from concordet.detectors.detector import Detections, Detector
+from concordet.detectors.detector import Detections, Detector, in_pixels
 from concordet.detectors.hungarian import Costs, in_units, set_matches
 from concordet.detectors.matching import ignore_inside
 from concordet.detectors.proposals import Objects, select_refined
+from concordet.detectors.suppression import Inference
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_criterion
 from concordet.losses.set_core import SetCore
 from concordet.types import BACKGROUND, Assigned
@@ -167,9 +167,7 @@ class SetPredictor(Detector):
         scores = class_scores(stage.logits, softmax=self.criterion.softmax)
         each = zip(scores, stage.boxes, outcome.sizes, strict=True)
         results = [select_refined(s, boxes[:, None], self.inference, size) for s, boxes, size in each]
-        for result, image, size in zip(results, images, outcome.sizes, strict=True):
-            result["boxes"] = resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))
-        return results
+        return in_pixels(results, outcome.sizes, images)
 
 
 def class_scores(logits: Tensor, *, softmax: bool) -> Tensor:

@@ -14,9 +14,10 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
 from concordet.detectors.backbones import BOTTLENECKS, Size, features, resnet
-from concordet.detectors.dense import DenseDetector, Inference, delta_codec
+from concordet.detectors.dense import DenseDetector, delta_codec
 from concordet.detectors.matching import ssd_matches
 from concordet.detectors.refining import hard_negatives
+from concordet.detectors.suppression import Inference
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual
 

@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
-from concordet.detectors.dense import Inference
-from concordet.detectors.detector import Detections, Detector, Target
+from concordet.detectors.detector import Detections, Detector, Target, in_pixels
 from concordet.detectors.matching import ignore_inside, iou_matches
 from concordet.detectors.proposals import (
     Objects,
@@ -30,6 +29,7 @@ from concordet.detectors.proposals import (
     sample,
     select_refined,
 )
+from concordet.detectors.suppression import Inference
 from concordet.losses.criteria import StagedCriterion
 from concordet.types import Assigned
 
@@ -157,10 +157,7 @@ class TwoStageDetector(Detector):
     @torch.no_grad()
     def _detections(self, outcome: Outcome, images: list[Tensor]) -> Detections:
         found = outcome.found
-        results = self._select(found, self._refined(outcome))
-        for result, image, size in zip(results, images, found.image_sizes, strict=True):
-            result["boxes"] = resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))
-        return results
+        return in_pixels(self._select(found, self._refined(outcome)), found.image_sizes, images)
 
     def _refined(self, outcome: Outcome) -> list[Refined]:
         return outcome.refined or self._refine(outcome.found, outcome.found.boxes)
