@@ -33,14 +33,15 @@ MEASURED = """# On a GPU
 
 ## Losses
 
-Forward and backward, times torchvision's `sigmoid_focal_loss` on the same logits in the same run (medians); peak memory of
-the device in MB, with the data.
+Forward and backward, times torchvision's `sigmoid_focal_loss` on the same logits in the same run (medians); peak memory
+of the device in MB, with the data.
 
 {losses}
 
 ## Training steps
 
-Forward, backward and update at full size, batch of 8, times the usual loss's step of the same round (median and quartiles).
+Forward, backward and update at full size, batch of 8, times the usual loss's step of the same round (median and
+quartiles).
 
 {detectors}
 """
