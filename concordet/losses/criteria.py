@@ -151,7 +151,7 @@ BASES: dict[str, Callable[..., Core]] = {
     "rank_sort": lambda usual: _rank_sort("auto"),
     "bucketed_ap": lambda usual: _ap(usual, "bucketed"),
     "bucketed_rank_sort": lambda usual: _rank_sort("bucketed"),
-    "harmonic": lambda usual, **settings: partial(terms.harmonic, **settings),
+    "harmonic": lambda usual, **settings: partial(terms.harmonic, background=usual.background, **settings),
     "quality_focal": lambda usual: partial(
         terms.separate, classification=terms.quality_focal_term, box=BoxTerm("giou", 2.0, "score")
     ),

@@ -6,7 +6,7 @@ Cores give classification and box terms, couplings one more term.  IoUs ``[p]`` 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -57,7 +57,9 @@ def one_hot(assigned: Assigned, values: Tensor | float = 1.0) -> Tensor:
     """``[n, c]`` targets: ``values`` ``[p]`` at each positive's class, 0 elsewhere."""
     targets = torch.zeros_like(assigned.logits)
     rows = assigned.positive
-    targets[rows, assigned.labels[rows]] = torch.as_tensor(values, dtype=targets.dtype, device=targets.device)
+    if not isinstance(values, Tensor):
+        values = targets.new_full((), values)
+    targets[rows, assigned.labels[rows]] = values.to(targets.dtype)
     return targets
 
 
@@ -67,6 +69,11 @@ def flat_labels(assigned: Assigned) -> Tensor:
     labels = -ignored[:, None].repeat(1, assigned.logits.shape[1])
     labels[assigned.positive, assigned.labels[assigned.positive]] = 1
     return labels.flatten()
+
+
+def known(assigned: Assigned) -> dict[str, Any]:
+    """What a record tells a ranking loss: with whom to rank, and how many positives there are."""
+    return {"group": assigned.group, "n_positives": len(assigned.positive)}
 
 
 def over_used_rows(losses: Tensor, assigned: Assigned) -> Tensor:
@@ -122,13 +129,13 @@ def distributional_ranking_term(assigned: Assigned, ious: Tensor) -> Terms:
 def average_precision_term(assigned: Assigned, ious: Tensor, *, delta: float = 1.0, method: str = "auto") -> Terms:
     """AP Loss; published with delta 1, and 0.5 for PAA."""
     logits, labels = assigned.logits.flatten(), flat_labels(assigned)
-    return {"ranking": functional.ap_loss(logits, labels, delta=delta, method=method, group=assigned.group)}
+    return {"ranking": functional.ap_loss(logits, labels, delta=delta, method=method, **known(assigned))}
 
 
 def rank_sort_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") -> Terms:
     """Rank & Sort Loss: positives above negatives, and among themselves by IoU."""
     logits, labels, quality = assigned.logits.flatten(), flat_labels(assigned), one_hot(assigned, ious).flatten()
-    result = functional.rank_sort_loss(logits, labels, quality, method=method, group=assigned.group)
+    result = functional.rank_sort_loss(logits, labels, quality, method=method, **known(assigned))
     return {"ranking": result.ranking, "sorting": result.sorting}
 
 
@@ -167,19 +174,20 @@ def harmonic(
     gamma: float = 0.8,
     margin: float = 0.2,
     contrast: float = 1.0,
+    background: float | None = None,
 ) -> Terms:
     """HarmonicDet: cross entropy and localization of a positive weigh each other, plus Task-Contrastive loss.
 
     Localization is smooth L1 of the encoded regression, where the detector has one, plus ``alpha`` times the Harmonic
     IoU loss.  With a sigmoid a class the positive's own class is harmonised, every other logit is a negative.
-    ``contrast`` is the Task-Contrastive loss's factor.
+    ``contrast`` is the Task-Contrastive loss's factor, ``background`` that of a softmax's rows without object.
 
     Wang and Zhang (ICCV 2021), Eqs. 8-13; alpha, gamma and margin as published.
     """
     entropies, localization = harmonic_parts(assigned, alpha=alpha, gamma=gamma)
     if assigned.softmax:
         losses = softmax_entropies(assigned)
-        negatives = losses.sum() - losses[assigned.positive].sum()
+        negatives = (1.0 if background is None else background) * (losses.sum() - losses[assigned.positive].sum())
     else:
         losses = F.softplus(assigned.logits) * (1 - one_hot(assigned))
         negatives = (losses * (assigned.labels != IGNORED)[:, None]).sum()
