@@ -310,5 +310,6 @@ def _quiet() -> None:
         ".*lr_scheduler.step.*before.*optimizer.step.*",
         ".*`isinstance.treespec, LeafSpec.`.*",
         ".*litlogger.*",
+        "Grad strides do not match bucket view strides",  # a hint that only matters for speed, of a compiled backbone
     ):
         warnings.filterwarnings("ignore", message)
