@@ -38,8 +38,8 @@ def cascade_rcnn(
     Follows mmdetection's ``cascade-rcnn_r50_fpn``: stages weigh 1, 0.5 and 0.25 and code boxes ever more finely, with
     weights of (10, 10, 5, 5) times 1, 2 and 3.  As in Detectron2, proposals are sampled once and all of them go through
     the three stages.  With ranking losses stages weigh 1 each, share one coder and see 2000 proposals (RS Loss; thesis
-    Sec. 4.1).  69.4 M parameters at ResNet-50 and 80 classes (mmdetection's: 69.2 M).  Nano: features pooled to
-    5 x 5, heads 64 wide, 0.8 M parameters at 3 classes.
+    Sec. 4.1).  69.4 M parameters at ResNet-50 and 80 classes, as there (mmdetection prints 69.2 M, without what
+    it freezes).  Nano: features pooled to 5 x 5, heads 64 wide, 0.8 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     width = 64 if size == "nano" else 1024

@@ -34,8 +34,8 @@ def faster_rcnn(
     """Faster R-CNN: proposals from three anchors a location on P2..P6, two fully connected layers, a box a class.
 
     Follows torchvision's ``fasterrcnn_resnet50_fpn``, whose weights' names it keeps.  41.8 M parameters at ResNet-50
-    and 80 classes, as that one's (mmdetection's: 41.5 M).  Nano: levels P3..P5, six anchors a location, features pooled
-    to 5 x 5 and 128 wide, 0.7 M parameters at 3 classes.
+    and 80 classes, as that one's and mmdetection's (which prints 41.5 M, without what it freezes).  Nano: levels
+    P3..P5, six anchors a location, features pooled to 5 x 5 and 128 wide, 0.7 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     return TwoStageDetector(
