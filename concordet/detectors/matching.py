@@ -29,17 +29,30 @@ def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
 
 
 def iou_matches(
-    anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, foreground: float = 0.5, background: float = 0.4
+    anchors: Tensor,
+    boxes: Tensor,
+    level_sizes: Sequence[int],
+    *,
+    foreground: float = 0.5,
+    background: float = 0.4,
+    own_best: bool = False,
 ) -> Tensor:
     """RetinaNet's: IoU of at least ``foreground`` with the best object; ignored between the two thresholds.
 
-    An object's best anchors are kept even below the thresholds, so that no object is lost (torchvision's Matcher,
-    whose codes -1 and -2 are this module's).  Lin et al. 2017, Sec. 4.1.
+    An object's best anchors are kept even below the thresholds (torchvision's Matcher, whose codes -1 and -2 are this
+    module's), but belong to the object that they overlap most, which may be another.  With ``own_best`` they are the
+    object's own, the later one's of two (mmdetection's), so that none is lost.  Lin et al. 2017, Sec. 4.1.
     """
     if len(boxes) == 0:
         return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
-    matcher = Matcher(foreground, background, allow_low_quality_matches=True)
-    return matcher(box_iou(boxes, anchors))
+    overlaps = box_iou(boxes, anchors)  # [m, a]
+    matches = Matcher(foreground, background, allow_low_quality_matches=True)(overlaps)
+    if not own_best:
+        return matches
+    best = overlaps.amax(1, keepdim=True)
+    rows = torch.arange(len(boxes), device=boxes.device)[:, None]
+    owners = torch.where((overlaps == best) & (best > 0), rows, -1).amax(0)  # [a]
+    return torch.where(owners >= 0, owners, matches)
 
 
 def ssd_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, threshold: float = 0.5) -> Tensor:

@@ -176,6 +176,29 @@ def test_iou_matches_equal_a_loop(boxes):
             assert row[match] == pytest.approx(best_of_object[match], abs=1e-5)
 
 
+@settings(max_examples=30, deadline=None)
+@given(objects())
+def test_every_object_can_have_its_best_anchors_as_its_own(boxes):
+    """A loop over objects, each taking its best anchors from whoever has them."""
+    anchors, sizes = anchors_of([2 * s for s in STRIDES])
+    table = torch.tensor([[iou(a, b) for a in anchors.tolist()] for b in boxes.tolist()]).reshape(len(boxes), len(anchors))
+    expected = iou_matches(anchors, boxes, sizes, foreground=0.1, background=0.1).tolist()
+    for j, row in enumerate(table):
+        for i in torch.nonzero((row >= row.max() - 1e-6) & (row > 0)).flatten().tolist():
+            expected[i] = j
+    got = iou_matches(anchors, boxes, sizes, foreground=0.1, background=0.1, own_best=True).tolist()
+    for i, (mine, other) in enumerate(zip(got, expected, strict=True)):
+        tied = mine >= 0 and other >= 0 and abs(float(table[mine, i] - table[mine].max())) < 1e-5
+        assert mine == other or tied
+
+
+def test_a_small_object_beside_a_large_one_keeps_an_anchor():
+    anchors, sizes = anchors_of([64, 128, 256])
+    boxes = torch.tensor([[10.0, 10.0, 70.0, 60.0], [20.0, 20.0, 26.0, 26.0]])
+    assert 1 not in iou_matches(anchors, boxes, sizes, foreground=0.1, background=0.1)
+    assert 1 in iou_matches(anchors, boxes, sizes, foreground=0.1, background=0.1, own_best=True)
+
+
 def test_ignored_regions_take_only_background():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 10], [8, 8, 18, 18], [50, 50, 60, 60]])
     matches = torch.tensor([0, BACKGROUND, BACKGROUND, BACKGROUND])
