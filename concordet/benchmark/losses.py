@@ -92,8 +92,9 @@ def _focal(data: Data) -> Tensor:
 
 
 def _rank_sort(data: Data, method: str) -> Tensor:
-    known = {"n_positives": len(data.loc_errors)}
-    ranking, sorting = functional.rank_sort_loss(data.logits, data.labels, data.quality, method=method, **known)
+    ranking, sorting = functional.rank_sort_loss(
+        data.logits, data.labels, data.quality, method=method, n_positives=len(data.loc_errors)
+    )
     return ranking + sorting
 
 
@@ -281,8 +282,8 @@ def run_grid(options: Options) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for n in options.logits:
         for share in options.shares:
-            arguments = {"n": n, "share": share, "budget": options.budget, "threads": options.threads}
-            arguments["device"] = options.device
+            arguments: dict[str, Any] = {"n": n, "share": share, "budget": options.budget}
+            arguments |= {"threads": options.threads, "device": options.device}
             loop = n >= 100_000
             code = (
                 "import json,sys;from concordet.benchmark.losses import measure;"

@@ -181,7 +181,8 @@ def test_iou_matches_equal_a_loop(boxes):
 def test_every_object_can_have_its_best_anchors_as_its_own(boxes):
     """A loop over objects, each taking its best anchors from whoever has them."""
     anchors, sizes = anchors_of([2 * s for s in STRIDES])
-    table = torch.tensor([[iou(a, b) for a in anchors.tolist()] for b in boxes.tolist()]).reshape(len(boxes), len(anchors))
+    rows = [[iou(a, b) for a in anchors.tolist()] for b in boxes.tolist()]
+    table = torch.tensor(rows).reshape(len(boxes), len(anchors))
     expected = iou_matches(anchors, boxes, sizes, foreground=0.1, background=0.1).tolist()
     for j, row in enumerate(table):
         for i in torch.nonzero((row >= row.max() - 1e-6) & (row > 0)).flatten().tolist():
