@@ -42,6 +42,10 @@ class Assigned:
         mask_logits: ``[p, m, m]`` logits of each positive's mask of its object's class, in a frame of the detector's
             choice, where it predicts masks.
         mask_targets: ``[p, m, m]`` the objects' masks in the same frame, in [0, 1].
+        mask_weights: ``[p, m, m]`` weights of the pixels, 0 for those that are cut off; None is the mean over all.
+        segment_logits: ``[b, c, h, w]`` logits of the classes at pixels of the images, where the detector learns from
+            them.
+        segment_targets: ``[b, c, h, w]`` 1 within objects of the class, 0 outside, -1 where nobody knows.
         stage: name of the stage; "" for a detector with one.
         softmax: the classifier is one softmax over classes and background, not a sigmoid a class.
         group: processes whose batches are ranked, correlated and balanced as one; the criterion says so, no detector.
@@ -61,6 +65,9 @@ class Assigned:
     quality_targets: Tensor | None = None
     mask_logits: Tensor | None = None
     mask_targets: Tensor | None = None
+    mask_weights: Tensor | None = None
+    segment_logits: Tensor | None = None
+    segment_targets: Tensor | None = None
     stage: str = ""
     softmax: bool = False
     group: dist.ProcessGroup | None = None

@@ -9,7 +9,7 @@ from torchvision.models.detection.image_list import ImageList
 
 
 class CenteredAnchors(AnchorGenerator):
-    """torchvision's anchors, moved from the cells' corners to their centres.
+    """torchvision's anchors at the centres of cells, not at their corners; cells need not be whole pixels wide.
 
     Example:
         >>> images = ImageList(torch.zeros(1, 3, 16, 16), [(16, 16)])
@@ -19,12 +19,14 @@ class CenteredAnchors(AnchorGenerator):
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """Each image's anchors ``[a, 4]`` over all levels."""
-        anchors = super().forward(image_list, feature_maps)
+        like = feature_maps[0]
+        self.set_cell_anchors(like.dtype, like.device)
         height, width = image_list.tensors.shape[-2:]
-        shifts = []
-        for features, count in zip(feature_maps, self.num_anchors_per_location(), strict=True):
+        levels = []
+        for features, cell in zip(feature_maps, self.cell_anchors, strict=True):
             rows, columns = features.shape[-2:]
-            half = anchors[0].new_tensor([width // columns / 2, height // rows / 2]).repeat(2)
-            shifts.append(half.expand(rows * columns * count, 4))
-        shift = torch.cat(shifts)
-        return [boxes + shift for boxes in anchors]
+            y = (torch.arange(rows, device=like.device, dtype=like.dtype) + 0.5) * (height / rows)
+            x = (torch.arange(columns, device=like.device, dtype=like.dtype) + 0.5) * (width / columns)
+            centres = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).repeat(1, 1, 2)  # [rows, columns, 4]
+            levels.append((centres.view(-1, 1, 4) + cell).flatten(0, 1))
+        return [torch.cat(levels)] * len(image_list.image_sizes)

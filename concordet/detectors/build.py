@@ -27,6 +27,7 @@ from concordet.detectors import (
     retinanet,
     sparse_rcnn,
     ssd,
+    yolact,
 )
 from concordet.detectors.backbones import Size
 from concordet.detectors.suppression import Inference
@@ -84,6 +85,7 @@ DETECTORS: dict[str, Entry] = {
         inference=TWO_STAGE_INFERENCE,
         criterion=mask_rcnn.mask_rcnn_criterion,
     ),
+    "yolact": Entry(yolact.yolact, yolact.USUAL, (550, 550), yolact.INFERENCE),
     "sparse_rcnn": Entry(
         sparse_rcnn.sparse_rcnn,
         sparse_rcnn.USUAL,
@@ -157,7 +159,8 @@ def build_detector(
             Deformable DETR also a folder that Transformers' ``save_pretrained`` wrote; None starts from scratch.
             With weights, batch norms and the first two stages are frozen, as torchvision does.
         image_size: (shorter side, longer side) images are resized to, keeping their shape; None: (800, 1333), nano
-            (240, 320).  For SSD, DSSD and RefineDet (height, width), whatever the shape; None: 300 or 320 pixels.
+            (240, 320).  For SSD, DSSD, RefineDet and YOLACT (height, width), whatever the shape; None: 300, 320
+            or 550 pixels.
         train_sizes: shorter sides of multi-scale training: each training image is resized to one of them or of
             ``image_size``'s, drawn at random.
         ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.

@@ -14,9 +14,10 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.ops import MultiScaleRoIAlign
 
 from concordet.detectors.backbones import Size, pyramid
-from concordet.detectors.detector import Detections, Target
+from concordet.detectors.detector import Detections
 from concordet.detectors.faster_rcnn import USUAL, box_pool
 from concordet.detectors.proposals import Objects, Proposed, Refined, region_proposals, staged_criterion
+from concordet.detectors.targets import Target, add_masks, require_masks
 from concordet.detectors.two_stage import BoxStage, Outcome, TwoStageDetector
 from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.types import Assigned
@@ -101,24 +102,10 @@ class MaskRCNN(TwoStageDetector):
         self.mask_pool = mask_pool
 
     def _checked(self, images: list[Tensor], targets: list[Target]) -> list[Target]:
-        checked = super()._checked(images, targets)
-        for i, (image, target) in enumerate(zip(images, targets, strict=True)):
-            masks = target.get("masks")
-            if masks is None:
-                continue
-            expected = [len(target["labels"]), *image.shape[-2:]]
-            if list(masks.shape) != expected:
-                raise ValueError(f"target {i}: expected masks {expected}, one an object, got {list(masks.shape)}")
-            checked[i]["masks"] = masks.as_subclass(Tensor)
-        return checked
+        return add_masks(super()._checked(images, targets), images, targets)
 
     def _trained(self, found: Proposed, objects: list[Objects]) -> list[Assigned]:
-        for i, image in enumerate(objects):
-            if image.masks is None:
-                raise ValueError(
-                    f"target {i}: mask_rcnn learns from masks, and this target has none; load the data with masks=True "
-                    "(train_options of the configuration's data)"
-                )
+        require_masks([o.masks for o in objects], "mask_rcnn")
         return super()._trained(found, objects)
 
     def _roi_records(self, found: Proposed, refined: list[Refined], objects: list[Objects]) -> list[Assigned]:

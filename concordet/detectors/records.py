@@ -44,7 +44,7 @@ def merge_records(parts: Sequence[Assigned], places: Sequence[Sequence[int]], co
     for name, values in merged.items():
         if name == "normalizer":
             joined[name] = torch.stack(values).sum(0)
-        elif name in ("stage", "softmax"):
+        elif name in ("stage", "softmax", "group"):
             joined[name] = values[0]
         else:
             joined[name] = None if any(v is None for v in values) else torch.cat(values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,4 +49,27 @@ def check_targets(images: list[Tensor], targets: list[Target], num_classes: int)
             bad = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1)][0].tolist()
             raise ValueError(
                 f"target {i}: boxes must be xyxy with positive width and height, got {bad}; drop such boxes"
+            )
+
+
+def add_masks(checked: list[Target], images: list[Tensor], targets: list[Target]) -> list[Target]:
+    """Targets with the objects' masks beside their boxes, where there are some; ValueError for another shape."""
+    for i, (image, target) in enumerate(zip(images, targets, strict=True)):
+        masks = target.get("masks")
+        if masks is None:
+            continue
+        expected = [len(target["labels"]), *image.shape[-2:]]
+        if list(masks.shape) != expected:
+            raise ValueError(f"target {i}: expected masks {expected}, one an object, got {list(masks.shape)}")
+        checked[i]["masks"] = masks.as_subclass(Tensor)
+    return checked
+
+
+def require_masks(masks: Sequence[Tensor | None], name: str) -> None:
+    """ValueError where an image of a training batch has no masks; ``name`` is the detector's."""
+    for i, own in enumerate(masks):
+        if own is None:
+            raise ValueError(
+                f"target {i}: {name} learns from masks, and this target has none; load the data with masks=True "
+                "(train_options of the configuration's data)"
             )

@@ -19,7 +19,7 @@ from torch import nn
 from concordet.boxes import paired_iou
 from concordet.losses import terms
 from concordet.losses.box import BoxTerm
-from concordet.losses.mask import MaskTerm, mask_term
+from concordet.losses.mask import MaskTerm, mask_term, segmentation_term
 from concordet.losses.terms import Core, Coupling, QualityHead, Terms
 from concordet.types import Assigned
 
@@ -40,6 +40,7 @@ class Usual:
         ap_delta: half the width of AP loss's step.
         background: weight of background in a softmax's cross entropy, which is then a weighted mean (DETR: 0.1); None
             is the sum over the normalizer.
+        mask: its mask term, which losses that do not rank keep.
     """
 
     classification: str = "focal"
@@ -51,6 +52,7 @@ class Usual:
     focal: tuple[float, float] = (0.25, 2.0)
     ap_delta: float = 1.0
     background: float | None = None
+    mask: MaskTerm = field(default_factory=MaskTerm)
 
 
 class Criterion(nn.Module):
@@ -100,6 +102,8 @@ class Criterion(nn.Module):
             if assigned.mask_logits is not None:
                 classification = terms.sum_terms({k: v for k, v in losses.items() if k != "box"})
                 losses["mask"] = mask_term(self.mask, assigned, classification)
+            if assigned.segment_logits is not None:
+                losses["segmentation"] = segmentation_term(assigned)
             if self.quality is not None:
                 losses["quality"] = self.quality_weight * terms.quality_term(assigned, ious, self.quality)
             for name, (coupling, weight) in self.couplings.items():
@@ -179,7 +183,7 @@ MASKS: dict[str, MaskTerm] = {
     "rank_sort": _BALANCED_DICE,
     "bucketed_rank_sort": _BALANCED_DICE,
 }
-"""Mask terms of ranking losses: weighed and balanced as their box terms are.  Every other loss keeps cross entropy."""
+"""Mask terms of ranking losses: weighed and balanced as their box terms are.  Other losses keep the detector's own."""
 
 COUPLINGS: dict[str, tuple[Coupling, float]] = {
     "concordance": (partial(terms.correlation_coupling, coefficient="concordance"), 0.3),
@@ -250,7 +254,7 @@ def build_criterion(loss: str, usual: Usual | None = None) -> Criterion:
         calibrated=base not in RANKING,
         softmax=usual.softmax and base in SOFTMAX,
         quality_weight=usual.quality_weight,
-        mask=MASKS.get(base),
+        mask=MASKS.get(base, usual.mask),
     )
     for extra, weight, settings in extras:
         _add(criterion, extra, weight, settings, loss)

@@ -23,18 +23,20 @@ class MaskTerm:
 
     Attributes:
         kind: ``bce``: cross entropy, mean over pixels (Mask R-CNN); ``dice``: Dice loss.
+        weight: factor of the whole term.
         weighting: ``none``: mean over the positives (their number averaged over processes); ``score``: by the largest
             class probability, detached, as RS Loss does.
         balanced: scaled to the value of the classification terms, without gradient through the factor.
 
     Example:
         >>> MaskTerm("dice", weighting="score", balanced=True)
-        MaskTerm(kind='dice', weighting='score', balanced=True)
+        MaskTerm(kind='dice', weighting='score', balanced=True, weight=1.0)
     """
 
     kind: MaskKind = "bce"
     weighting: Literal["none", "score"] = "none"
     balanced: bool = False
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(MaskKind):
@@ -47,7 +49,8 @@ def mask_losses(kind: MaskKind, assigned: Assigned) -> Tensor:
     r"""``[p]`` mask loss of each positive, fp32, at least 0.
 
     ``dice`` is :math:`1 - 2 \sum_k p_k t_k / (\sum_k p_k^2 + \sum_k t_k^2 + 10^{-5})` over the pixels k of the frame,
-    as RS Loss's published code has it.
+    as RS Loss's published code has it.  With weights of pixels, ``bce`` is the weighted sum, and ``dice`` leaves out
+    those of weight 0.
 
     Raises:
         ValueError: for a record without masks.
@@ -55,9 +58,13 @@ def mask_losses(kind: MaskKind, assigned: Assigned) -> Tensor:
     if assigned.mask_logits is None or assigned.mask_targets is None:
         raise ValueError("a mask term needs a detector that predicts masks, and targets that have them")
     logits, targets = assigned.mask_logits.float().flatten(1), assigned.mask_targets.float().flatten(1)
+    weights = None if assigned.mask_weights is None else assigned.mask_weights.float().flatten(1)
     if kind == "bce":
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return losses.mean(1) if weights is None else (losses * weights).sum(1)
     masks = logits.sigmoid()
+    if weights is not None:
+        masks, targets = masks * (weights > 0), targets * (weights > 0)
     overlap = 2 * (masks * targets).sum(1)
     return 1 - overlap / (masks.square().sum(1) + targets.square().sum(1) + 1e-5)
 
@@ -70,4 +77,18 @@ def mask_term(term: MaskTerm, assigned: Assigned, classification: Tensor) -> Ten
     else:
         count = all_processes().mean(losses.new_tensor(float(len(losses))))
         value = losses.sum() / count.clamp(min=torch.finfo(losses.dtype).tiny)
+    value = term.weight * value
     return value * balance(classification, value, assigned.group) if term.balanced else value
+
+
+def segmentation_term(assigned: Assigned) -> Tensor:
+    """0-dim cross entropy of the classes at pixels, summed over classes, mean over pixels and images.
+
+    Pixels of which nobody knows cost nothing.  YOLACT's semantic segmentation (Bolya et al. 2019, Sec. 3.5).
+    """
+    if assigned.segment_logits is None or assigned.segment_targets is None:
+        raise ValueError("a segmentation term needs a detector that predicts classes of pixels, and targets with masks")
+    logits, targets = assigned.segment_logits.float(), assigned.segment_targets.float()
+    losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
+    images, _, height, width = logits.shape
+    return (losses * (targets >= 0)).sum() / (images * height * width)
