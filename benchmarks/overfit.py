@@ -32,8 +32,8 @@ from concordet.version import __version__
 RESULTS = Path(__file__).parent / "results" / "overfit.csv"
 GOAL, EVERY, MOST = 0.9, 20, 600
 
-FIXED = dict.fromkeys(("ssd", "dssd", "refinedet"), (256, 256))
-"""Detectors of images of one size, whose levels need this much."""
+SIZES = dict.fromkeys(("ssd", "dssd", "refinedet", "paa"), (256, 256))
+"""Where 128 pixels are too few for the levels, or for anchors of 64 pixels to tell small digits apart (PAA)."""
 
 BACKBONES = dict.fromkeys(("ssd", "dssd"), "resnet50")
 RATES = {"ssd": 3e-4, "dssd": 3e-4, "refinedet": 3e-4, "sparse_rcnn": 1e-4, "cascade_rcnn": 3e-4}
@@ -51,7 +51,7 @@ def overfit(detector: str, loss: str = "default", *, most: int = MOST) -> dict[s
         num_classes=len(scenes.class_names),
         loss=loss,
         backbone=BACKBONES.get(detector, "timm/test_resnet"),
-        image_size=FIXED.get(detector, (128, 128)),
+        image_size=SIZES.get(detector, (128, 128)),
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATES.get(detector, 5e-4), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 20))
