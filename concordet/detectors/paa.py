@@ -19,7 +19,7 @@ USUAL = Usual("focal", BoxTerm("giou", weight=1.3, weighting="iou"), quality="io
 def paa(
     criterion: Criterion, *, num_classes: int, size: Size, backbone: str | None, pretrained: bool, **settings: Any
 ) -> DenseDetector:
-    """PAA: ATSS's architecture with a predicted IoU for centerness; candidates overlap objects by 0.1 or are their best.
+    """PAA: ATSS's architecture with a predicted IoU for centerness; candidates overlap objects by 0.1 or most.
 
     Follows mmdetection's ``paa_r50_fpn``: of each object's nine best candidates a level a Gaussian mixture
     (scikit-learn's) of two components keeps the better ones, by focal loss and 1.3 times GIoU loss whatever the
