@@ -35,14 +35,20 @@ class Scene:
 Refiner = Callable[[Tensor, Scene], Tensor]
 
 
-def hard_negatives(matches: Tensor, scene: Scene, *, ratio: int = 3) -> Tensor:
+def hard_negatives(matches: Tensor, scene: Scene) -> Tensor:
+    """Keeps three times as many negatives as positives, and ignores the rest; see :func:`hardest_kept`."""
+    return hardest_kept(matches, scene.logits)
+
+
+def hardest_kept(matches: Tensor, logits: Tensor, *, ratio: int = 3) -> Tensor:
     """Keeps the ``ratio`` times as many negatives as positives that cost most, and ignores the rest.
 
-    For softmax classifiers, which would otherwise learn nothing but background.  Liu et al. 2016, Sec. 2.2.
+    For softmax classifiers, whose logits ``[a, c + 1]`` end with the background, and which would otherwise learn
+    nothing but background.  Liu et al. 2016, Sec. 2.2.
     """
     background = matches == BACKGROUND
     count = min(ratio * int((matches >= 0).sum()), int(background.sum()))
-    losses = -scene.logits.log_softmax(-1)[:, -1]
+    losses = -logits.log_softmax(-1)[:, -1]
     hardest = losses.masked_fill(~background, -torch.inf).topk(count).indices
     kept = torch.where(background, IGNORED, matches)
     kept[hardest] = BACKGROUND

@@ -164,13 +164,14 @@ def deformable_detr(two_stage):
 
 
 def yolact():
-    """The authors' configuration: prototypes after four convolutions, one in the shared head, semantic segmentation."""
+    """mmdetection's configuration: P6 of C5, four convolutions before prototypes, one in the head, pixels' classes."""
     prototypes = 4 * conv(256, 256, 3) + conv(256, 32, 1)
     head = conv(256, 256, 3) + conv(256, 3 * (CLASSES + 1 + 4 + 32), 3)
-    return R50 + C3_TO_C5 + P6_P7 + prototypes + head + conv(256, CLASSES, 1)
+    return R50 + C3_TO_C5 + P6_P7_OF_C5 + prototypes + head + conv(256, CLASSES, 1)
 
 
 SUMS = {
+    "yolact": (yolact(), {}),
     "detr": (detr(), {}),
     "deformable_detr": (deformable_detr(two_stage=False), {}),
     # what is left for inference: two-stage Deformable DETR; the auxiliary heads are this project's own
@@ -189,14 +190,14 @@ SUMS = {
 }
 
 
-if "yolact" in list_detectors():
-    SUMS["yolact"] = (yolact(), {})
-
-
 @pytest.mark.parametrize("name", SUMS)
 def test_sums_of_published_layers(name):
     expected, options = SUMS[name]
     assert ours(name, **options) == pytest.approx(expected, rel=0.001)
+
+
+def test_every_detector_is_counted():
+    assert {*SUMS, "mask_rcnn"} == set(list_detectors())
 
 
 # --- printed totals -------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from concordet.engine.schedule import build_optimizer, learning_rate_factor
 from tests.trees import TREES, voc_tree
 
 RECIPES = {name: load_recipe(name) for name in list_recipes()}
-AVAILABLE = {name: config for name, config in RECIPES.items() if config.detector in list_detectors()}
 TABLES = {
     "correlation_loss": {"1", "2", "3", "4", "5", "6", "7"},
     "association_loss": {"I", "III"},
@@ -35,7 +34,7 @@ TABLES = {
 def distinct(*fields):
     """One recipe for each combination of what these functions tell of one."""
     found = {}
-    for name, config in AVAILABLE.items():
+    for name, config in RECIPES.items():
         found.setdefault(str([field(config) for field in fields]), name)
     return list(found.values())
 
@@ -44,6 +43,10 @@ def architecture(config: TrainConfig):
     own = {key: value for key, value in config.options.items() if key not in ("train_sizes", "score_threshold")}
     fixed = config.image_size if config.detector in ("ssd", "dssd", "refinedet", "yolact") else None
     return config.detector, config.backbone, own, fixed
+
+
+def test_recipes_are_of_every_detector():
+    assert {config.detector for config in RECIPES.values()} == set(list_detectors())
 
 
 def test_every_table_has_recipes():
@@ -84,7 +87,7 @@ class TestEveryRecipe:
 
 @pytest.mark.parametrize("name", distinct(architecture))
 def test_full_size_is_built(name):
-    config = AVAILABLE[name]
+    config = RECIPES[name]
     with torch.device("meta"):
         model = build_detector(
             config.detector,
@@ -112,7 +115,7 @@ def nano(config: TrainConfig) -> TrainConfig:
 
 @pytest.mark.parametrize("name", distinct(lambda c: (c.detector, c.loss), lambda c: (c.data.name, c.data.augment)))
 def test_one_step(name, trees):
-    config = nano(AVAILABLE[name])
+    config = nano(RECIPES[name])
     data = replace(config.data, root=str(trees[config.data.name]))
     torch.manual_seed(0)
     dataset = build_dataset(data, "train", augment=True)
