@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from concordet.boxes import paired_iou
 from concordet.losses import functional
 from concordet.losses.box import BoxTerm, box_losses, weigh
-from concordet.ranking.processes import everyone
+from concordet.ranking.processes import all_processes, everyone
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
 QualityHead = Literal["centerness", "iou"]
@@ -90,14 +90,16 @@ def focal_term(assigned: Assigned, ious: Tensor, *, alpha: float = 0.25, gamma: 
 def cross_entropy_term(assigned: Assigned, ious: Tensor, *, background: float | None = None) -> Terms:
     """Cross entropy over the normalizer: of the softmax, or binary of each class.
 
-    Of a softmax with a weight of the ``background`` it is the weighted mean over all predictions that are used.
+    Of a softmax with a weight of the ``background`` it is the weighted mean over all predictions that are used; the
+    sum of weights is averaged over processes as the normalizer is.
     """
     if assigned.softmax:
         losses = softmax_entropies(assigned)
         if background is None:
             return {"classification": losses.sum() / assigned.normalizer}
         weights = torch.where(assigned.labels == BACKGROUND, background, 1.0) * (assigned.labels != IGNORED)
-        return {"classification": (weights * losses).sum() / weights.sum().clamp(min=torch.finfo(losses.dtype).tiny)}
+        total = all_processes().mean(weights.sum())
+        return {"classification": (weights * losses).sum() / total.clamp(min=torch.finfo(losses.dtype).tiny)}
     losses = F.binary_cross_entropy_with_logits(assigned.logits, one_hot(assigned), reduction="none")
     return {"classification": over_used_rows(losses, assigned)}
 

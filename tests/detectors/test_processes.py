@@ -14,8 +14,9 @@ from concordet.detectors import list_detectors
 from .test_detectors import batch, build
 
 # ranking losses rank a process's own batch unless they are told otherwise, see tests/engine/test_global_ranking.py
+SAMPLING = {"faster_rcnn", "cascade_rcnn", "mask_rcnn", "co_detr"}  # with their usual loss, at random
 LOSSES = {
-    "default": [n for n in list_detectors() if n not in ("faster_rcnn", "cascade_rcnn", "mask_rcnn", "yolact")],
+    "default": [n for n in list_detectors() if n not in SAMPLING],
     "focal": list_detectors(),  # which never samples
     "focal+pse": ["fcos", "atss"],
 }
