@@ -34,8 +34,14 @@ from concordet.version import __version__
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs") / "learning"
 
-SETTINGS: dict[str, dict[str, float]] = {}
-"""Epochs and learning rate where they are not the demonstration's."""
+SETTINGS: dict[str, dict[str, float]] = {
+    "ssd": {"epochs": 15},
+    "dssd": {"epochs": 20},
+    "faster_rcnn": {"epochs": 3},
+    "cascade_rcnn": {"epochs": 2},
+    "mask_rcnn": {"epochs": 3},
+}
+"""What differs from the demonstration: more epochs where learning is slow, fewer where a step takes long."""
 
 
 def config_of(detector: str, loss: str) -> TrainConfig:

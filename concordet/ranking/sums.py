@@ -8,7 +8,7 @@ from torch import Tensor
 
 def on_host(tensor: Tensor) -> bool:
     """Whether a value can be looked at for nothing; on other devices the host would wait, and no graph be captured."""
-    return tensor.device.type == "cpu"
+    return tensor.is_cpu
 
 
 def binned_sums(places: Tensor, weights: Tensor | None, size: int) -> Tensor:
