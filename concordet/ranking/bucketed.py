@@ -30,13 +30,14 @@ def bucket(positives: Tensor, negatives: Tensor, processes: Everyone = ALONE) ->
     is_negative = order >= p
     run = (~is_negative).cumsum(0)[is_negative]  # how many positives stand before each negative
     sorted_negatives = negatives[order[is_negative] - p].double()
-    # of the p + 1 runs: number, sum, largest, and smallest with its sign turned
-    nothing = sorted_negatives.new_zeros(p + 1)
-    sums = nothing.index_add(0, run, sorted_negatives)
-    sizes, sums = processes.sum(torch.stack([torch.bincount(run, minlength=p + 1).double(), sums]))
-    bounds = torch.stack([sorted_negatives, -sorted_negatives])
-    lowest = bounds.new_full((2, p + 1), -torch.inf)
-    largest, smallest = processes.largest(lowest.scatter_reduce(1, run.expand(2, -1), bounds, "amax"))
+    # of the p + 1 runs, which are sorted themselves: number, sum, largest, and smallest with its sign turned
+    counts = torch.bincount(run, minlength=p + 1)
+    ends = counts.cumsum(0)
+    padded = torch.cat([sorted_negatives, sorted_negatives.new_zeros(1)])  # where empty runs begin and end
+    bounds = torch.stack([padded[ends - counts], -padded[ends - 1]]).masked_fill_(counts == 0, -torch.inf)
+    largest, smallest = processes.largest(bounds)
+    sums = sorted_negatives.new_zeros(p + 1).index_add_(0, run, sorted_negatives)
+    sizes, sums = processes.sum(torch.stack([counts.double(), sums]))
     used = sizes > 0
     # a mean of equal logits must not be rounded past them
     prototypes = torch.clamp(sums / sizes, -smallest, largest)[used]
