@@ -38,8 +38,10 @@ def value_checks(enabled: bool) -> Iterator[None]:
 
 def values_are_checked(tensor: Tensor) -> bool:
     """Whether checks that look at this tensor's values run here."""
+    if torch.compiler.is_compiling():  # first: older compilers do not know context variables
+        return False
     asked = _VALUE_CHECKS.get()
-    return not torch.compiler.is_compiling() and (on_host(tensor) if asked is None else asked)
+    return on_host(tensor) if asked is None else asked
 
 
 def check_floating(where: str, name: str, tensor: Tensor, n_dims: int | None = None) -> None:
