@@ -61,7 +61,7 @@ def cascade_rcnn(
         )
     return TwoStageDetector(
         features,
-        region_proposals(features.out_channels, strides, criterion, size=size, ranking_top=2000),
+        region_proposals(features.out_channels, strides, criterion, size=size, unsampled=2000),
         pool,
         stages,
         criterion,

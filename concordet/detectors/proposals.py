@@ -64,12 +64,12 @@ class Refined:
 
 
 def region_proposals(
-    channels: int, strides: Sequence[int], criterion: StagedCriterion, *, size: Size, ranking_top: int = 1000
+    channels: int, strides: Sequence[int], criterion: StagedCriterion, *, size: Size, unsampled: int = 1000
 ) -> RegionProposalNetwork:
     """torchvision's RPN as published; nano: two anchor scales from 2.5 strides on, 200 proposals.
 
-    With a ranking loss boxes are coded with weights (10, 10, 5, 5) and ``ranking_top`` proposals an image are trained
-    on, as RS Loss does; otherwise the weights are 1 and there are 2000.
+    Where RoI heads learn from samples, there are 2000 proposals an image to draw from; else they learn from all of
+    ``unsampled``, as RS Loss does.  With a ranking loss boxes are coded with weights (10, 10, 5, 5), otherwise 1.
     """
     if size == "nano":
         sizes: tuple[tuple[int, ...], ...] = tuple((int(2.5 * s), int(2.5 * s * 2**0.5)) for s in strides)
@@ -78,7 +78,7 @@ def region_proposals(
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     head = RPNHead(channels, anchors.num_anchors_per_location()[0])
     nano = size == "nano"
-    kept = 200 if nano else 2000 if criterion.calibrated else ranking_top
+    kept = 200 if nano else 2000 if criterion.softmax else unsampled
     rpn = RegionProposalNetwork(
         anchors, head, 0.7, 0.3, 256, 0.5,
         {"training": 500 if nano else 2000, "testing": 500 if nano else 1000},

@@ -302,3 +302,18 @@ def test_a_sample_has_its_share_of_positives_and_nothing_ignored():
     (rows,) = sample([matches], BalancedPositiveNegativeSampler(40, 0.25))
     assert (matches[rows] >= 0).sum() == 10
     assert (matches[rows] == BACKGROUND).sum() == 30
+
+
+@pytest.mark.parametrize(
+    ("name", "loss", "count"),
+    [
+        ("faster_rcnn", "default", 2000),  # torchvision's own, of which 512 are drawn
+        ("faster_rcnn", "focal", 1000),
+        ("mask_rcnn", "rank_sort", 1000),
+        ("cascade_rcnn", "rank_sort", 2000),
+    ],
+)
+def test_proposals_to_learn_from(name, loss, count):
+    with torch.device("meta"):
+        model = build_detector(name, num_classes=3, loss=loss)
+    assert model.rpn._post_nms_top_n["training"] == count
