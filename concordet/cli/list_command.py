@@ -87,6 +87,6 @@ def names(kind: str) -> list[str]:
         from concordet.engine.recipes import list_recipes
 
         return list_recipes()
-    from concordet.report import METRICS
+    from concordet.report import MASK_METRICS, METRICS
 
-    return [metric.key for metric in METRICS]
+    return [metric.key for metric in (*METRICS, *MASK_METRICS)]

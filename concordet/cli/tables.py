@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from concordet.report import METRICS, comparison_rows
+from concordet.report import comparison_rows, metrics_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,9 +22,10 @@ def print_runs(folders: list[Path]) -> None:
     from rich.table import Table
 
     rows = comparison_rows(folders)
-    cells = [[metric.text(row[metric.key]) for metric in METRICS] for row in rows]
+    metrics = metrics_of(rows)
+    cells = [[metric.text(row[metric.key]) for metric in metrics] for row in rows]
     names = [[row["folder"], row["detector"], row["loss"]] for row in rows]
-    headings = ["run", "detector", "loss", *(metric.title for metric in METRICS)]
+    headings = ["run", "detector", "loss", *(metric.title for metric in metrics)]
     lines = [[*first, *rest] for first, rest in zip(names, cells, strict=True)]
     console = wide_console()
     if console.width < NARROW:

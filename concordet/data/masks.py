@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 
 def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:
@@ -58,3 +60,18 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> NDArray[n
     if not polygons:
         return np.zeros((height, width), np.uint8)
     return np.ascontiguousarray(coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))))
+
+
+def masks_to_original(masks: Tensor, target: dict[str, Any]) -> Tensor:
+    """Masks ``[n, 1, h, w]`` in [0, 1] in pixels of the given image, in pixels of the original one.
+
+    As :func:`~concordet.data.to_original` does with boxes; bilinear, before anything is rounded to 0 and 1.
+
+    Example:
+        >>> import torch
+        >>> masks_to_original(torch.ones(1, 1, 2, 3), {"scale": torch.tensor([0.5, 0.25])}).shape
+        torch.Size([1, 1, 8, 6])
+    """
+    (x, y), (height, width) = target["scale"].tolist(), masks.shape[-2:]
+    size = round(height / y), round(width / x)
+    return masks if size == (height, width) else interpolate(masks, size, mode="bilinear")

@@ -50,6 +50,11 @@ class VocFolder(FileDataset):
         one_based: bool = True,
         **options: Any,
     ) -> None:
+        if options.get("masks"):
+            raise ValueError(
+                "Pascal VOC's layout has no instance masks; take a detector without masks, or a data set that has "
+                "them (coco, cityscapes, lvis, digits)"
+            )
         root = Path(root)
         folder, images = root / "Annotations", _image_files(root)
         if not folder.is_dir():

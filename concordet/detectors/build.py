@@ -41,7 +41,7 @@ class Entry:
 
     ``criterion`` makes the criterion of a detector with several stages; ``quality_head`` says that it can have an
     auxiliary head.  ``options`` names the detector's own options with their defaults at a size, which ``build`` and
-    ``criterion`` then take; ``load`` loads weights.
+    ``criterion`` then take; ``load`` loads weights.  ``masks``: it learns and predicts instance masks.
     """
 
     build: Callable[..., nn.Module]
@@ -52,6 +52,7 @@ class Entry:
     quality_head: bool = False
     options: Callable[[Size], dict[str, Any]] = lambda size: {}
     load: Callable[[nn.Module, str | Path | WeightsEnum], None] = load_weights
+    masks: bool = False
 
 
 TWO_STAGE_INFERENCE = Inference(nms_threshold=0.5, topk=5000)
@@ -84,8 +85,9 @@ DETECTORS: dict[str, Entry] = {
         mask_rcnn.USUAL,
         inference=TWO_STAGE_INFERENCE,
         criterion=mask_rcnn.mask_rcnn_criterion,
+        masks=True,
     ),
-    "yolact": Entry(yolact.yolact, yolact.USUAL, (550, 550), yolact.INFERENCE),
+    "yolact": Entry(yolact.yolact, yolact.USUAL, (550, 550), yolact.INFERENCE, masks=True),
     "sparse_rcnn": Entry(
         sparse_rcnn.sparse_rcnn,
         sparse_rcnn.USUAL,
@@ -127,6 +129,16 @@ def list_detectors() -> list[str]:
         True
     """
     return list(DETECTORS)
+
+
+def predicts_masks(name: str) -> bool:
+    """Whether a detector learns and predicts instance masks, so that its data must have them.
+
+    Example:
+        >>> predicts_masks("mask_rcnn"), predicts_masks("fcos")
+        (True, False)
+    """
+    return _entry(name).masks
 
 
 def build_detector(
@@ -184,13 +196,11 @@ def build_detector(
         >>> sorted(model([torch.rand(3, 64, 64)], [target]))
         ['box', 'classification', 'concordance']
     """
-    if name not in DETECTORS:
-        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
+    entry = _entry(name)
     if size not in get_args(Size):
         raise ValueError(f"size must be one of {', '.join(get_args(Size))}, got {size!r}")
     if num_classes < 1:
         raise ValueError(f"num_classes counts foreground classes and must be at least 1, got {num_classes}")
-    entry = DETECTORS[name]
     own = entry.options(size)
     known = [*own, *(f.name for f in fields(Inference))]
     unknown = [k for k in options if k not in known]
@@ -223,6 +233,12 @@ def build_detector(
     if weights is not None:
         entry.load(model, weights)
     return model
+
+
+def _entry(name: str) -> Entry:
+    if name not in DETECTORS:
+        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
+    return DETECTORS[name]
 
 
 def _train_at(transform: GeneralizedRCNNTransform, sides: Sequence[int], name: str) -> None:

@@ -16,16 +16,17 @@ from concordet.engine.seeding import mix, seeded
 Part = Literal["train", "val"]
 
 
-def build_dataset(config: DataConfig, part: Part, *, augment: bool = False) -> Any:
+def build_dataset(config: DataConfig, part: Part, *, augment: bool = False, masks: bool = False) -> Any:
     """The training or the evaluated part of a data set.
 
     Args:
         config: Which data set, and where.
         part: "train" or "val".
         augment: With the training augmentations of ``config``.
+        masks: With instance masks, unless ``config`` says otherwise.
 
     Raises:
-        ValueError: it is missing, broken or empty.
+        ValueError: it is missing, broken or empty, or has no masks where they are asked for.
     """
     from concordet.data import list_datasets, load_dataset
 
@@ -36,6 +37,8 @@ def build_dataset(config: DataConfig, part: Part, *, augment: bool = False) -> A
             options[option] = value
     if config.root is not None:
         options["root"] = config.root
+    if masks:
+        options.setdefault("masks", True)
     if config.name not in list_datasets():
         raise UsageError(f"there is no data set {config.name}; choose one of {', '.join(list_datasets())}")
     if "split" not in options and "annotations" not in options:

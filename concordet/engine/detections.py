@@ -7,6 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from concordet.data import to_original
+from concordet.data.masks import encode_mask, masks_to_original
+
+MASK_FIGURES = ("AP", "AP50", "AP75")
 
 
 def batch_results(
@@ -15,12 +18,17 @@ def batch_results(
     """Detections of a batch as COCO results in the pixels of the original images, whatever size the data set gave.
 
     Args:
-        detections: boxes in pixels of the given images; see :func:`coco_results`.
+        detections: boxes and masks in pixels of the given images; see :func:`coco_results`.
         targets: of the same images, for their ``image_id`` and ``scale``.
         category_ids: the data set's id of each class, in the order of labels.
     """
-    moved = [found | {"boxes": to_original(found["boxes"], t)} for found, t in zip(detections, targets, strict=True)]
-    return coco_results(moved, [int(target["image_id"]) for target in targets], category_ids)
+    results = []
+    for found, target in zip(detections, targets, strict=True):  # one by one: an image's masks are large
+        moved = found | {"boxes": to_original(found["boxes"], target)}
+        if "masks" in found:
+            moved["masks"] = masks_to_original(found["masks"], target)
+        results += coco_results([moved], [int(target["image_id"])], category_ids)
+    return results
 
 
 def coco_results(
@@ -30,13 +38,14 @@ def coco_results(
 
     Args:
         detections: for each image ``boxes`` ``[k, 4]`` xyxy in the image's pixels, ``labels`` ``[k]`` 1..c and
-            ``scores`` ``[k]``.
+            ``scores`` ``[k]``; optionally ``masks`` ``[k, 1, h, w]``, above 0.5 where the object is.
         image_ids: of the same images.
         category_ids: the data set's id of each class, in the order of labels.
 
     Returns:
-        ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`` each; boxes to a thousandth of a pixel,
-        scores as they are, since rounding would tie them.
+        ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`` each, and run lengths as
+        ``"segmentation"`` where there are masks; boxes to a thousandth of a pixel, scores as they are, since rounding
+        would tie them.
 
     Example:
         >>> import torch
@@ -51,16 +60,33 @@ def coco_results(
         rows = zip(
             boxes[:, :2].tolist(), sizes.tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
         )
-        for corner, size, label, score in rows:
-            results.append(
-                {
-                    "image_id": image_id,
-                    "category_id": category_ids[label - 1],
-                    "bbox": [round(value, 3) for value in (*corner, *size)],
-                    "score": score,
-                }
-            )
+        own: list[dict[str, Any]] = [
+            {
+                "image_id": image_id,
+                "category_id": category_ids[label - 1],
+                "bbox": [round(value, 3) for value in (*corner, *size)],
+                "score": score,
+            }
+            for corner, size, label, score in rows
+        ]
+        if "masks" in found:
+            for result, mask in zip(own, found["masks"], strict=True):
+                result["segmentation"] = encode_mask((mask[0] > 0.5).cpu().numpy())
+        results += own
     return results
+
+
+def mask_figures(ground_truth: Any, detections: list[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, str]]:
+    """AP of masks, ``AP_mask`` and so on, and the reason of each that is None, as where an object has no mask."""
+    from concordet.measures import evaluate_detections
+
+    names = [f"{name}_mask" for name in MASK_FIGURES]
+    try:
+        figures = evaluate_detections(ground_truth, detections, "segm", lvis=is_federated(ground_truth))
+    except ValueError as error:  # of masks alone: what boxes are worth does not depend on it
+        return dict.fromkeys(names), dict.fromkeys(names, str(error))
+    values = {f"{name}_mask": figures[name] for name in MASK_FIGURES}
+    return values, {f"{name}_mask": figures["reasons"][name] for name in MASK_FIGURES if figures[name] is None}
 
 
 def is_federated(ground_truth: Any) -> bool:

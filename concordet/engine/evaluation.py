@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from concordet.boxes import paired_iou
+from concordet.detectors import predicts_masks
 from concordet.engine.checkpoint import check_same, checkpoint_path, load_detector
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
-from concordet.engine.detections import batch_results, is_federated
+from concordet.engine.detections import batch_results, is_federated, mask_figures
 from concordet.engine.errors import UsageError
 from concordet.engine.files import new_folder, read_json, replacing, writable, write_json
 from concordet.version import __version__
@@ -32,12 +33,14 @@ class Found:
 
     Attributes:
         detections: COCO results, in pixels of the original images.
+        masks: whether they have masks.
         positives: ``scores``, ``ious``, ``image_ids``, ``labels`` (1..c), each ``[p]``: the predictions that training
             would assign to an object, of all images, before NMS.
     """
 
     detections: list[dict[str, Any]]
     positives: dict[str, NDArray[Any]]
+    masks: bool = False
 
 
 def pick_device(accelerator: str = "auto") -> torch.device:
@@ -77,6 +80,7 @@ def run_detector(
     device = device or pick_device()
     model.to(device).eval()
     detections: list[dict[str, Any]] = []
+    masks = False
     positives: dict[str, list[NDArray[Any]]] = {"scores": [], "ious": [], "image_ids": [], "labels": []}
     loader = eval_loader(dataset, batch_size=batch_size, workers=workers)
     for images, targets in progress(loader, title):
@@ -84,13 +88,14 @@ def run_detector(
         moved = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets]
         found, stages = model.detections_and_assigned(images, moved)  # type: ignore[operator]
         detections += batch_results(found, targets, dataset.category_ids)
+        masks = "masks" in found[0]
         ids = [int(target["image_id"]) for target in targets]
         last = stages[-1]
         positives["scores"].append(last.confidences().float().cpu().numpy())
         positives["ious"].append(paired_iou(last.boxes, last.gt_boxes).float().cpu().numpy())
         positives["image_ids"].append(np.asarray(ids, dtype=np.int64)[last.image_ids.cpu().numpy()])
         positives["labels"].append(last.labels[last.positive].cpu().numpy() + 1)
-    return Found(detections, {name: np.concatenate(parts) for name, parts in positives.items()})
+    return Found(detections, {name: np.concatenate(parts) for name, parts in positives.items()}, masks)
 
 
 def progress(items: Any, title: str) -> Iterator[Any]:
@@ -105,7 +110,7 @@ def progress(items: Any, title: str) -> Iterator[Any]:
 
 
 def measure(ground_truth: dict[str, Any], found: Found) -> dict[str, Any]:
-    """All figures: those of :func:`concordet.measures.evaluate_detections`, and beta_img."""
+    """All figures: those of :func:`concordet.measures.evaluate_detections`, beta_img, and AP of masks."""
     from concordet.measures import evaluate_detections, image_correlation
 
     figures = evaluate_detections(ground_truth, found.detections, lvis=is_federated(ground_truth))
@@ -114,6 +119,10 @@ def measure(ground_truth: dict[str, Any], found: Found) -> dict[str, Any]:
     figures["beta_img"] = beta.value
     if beta.value is None:
         figures["reasons"]["beta_img"] = beta.reason
+    if found.masks:
+        values, reasons = mask_figures(ground_truth, found.detections)
+        figures |= values
+        figures["reasons"] |= reasons
     return figures
 
 
@@ -154,7 +163,7 @@ def evaluate_run(
         else checkpoint_path(run, str(checkpoint or "last"))
     )
     model, meta = load_detector(path, averaged=averaged)
-    dataset = dataset or build_dataset(data, "val")
+    dataset = dataset or build_dataset(data, "val", masks=predicts_masks(meta["detector"]))
     same = {"num_classes": len(dataset.class_names), "class_names": list(dataset.class_names)}
     check_same(meta, same, path)
     asked = {

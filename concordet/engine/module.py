@@ -10,9 +10,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from concordet.detectors import predicts_masks
 from concordet.engine.checkpoint import KEY
 from concordet.engine.config import TrainConfig
-from concordet.engine.detections import batch_results, is_federated
+from concordet.engine.detections import batch_results, is_federated, mask_figures
 from concordet.engine.errors import DivergedError
 from concordet.engine.schedule import build_optimizer, learning_rate_factor
 from concordet.engine.seeding import seed_all
@@ -101,7 +102,7 @@ class DetectionModule(pl.LightningModule):
         self.found += batch_results(self.model(images), targets, self.meta["category_ids"])
 
     def on_validation_epoch_end(self) -> None:
-        figures = evaluate_everywhere(self.ground_truth, self.found)
+        figures = evaluate_everywhere(self.ground_truth, self.found, masks=predicts_masks(self.config.detector))
         self.found = []
         for name, value in figures.items():
             # the same on every process; sync_dist only tells Lightning so
@@ -140,8 +141,10 @@ def over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def evaluate_everywhere(ground_truth: dict[str, Any] | None, found: list[dict[str, Any]]) -> dict[str, float]:
-    """AP of the detections of all processes, the same numbers on each; NaN where undefined.
+def evaluate_everywhere(
+    ground_truth: dict[str, Any] | None, found: list[dict[str, Any]], *, masks: bool = False
+) -> dict[str, float]:
+    """AP of the detections of all processes, of their masks too if they have some; the same on each, NaN if undefined.
 
     Raises:
         ValueError: on every process, where the one that measures fails; none waits for figures that never come.
@@ -157,8 +160,12 @@ def evaluate_everywhere(ground_truth: dict[str, Any] | None, found: list[dict[st
     cause = None
     if not several or dist.get_rank() == 0:
         try:
-            measured = evaluate_detections(ground_truth, without_repeats(shares), lvis=is_federated(ground_truth))
-            outcome[0] = {name: float("nan") if measured[name] is None else measured[name] for name in VALIDATED}
+            all_found = without_repeats(shares)
+            measured = evaluate_detections(ground_truth, all_found, lvis=is_federated(ground_truth))
+            values = {name: measured[name] for name in VALIDATED}
+            if masks:
+                values |= mask_figures(ground_truth, all_found)[0]
+            outcome[0] = {name: float("nan") if value is None else value for name, value in values.items()}
         except Exception as error:
             if not several:
                 raise

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import nn
 
+from concordet.detectors import predicts_masks
 from concordet.engine.callbacks import AveragedWeights, IterationTimer, Progress
 from concordet.engine.checkpoint import (
     KEY,
@@ -75,12 +76,14 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path
     mend = "name another --out, or continue the run with --resume"
     if main and not resume:
         check_new(out, mend)
+    check_names(config)
     _check_devices(config)
     reached = _resumed(config, out) if resume else None
     here = config if reached is None or reached.images is None else with_updates_of(config, reached.images)
-    train_set = build_dataset(config.data, "train", augment=True)
+    masks = predicts_masks(config.detector)
+    train_set = build_dataset(config.data, "train", augment=True, masks=masks)
     watched = config.val_every > 0 or config.evaluate
-    val_set = build_dataset(config.data, "val") if watched else None
+    val_set = build_dataset(config.data, "val", masks=masks) if watched else None
     if val_set is not None and val_set.class_names != train_set.class_names:
         raise ValueError(
             f"the classes of the training part ({', '.join(train_set.class_names)}) and of the evaluated part "
@@ -112,14 +115,9 @@ def _is_evaluated(out: Path) -> bool:
     return evaluation.is_file() and evaluation.stat().st_mtime >= checkpoint_path(out).stat().st_mtime
 
 
-def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
-    """The detector of a run, its weights decided by the seed or by ``config.weights``.
-
-    Raises:
-        UsageError: there is no such detector or loss.
-        ValueError: the weights are of something else.
-    """
-    from concordet.detectors import build_detector, list_detectors
+def check_names(config: TrainConfig) -> None:
+    """Raises UsageError where there is no such detector or loss."""
+    from concordet.detectors import list_detectors
     from concordet.losses.criteria import build_criterion
 
     if config.detector not in list_detectors():
@@ -128,6 +126,16 @@ def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
         build_criterion(config.loss)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
+    """The detector of a run, its weights decided by the seed or by ``config.weights``.
+
+    Raises:
+        ValueError: the weights are of something else.
+    """
+    from concordet.detectors import build_detector
+
     seed_all(config.seed)
     ours = config.weights is not None and is_ours(config.weights)
     model = build_detector(

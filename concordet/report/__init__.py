@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from concordet.report.metrics import METRICS, Metric
+from concordet.report.metrics import MASK_METRICS, METRICS, Metric, metrics_of
 from concordet.report.runs import comparison_rows
 
 if TYPE_CHECKING:
@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from concordet.report.comparison import write_comparison
     from concordet.report.draw import draw_detections
 
-__all__ = ["METRICS", "Metric", "comparison_rows", "draw_detections", "write_analysis", "write_comparison"]
+__all__ = [
+    "MASK_METRICS",
+    "METRICS",
+    "Metric",
+    "comparison_rows",
+    "draw_detections",
+    "metrics_of",
+    "write_analysis",
+    "write_comparison",
+]
 
 _LATER = {"write_analysis": "analysis", "write_comparison": "comparison", "draw_detections": "draw"}
 

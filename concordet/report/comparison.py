@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from concordet.measures import analyze
-from concordet.report.metrics import FIGURES, METRICS, PER_CLASS, Metric, is_missing, number
+from concordet.report.metrics import FIGURES, PER_CLASS, Metric, is_missing, metrics_of, number
 from concordet.report.page import listed, render, write_text
 from concordet.report.pictures import disagreement_pictures, sample_pictures
 from concordet.report.plots import Line, density_plot, line_plot, thin
@@ -50,7 +50,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
         summary=summary(runs),
         cautions=cautions(runs),
         table=figure_table(runs),
-        metrics=METRICS,
+        metrics=metrics_of(run.metrics for run in runs),
         curves=training_curves(runs),
         densities=densities(runs),
         thresholds=threshold_curves(runs),
@@ -106,7 +106,7 @@ def cautions(runs: Sequence[Run]) -> list[str]:
 def figure_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Rows of the main table: the metric, and each run's text, difference from the first run and whether it is best."""
     rows = []
-    for metric in METRICS:
+    for metric in metrics_of(run.metrics for run in runs):
         values = [run.metrics.get(metric.key) for run in runs]
         if all(is_missing(value) for value in values):
             continue

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#7f3c8d")
 """Okabe and Ito's colours, and one more; with more classes than colours they are shared in turn."""
@@ -41,7 +41,7 @@ def draw_detections(
     Args:
         image: any mode; the result is RGB of the same size.
         boxes: ``[n, 4]`` xyxy in pixels, as array, tensor or list; or a detection mapping
-            ``{"boxes", "labels", "scores"}`` as detectors return it.
+            ``{"boxes", "labels", "scores"}`` as detectors return it, whose ``masks`` ``[n, 1, h, w]`` tint the image.
         labels: ``[n]`` 1..C.
         scores: ``[n]`` in [0, 1], or None to draw every box without a score.
         class_names: index i names label i + 1; a label beyond them is written as a number.
@@ -56,7 +56,9 @@ def draw_detections(
         >>> drawn.mode, drawn.size
         ('RGB', (64, 48))
     """
+    masks = None
     if isinstance(boxes, Mapping):
+        masks = boxes.get("masks")
         boxes, labels, scores = boxes["boxes"], boxes.get("labels"), boxes.get("scores")
     corners = _array(boxes).reshape(-1, 4)
     numbers = _array(labels).astype(int) if labels is not None else np.ones(len(corners), int)
@@ -67,14 +69,16 @@ def draw_detections(
             f"{'none' if confidences is None else len(confidences)}; give one label and one score for each box"
         )
     drawn = image.convert("RGB")
+    order = range(len(corners)) if confidences is None else np.argsort(confidences, kind="stable")
+    kept = [i for i in order if confidences is None or confidences[i] >= score_threshold]
+    if masks is not None:
+        drawn = _tinted(drawn, masks, [(i, class_colour(numbers[i])) for i in kept])
     pen = ImageDraw.Draw(drawn)
     width = max(1, round(min(drawn.size) / 160))
     font = ImageFont.load_default(size=max(9.0, min(drawn.size) / 23))
     if ground_truth is not None:
         for box in _array(ground_truth["boxes"]).reshape(-1, 4):
             _dashes(pen, box, width)
-    order = range(len(corners)) if confidences is None else np.argsort(confidences, kind="stable")
-    kept = [i for i in order if confidences is None or confidences[i] >= score_threshold]
     for i in kept:
         pen.rectangle(_rectangle(corners[i]), outline=class_colour(numbers[i]), width=width + (width > 1))
     taken: list[tuple[float, float, float, float]] = []
@@ -82,6 +86,15 @@ def draw_detections(
         text = _label_text(numbers[i], class_names, None if confidences is None else confidences[i])
         taken.append(_label(pen, drawn.size, corners[i], text, class_colour(numbers[i]), font, taken))
     return drawn
+
+
+def _tinted(image: Image.Image, masks: Any, places: Sequence[tuple[int, str]]) -> Image.Image:
+    """The image with the masks of these places, above 0.5, in their colours; what is below them shows through."""
+    pixels = np.asarray(image, dtype=float).copy()
+    for place, colour in places:
+        inside = _array(masks[place])[0] > 0.5
+        pixels[inside] = 0.55 * pixels[inside] + 0.45 * np.array(ImageColor.getrgb(colour))
+    return Image.fromarray(pixels.round().astype(np.uint8))
 
 
 def _array(values: Any) -> np.ndarray:

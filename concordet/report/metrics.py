@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 MISSING: Final = "–"
 """What stands in a table where a figure is undefined or was not measured."""
@@ -125,6 +125,20 @@ METRICS: Final[tuple[Metric, ...]] = (
 """The figures of a comparison, in the order of its table."""
 
 FIGURES: Final = {metric.key: metric for metric in METRICS}
+
+MASK_METRICS: Final[tuple[Metric, ...]] = (
+    _points("AP_mask", "AP, masks", "higher", "Average precision by the IoU of instance masks, as COCO has it."),
+    _points("AP50_mask", "AP50, masks", "higher", "Average precision if a mask is right from IoU 0.50."),
+    _points("AP75_mask", "AP75, masks", "higher", "Average precision if a mask is right from IoU 0.75."),
+)
+"""Figures of runs whose detectors predict masks."""
+
+
+def metrics_of(figures: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """``METRICS``, and those of masks where any of the runs' figures has them."""
+    has_masks = any(MASK_METRICS[0].key in own for own in figures)
+    return (*METRICS, *MASK_METRICS) if has_masks else METRICS
+
 
 PER_CLASS: Final[tuple[Metric, ...]] = tuple(FIGURES[key] for key in ("AP", "AP75", "beta_cls", "oLRP"))
 """The figures that a comparison shows for every class."""

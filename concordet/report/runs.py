@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from concordet.report.metrics import METRICS, pick
+from concordet.report.metrics import metrics_of, pick
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -119,17 +119,20 @@ def read_run(folder: Path) -> Run:
 
 
 def comparison_rows(run_folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The figures of each run, one row a run: name, loss, detector, folder and every key of ``METRICS``.
+    """The figures of each run, one row a run: name, loss, detector, folder and every key of ``METRICS``,
+    and of ``MASK_METRICS`` where a run has masks.
 
     Values are as stored (fractions, seconds), None where one is undefined; :class:`Metric` formats them.
 
     Raises:
         ValueError: as :func:`read_run`.
     """
+    runs = read_runs(run_folders)
+    metrics = metrics_of(run.metrics for run in runs)
     return [
         {"name": run.name, "loss": run.loss, "detector": run.detector, "folder": str(run.folder)}
-        | pick(METRICS, run.metrics)
-        for run in read_runs(run_folders)
+        | pick(metrics, run.metrics)
+        for run in runs
     ]
 
 

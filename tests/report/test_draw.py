@@ -118,3 +118,14 @@ def test_colours_can_be_told_apart_without_red_and_green():
     for seen in (linear, linear @ protan.T, linear @ deutan.T):
         distance = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
         assert distance[~np.eye(6, dtype=bool)].min() > 0.1
+
+
+def test_masks_tint_what_they_cover():
+    mask = np.zeros((1, 1, 240, 320))
+    mask[..., 150:200, 60:100] = 0.9
+    found = {"boxes": [[40, 120, 200, 220]], "labels": [2], "scores": [0.9], "masks": mask}
+    plain = np.asarray(draw_detections(blank(), {k: v for k, v in found.items() if k != "masks"}))
+    drawn = np.asarray(draw_detections(blank(), found))
+    assert (np.abs(drawn.astype(int) - plain).any(-1) == (mask[0, 0] > 0.5)).all()
+    colour = np.array([int(PALETTE[1][i : i + 2], 16) for i in (1, 3, 5)])
+    assert np.abs(drawn[170, 80] - (0.55 * plain[170, 80] + 0.45 * colour)).max() <= 1
