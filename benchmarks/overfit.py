@@ -17,12 +17,16 @@ import io
 import os
 import platform
 import time
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from concordet.data import load_dataset
+from concordet.data.targets import DetectionDataset
 from concordet.detectors import build_detector, list_detectors
 from concordet.engine.detections import batch_results
 from concordet.engine.files import replacing
@@ -38,14 +42,33 @@ SIZES = dict.fromkeys(("ssd", "dssd", "refinedet", "paa"), (256, 256))
 BACKBONES = dict.fromkeys(("ssd", "dssd"), "resnet50")
 RATES = {"ssd": 3e-4, "dssd": 3e-4, "refinedet": 3e-4, "sparse_rcnn": 1e-4, "cascade_rcnn": 3e-4}
 SETS = ("detr", "deformable_detr", "co_detr")
-"""Detectors that learn slowly, and have overfit tests of their own at nano size."""
+"""Detection transformers have a benchmark of their own, ``detection_transformers.py``, at nano size."""
+
+
+def ap50_while_training(
+    model: nn.Module, scenes: DetectionDataset, *, lr: float, clip: float = 10.0, every: int = EVERY
+) -> Iterator[tuple[int, float]]:
+    """Trains on all scenes at once, for ever; after every so many steps, how many there were and AP50 on the scenes."""
+    images, targets = (list(part) for part in zip(*(scenes[i] for i in range(len(scenes))), strict=True))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 20))
+    for steps in count(every, every):
+        model.train()
+        for _ in range(every):
+            optimizer.zero_grad()
+            sum(model(images, targets).values()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            schedule.step()
+        with torch.no_grad():
+            found = batch_results(model.eval()(images), targets, scenes.category_ids)
+        yield steps, evaluate_detections(scenes.ground_truth(), found)["AP50"] or 0.0
 
 
 def overfit(detector: str, loss: str = "default", *, most: int = MOST) -> dict[str, Any]:
     """Trains on four digit scenes until AP50 is above :data:`GOAL` there, at most ``most`` steps; its figures."""
     torch.manual_seed(0)
     scenes = load_dataset("digits", split="train", length=4, size=128, masks=True)
-    images, targets = (list(part) for part in zip(*(scenes[i] for i in range(4)), strict=True))
     model = build_detector(
         detector,
         num_classes=len(scenes.class_names),
@@ -53,27 +76,16 @@ def overfit(detector: str, loss: str = "default", *, most: int = MOST) -> dict[s
         backbone=BACKBONES.get(detector, "timm/test_resnet"),
         image_size=SIZES.get(detector, (128, 128)),
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATES.get(detector, 5e-4), weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 20))
-    start, ap50, steps = time.perf_counter(), 0.0, 0
-    while ap50 <= GOAL and steps < most:
-        model.train()
-        for _ in range(EVERY):
-            optimizer.zero_grad()
-            sum(model(images, targets).values()).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-            optimizer.step()
-            schedule.step()
-        steps += EVERY
-        with torch.no_grad():
-            found = batch_results(model.eval()(images), targets, scenes.category_ids)
-        ap50 = evaluate_detections(scenes.ground_truth(), found)["AP50"] or 0.0
+    start, rate, ap50, steps = time.perf_counter(), RATES.get(detector, 5e-4), 0.0, 0
+    for steps, ap50 in ap50_while_training(model, scenes, lr=rate):
         print(f"{detector} {loss}: {steps} steps, AP50 {ap50:.3f}", flush=True)
+        if ap50 > GOAL or steps >= most:
+            break
     return {
         "detector": detector,
         "loss": loss,
         "parameters_M": sum(p.numel() for p in model.parameters()) / 1e6,
-        "lr": RATES.get(detector, 5e-4),
+        "lr": rate,
         "steps": steps,
         "AP50": ap50,
         "minutes": (time.perf_counter() - start) / 60,

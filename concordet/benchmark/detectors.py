@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -90,24 +91,41 @@ def measure(detector: str, options: Options) -> list[dict[str, Any]]:
         )
         models[loss] = built.to(device).train()
     used = {loss: classified(model, images, targets) for loss, model in models.items()}
-    seconds: dict[str, list[float]] = {loss: [] for loss in models}
-    for number in range(options.rounds + 1):
-        for loss, model in models.items():
+    compared = in_turns(models, images, targets, device, options.rounds, usual="default")
+    return [
+        {"detector": detector, "loss": loss, "side": side, "rounds": options.rounds, "predictions": used[loss], **times}
+        for loss, times in compared.items()
+    ]
+
+
+def in_turns(
+    models: Mapping[str, nn.Module],
+    images: list[Tensor],
+    targets: list[dict[str, Any]],
+    device: torch.device,
+    rounds: int,
+    *,
+    usual: str,
+) -> dict[str, dict[str, float]]:
+    """Each model's median step, and quartiles of its time over that of the usual one's in the same round."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(rounds + 1):
+        for name, model in models.items():
             taken = step(model, images, targets, device)
             if number:  # the first round warms up
-                seconds[loss].append(taken)
-    usual = torch.tensor(seconds["default"], dtype=torch.float64)
-    rows = []
-    for loss, times in seconds.items():
+                seconds[name].append(taken)
+    reference = torch.tensor(seconds[usual], dtype=torch.float64)
+    compared = {}
+    for name, times in seconds.items():
         own = torch.tensor(times, dtype=torch.float64)
-        ratios = own / usual
-        rows.append(
-            {"detector": detector, "loss": loss, "side": side, "rounds": options.rounds, "predictions": used[loss]}
-            | {"median_ms": round(float(own.quantile(0.5)) * 1e3, 1)}
-            | {"times_usual": round(float(ratios.quantile(0.5)), 3)}
-            | {"q25": round(float(ratios.quantile(0.25)), 3), "q75": round(float(ratios.quantile(0.75)), 3)}
-        )
-    return rows
+        ratios = own / reference
+        compared[name] = {
+            "median_ms": round(float(own.quantile(0.5)) * 1e3, 1),
+            "times_usual": round(float(ratios.quantile(0.5)), 3),
+            "q25": round(float(ratios.quantile(0.25)), 3),
+            "q75": round(float(ratios.quantile(0.75)), 3),
+        }
+    return compared
 
 
 @torch.no_grad()
