@@ -1,4 +1,4 @@
-"""Put parameter counts and the tables of benchmarks/results into docs/detectors/README.md, between their markers."""
+"""Put parameter counts and the tables of benchmarks/results into the pages of docs/detectors, between their markers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from concordet.detectors.build import DETECTORS
 from concordet.engine.files import replacing
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "detectors" / "README.md"
+PAGES = ROOT / "docs" / "detectors"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -37,26 +37,39 @@ def parameters() -> str:
     return "\n".join(lines)
 
 
-def steps() -> str:
-    """Hardware and table of the training steps."""
-    path = RESULTS / "detectors.csv"
+def steps(name: str) -> str:
+    """Hardware and table of training steps."""
+    path = RESULTS / name
     lines = path.read_text().splitlines()
     header = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
     return (
-        f"{header['processor']}, {header['threads']} of {header['cores']} cores, batch {header['batch']}, torch "
-        f"{header['torch']}.\n\n{markdown(read_rows(path))}"
+        f"{header['processor']}, {header['threads']} of {header['cores']} cores, batch {header['batch']}, images of "
+        f"{'/'.join(dict.fromkeys(row['side'] for row in read_rows(path)))} pixels, torch {header['torch']}.\n\n"
+        f"{markdown(read_rows(path))}"
     )
 
 
-def main() -> None:
-    """Writes the page."""
-    page = PAGE.read_text()
-    contents = {name: (RESULTS / name).read_text().rstrip() for name in ("overfit.md", "learning.md")}
-    for name, text in {"parameters": parameters(), "steps": steps(), **contents}.items():
+def put(page: Path, contents: dict[str, str]) -> None:
+    """Replaces what is between the markers of each name."""
+    text = page.read_text()
+    for name, inside in contents.items():
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        page = re.sub(f"{begin}.*?{end}", lambda _, t=text, b=begin, e=end: f"{b}\n{t}\n{e}", page, flags=re.DOTALL)
-    with replacing(PAGE) as path:
-        path.write_text(page)
+        text = re.sub(f"{begin}.*?{end}", lambda _, t=f"{begin}\n{inside}\n{end}": t, text, flags=re.DOTALL)
+    with replacing(page) as path:
+        path.write_text(text)
+
+
+def results(*names: str) -> dict[str, str]:
+    """Tables as they are."""
+    return {name: (RESULTS / name).read_text().rstrip() for name in names}
+
+
+def main() -> None:
+    """Writes the pages."""
+    measured = {name: steps(name) for name in ("detectors.csv", "detectors_two_stage.csv")}
+    put(PAGES / "README.md", {"parameters": parameters(), **measured, **results("overfit.md", "learning.md")})
+    sections = ("overfit", "auxiliary", "steps")
+    put(PAGES / "transformers.md", results(*(f"transformers_{section}.md" for section in sections)))
 
 
 if __name__ == "__main__":
