@@ -9,7 +9,11 @@ from concordet.ranking.counts import step_at_zero
 from concordet.ranking.intervals import Intervals, cut
 from concordet.ranking.passes import backend_for
 from concordet.ranking.processes import ALONE, Everyone
+from concordet.ranking.quadratic import PositivePairs
 from concordet.ranking.sums import WaveletTree, binned_sums, prefix_sums, suffix_sums
+
+FEW = 256
+"""Positives up to which their pairs are looked at one by one: a matrix this small is made faster than a tree."""
 
 
 def count_above(axis: Intervals, delta: float, weight: Tensor, moment: Tensor) -> Tensor:
@@ -49,7 +53,10 @@ def lines(axis: Intervals, delta: float, amount: Tensor) -> tuple[Tensor, Tensor
 
 
 class ExactCounts:
-    """Soft counts by intervals (positives and negatives) and by a wavelet tree (positives by score and quality)."""
+    """Soft counts by intervals (positives and negatives) and by a wavelet tree (positives by score and quality).
+
+    Among :data:`FEW` positives or fewer, by the matrix of their pairs.
+    """
 
     def __init__(
         self,
@@ -64,6 +71,7 @@ class ExactCounts:
         self._processes = processes
         self.positives = positives.double()
         self._delta = delta
+        self._pairs = PositivePairs(positives, delta) if len(positives) <= FEW else None
         self._negatives = negatives
         self._passes = backend_for(negatives)
         self._axis = axis = cut(positives, delta, negatives.dtype)
@@ -77,6 +85,8 @@ class ExactCounts:
         return self._processes.sum(count)
 
     def positives_above(self, weights: Tensor) -> Tensor:
+        if self._pairs is not None:
+            return self._pairs.positives_above(weights)
         axis, size = self._axis, len(self._axis.origin)
         columns = []
         for column in weights.unbind(1):
@@ -88,6 +98,8 @@ class ExactCounts:
         return torch.stack(columns, 1)
 
     def better_above(self, weights: Tensor, quality: Tensor) -> Tensor:
+        if self._pairs is not None:
+            return self._pairs.better_above(weights, quality)
         axis, p = self._axis, len(self.positives)
         ascending = weights.index_select(0, axis.order)
         # keys at or above t_i + d and t_i - d are all but a prefix of the ascending order
@@ -105,6 +117,8 @@ class ExactCounts:
         return self._passes.spread(self._axis, self._negatives, self._interval, constant, slope)
 
     def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
+        if self._pairs is not None:
+            return self._pairs.spread_to_worse(amount, quality)
         axis, p = self._axis, len(self.positives)
         ascending = amount.index_select(0, axis.order)[:, None]
         # steps that have ended, and begun, at or below s_k: prefixes of the ascending order

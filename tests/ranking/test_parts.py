@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from concordet.ranking import exact
 from concordet.ranking.counts import nowhere, step
 from concordet.ranking.exact import ExactCounts
 from concordet.ranking.intervals import cut, sort_ascending
@@ -72,6 +75,24 @@ def test_counts_and_their_adjoints(dtype):
         everything, better = counts.positives_above(w[:, None]), counts.better_above(w[:, None], quality)
         worse = (everything - better).squeeze(1)
         torch.testing.assert_close(a @ worse, counts.spread_to_worse(a, quality) @ w, rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.5])
+@pytest.mark.parametrize("p", [1, 7, 8])
+def test_few_positives_are_counted_by_pairs_and_many_by_a_tree(monkeypatch, p, delta):
+    monkeypatch.setattr(exact, "FEW", 7)
+    generator = torch.Generator().manual_seed(p)
+    s, k = (torch.randn(n, generator=generator).mul(4).round() / 4 for n in (p, 30))  # with ties
+    quality = (torch.rand(p, generator=generator).double() * 5).round() / 5
+    weights, amount = torch.rand(p, 2, generator=generator).double(), torch.rand(p, generator=generator).double()
+    counts, trees = ExactCounts(s, k, delta), []
+    monkeypatch.setattr(exact, "WaveletTree", lambda places: trees.append(places) or WaveletTree(places))
+    quadratic = QuadraticCounts(s, k, delta)
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+    close(counts.positives_above(weights), quadratic.positives_above(weights))
+    close(counts.better_above(weights, quality), quadratic.better_above(weights, quality))
+    close(counts.spread_to_worse(amount, quality), quadratic.spread_to_worse(amount, quality))
+    assert len(trees) == (p > 7)
 
 
 def test_large_shifts_lose_nothing():
