@@ -9,6 +9,7 @@ from torch import Tensor
 
 from concordet.ranking.counts import step
 from concordet.ranking.processes import ALONE, Everyone
+from concordet.ranking.sums import on_host
 
 
 class PositivePairs:
@@ -28,11 +29,14 @@ class PositivePairs:
 
     def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
         worse = quality[None, :] < quality[:, None]  # [p, p] q_k < q_i
-        return (amount[:, None] * self._above_positive * worse).sum(dim=0)
+        return _weighted((self._above_positive * worse).T, amount[:, None]).squeeze(1)
 
 
 def _weighted(pairs: Tensor, weights: Tensor) -> Tensor:
-    """``[p, c]`` sums of each row of ``[p, p]`` with weights ``[p, c]``; cuBLAS's have no fixed order."""
+    """``[p, c]`` sums of each row of ``[p, p]`` with weights ``[p, c]``."""
+    if on_host(pairs):
+        return pairs @ weights
+    # elsewhere products of matrices have no fixed order, and refuse where one is asked for
     return (pairs * weights.T[:, None, :]).sum(dim=-1).T
 
 
