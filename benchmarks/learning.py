@@ -36,7 +36,7 @@ RUNS = Path("runs") / "learning"
 
 SETTINGS: dict[str, dict[str, float]] = {
     "ssd": {"epochs": 15},
-    "dssd": {"epochs": 20},
+    "dssd": {"epochs": 28},
     "refinedet": {"epochs": 15},
     "faster_rcnn": {"epochs": 3},
     "cascade_rcnn": {"epochs": 2},
