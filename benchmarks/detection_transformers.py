@@ -2,6 +2,7 @@
 
     python benchmarks/detection_transformers.py overfit     # until AP50 on eight scenes is above 0.9
     python benchmarks/detection_transformers.py auxiliary   # Co-DETR with and without auxiliary heads, step by step
+    python benchmarks/detection_transformers.py unseen      # the same, trained on scenes that are never seen twice
     python benchmarks/detection_transformers.py steps       # a training step with each loss beside focal loss's
 
 Writes benchmarks/results/transformers_overfit.csv and .md, and so on.  All at nano size but for what ``steps --size
@@ -15,12 +16,14 @@ import os
 import platform
 import statistics
 import time
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
-from overfit import GOAL, ap50_while_training
+from overfit import GOAL, Batch, ap50_while_training, together
 from torch import Tensor, nn
 
 from concordet.benchmark.detectors import classified, in_turns
@@ -41,6 +44,9 @@ LOSSES = ("focal", "rank_sort")
 SCENES, SIDE, RATE, CLIP, EVERY, MOST = 8, 128, 1e-3, 0.1, 10, 400
 SHOWN = (20, 30, 40, 50, 60, 80, 100)
 """Steps after which the table of the auxiliary heads has AP50."""
+
+UNSEEN, SHOWN_UNSEEN, GOAL_UNSEEN = 100, (50, 100, 150, 200), 0.1
+"""Scenes that are evaluated and not trained on, after how many steps, and what AP50 is waited for."""
 
 LOOP = "rank_sort, loop"
 TIMED = ("focal", "rank_sort", "bucketed_rank_sort", LOOP)
@@ -81,44 +87,59 @@ def run_overfit(options: argparse.Namespace) -> None:
 
 
 def run_auxiliary(options: argparse.Namespace) -> None:
-    """Section ``auxiliary``; runs that are in the CSV file already are kept."""
-    path = RESULTS / "transformers_auxiliary.csv"
+    """Section ``auxiliary``."""
+    compare_heads("auxiliary", options, f"co_detr, {setting()}", SHOWN, EVERY, GOAL)
+
+
+def run_unseen(options: argparse.Namespace) -> None:
+    """Section ``unseen``."""
+    what = f"co_detr, {setting()}, others at each step; AP50 on {UNSEEN} scenes of digits that are not among them"
+    compare_heads("unseen", options, what, SHOWN_UNSEEN, SHOWN_UNSEEN[0], GOAL_UNSEEN)
+
+
+def compare_heads(
+    section: str, options: argparse.Namespace, what: str, shown: Sequence[int], every: int, goal: float
+) -> None:
+    """Co-DETR's AP50 with and without auxiliary heads; runs that are in the CSV file already are kept."""
+    path = RESULTS / f"transformers_{section}.csv"
     rows: list[dict[str, Any]] = list(read_rows(path)) if path.exists() else []
-    known = {(r["loss"], r["auxiliary"], int(r["seed"])) for r in rows}
-    for seed in range(options.seeds):
-        for loss in options.losses:
-            for auxiliary in ("with", "without"):
-                if (loss, auxiliary, seed) in known:
-                    continue
-                model, scenes = learner("co_detr", loss, seed, auxiliary=auxiliary == "with")
-                for steps, ap50 in ap50_while_training(model, scenes, lr=RATE, clip=CLIP, every=EVERY):
-                    rows.append(
-                        {"loss": loss, "auxiliary": auxiliary, "seed": seed, "steps": steps, "AP50": round(ap50, 4)}
-                    )
-                    print(
-                        f"{loss} {auxiliary} auxiliary heads, seed {seed}: {steps} steps, AP50 {ap50:.3f}", flush=True
-                    )
-                    if steps >= SHOWN[-1]:
-                        break
-                write("auxiliary", rows, f"co_detr, {setting()}", auxiliary_table(rows))
+    known = {(int(r["seed"]), r["loss"], r["auxiliary"]) for r in rows}
+    runs = product(range(options.seeds), options.losses, ("with", "without"))
+    for seed, loss, auxiliary in [run for run in runs if run not in known]:
+        model, scenes = learner("co_detr", loss, seed, auxiliary=auxiliary == "with")
+        batches = None
+        if section == "unseen":
+            scenes = load_dataset("digits", split="val", length=UNSEEN, size=SIDE)
+            batches = new_scenes(seed, shown[-1])
+        curve = ap50_while_training(model, scenes, lr=RATE, clip=CLIP, every=every, batches=batches)
+        for steps, ap50 in islice(curve, shown[-1] // every):
+            rows.append({"loss": loss, "auxiliary": auxiliary, "seed": seed, "steps": steps, "AP50": round(ap50, 4)})
+            print(f"{loss} {auxiliary} auxiliary heads, seed {seed}: {steps} steps, AP50 {ap50:.3f}", flush=True)
+        write(section, rows, what, auxiliary_table(rows, shown, goal))
 
 
-def auxiliary_table(rows: list[dict[str, Any]]) -> list[str]:
+def new_scenes(seed: int, steps: int) -> Iterator[Batch]:
+    """Batches of scenes, each seen once."""
+    scenes = load_dataset("digits", split="train", length=SCENES * steps, size=SIDE, seed=seed)
+    return (together(scenes, range(start, start + SCENES)) for start in range(0, len(scenes), SCENES))
+
+
+def auxiliary_table(rows: list[dict[str, Any]], shown: Sequence[int], goal: float) -> list[str]:
     """AP50 after so many steps, mean and range over the seeds, and when it first was above the goal.
 
     Steps to the goal are each seed's; ``>`` marks one that did not reach it.
     """
     lines = [
-        f"| loss | auxiliary heads | seeds | {' | '.join(map(str, SHOWN))} | steps to AP50 > {GOAL} |",
-        "|---|---|---:|" + "---:|" * (len(SHOWN) + 1),
+        f"| loss | auxiliary heads | seeds | {' | '.join(map(str, shown))} | steps to AP50 > {goal} |",
+        "|---|---|---:|" + "---:|" * (len(shown) + 1),
     ]
     for loss, auxiliary in dict.fromkeys((r["loss"], r["auxiliary"]) for r in rows):
         own = [r for r in rows if (r["loss"], r["auxiliary"]) == (loss, auxiliary)]
         seeds = sorted({int(r["seed"]) for r in own})
         curves = [{int(r["steps"]): float(r["AP50"]) for r in own if int(r["seed"]) == seed} for seed in seeds]
-        reached = [next((str(n) for n in sorted(c) if c[n] > GOAL), f">{max(c)}") for c in curves]
+        reached = [next((str(n) for n in sorted(c) if c[n] > goal), f">{max(c)}") for c in curves]
         cells = []
-        for steps in SHOWN:
+        for steps in shown:
             values = [c[steps] for c in curves]
             cells.append(f"{statistics.mean(values):.2f} ({min(values):.2f}–{max(values):.2f})")
         lines.append(f"| {loss} | {auxiliary} | {len(seeds)} | {' | '.join(cells)} | {', '.join(reached)} |")
@@ -300,10 +321,11 @@ def main() -> None:
     sections = parser.add_subparsers(required=True, metavar="SECTION")
     learn = sections.add_parser("overfit")
     learn.set_defaults(run=run_overfit)
-    help_ = sections.add_parser("auxiliary")
-    help_.add_argument("--seeds", type=int, default=3)
-    help_.set_defaults(run=run_auxiliary)
-    for section in (learn, help_):
+    helped = [sections.add_parser(name) for name in ("auxiliary", "unseen")]
+    for section, run in zip(helped, (run_auxiliary, run_unseen), strict=True):
+        section.add_argument("--seeds", type=int, default=3)
+        section.set_defaults(run=run)
+    for section in (learn, *helped):
         section.add_argument("--losses", nargs="+", default=LOSSES)
     timed = sections.add_parser("steps")
     timed.set_defaults(run=run_steps)
@@ -312,7 +334,7 @@ def main() -> None:
         section.add_argument("--detectors", nargs="+", default=LEARNED, choices=LEARNED)
     for name, value in {"side": 192, "batch": 2, "objects": 40, "queries": 300, "classes": 80, "rounds": 15}.items():
         timed.add_argument(f"--{name}", type=int, default=value)
-    for section in (learn, help_, timed):
+    for section in (learn, *helped, timed):
         section.add_argument("--threads", type=int, default=1, help="PyTorch's (default: 1)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

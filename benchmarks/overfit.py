@@ -17,8 +17,8 @@ import io
 import os
 import platform
 import time
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from concordet.engine.files import replacing
 from concordet.measures import evaluate_detections
 from concordet.version import __version__
 
+Batch = tuple[list[torch.Tensor], list[dict[str, Any]]]
 RESULTS = Path(__file__).parent / "results" / "overfit.csv"
 GOAL, EVERY, MOST = 0.9, 20, 600
 
@@ -46,23 +47,37 @@ SETS = ("detr", "deformable_detr", "co_detr")
 
 
 def ap50_while_training(
-    model: nn.Module, scenes: DetectionDataset, *, lr: float, clip: float = 10.0, every: int = EVERY
+    model: nn.Module,
+    scenes: DetectionDataset,
+    *,
+    lr: float,
+    clip: float = 10.0,
+    every: int = EVERY,
+    batches: Iterable[Batch] | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Trains on all scenes at once, for ever; after every so many steps, how many there were and AP50 on the scenes."""
-    images, targets = (list(part) for part in zip(*(scenes[i] for i in range(len(scenes))), strict=True))
+    """Trains, for as long as there are batches; after every so many steps, how many there were and AP50 on the scenes.
+
+    Without batches it trains on all scenes at once, for ever.
+    """
+    images, targets = together(scenes, range(len(scenes)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 20))
-    for steps in count(every, every):
-        model.train()
-        for _ in range(every):
-            optimizer.zero_grad()
-            sum(model(images, targets).values()).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            schedule.step()
-        with torch.no_grad():
-            found = batch_results(model.eval()(images), targets, scenes.category_ids)
-        yield steps, evaluate_detections(scenes.ground_truth(), found)["AP50"] or 0.0
+    for steps, batch in enumerate(repeat((images, targets)) if batches is None else batches, 1):
+        optimizer.zero_grad()
+        sum(model.train()(*batch).values()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        schedule.step()
+        if steps % every == 0:
+            with torch.no_grad():
+                found = batch_results(model.eval()(images), targets, scenes.category_ids)
+            yield steps, evaluate_detections(scenes.ground_truth(), found)["AP50"] or 0.0
+
+
+def together(scenes: DetectionDataset, rows: Iterable[int]) -> Batch:
+    """Images and targets of these scenes."""
+    images, targets = zip(*(scenes[i] for i in rows), strict=True)
+    return list(images), list(targets)
 
 
 def overfit(detector: str, loss: str = "default", *, most: int = MOST) -> dict[str, Any]:
