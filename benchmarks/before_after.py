@@ -108,7 +108,7 @@ def main() -> None:
     """Parses, measures, writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("revision")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=15, help="of a million logits; more of fewer")
     parser.add_argument("--logits", type=int, nargs="+", default=LOGITS)
     options = parser.parse_args()
     import torch
@@ -125,7 +125,8 @@ def main() -> None:
         rows = []
         for n in options.logits:
             for share in SHARES:
-                rows += [cell(workers, n, share, loss, options.rounds) for loss in LOSSES]
+                rounds = round(options.rounds * max(1, 1e6 / n) ** 0.5)  # short runs are noisier
+                rows += [cell(workers, n, share, loss, rounds) for loss in LOSSES]
                 print(table(rows).splitlines()[-1], flush=True)
         for worker in workers:
             worker.process.kill()
@@ -137,7 +138,7 @@ def main() -> None:
     writer.writerows(rows)
     header = (
         f"`python benchmarks/before_after.py {options.revision}`: processor time of forward and backward with "
-        f"{now.stdout.strip()} / with {name.stdout.strip()}, median of {options.rounds} runs in turn (quartiles); "
+        f"{now.stdout.strip()} / with {name.stdout.strip()}, median of {options.rounds} runs in turn, of short ones more (quartiles); "
         f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread.\n\n"
     )
     with replacing(RESULTS) as path:
