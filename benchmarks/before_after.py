@@ -138,8 +138,9 @@ def main() -> None:
     writer.writerows(rows)
     header = (
         f"`python benchmarks/before_after.py {options.revision}`: processor time of forward and backward with "
-        f"{now.stdout.strip()} / with {name.stdout.strip()}, median of {options.rounds} runs in turn, of short ones more (quartiles); "
-        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one thread.\n\n"
+        f"{now.stdout.strip()} / with {name.stdout.strip()}, median of {options.rounds} runs in turn, of short ones "
+        f"more (quartiles); torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one "
+        "thread.\n\n"
     )
     with replacing(RESULTS) as path:
         path.write_text(text.getvalue())
