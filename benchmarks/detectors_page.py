@@ -42,10 +42,10 @@ def steps(name: str) -> str:
     path = RESULTS / name
     lines = path.read_text().splitlines()
     header = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+    sides = "/".join(dict.fromkeys(row["side"] for row in read_rows(path)))
     return (
         f"{header['processor']}, {header['threads']} of {header['cores']} cores, batch {header['batch']}, images of "
-        f"{'/'.join(dict.fromkeys(row['side'] for row in read_rows(path)))} pixels, torch {header['torch']}.\n\n"
-        f"{markdown(read_rows(path))}"
+        f"{sides} pixels, torch {header['torch']}; {header['clock']} time.\n\n{markdown(read_rows(path))}"
     )
 
 
