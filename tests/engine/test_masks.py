@@ -23,7 +23,7 @@ from concordet.engine.evaluation import Found, measure, run_detector
 from concordet.types import BACKGROUND, Assigned
 
 from ..trained import tiny
-from ..trees import voc_tree
+from ..trees import TREES, voc_tree
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'
 
@@ -75,6 +75,13 @@ class TestRun:
         main(["evaluate", str(run), "--accelerator", "cpu"])
         assert "masks" in capsys.readouterr().out
 
+    def test_analysis_of_the_same_files_agrees(self, run, tmp_path):
+        files = [str(run / "ground_truth.json"), str(run / "detections.json")]
+        assert main(["analyze", *files, "--iou-type", "segm", "--json", str(tmp_path / "figures.json")]) == 0
+        figures, metrics = read(tmp_path / "figures.json"), read(run / "evaluation.json")["metrics"]
+        for name in ("AP", "AP50", "AP75"):
+            assert figures[name] == metrics[f"{name}_mask"] is not None
+
     def test_prediction(self, run, tmp_path):
         done = predict(run, [run / "samples"], out=tmp_path / "found.json", draw=tmp_path / "drawn", accelerator="cpu")
         assert all(set(row["segmentation"]) == {"size", "counts"} for row in read(tmp_path / "found.json"))
@@ -82,11 +89,11 @@ class TestRun:
 
 
 class Perfect(torch.nn.Module):
-    """Finds every object with a mask ``shift`` pixels to the right, beside a false one in a corner."""
+    """Finds every object with a mask ``shift`` pixels to the right, beside a false one in a corner if ``mistaken``."""
 
-    def __init__(self, shift):
+    def __init__(self, shift=0, mistaken=True):
         super().__init__()
-        self.shift = shift
+        self.shift, self.mistaken = shift, mistaken
 
     def detections_and_assigned(self, images, targets):
         found = []
@@ -96,14 +103,13 @@ class Perfect(torch.nn.Module):
             corner[..., :4, :4] = 1
             boxes = torch.cat([torch.as_tensor(target["boxes"]), torch.tensor([[0.0, 0.0, 4.0, 4.0]])])
             scores = torch.linspace(0.9, 0.5, len(boxes) - 1)
-            found.append(
-                {
-                    "boxes": boxes,
-                    "labels": torch.cat([target["labels"], torch.tensor([1])]),
-                    "scores": torch.cat([scores, torch.tensor([0.95])]),
-                    "masks": torch.cat([masks, corner]),
-                }
-            )
+            own = {
+                "boxes": boxes,
+                "labels": torch.cat([target["labels"], torch.tensor([1])]),
+                "scores": torch.cat([scores, torch.tensor([0.95])]),
+                "masks": torch.cat([masks, corner]),
+            }
+            found.append(own if self.mistaken else {name: value[:-1] for name, value in own.items()})
         none = torch.zeros(0, dtype=torch.int64)
         record = Assigned(
             logits=torch.zeros(1, 2),
@@ -129,6 +135,30 @@ def test_average_precision_of_known_masks_is_pycocotools(shift):
     # boxes are the same whatever the shift; masks of thin strokes are not
     assert figures["AP_mask"] == figures["AP"] if shift == 0 else figures["AP_mask"] < 0.8 * figures["AP"]
     assert figures["AP_mask"] > (0.3 if shift < 2 else -1)
+
+
+def judged_with_true_masks(data):
+    found = run_detector(Perfect(mistaken=False), data, device=torch.device("cpu"))
+    truth = data.ground_truth()
+    sizes = {image["id"]: [image["height"], image["width"]] for image in truth["images"]}
+    assert all(row["segmentation"]["size"] == sizes[row["image_id"]] for row in found.detections)
+    return measure(truth, found)
+
+
+@pytest.mark.parametrize("name", ["digits", "coco", "lvis", "cityscapes"])
+def test_true_masks_of_every_data_set_are_perfect(name, tmp_path):
+    config = tiny().data if name == "digits" else DataConfig(name=name, root=str(TREES[name](tmp_path)))
+    figures = judged_with_true_masks(build_dataset(config, "val", masks=True))
+    assert [figures[key] for key in ("AP_mask", "AP50_mask", "AP75_mask")] == pytest.approx([1.0] * 3)
+
+
+@pytest.mark.parametrize("name", ["coco", "lvis", "cityscapes"])
+def test_masks_of_smaller_images_are_judged_in_original_pixels(name, tmp_path):
+    config = DataConfig(name=name, root=str(TREES[name](tmp_path)), val_options={"max_size": 32})
+    data = build_dataset(config, "val", masks=True)
+    assert max(data[0][0].shape) == 32 == data.ground_truth()["images"][0]["width"] // 2
+    # half the resolution moves outlines by a pixel at most
+    assert judged_with_true_masks(data)["AP75_mask"] == pytest.approx(1.0)
 
 
 def test_masks_are_in_original_pixels():
