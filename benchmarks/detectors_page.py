@@ -68,7 +68,7 @@ def main() -> None:
     """Writes the pages."""
     measured = {name: steps(name) for name in ("detectors.csv", "detectors_two_stage.csv")}
     put(PAGES / "README.md", {"parameters": parameters(), **measured, **results("overfit.md", "learning.md")})
-    sections = ("overfit", "auxiliary", "steps")
+    sections = ("overfit", "auxiliary", "unseen", "steps")
     put(PAGES / "transformers.md", results(*(f"transformers_{section}.md" for section in sections)))
 
 
