@@ -20,12 +20,6 @@ def test_code_on_the_page(page, capsys):
         assert capsys.readouterr().out.splitlines() == expected
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_and_pictures_exist(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
-
-
 def test_tables_are_those_of_the_results():
     from concordet.benchmark.losses import markdown, read_rows
 
