@@ -10,16 +10,16 @@ benchmarks/results/before_after.csv and before_after.md.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import os
-import platform
 import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
 from statistics import median, quantiles
+
+from concordet.benchmark.results import write_table
 
 RESULTS = Path(__file__).parent / "results" / "before_after.csv"
 ROOT = Path(__file__).parents[1]
@@ -111,10 +111,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15, help="of a million logits; more of fewer")
     parser.add_argument("--logits", type=int, nargs="+", default=LOGITS)
     options = parser.parse_args()
-    import torch
-
-    from concordet.engine.files import replacing
-
     with tempfile.TemporaryDirectory() as folder:
         tree = subprocess.run(["git", "archive", options.revision, "concordet"], cwd=ROOT, capture_output=True)
         if tree.returncode:
@@ -132,20 +128,12 @@ def main() -> None:
             worker.process.kill()
     name = subprocess.run(["git", "rev-parse", "--short", options.revision], cwd=ROOT, capture_output=True, text=True)
     now = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    header = (
+    what = (
         f"`python benchmarks/before_after.py {options.revision}`: processor time of forward and backward with "
         f"{now.stdout.strip()} / with {name.stdout.strip()}, median of {options.rounds} runs in turn, of short ones "
-        f"more (quartiles); torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, one "
-        "thread.\n\n"
+        "more (quartiles)"
     )
-    with replacing(RESULTS) as path:
-        path.write_text(text.getvalue())
-    with replacing(RESULTS.with_suffix(".md")) as path:
-        path.write_text(header + table(rows) + "\n")
+    write_table(RESULTS, rows, table(rows), what, 1)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ full`` measures.  Other work on the machine changes minutes and seconds, and rat
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -27,16 +25,14 @@ from overfit import GOAL, Batch, ap50_while_training, together
 from torch import Tensor, nn
 
 from concordet.benchmark.detectors import classified, in_turns
-from concordet.benchmark.losses import environment, read_rows, write_rows
+from concordet.benchmark.results import known_rows, merge_rows, write_table
 from concordet.data import load_dataset
 from concordet.data.targets import DetectionDataset
 from concordet.detectors import build_detector
-from concordet.engine.files import replacing
 from concordet.losses.criteria import Criterion
 from concordet.losses.set_core import SetCore
 from concordet.losses.terms import Terms, flat_labels, one_hot
 from concordet.types import Assigned
-from concordet.version import __version__
 
 RESULTS = Path(__file__).parent / "results"
 LEARNED = ("deformable_detr", "co_detr")
@@ -102,7 +98,7 @@ def compare_heads(
 ) -> None:
     """Co-DETR's AP50 with and without auxiliary heads; runs that are in the CSV file already are kept."""
     path = RESULTS / f"transformers_{section}.csv"
-    rows: list[dict[str, Any]] = list(read_rows(path)) if path.exists() else []
+    rows = known_rows(path)
     known = {(int(r["seed"]), r["loss"], r["auxiliary"]) for r in rows}
     runs = product(range(options.seeds), options.losses, ("with", "without"))
     for seed, loss, auxiliary in [run for run in runs if run not in known]:
@@ -265,9 +261,8 @@ def same(looped: nn.Module, exact: nn.Module, images: list[Tensor], targets: lis
 def run_steps(options: argparse.Namespace) -> None:
     """Section ``steps``; adds to the CSV file what another size has left there."""
     path = RESULTS / "transformers_steps.csv"
-    rows: list[dict[str, Any]] = list(read_rows(path)) if path.exists() else []
     for detector in options.detectors:
-        rows = [r for r in rows if (r["detector"], r["size"]) != (detector, options.size)] + steps_of(detector, options)
+        rows = merge_rows(path, steps_of(detector, options), ("detector", "size"))
         rows.sort(key=lambda r: (r["size"], r["detector"]), reverse=True)
         what = (
             f"{options.objects} objects an image, {options.queries} queries, {options.classes} classes; step of focal"
@@ -304,15 +299,8 @@ def steps_table(rows: list[dict[str, Any]]) -> list[str]:
 
 def write(section: str, rows: list[dict[str, Any]], what: str, lines: list[str]) -> None:
     """The section's rows as CSV, and its table as Markdown."""
-    header = (
-        f"`python benchmarks/{Path(__file__).name} {section}`: {what}; concordet {__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} of "
-        f"{os.cpu_count()} threads.\n"
-    )
-    path = RESULTS / f"transformers_{section}.csv"
-    write_rows(path, rows, environment())
-    with replacing(path.with_suffix(".md")) as temporary:
-        temporary.write_text("\n".join([header, *lines]) + "\n")
+    what = f"`python benchmarks/{Path(__file__).name} {section}`: {what}"
+    write_table(RESULTS / f"transformers_{section}.csv", rows, "\n".join(lines), what, torch.get_num_threads())
 
 
 def main() -> None:

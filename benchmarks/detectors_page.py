@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from concordet.benchmark.detectors import markdown
-from concordet.benchmark.losses import read_rows
+from concordet.benchmark.results import read_rows
 from concordet.detectors import build_detector, list_detectors
 from concordet.detectors.build import DETECTORS
 from concordet.engine.files import replacing

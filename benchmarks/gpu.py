@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from concordet.benchmark import detectors, losses
+from concordet.benchmark.results import read_rows
 from concordet.engine.files import replacing
 from concordet.version import __version__
 
@@ -62,8 +63,8 @@ def main() -> None:
         text = MEASURED.format(
             **versions,
             card=torch.cuda.get_device_name(),
-            losses=losses.markdown(losses.read_rows(grid.out)),
-            detectors=detectors.markdown(losses.read_rows(steps.out)),
+            losses=losses.markdown(read_rows(grid.out)),
+            detectors=detectors.markdown(read_rows(steps.out)),
         )
     else:
         text = UNMEASURED.format(**versions)

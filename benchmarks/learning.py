@@ -3,35 +3,31 @@
     python benchmarks/learning.py                                  # all detectors, both losses
     python benchmarks/learning.py --detectors fcos --losses default
 
-Writes benchmarks/results/learning.csv and learning.md.  Runs lie in runs/learning; one that is finished is not trained
-again.  The demonstration's data and settings are used for all, but for what SETTINGS says.  Time is the processor's
-(user and system, summed over threads), which other work on the machine changes least.
+Writes benchmarks/results/learning.csv and learning.md, whose other rows stay.  Runs lie in runs/learning; one that is
+finished is not trained again.  The demonstration's data and settings are used for all, but for what SETTINGS says.
+Time is the processor's (user and system, summed over threads), which other work on the machine changes least.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import os
-import platform
 import resource
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-import torch
-
+from concordet.benchmark.results import merge_rows, write_table
 from concordet.detectors import list_detectors
 from concordet.engine.config import TrainConfig, save_config
 from concordet.engine.demo import DEMO
-from concordet.engine.files import replacing
-from concordet.version import __version__
+from concordet.engine.files import read_json, write_json
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "learning.csv"
 RUNS = Path("runs") / "learning"
 
 SETTINGS: dict[str, dict[str, float]] = {
@@ -74,24 +70,23 @@ def train(config: TrainConfig, folder: Path, threads: int) -> None:
     )
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    with replacing(folder.with_suffix(".json")) as path:
-        path.write_text(json.dumps({"processor_s": used, "wall_s": wall}))
+    write_json(folder.with_suffix(".json"), {"processor_s": used, "wall_s": wall})
 
 
 def ap50(folder: Path) -> float:
     """AP50 of a finished run."""
-    return json.loads((folder / "evaluation.json").read_text())["metrics"]["AP50"] or 0.0
+    return read_json(folder / "evaluation.json")["metrics"]["AP50"] or 0.0
 
 
-def row(detector: str, loss: str, threads: int) -> dict:
+def row(detector: str, loss: str, threads: int) -> dict[str, Any]:
     """Trains a detector with a loss, and once for a single update without learning; their figures."""
     config = config_of(detector, loss)
     folder = RUNS / f"{detector}-{loss}"
     untrained = RUNS / f"{detector}-untrained"
     train(replace(config, loss="default", optim=replace(config.optim, steps=1, lr=1e-12, ema=0.0)), untrained, threads)
     train(config, folder, threads)
-    figures = json.loads((folder / "evaluation.json").read_text())["metrics"]
-    taken = json.loads(folder.with_suffix(".json").read_text())
+    figures = read_json(folder / "evaluation.json")["metrics"]
+    taken = read_json(folder.with_suffix(".json"))
     return {
         "detector": detector,
         "loss": loss,
@@ -105,18 +100,20 @@ def row(detector: str, loss: str, threads: int) -> dict:
     }
 
 
-def table(rows: list[dict], losses: list[str]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, a row a detector."""
+    losses = list(dict.fromkeys(r["loss"] for r in rows))
     head = ["detector", "epochs", "lr", "AP50 untrained"]
     head += [f"{title}, {loss}" for loss in losses for title in ("AP50", "AP", "processor minutes")]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for detector in dict.fromkeys(r["detector"] for r in rows):
         own = {r["loss"]: r for r in rows if r["detector"] == detector}
         first = next(iter(own.values()))
-        cells = [detector, str(first["epochs"]), f"{first['lr']:g}", f"{first['AP50_untrained']:.3f}"]
+        cells = [detector, str(first["epochs"]), f"{float(first['lr']):g}", f"{float(first['AP50_untrained']):.3f}"]
         for loss in losses:
             r = own.get(loss)
-            cells += ["–"] * 3 if r is None else [f"{r['AP50']:.3f}", f"{r['AP']:.3f}", f"{r['processor_minutes']:.1f}"]
+            figures = [] if r is None else [float(r[key]) for key in ("AP50", "AP", "processor_minutes")]
+            cells += [f"{figures[0]:.3f}", f"{figures[1]:.3f}", f"{figures[2]:.1f}"] if figures else ["–"] * 3
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -130,24 +127,15 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=["default", "rank_sort"])
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads a run")
     options = parser.parse_args()
-    rows = [row(d, loss, options.threads) for d in options.detectors for loss in options.losses]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
     data = DEMO.config.data
-    header = (
-        f"`python benchmarks/learning.py`: nano, {data.train_options['length']} digit scenes of 128 pixels, batch "
-        f"{data.batch_size}, evaluated on {data.val_options['length']} others; concordet {__version__}, torch "
-        f"{torch.__version__}, Python {platform.python_version()}, {platform.machine()}, {options.threads} of "
-        f"{os.cpu_count()} threads a run.\n\n"
-    )
-    RESULTS.mkdir(exist_ok=True)
-    with replacing(RESULTS / "learning.csv") as path:
-        path.write_text(text.getvalue())
-    with replacing(RESULTS / "learning.md") as path:
-        path.write_text(header + table(rows, options.losses) + "\n")
-    print(table(rows, options.losses))
+    what = f"`python benchmarks/learning.py`: nano, {data.train_options['length']} digit scenes of 128 pixels, batch "
+    what += f"{data.batch_size}, evaluated on {data.val_options['length']} others"
+    order = list_detectors()
+    for detector, loss in product(options.detectors, options.losses):
+        rows = merge_rows(RESULTS, [row(detector, loss, options.threads)], ("detector", "loss"))
+        rows.sort(key=lambda r: (order.index(r["detector"]), r["loss"]))
+        write_table(RESULTS, rows, table(rows), what, options.threads)
+    print(table(rows))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from concordet.benchmark.losses import markdown, read_rows
+from concordet.benchmark.losses import markdown
+from concordet.benchmark.results import read_rows
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "losses" / "speed.md"

@@ -12,26 +12,21 @@ overfit.md, row by row.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import os
-import platform
 import time
 from collections.abc import Iterable, Iterator
-from itertools import repeat
+from itertools import product, repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from concordet.benchmark.results import merge_rows, write_table
 from concordet.data import load_dataset
 from concordet.data.targets import DetectionDataset
 from concordet.detectors import build_detector, list_detectors
 from concordet.engine.detections import batch_results
-from concordet.engine.files import replacing
 from concordet.measures import evaluate_detections
-from concordet.version import __version__
 
 Batch = tuple[list[torch.Tensor], list[dict[str, Any]]]
 RESULTS = Path(__file__).parent / "results" / "overfit.csv"
@@ -41,7 +36,7 @@ SIZES = dict.fromkeys(("ssd", "dssd", "refinedet", "paa"), (256, 256))
 """Where 128 pixels are too few for the levels, or for anchors of 64 pixels to tell small digits apart (PAA)."""
 
 BACKBONES = dict.fromkeys(("ssd", "dssd"), "resnet50")
-RATES = {"ssd": 3e-4, "dssd": 3e-4, "refinedet": 3e-4, "sparse_rcnn": 1e-4, "cascade_rcnn": 3e-4}
+RATES = {"ssd": 3e-4, "dssd": 3e-4, "refinedet": 3e-4, "cascade_rcnn": 3e-4}
 SETS = ("detr", "deformable_detr", "co_detr")
 """Detection transformers have a benchmark of their own, ``detection_transformers.py``, at nano size."""
 
@@ -107,33 +102,16 @@ def overfit(detector: str, loss: str = "default", *, most: int = MOST) -> dict[s
     }
 
 
-def known() -> list[dict[str, Any]]:
-    """Rows of the table as it is."""
-    if not RESULTS.exists():
-        return []
-    return list(csv.DictReader(RESULTS.open()))
-
-
-def write(rows: list[dict[str, Any]]) -> None:
-    """The table as CSV and Markdown."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, a row a detector and loss."""
     lines = [
-        "`python benchmarks/overfit.py`: full architectures on a narrow backbone, four digit scenes, until AP50 is "
-        f"above {GOAL} (asked every {EVERY} steps); concordet {__version__}, torch {torch.__version__}, Python "
-        f"{platform.python_version()}, {platform.machine()}, {torch.get_num_threads()} of {os.cpu_count()} threads.\n",
         "| detector | loss | parameters | lr | steps | AP50 | minutes |",
         "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         figures = f"{float(r['parameters_M']):.1f} M | {float(r['lr']):g} | {r['steps']} | {float(r['AP50']):.3f}"
         lines.append(f"| {r['detector']} | {r['loss']} | {figures} | {float(r['minutes']):.1f} |")
-    with replacing(RESULTS) as path:
-        path.write_text(text.getvalue())
-    with replacing(RESULTS.with_suffix(".md")) as path:
-        path.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -143,12 +121,12 @@ def main() -> None:
     parser.add_argument("--detectors", nargs="+", default=names, choices=names)
     parser.add_argument("--losses", nargs="+", default=["default"])
     options = parser.parse_args()
-    for detector in options.detectors:
-        for loss in options.losses:
-            row = overfit(detector, loss)
-            order = {name: place for place, name in enumerate(names)}
-            others = [r for r in known() if (r["detector"], r["loss"]) != (detector, loss)]
-            write(sorted([*others, row], key=lambda r: (order[r["detector"]], r["loss"])))
+    what = "`python benchmarks/overfit.py`: full architectures on a narrow backbone, four digit scenes, until AP50 is "
+    what += f"above {GOAL} (asked every {EVERY} steps)"
+    for detector, loss in product(options.detectors, options.losses):
+        rows = merge_rows(RESULTS, [overfit(detector, loss)], ("detector", "loss"))
+        rows.sort(key=lambda r: (names.index(r["detector"]), r["loss"]))
+        write_table(RESULTS, rows, table(rows), what, torch.get_num_threads())
 
 
 if __name__ == "__main__":

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from concordet.benchmark.analyze import Case, generate
+from concordet.benchmark.analyze import PACKAGES, Case, generate
+from concordet.benchmark.results import environment, write_rows
 from concordet.measures import analyze
 from concordet.measures.dataset import read_dataset
 from concordet.measures.raw import suppress
@@ -28,12 +28,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=100)
     options = parser.parse_args()
     rows = [row(threshold, options.scenes) for threshold in NMS]
-    temporary = options.out.with_suffix(".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(options.out)
+    write_rows(options.out, rows, environment(packages=PACKAGES))
 
 
 def row(threshold: float, n_scenes: int) -> dict[str, Any]:

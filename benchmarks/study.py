@@ -11,21 +11,15 @@ drift of the machine's speed meets all of them alike.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
-from concordet.engine.files import replacing
+from concordet.benchmark.results import write_table
 from concordet.report.metrics import METRICS
-from concordet.version import __version__
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -91,22 +85,12 @@ def main() -> None:
             figures = run(options.config, loss, seed, options.set, folder, options.threads)
             scalars = {k: v for k, v in figures.items() if isinstance(v, int | float) or v is None}
             rows.append({"loss": loss, "seed": seed, **scalars})
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    RESULTS.mkdir(exist_ok=True)
     command = f"python benchmarks/study.py {options.config} --losses {' '.join(map(repr, options.losses))}"
-    header = (
+    what = (
         f"`{command} --seeds {options.seeds} --name {options.name}`: mean ± standard deviation, {options.seeds} seeds"
-        f"{' (paired difference to the first)' if options.seeds > 1 else ''}; concordet {__version__}, "
-        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()}, "
-        f"{options.threads} threads of {os.cpu_count()} cores.\n\n"
     )
-    with replacing(RESULTS / f"{options.name}.csv") as path:
-        path.write_text(text.getvalue())
-    with replacing(RESULTS / f"{options.name}.md") as path:
-        path.write_text(header + table(rows, options.losses) + "\n")
+    what += " (paired difference to the first)" if options.seeds > 1 else ""
+    write_table(RESULTS / f"{options.name}.csv", rows, table(rows, options.losses), what, options.threads)
     print(table(rows, options.losses))
 
 

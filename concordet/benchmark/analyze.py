@@ -6,26 +6,21 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-_COLUMNS: Final = (
-    *("case", "images", "classes", "objects", "detections", "what", "runs"),
-    *("median_s", "min_s", "max_s", "cpu_s", "peak_mb", "AP"),
-)
+from concordet.benchmark.results import environment, write_rows
+from concordet.engine.files import write_json
+
+PACKAGES: Final = ("numpy", "scipy", "hotcoco", "pycocotools")
 _WHATS: Final = ("concordet analyze, bounds included", "hotcoco AP alone", "pycocotools AP alone")
 
 
@@ -95,33 +90,6 @@ def run_cases(cases: list[Case], *, repeats: int = 3, slow_up_to: int = 500_000)
     return rows
 
 
-def environment() -> dict[str, str]:
-    """Hardware and versions, for the header of the results."""
-    packages = ("numpy", "scipy", "hotcoco", "pycocotools")
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        processor = lines[0].split(":", 1)[1].strip() if lines else processor
-    return {
-        "processor": processor,
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "load average": " ".join(f"{v:.1f}" for v in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown",
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
-    }
-
-
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write the rows as CSV under a header of ``#`` lines."""
-    text = io.StringIO()
-    text.writelines(f"# {key}: {value}\n" for key, value in environment().items())
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    _replaced(path, text.getvalue())
-
-
 def run(words: list[str]) -> None:
     """``concordet benchmark analyze``: run the cases, print them, and write them where asked."""
     parser = argparse.ArgumentParser(prog="concordet benchmark analyze", description=(__doc__ or "").split("\n")[0])
@@ -131,17 +99,12 @@ def run(words: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each but pycocotools, which runs once")
     options = parser.parse_args(words)
     rows = run_cases([CASES[name] for name in options.cases], repeats=max(options.repeats, 1))
+    header = environment(packages=PACKAGES)
     if options.out is not None:
-        write(options.out, rows)
+        write_rows(options.out, rows, header)
     if options.json is not None:
-        _replaced(options.json, json.dumps({"environment": environment(), "rows": rows}, indent=1))
-
-
-def _replaced(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.json, {"environment": header, "rows": rows})
 
 
 def _peak_mb() -> float:

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from concordet.benchmark.losses import environment, read_rows, write_rows
+from concordet.benchmark.results import environment, read_rows, write_rows
 from concordet.types import IGNORED
 
 LOSSES: Final = ("rank_sort", "ap", "alrp", "harmonic", "focal+concordance(0.3)")

@@ -6,11 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -22,6 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from concordet.benchmark.results import environment, read_rows, write_rows
 from concordet.losses import functional
 
 LOGITS: Final = (10_000, 100_000, 1_000_000)
@@ -211,46 +208,6 @@ def _peak_mb(device: str) -> float:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
-def environment(device: str = "cpu") -> dict[str, str]:
-    """Hardware and versions, for the header of the results.
-
-    Raises:
-        ValueError: the device is not here.
-    """
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ValueError(f"device {device} is asked for, and PyTorch sees no GPU here; leave --device out")
-    info = Path("/proc/cpuinfo")
-    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return {
-        "processor": names[0].split(":", 1)[1].strip() if names else platform.machine(),
-        "cores": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
-        "load average": " ".join(f"{v:.1f}" for v in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    } | ({} if device == "cpu" else {"device": torch.cuda.get_device_name()})
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]], header: dict[str, str]) -> None:
-    """A CSV file with the environment in comment lines, written whole or not at all."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    for name, value in header.items():
-        text.write(f"# {name}: {value}\n")
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text.getvalue())
-    temporary.replace(path)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of such a file."""
-    with path.open() as file:
-        return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
 def markdown(rows: list[dict[str, str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from concordet.benchmark import detectors
-from concordet.benchmark.losses import read_rows
+from concordet.benchmark.results import read_rows
 
 
 def test_a_detector_is_measured_with_every_loss():

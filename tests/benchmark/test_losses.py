@@ -22,14 +22,6 @@ def test_a_cell_is_measured():
     assert rows[0]["times_focal"] == 1
 
 
-def test_results_are_written_whole(tmp_path):
-    path = tmp_path / "new" / "rows.csv"
-    losses.write_rows(path, [{"a": 1}, {"a": 2, "b": 3}], {"torch": "x"})
-    assert path.read_text() == "# torch: x\na,b\n1,\n2,3\n"
-    assert losses.read_rows(path) == [{"a": "1", "b": ""}, {"a": "2", "b": "3"}]
-    assert [file.name for file in path.parent.iterdir()] == ["rows.csv"]
-
-
 def test_gradients_are_balanced_by_ranking_losses_alone(tmp_path):
     """aLRP's Figure 4: the ratio is 1 for ranking losses and moves for focal loss and cross entropy."""
     rows = loss_studies.balance(losses.Options(out=tmp_path / "balance.csv"))

@@ -21,7 +21,8 @@ def test_code_on_the_page(page, capsys):
 
 
 def test_tables_are_those_of_the_results():
-    from concordet.benchmark.losses import markdown, read_rows
+    from concordet.benchmark.losses import markdown
+    from concordet.benchmark.results import read_rows
 
     root = PAGES[0].parents[2]
     text = (root / "docs" / "losses" / "speed.md").read_text()
