@@ -18,11 +18,10 @@ from concordet.detectors.deformable_detr import (
     USUAL,
     DeformableDETR,
     build_network,
-    costs_for,
     deformable_detr_options,
     stage_names,
-    to_pixels,
 )
+from concordet.detectors.detection_transformer import costs_for, to_pixels
 from concordet.detectors.hungarian import in_units
 from concordet.detectors.proposals import staged_criterion
 from concordet.detectors.set_prediction import Outcome, set_criterion

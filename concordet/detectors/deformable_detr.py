@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-from torchvision.models import WeightsEnum
+from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_convert
 
 from concordet.detectors.backbones import Features, Size, features
+from concordet.detectors.detection_transformer import (
+    DetectionTransformer,
+    check_queries,
+    costs_for,
+    needs_transformers,
+    to_pixels,
+)
 from concordet.detectors.hungarian import Costs
 from concordet.detectors.proposals import objects_of
-from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, set_criterion
-from concordet.detectors.suppression import Inference
+from concordet.detectors.set_prediction import Outcome, Stage, set_criterion
 from concordet.detectors.targets import Target
-from concordet.detectors.weights import load_weights
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from transformers import DeformableDetrForObjectDetection
 
 USUAL = Usual("focal", BoxTerm("giou", weight=2.0))
-INFERENCE = Inference(score_threshold=0.0, nms_threshold=1.0, topk=100)
-RANKING_CLASS_COST = 4.0
 ENCODER = "encoder"
 
 
@@ -101,11 +100,6 @@ def deformable_detr(
     return DeformableDETR(network, criterion, num_classes=num_classes, **settings)
 
 
-def costs_for(criterion: StagedCriterion) -> Costs:
-    """Of the matching; with ranking losses the class weighs 4 (BRS-DETR, Sec. 4.1), otherwise 2."""
-    return Costs(2.0 if criterion.calibrated else RANKING_CLASS_COST, box_format="cxcywh")
-
-
 def build_network(
     maps: Features,
     *,
@@ -122,14 +116,9 @@ def build_network(
     Raises:
         ValueError: for a number of queries below 1, or where Transformers is not installed.
     """
-    if num_queries < 1:
-        raise ValueError(f"num_queries must be at least 1, got {num_queries}")
-    try:
+    check_queries(num_queries)
+    with needs_transformers():
         from concordet.detectors.hugging_face import deformable_network
-    except ImportError as error:
-        raise ValueError(
-            "this detector needs the package transformers; install it with: pip install 'concordet[transformers]'"
-        ) from error
     shape = {} if size == "full" else _NANO
     return deformable_network(
         maps,
@@ -151,23 +140,11 @@ def build_network(
 _NANO = {"d_model": 128, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "num_feature_levels": 3, "dropout": 0.0}
 
 
-class DeformableDETR(SetPredictor):
+class DeformableDETR(DetectionTransformer):
     """Deformable DETR in torchvision's convention; records are named ``encoder`` (with two stages) and ``layer1`` on.
 
-    Args:
-        network: Transformers' model.
-        criterion: loss.
-        **settings: of :class:`SetPredictor`.
+    Its network is Transformers' ``DeformableDetrForObjectDetection``.
     """
-
-    def __init__(self, network: DeformableDetrForObjectDetection, criterion: StagedCriterion, **settings: Any) -> None:
-        super().__init__(criterion, costs=costs_for(criterion), **settings)
-        self.network = network
-
-    @property
-    def backbone(self) -> Features:
-        """Feature maps of images."""
-        return cast(Features, self.network.model.backbone.model)
 
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Outcome:
         batch, resized = self.transform(images, targets)
@@ -204,19 +181,3 @@ class DeformableDETR(SetPredictor):
                 f"images of {padded[0]} x {padded[1]} pixels have {count} locations, of which two_stage=True chooses "
                 f"{config.num_queries}; take a larger image_size or fewer num_queries"
             )
-
-
-def to_pixels(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Boxes ``[b, k, 4]`` from centre and size in units of each image to xyxy pixels."""
-    extents = boxes.new_tensor([[width, height, width, height] for height, width in sizes])
-    return box_convert(boxes * extents[:, None], "cxcywh", "xyxy")
-
-
-def load_detr_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
-    """Weights of a folder that Transformers' ``save_pretrained`` wrote, or of whatever :func:`load_weights` takes."""
-    if isinstance(weights, str | Path) and Path(weights).is_dir():
-        from concordet.detectors.hugging_face import load_folder
-
-        load_folder(cast(Any, model).network, Path(weights))
-    else:
-        load_weights(model, weights)

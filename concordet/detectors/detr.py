@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from torch import Tensor
 
-from concordet.detectors.backbones import Features, Size, features
-from concordet.detectors.deformable_detr import to_pixels
-from concordet.detectors.hungarian import Costs
+from concordet.detectors.backbones import Size, features
+from concordet.detectors.detection_transformer import (
+    DetectionTransformer,
+    check_queries,
+    costs_for,
+    needs_transformers,
+    to_pixels,
+)
 from concordet.detectors.proposals import objects_of
-from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, set_criterion
-from concordet.detectors.suppression import Inference
+from concordet.detectors.set_prediction import Outcome, Stage, set_criterion
 from concordet.detectors.targets import Target
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual
 
-if TYPE_CHECKING:
-    from transformers import DetrForObjectDetection
-
 USUAL = Usual("ce", BoxTerm("giou", weight=2.0), softmax=True, background=0.1)
-INFERENCE = Inference(score_threshold=0.0, nms_threshold=1.0, topk=100)
 
 
 def detr_options(size: Size) -> dict[str, Any]:
@@ -37,12 +37,6 @@ def detr_criterion(loss: str | Criterion | StagedCriterion, *, layers: int, **_:
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
     return set_criterion("detr", loss, USUAL, [f"layer{i}" for i in range(1, layers + 1)], classification=1.0)
-
-
-def costs_for(criterion: StagedCriterion) -> Costs:
-    """Of the matching: the class weighs 1 as a softmax's probability, 2 as focal cost, 4 with ranking losses."""
-    classification = 1.0 if criterion.softmax else 2.0 if criterion.calibrated else 4.0
-    return Costs(classification, box_format="cxcywh")
 
 
 def detr(
@@ -78,14 +72,9 @@ def detr(
     Raises:
         ValueError: for a number of queries below 1, or where Transformers is not installed.
     """
-    if num_queries < 1:
-        raise ValueError(f"num_queries must be at least 1, got {num_queries}")
-    try:
+    check_queries(num_queries)
+    with needs_transformers():
         from concordet.detectors.hugging_face_detr import detr_network
-    except ImportError as error:
-        raise ValueError(
-            "this detector needs the package transformers; install it with: pip install 'concordet[transformers]'"
-        ) from error
     costs = costs_for(criterion)
     network = detr_network(
         features(size, backbone, levels=(32,) if size == "full" else (16,), pretrained=pretrained),
@@ -103,23 +92,11 @@ def detr(
 _NANO = {"d_model": 128, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "dropout": 0.0}
 
 
-class DETR(SetPredictor):
+class DETR(DetectionTransformer):
     """DETR in torchvision's convention; records are named ``layer1`` and so on.
 
-    Args:
-        network: Transformers' model.
-        criterion: loss.
-        **settings: of :class:`SetPredictor`.
+    Its network is Transformers' ``DetrForObjectDetection``.
     """
-
-    def __init__(self, network: DetrForObjectDetection, criterion: StagedCriterion, **settings: Any) -> None:
-        super().__init__(criterion, costs=costs_for(criterion), **settings)
-        self.network = network
-
-    @property
-    def backbone(self) -> Features:
-        """The feature map of images."""
-        return cast(Features, self.network.model.backbone.model)
 
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Outcome:
         from concordet.detectors.hugging_face import valid_pixels

@@ -7,7 +7,7 @@ from torchvision.ops import box_convert
 from concordet.detectors import build_detector
 from concordet.detectors.auxiliary import Adapter
 from concordet.detectors.co_detr import MOST, at_most, query_stages
-from concordet.detectors.deformable_detr import to_pixels
+from concordet.detectors.detection_transformer import to_pixels
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
 from concordet.types import IGNORED
