@@ -12,13 +12,14 @@ PACKAGE = Path(__file__).parent.parent / "concordet"
 MAY_IMPORT = {
     "types": set(),
     "boxes": set(),
-    "ranking": {"types"},
-    "losses": {"types", "boxes", "ranking"},
-    "detectors": {"types", "boxes", "losses"},
+    "processes": set(),
+    "ranking": {"types", "processes"},
+    "losses": {"types", "boxes", "processes", "ranking"},
+    "detectors": {"types", "boxes", "processes", "losses"},
     "data": set(),
     "measures": set(),
     "report": {"measures"},
-    "engine": {"types", "boxes", "losses", "detectors", "data", "measures", "report"},
+    "engine": {"types", "boxes", "processes", "losses", "detectors", "data", "measures", "report"},
     "benchmark": {"types", "boxes", "ranking", "losses", "detectors", "data", "measures", "report", "engine"},
     "cli": {"engine", "data", "measures", "report", "losses", "detectors", "benchmark"},
 }

@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from concordet.processes import all_processes
 from concordet.types import Assigned
 
 
 def mean_count(count: float | Tensor, device: torch.device | None = None) -> Tensor:
     """0-dim: ``count`` averaged over processes, as if all of them together had at least 1."""
-    total, processes = torch.as_tensor(count, dtype=torch.float32, device=device).clone(), 1
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(total)
-        processes = torch.distributed.get_world_size()
-    return total.clamp(min=1.0) / processes
+    everyone = all_processes()
+    return everyone.sum(torch.as_tensor(count, dtype=torch.float32, device=device)).clamp(min=1.0) / everyone.size
 
 
 def merge_records(parts: Sequence[Assigned], places: Sequence[Sequence[int]], counts: Sequence[int]) -> Assigned:

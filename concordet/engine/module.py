@@ -18,6 +18,7 @@ from concordet.engine.errors import DivergedError
 from concordet.engine.schedule import build_optimizer, learning_rate_factor
 from concordet.engine.seeding import seed_all
 from concordet.losses import rank_over, value_checks
+from concordet.processes import all_processes
 
 MEND = "a smaller optim.lr (a tenth, say), a longer optim.warmup or a smaller optim.clip usually mends this"
 VALIDATED = ("AP", "AP50", "AP75")
@@ -69,7 +70,8 @@ class DetectionModule(pl.LightningModule):
         except (ValueError, RuntimeError, IndexError) as error:
             self.check_weights(cause=error)
             raise
-        means = over_processes(torch.stack([term.detach().float() for term in terms.values()]))
+        # one that is not finite anywhere is finite nowhere, so that all stop together
+        means = all_processes().mean(torch.stack([term.detach().float() for term in terms.values()]))
         for name, value in zip(terms, means.tolist(), strict=True):
             if not math.isfinite(value):
                 raise DivergedError(
@@ -131,14 +133,6 @@ class DetectionModule(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.meta
-
-
-def over_processes(values: Tensor) -> Tensor:
-    """``[k]`` means over all processes; one that is not finite anywhere is finite nowhere, so all stop together."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-        values = values / dist.get_world_size()
-    return values
 
 
 def evaluate_everywhere(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from concordet.boxes import paired_iou, paired_overlap
-from concordet.ranking.processes import all_processes
+from concordet.processes import all_processes
 from concordet.types import Assigned
 
 BoxKind = Literal["l1", "smooth_l1", "iou", "giou", "diou", "ciou"]

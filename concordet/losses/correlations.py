@@ -8,7 +8,7 @@ from torch import Tensor
 
 from concordet.losses.checks import check_choice, check_finite, check_floating, check_positive, check_same
 from concordet.losses.reduction import at_least_float32
-from concordet.ranking.processes import ALONE, Everyone, everyone
+from concordet.processes import ALONE, Everyone, everyone
 
 COEFFICIENTS = ("pearson", "spearman", "concordance")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from concordet.losses.box import BoxTerm, weigh
 from concordet.losses.terms import balance
-from concordet.ranking.processes import all_processes
+from concordet.processes import all_processes
 from concordet.types import Assigned
 
 MaskKind = Literal["bce", "dice"]

@@ -17,10 +17,10 @@ from concordet.losses.checks import (
     check_positive,
     check_same,
 )
+from concordet.processes import everyone
 from concordet.ranking import METHODS, ranking_loss, step_at_zero
 from concordet.ranking.definitions import ALRP as ALRP_DEFINITION
 from concordet.ranking.definitions import AP, INTERPOLATED_AP, NDCG, RANK_SORT, Definition
-from concordet.ranking.processes import everyone
 
 
 class ALRP(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from concordet.boxes import paired_iou
 from concordet.losses import functional
 from concordet.losses.box import BoxTerm, box_losses, weigh
-from concordet.ranking.processes import all_processes, everyone
+from concordet.processes import all_processes, everyone
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
 QualityHead = Literal["centerness", "iou"]

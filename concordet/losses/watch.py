@@ -13,7 +13,7 @@ from concordet.losses import functional, terms
 from concordet.losses.box import box_losses, weigh
 from concordet.losses.criteria import Criterion
 from concordet.losses.set_core import SetCore
-from concordet.ranking.processes import everyone
+from concordet.processes import everyone
 from concordet.types import Assigned
 
 

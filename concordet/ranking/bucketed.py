@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from concordet.processes import ALONE, Everyone
 from concordet.ranking.exact import ExactCounts
-from concordet.ranking.processes import ALONE, Everyone
 
 
 def bucket(positives: Tensor, negatives: Tensor, processes: Everyone = ALONE) -> tuple[Tensor, Tensor, Tensor]:

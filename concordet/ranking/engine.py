@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from concordet.processes import Everyone, everyone
 from concordet.ranking import definitions
 from concordet.ranking.bucketed import BucketedCounts
 from concordet.ranking.counts import Counts, nowhere
 from concordet.ranking.definitions import Definition, Payers, Side
 from concordet.ranking.exact import ExactCounts
-from concordet.ranking.processes import Everyone, everyone
 from concordet.ranking.quadratic import QuadraticCounts
 from concordet.ranking.sums import on_host
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from concordet.processes import ALONE, Everyone
 from concordet.ranking.counts import step_at_zero
 from concordet.ranking.intervals import Intervals, cut
 from concordet.ranking.passes import backend_for
-from concordet.ranking.processes import ALONE, Everyone
 from concordet.ranking.quadratic import PositivePairs
 from concordet.ranking.sums import WaveletTree, binned_sums, prefix_sums, suffix_sums
 

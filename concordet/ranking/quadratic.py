@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from concordet.processes import ALONE, Everyone
 from concordet.ranking.counts import step
-from concordet.ranking.processes import ALONE, Everyone
 from concordet.ranking.sums import on_host
 
 

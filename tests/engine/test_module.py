@@ -2,7 +2,7 @@
 
 import torch
 
-from concordet.engine.module import evaluate_everywhere, over_processes, without_repeats
+from concordet.engine.module import evaluate_everywhere, without_repeats
 
 from ..trained import tiny
 
@@ -12,11 +12,6 @@ def test_repeated_images_count_once():
     first = [{"image_id": 1, "score": 0.5}, {"image_id": 1, "score": 0.4}, {"image_id": 3, "score": 0.3}]
     second = [{"image_id": 2, "score": 0.2}, {"image_id": 1, "score": 0.5}, {"image_id": 1, "score": 0.4}]
     assert without_repeats([first, second]) == [*first, second[0]]
-
-
-def test_one_process_is_alone():
-    values = torch.tensor([1.0, float("nan")])
-    assert over_processes(values) is values
 
 
 def test_an_undefined_figure_is_no_number():
