@@ -6,6 +6,7 @@ for each row of a table that the recipe stands for, the row's name and figures a
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,12 @@ def list_recipes() -> list[str]:
         >>> "correlation_loss/atss_r50_rank_sort" in list_recipes()
         True
     """
-    return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
+    return list(_names())
+
+
+@cache  # the folder is read once, however many recipes are asked for
+def _names() -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")))
 
 
 def recipe_path(name: str) -> Path:
@@ -31,7 +37,7 @@ def recipe_path(name: str) -> Path:
     Raises:
         UsageError: there is none of this name.
     """
-    if name not in list_recipes():
+    if name not in _names():
         raise UsageError(f"there is no recipe {name}; concordet list recipes names them")
     return FOLDER / f"{name}.yaml"
 
@@ -72,6 +78,6 @@ def with_recipes(words: list[str]) -> list[str]:
     found = []
     for before, word in zip(["", *words], words, strict=False):
         option, equals, value = word.rpartition("=") if word.startswith("--config=") else ("", "", word)
-        named = (before == "--config" or equals) and not Path(value).exists() and value in list_recipes()
+        named = (before == "--config" or equals) and not Path(value).exists() and value in _names()
         found.append(f"{option}{equals}{recipe_path(value)}" if named else word)
     return found
