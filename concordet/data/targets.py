@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ Target = dict[str, Any]
 Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 
-class DetectionDataset(Dataset[tuple[Tensor, Target]]):
+class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     """A map-style data set of ``(image, target)`` with what training and evaluation need to know about it.
 
     Without ``transforms`` an image is float ``[3, H, W]`` in 0..1 and a target holds plain tensors; transforms get what
@@ -38,8 +39,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
     default_flip: str = "horizontal"
     transforms: Transforms | None = None
 
+    @abstractmethod
     def __len__(self) -> int:
-        raise NotImplementedError
+        """Number of images."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, Target]:
         if not -len(self) <= index < len(self):
@@ -47,25 +49,25 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         image, target = self.sample(index % len(self))
         return to_plain(image, target) if self.transforms is None else self.transforms(image, target)
 
+    @abstractmethod
     def sample(self, index: int) -> tuple[Tensor, Target]:
         """``tv_tensors.Image`` uint8 ``[3, H, W]`` and a target whose boxes and masks are tv_tensors."""
-        raise NotImplementedError
 
+    @abstractmethod
     def load_image(self, index: int) -> Image.Image:
         """The original image as 8-bit RGB."""
-        raise NotImplementedError
 
+    @abstractmethod
     def image_path(self, index: int) -> Path | None:
         """The image's file, or None where there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ground_truth(self) -> dict[str, Any]:
         """All annotations in COCO form, in pixels of the original images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def summary(self) -> dict[str, int]:
         """Counts of what was found and how it was handled; :func:`describe` renders them."""
-        raise NotImplementedError
 
 
 def make_target(

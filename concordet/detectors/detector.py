@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -19,7 +20,7 @@ from concordet.types import Assigned
 Detections = list[dict[str, Tensor]]
 
 
-class Detector(nn.Module):
+class Detector(nn.Module, ABC):
     """A detector in torchvision's convention: losses in training mode, detections in evaluation mode.
 
     In training mode ``model(images, targets)`` returns named losses; in evaluation mode ``model(images)`` returns
@@ -122,17 +123,17 @@ class Detector(nn.Module):
         """Targets in the form that the network learns from; ValueError for any that it cannot."""
         return checked_targets(images, targets, self.num_classes)
 
+    @abstractmethod
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Any:
         """The outcome of one forward pass, whatever ``_detections`` and ``_records`` need."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _detections(self, outcome: Any, images: list[Tensor]) -> Detections:
         """Detections of each image, in its own pixels."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _records(self, outcome: Any, *, trained: bool) -> list[Assigned]:
         """One record a stage: what the loss sees, or what a measure sees."""
-        raise NotImplementedError
 
 
 def _in_order(places: Sequence[Sequence[int]], parts: Sequence[Detections]) -> Detections:
