@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--losses", nargs="+", default=["default"])
     options = parser.parse_args()
     what = "`python benchmarks/overfit.py`: full architectures on a narrow backbone, four digit scenes, until AP50 is "
-    what += f"above {GOAL} (asked every {EVERY} steps)"
+    what += f"above {GOAL} (asked every {EVERY} steps); {', '.join(NARROW)}: at nano size, with all six heads"
     for detector, loss in product(options.detectors, options.losses):
         rows = merge_rows(RESULTS, [overfit(detector, loss)], ("detector", "loss"))
         rows.sort(key=lambda r: (names.index(r["detector"]), r["loss"]))
