@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.fcos import FCOSClassificationHead
@@ -12,6 +15,11 @@ def flatten_level(x: Tensor, channels: int) -> Tensor:
     """``[b, anchors * channels, h, w]`` to ``[b, h * w * anchors, channels]``, torchvision's order of anchors."""
     batch, _, height, width = x.shape
     return x.view(batch, -1, channels, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, channels)
+
+
+def start_at_background(classifier: nn.Module) -> None:
+    """A sigmoid classifier begins with scores of 0.01, as RetinaNet's: nearly everything is background."""
+    nn.init.constant_(cast(Tensor, classifier.bias), -math.log(99))
 
 
 class RegressionHead(nn.Module):

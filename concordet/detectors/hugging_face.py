@@ -5,7 +5,6 @@ Needs the extra ``transformers``; detectors import this module when they are bui
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +22,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
 )
 
 from concordet.detectors.backbones import Features
-
-PRIOR_BIAS = -math.log(99)  # a fresh classifier's scores are 0.01
+from concordet.detectors.heads import start_at_background
 
 
 class GivenConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -85,7 +83,7 @@ def initialise(network: DeformableDetrForObjectDetection) -> None:
         nn.init.normal_(model.query_position_embeddings.weight)
     for head in cast(Iterable[nn.Linear], network.class_embed):
         head.reset_parameters()
-        nn.init.constant_(head.bias, PRIOR_BIAS)
+        start_at_background(head)
     for i, tower in enumerate(network.bbox_embed):
         *layers, last = cast(Iterable[nn.Linear], tower.layers)
         for layer in layers:

@@ -11,7 +11,8 @@ from transformers import DetrConfig, DetrForObjectDetection
 from transformers.models.detr.modeling_detr import DetrDecoder, DetrDecoderOutput
 
 from concordet.detectors.backbones import Features
-from concordet.detectors.hugging_face import PRIOR_BIAS, GivenConfig
+from concordet.detectors.heads import start_at_background
+from concordet.detectors.hugging_face import GivenConfig
 
 
 class EveryLayersDecoder(DetrDecoder):
@@ -58,5 +59,5 @@ def detr_network(features: Features, *, softmax: bool, **options: Any) -> DetrFo
     for layer in (model.input_projection, network.class_labels_classifier, *network.bbox_predictor.layers):
         cast(nn.Linear, layer).reset_parameters()
     if not softmax:
-        nn.init.constant_(network.class_labels_classifier.bias, PRIOR_BIAS)
+        start_at_background(network.class_labels_classifier)
     return network

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from concordet.detectors.backbones import Size, pyramid
 from concordet.detectors.faster_rcnn import box_pool
+from concordet.detectors.heads import start_at_background
 from concordet.detectors.hungarian import Costs
 from concordet.detectors.proposals import objects_of
 from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, set_criterion
@@ -93,7 +93,7 @@ class SparseStage(nn.Module):
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
-        nn.init.constant_(self.class_logits.bias, -math.log(99))
+        start_at_background(self.class_logits)
 
     def forward(self, own: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features ``[b, k, width]``, logits ``[b, k, c]`` and deltas ``[b, k, 4]``.

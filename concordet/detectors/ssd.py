@@ -15,6 +15,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from concordet.detectors.backbones import BOTTLENECKS, Size, features, resnet
 from concordet.detectors.dense import DenseDetector, delta_codec
+from concordet.detectors.heads import start_at_background
 from concordet.detectors.matching import ssd_matches
 from concordet.detectors.refining import hard_negatives
 from concordet.detectors.suppression import Inference
@@ -157,7 +158,7 @@ class MultiBoxHead(SSDHead):
         self.softmax = softmax
         if not softmax:
             for layer in self.classification_head.module_list:
-                nn.init.constant_(layer.bias, -4.595)  # log(0.01 / 0.99), as RetinaNet's
+                start_at_background(layer)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, None]:
         """``[b, a, c]`` logits, with softmax ``[b, a, c + 1]``; ``[b, a, 4]`` regressions; no quality."""

@@ -18,6 +18,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from concordet.detectors.detector import Detections, Detector, Target, in_pixels
+from concordet.detectors.heads import start_at_background
 from concordet.detectors.matching import ignore_inside, iou_matches
 from concordet.detectors.proposals import (
     Objects,
@@ -32,8 +33,6 @@ from concordet.detectors.proposals import (
 from concordet.detectors.suppression import Inference
 from concordet.losses.criteria import StagedCriterion
 from concordet.types import Assigned
-
-PRIOR_BIAS = -4.6  # log(0.01 / 0.99): nearly every unsampled anchor and proposal is background
 
 
 class BoxStage(nn.Module):
@@ -58,7 +57,7 @@ class BoxStage(nn.Module):
         self.foreground = foreground
         self.softmax = softmax
         if not softmax:
-            nn.init.constant_(cast(Tensor, cast(nn.Module, box_predictor.cls_score).bias), PRIOR_BIAS)
+            start_at_background(cast(nn.Module, box_predictor.cls_score))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """``[n, c]`` logits (with softmax ``[n, c + 1]``, background last) and ``[n, c or 1, 4]`` deltas."""
@@ -136,7 +135,7 @@ class TwoStageDetector(Detector):
         self.sampled = stages[0].softmax
         self.roi_sampler = BalancedPositiveNegativeSampler(512, 0.25)
         if not self.sampled:
-            nn.init.constant_(cast(Tensor, rpn.head.cls_logits.bias), PRIOR_BIAS)
+            start_at_background(rpn.head.cls_logits)
 
     @property
     def box_stages(self) -> list[BoxStage]:

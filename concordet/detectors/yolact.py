@@ -14,7 +14,7 @@ from concordet.detectors.anchors import CenteredAnchors
 from concordet.detectors.backbones import Size, pyramid
 from concordet.detectors.dense import DenseDetector, Predictions, delta_codec
 from concordet.detectors.detector import Detections, in_pixels
-from concordet.detectors.heads import flatten_level
+from concordet.detectors.heads import flatten_level, start_at_background
 from concordet.detectors.matching import iou_matches
 from concordet.detectors.refining import hard_negatives
 from concordet.detectors.suppression import Inference
@@ -84,7 +84,7 @@ class YolactHead(nn.Module):
         self.outputs, self.count = outputs, coefficients
         _initialise(self)
         if not softmax:
-            nn.init.constant_(cast(Tensor, self.classes.bias), -4.595)  # log(0.01 / 0.99)
+            start_at_background(self.classes)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """``[b, a, c]`` logits, ``[b, a, 4]`` regressions, ``[b, a, k]`` coefficients in [-1, 1]."""
