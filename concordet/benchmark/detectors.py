@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from concordet.benchmark.results import environment, read_rows, write_rows
+from concordet.engine.files import free_name
 from concordet.types import IGNORED
 
 LOSSES: Final = ("rank_sort", "ap", "alrp", "harmonic", "focal+concordance(0.3)")
@@ -48,7 +49,7 @@ class Options:
     rounds: int = 7
     threads: int = 2
     device: str = "cpu"
-    out: Path = Path("benchmarks/results/detectors.csv")
+    out: Path = Path("detectors.csv")
 
 
 def side_of(detector: str, options: Options) -> int:
@@ -214,12 +215,14 @@ def run(words: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=default.rounds, help="steps of each loss (default: 7)")
     parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch's threads (default: 2)")
     parser.add_argument("--device", default=default.device, help="cpu or cuda")
-    parser.add_argument("--out", type=Path, default=default.out, help="CSV file (default: %(default)s)")
-    parser.add_argument("--table", action="store_true", help="measure nothing: print what is in --out as a table")
+    parser.add_argument("--out", type=Path, help="CSV file (default: detectors.csv, or the next free name)")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing: print this file as a table")
     values = vars(parser.parse_args(words))
-    if values.pop("table"):
-        print(markdown(read_rows(values["out"])))
+    if table := values.pop("table"):
+        print(markdown(read_rows(table, "detector", "concordet benchmark detectors")))
         return
+    out = values["out"] = values["out"] or free_name(default.out)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     main(Options(**values))
-    print(f"written to {values['out']}")
+    print(markdown(read_rows(out)))
+    print(f"written to {out}")

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from concordet.benchmark.results import environment, read_rows, write_rows
+from concordet.engine.files import free_name
 from concordet.losses import functional
 
 LOGITS: Final = (10_000, 100_000, 1_000_000)
@@ -269,7 +270,7 @@ class Options:
     threads: int = 2
     budget: float = 3.0
     device: str = "cpu"
-    out: Path = Path("benchmarks/results/losses.csv")
+    out: Path = Path("losses.csv")
 
 
 def main(options: Options) -> list[dict[str, Any]]:
@@ -308,15 +309,17 @@ def run(words: list[str]) -> None:
     parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch's threads (default: 2)")
     parser.add_argument("--budget", type=float, default=default.budget, help="seconds for each cell (default: 3)")
     parser.add_argument("--device", default=default.device, help="cpu, or cuda for the grid on a GPU")
-    parser.add_argument("--out", type=Path, help="CSV file (default: benchmarks/results/losses[_STUDY].csv)")
-    parser.add_argument("--table", action="store_true", help="measure nothing: print the grid in --out as a table")
+    parser.add_argument("--out", type=Path, help="CSV file (default: losses[_STUDY].csv, or the next free name)")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing: print this file's grid as a table")
     values = vars(parser.parse_args(words))
     suffix = "" if values["study"] == "grid" else f"_{values['study']}"
-    out = values.pop("out") or default.out.with_name(f"losses{suffix}.csv")
-    if values.pop("table"):
-        print(markdown(read_rows(out)))
+    out = values.pop("out") or free_name(f"losses{suffix}.csv")
+    if table := values.pop("table"):
+        print(markdown(read_rows(table, "what", "concordet benchmark losses")))
         return
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     options = Options(**(asdict(default) | values | {"out": out}))
     main(options)
+    if options.study == "grid":
+        print(markdown(read_rows(out)))
     print(f"written to {out}")

@@ -54,10 +54,17 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], header: dict[str, str
         temporary.write_text(text.getvalue())
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of such a file."""
+def read_rows(path: Path, column: str | None = None, command: str = "") -> list[dict[str, str]]:
+    """Rows of such a file.
+
+    Raises:
+        ValueError: it lacks a column that files of a command have.
+    """
     with path.open() as file:
-        return list(csv.DictReader(line for line in file if not line.startswith("#")))
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    if column is not None and not (rows and column in rows[0]):
+        raise ValueError(f"{path} has no column {column}; name a file that {command} wrote")
+    return rows
 
 
 def known_rows(path: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from concordet.benchmark import detectors
-from concordet.benchmark.results import read_rows
+from concordet.benchmark import detectors, losses
+from concordet.benchmark.results import read_rows, write_rows
 
 
 def test_a_detector_is_measured_with_every_loss():
@@ -24,8 +24,24 @@ def test_a_table_comes_from_the_file(tmp_path, capsys):
     detectors.run([*words.split(), str(out)])
     assert [row["loss"] for row in read_rows(out)] == ["default", "ap"]
     capsys.readouterr()
-    detectors.run(["--table", "--out", str(out)])
+    detectors.run(["--table", str(out)])
     assert "| fcos |" in capsys.readouterr().out
+
+
+def test_results_of_another_kind_are_no_table(tmp_path):
+    out = tmp_path / "other.csv"
+    write_rows(out, [{"a": 1}], {})
+    for module in (detectors, losses):
+        with pytest.raises(ValueError, match=r"other\.csv has no column (detector|what).*benchmark (detectors|losses)"):
+            module.run(["--table", str(out)])
+
+
+def test_files_of_before_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "losses.csv").write_text("mine")
+    losses.run(["--logits", "1000", "--shares", "0.01", "--budget", "0.01", "--threads", "1"])
+    assert (tmp_path / "losses.csv").read_text() == "mine"
+    assert len(read_rows(tmp_path / "losses-2.csv")) == len(losses.WHATS)
 
 
 def test_a_failure_says_which_detector():
