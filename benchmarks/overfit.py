@@ -29,8 +29,8 @@ from concordet.data.targets import DetectionDataset
 from concordet.detectors import build_detector, list_detectors
 from concordet.detectors.backbones import STRIDES, Pyramid, features
 from concordet.detectors.faster_rcnn import box_pool
+from concordet.detectors.set_prediction import INFERENCE
 from concordet.detectors.sparse_rcnn import STAGES, SparseHead, SparseRCNN, SparseStage, sparse_rcnn_criterion
-from concordet.detectors.suppression import Inference
 from concordet.engine.detections import batch_results
 from concordet.measures import evaluate_detections
 
@@ -93,7 +93,7 @@ def narrow_sparse_rcnn(*, num_classes: int, loss: str, backbone: str, image_size
         sparse_rcnn_criterion(loss),
         num_classes=num_classes,
         image_size=image_size,
-        inference=Inference(score_threshold=0.0, nms_threshold=1.0, topk=100),
+        inference=INFERENCE,
     )
 
 

@@ -10,13 +10,13 @@ benchmarks/results/prior.csv and prior.md; runs lie in runs/prior, and one that 
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from study import spread
 from torch import nn
 
 from concordet.benchmark.results import write_table
@@ -58,10 +58,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for metric in [m for m in METRICS if m.key in KEYS]:
         sides = [[float(r[metric.key]) * metric.scale for r in rows if r["prior"] == p] for p in PRIORS]
         sides.append([b - a for a, b in zip(*sides, strict=True)])
-        means = [
-            f"{statistics.mean(v):{sign}.{metric.decimals}f}" for v, sign in zip(sides, ("", "", "+"), strict=True)
-        ]
-        cells = [f"{m} ± {statistics.stdev(v):.{metric.decimals}f}" for m, v in zip(means, sides, strict=True)]
+        cells = [spread(v, f"{sign}.{metric.decimals}f") for v, sign in zip(sides, ("", "", "+"), strict=True)]
         lines.append(f"| {metric.title} {metric.arrow} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

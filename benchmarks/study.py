@@ -11,7 +11,6 @@ drift of the machine's speed meets all of them alike.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -19,6 +18,7 @@ import sys
 from pathlib import Path
 
 from concordet.benchmark.results import write_table
+from concordet.engine.files import read_json
 from concordet.report.metrics import METRICS
 
 RESULTS = Path(__file__).parent / "results"
@@ -34,7 +34,7 @@ def run(config: str, loss: str, seed: int, settings: list[str], folder: Path, th
             words.append("--resume")
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         subprocess.run([sys.executable, "-m", "concordet", *words], check=True, env=environment)
-    return json.loads(result.read_text())["metrics"]
+    return read_json(result)["metrics"]
 
 
 def spread(values: list[float], form: str) -> str:

@@ -26,6 +26,7 @@ from concordet.detectors import (
     paa,
     refinedet,
     retinanet,
+    set_prediction,
     sparse_rcnn,
     ssd,
     yolact,
@@ -92,13 +93,13 @@ DETECTORS: dict[str, Entry] = {
     "sparse_rcnn": Entry(
         sparse_rcnn.sparse_rcnn,
         sparse_rcnn.USUAL,
-        inference=Inference(score_threshold=0.0, nms_threshold=1.0, topk=100),
+        inference=set_prediction.INFERENCE,
         criterion=sparse_rcnn.sparse_rcnn_criterion,
     ),
     "detr": Entry(
         detr.detr,
         detr.USUAL,
-        inference=detection_transformer.INFERENCE,
+        inference=set_prediction.INFERENCE,
         criterion=detr.detr_criterion,
         options=detr.detr_options,
         load=detection_transformer.load_network,
@@ -106,7 +107,7 @@ DETECTORS: dict[str, Entry] = {
     "deformable_detr": Entry(
         deformable_detr.deformable_detr,
         deformable_detr.USUAL,
-        inference=detection_transformer.INFERENCE,
+        inference=set_prediction.INFERENCE,
         criterion=deformable_detr.deformable_detr_criterion,
         options=deformable_detr.deformable_detr_options,
         load=detection_transformer.load_network,
@@ -114,7 +115,7 @@ DETECTORS: dict[str, Entry] = {
     "co_detr": Entry(
         co_detr.co_detr,
         deformable_detr.USUAL,
-        inference=detection_transformer.INFERENCE,
+        inference=set_prediction.INFERENCE,
         criterion=co_detr.co_detr_criterion,
         options=co_detr.co_detr_options,
     ),

@@ -14,11 +14,8 @@ from torchvision.ops import box_convert
 from concordet.detectors.backbones import Features
 from concordet.detectors.hungarian import Costs
 from concordet.detectors.set_prediction import SetPredictor
-from concordet.detectors.suppression import Inference
 from concordet.detectors.weights import load_weights
 from concordet.losses.criteria import StagedCriterion
-
-INFERENCE = Inference(score_threshold=0.0, nms_threshold=1.0, topk=100)
 
 
 class DetectionTransformer(SetPredictor):

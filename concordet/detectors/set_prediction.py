@@ -22,6 +22,9 @@ from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_c
 from concordet.losses.set_core import SetCore
 from concordet.types import BACKGROUND, Assigned
 
+INFERENCE = Inference(score_threshold=0.0, nms_threshold=1.0, topk=100)
+"""Of predictions that were matched one to one: no NMS."""
+
 
 @dataclass(frozen=True)
 class Stage:
