@@ -201,7 +201,8 @@ class CoDETR(DeformableDETR):
         """``[p, 2 d]`` sines and cosines of boxes ``[p, 4]`` in units of the image."""
         from concordet.detectors.hugging_face import inverse_sigmoid
 
-        return self.network.model.get_proposal_pos_embed(inverse_sigmoid(boxes)[None])[0]
+        embedded = self.network.model.get_proposal_pos_embed(inverse_sigmoid(boxes)[None])[0]
+        return embedded.to(boxes.dtype)  # Transformers computes in float32
 
     def _decoded(
         self, decoding: dict[str, Any], boxes: Tensor, places: Tensor, contents: Tensor, owners: Tensor

@@ -21,6 +21,7 @@ from concordet.detectors.set_prediction import Outcome, Stage, set_criterion
 from concordet.detectors.targets import Target
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual
+from concordet.losses.reduction import at_least_float32
 
 if TYPE_CHECKING:
     from transformers import DeformableDetrForObjectDetection
@@ -165,8 +166,8 @@ class DeformableDETR(DetectionTransformer):
         stages = [Stage(f"layer{i}", logits, to_pixels(boxes, batch.image_sizes)) for i, (logits, boxes) in each]
         if out.enc_outputs_class is not None:
             # every location is classified as object or not, by the first class's logit (Appendix A.4)
-            boxes = to_pixels(out.enc_outputs_coord_logits.float().sigmoid(), batch.image_sizes)
-            stages.insert(0, Stage(ENCODER, out.enc_outputs_class.float(), boxes, class_agnostic=True))
+            boxes = to_pixels(at_least_float32(out.enc_outputs_coord_logits).sigmoid(), batch.image_sizes)
+            stages.insert(0, Stage(ENCODER, at_least_float32(out.enc_outputs_class), boxes, class_agnostic=True))
         return Outcome(stages, batch.image_sizes, [objects_of(t) for t in targets])
 
     def _check_locations(self, padded: tuple[int, int]) -> None:

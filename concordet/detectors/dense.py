@@ -21,6 +21,7 @@ from concordet.detectors.matching import Assigner, centers, ignore_inside, side_
 from concordet.detectors.refining import Refiner, Scene
 from concordet.detectors.suppression import Inference, suppress
 from concordet.losses.criteria import Criterion, StagedCriterion
+from concordet.losses.reduction import at_least_float32
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
 __all__ = ["BoxCodec", "DenseDetector", "Predictions", "delta_codec", "distance_codec", "select"]
@@ -116,9 +117,9 @@ class DenseDetector(Detector):
         anchors, level_sizes = self._anchors(batch, features)
         return [
             Predictions(
-                logits.float(),
-                regressions.float(),
-                None if qualities is None else qualities.float(),
+                at_least_float32(logits),
+                at_least_float32(regressions),
+                None if qualities is None else at_least_float32(qualities),
                 anchors,
                 level_sizes,
                 batch.image_sizes,
@@ -129,7 +130,7 @@ class DenseDetector(Detector):
     def _anchors(self, batch: ImageList, features: list[Tensor]) -> tuple[list[Tensor], list[int]]:
         """Each image's anchors ``[a, 4]`` over all levels, and how many each level has."""
         # Generators take shape, device and type from features; bf16 could not tell pixels apart.
-        like = [x.new_empty((), dtype=torch.float32).expand(x.shape) for x in features]
+        like = [at_least_float32(x.new_empty(())).expand(x.shape) for x in features]
         per_location = self.anchor_generator.num_anchors_per_location()
         sizes = [x.shape[-2] * x.shape[-1] * k for x, k in zip(features, per_location, strict=True)]
         return self.anchor_generator(batch, like), sizes

@@ -19,6 +19,7 @@ from concordet.detectors.set_prediction import Outcome, Stage, set_criterion
 from concordet.detectors.targets import Target
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual
+from concordet.losses.reduction import at_least_float32
 
 USUAL = Usual("ce", BoxTerm("giou", weight=2.0), softmax=True, background=0.1)
 
@@ -103,8 +104,8 @@ class DETR(DetectionTransformer):
 
         batch, resized = self.transform(images, targets)
         states = self.network.model(batch.tensors, pixel_mask=valid_pixels(batch)).intermediate_hidden_states
-        logits = self.network.class_labels_classifier(states).float()  # [layers, b, q, c]
-        boxes = self.network.bbox_predictor(states).float().sigmoid()  # [layers, b, q, 4]
+        logits = at_least_float32(self.network.class_labels_classifier(states))  # [layers, b, q, c]
+        boxes = at_least_float32(self.network.bbox_predictor(states)).sigmoid()  # [layers, b, q, 4]
         stages = [
             Stage(f"layer{i}", own, to_pixels(found, batch.image_sizes))
             for i, (own, found) in enumerate(zip(logits, boxes, strict=True), 1)

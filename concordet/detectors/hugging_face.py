@@ -23,6 +23,7 @@ from transformers.models.deformable_detr.modeling_deformable_detr import (
 
 from concordet.detectors.backbones import Features
 from concordet.detectors.heads import start_at_background
+from concordet.losses.reduction import at_least_float32
 
 
 class GivenConfig(BackboneConfigMixin, PreTrainedConfig):
@@ -126,10 +127,10 @@ def layer_predictions(
     """
     results = []
     for i, (states, reference) in enumerate(zip(hidden.unbind(1), [start, *moved.unbind(1)], strict=False)):
-        change, origin = network.bbox_embed[i](states).float(), inverse_sigmoid(reference.float())
+        change, origin = at_least_float32(network.bbox_embed[i](states)), inverse_sigmoid(at_least_float32(reference))
         known = origin.shape[-1]
         change = torch.cat([change[..., :known] + origin, change[..., known:]], -1)
-        results.append((network.class_embed[i](states).float(), change.sigmoid()))
+        results.append((at_least_float32(network.class_embed[i](states)), change.sigmoid()))
     return results
 
 

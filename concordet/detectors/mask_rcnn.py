@@ -20,6 +20,7 @@ from concordet.detectors.proposals import Objects, Proposed, Refined, region_pro
 from concordet.detectors.targets import Target, add_masks, require_masks
 from concordet.detectors.two_stage import BoxStage, Outcome, TwoStageDetector
 from concordet.losses.criteria import Criterion, StagedCriterion
+from concordet.losses.reduction import at_least_float32
 from concordet.types import Assigned
 
 
@@ -79,7 +80,7 @@ class MaskStage(BoxStage):
 
     def masks(self, pooled: Tensor, classes: Tensor) -> Tensor:
         """``[k, m, m]`` mask logits of each box's class."""
-        logits = self.mask_predictor(self.mask_head(pooled)).float()
+        logits = at_least_float32(self.mask_predictor(self.mask_head(pooled)))
         # with softmax torchvision's first output is the background's, and stays untrained
         return logits[torch.arange(len(classes), device=classes.device), classes + int(self.softmax)]
 

@@ -24,6 +24,7 @@ from concordet.detectors.ssd import (
     residual_block,
 )
 from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
+from concordet.losses.reduction import at_least_float32
 
 __all__ = ["INFERENCE", "USUAL", "refinedet", "refinedet_criterion"]
 
@@ -170,8 +171,8 @@ class RefineDet(DenseDetector):
         softmax = cast(StagedCriterion, self.criterion).softmax
         sizes = batch.image_sizes
         first = Predictions(
-            arm_logits.float(),
-            arm_deltas.float(),
+            at_least_float32(arm_logits),
+            at_least_float32(arm_deltas),
             None,
             anchors,
             level_sizes,
@@ -185,7 +186,15 @@ class RefineDet(DenseDetector):
         refined = [self.codec.decode(move, boxes) for move, boxes in zip(moves, anchors, strict=True)]
         dropped = first.scores().squeeze(-1) < NEGATIVE_ANCHOR if softmax else None
         second = Predictions(
-            logits.float(), deltas.float(), None, refined, level_sizes, sizes, softmax, "odm", dropped=dropped
+            at_least_float32(logits),
+            at_least_float32(deltas),
+            None,
+            refined,
+            level_sizes,
+            sizes,
+            softmax,
+            "odm",
+            dropped=dropped,
         )
         return [first, second]
 

@@ -19,6 +19,7 @@ from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, set
 from concordet.detectors.targets import Target
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, StagedCriterion, Usual
+from concordet.losses.reduction import at_least_float32
 
 USUAL = Usual("focal", BoxTerm("giou", weight=2.0))
 STAGES = tuple(f"stage{k}" for k in range(1, 7))
@@ -107,7 +108,7 @@ class SparseStage(nn.Module):
         own = self.norm2(own + self.inst_interact(own, pooled.flatten(2).transpose(1, 2)))
         own = self.norm3(own + self.linear2(F.relu(self.linear1(own)))).view(shape)
         logits, deltas = self.class_logits(self.cls_module(own)), self.bboxes_delta(self.reg_module(own))
-        return own, logits.float(), deltas.float()
+        return own, at_least_float32(logits), at_least_float32(deltas)
 
 
 def _tower(width: int, depth: int) -> nn.Sequential:

@@ -27,7 +27,10 @@ def targets_with_ignored(targets: list[Target]) -> list[Target]:
 def checked_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> list[Target]:
     """Targets that a detector can learn from, ignored regions among the boxes; ValueError for any other."""
     check_targets(images, targets, num_classes)
-    return [{"boxes": t["boxes"].float(), "labels": t["labels"]} for t in targets_with_ignored(targets)]
+    return [
+        {"boxes": t["boxes"].to(torch.promote_types(image.dtype, torch.float32)), "labels": t["labels"]}
+        for image, t in zip(images, targets_with_ignored(targets), strict=True)
+    ]
 
 
 def check_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> None:

@@ -32,6 +32,7 @@ from concordet.detectors.proposals import (
 )
 from concordet.detectors.suppression import Inference
 from concordet.losses.criteria import StagedCriterion
+from concordet.losses.reduction import at_least_float32
 from concordet.types import Assigned
 
 
@@ -66,7 +67,7 @@ class BoxStage(nn.Module):
         if self.softmax:
             logits = logits.roll(-1, dims=1)
             deltas = deltas[:, 1:] if deltas.shape[1] > 1 else deltas
-        return logits.float(), deltas.float()
+        return at_least_float32(logits), at_least_float32(deltas)
 
     @torch.no_grad()
     def decode(self, refined: Refined) -> list[Tensor]:
@@ -170,9 +171,9 @@ class TwoStageDetector(Detector):
         logits, deltas = self.rpn.head(levels)
         level_sizes = [x[0].numel() for x in logits]
         # the generator takes shape, device and type from features; bf16 could not tell pixels apart
-        like = [x.new_empty((), dtype=torch.float32).expand(x.shape) for x in levels]
+        like = [at_least_float32(x.new_empty(())).expand(x.shape) for x in levels]
         anchors = self.rpn.anchor_generator(batch, like)
-        logits, deltas = (x.float() for x in concat_box_prediction_layers(logits, deltas))
+        logits, deltas = (at_least_float32(x) for x in concat_box_prediction_layers(logits, deltas))
         count = len(batch.image_sizes)
         with torch.no_grad():
             proposals = self.rpn.box_coder.decode(deltas, anchors).view(count, -1, 4)

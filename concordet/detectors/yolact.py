@@ -22,6 +22,7 @@ from concordet.detectors.targets import Target, add_masks, require_masks
 from concordet.losses.box import BoxTerm
 from concordet.losses.criteria import Criterion, Usual
 from concordet.losses.mask import MaskTerm
+from concordet.losses.reduction import at_least_float32
 from concordet.types import Assigned
 
 USUAL = Usual("ce", BoxTerm("smooth_l1", 1.5, beta=1.0), softmax=True, mask=MaskTerm(weight=6.125))
@@ -145,7 +146,7 @@ def height_and_width(x: Tensor) -> tuple[int, int]:
 
 def resized(masks: Tensor, shape: tuple[int, int]) -> Tensor:
     """``[m, h, w]`` masks at another resolution, fp32."""
-    return F.interpolate(masks[:, None].float(), shape, mode="bilinear")[:, 0]
+    return F.interpolate(at_least_float32(masks[:, None]), shape, mode="bilinear")[:, 0]
 
 
 def on_map(boxes: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Tensor:
@@ -181,15 +182,15 @@ class Yolact(DenseDetector):
         anchors, level_sizes = self._anchors(batch, features)
         return [
             MaskPredictions(
-                logits=logits.float(),
-                regressions=regressions.float(),
+                logits=at_least_float32(logits),
+                regressions=at_least_float32(regressions),
                 qualities=None,
                 anchors=anchors,
                 level_sizes=level_sizes,
                 image_sizes=batch.image_sizes,
                 softmax=self.softmax,
-                coefficients=coefficients.float(),
-                prototypes=self.protonet(features[0]).float(),
+                coefficients=at_least_float32(coefficients),
+                prototypes=at_least_float32(self.protonet(features[0])),
                 finest=features[0],
             )
         ]
@@ -218,7 +219,7 @@ class Yolact(DenseDetector):
         return replace(
             record,
             mask_logits=torch.cat(logits),
-            mask_targets=masks[record.gt_ids].float(),
+            mask_targets=at_least_float32(masks[record.gt_ids]),
             mask_weights=kept / areas[:, None, None],
         )
 
@@ -230,8 +231,8 @@ class Yolact(DenseDetector):
         targets = []
         for target, size in zip(objects, predictions.image_sizes, strict=True):
             real = target["labels"] > 0
-            classes = torch.zeros_like(logits[0], dtype=torch.float32)
-            masks = (resized(target["masks"], shape) > 0.5).float()
+            classes = at_least_float32(torch.zeros_like(logits[0]))
+            masks = (resized(target["masks"], shape) > 0.5).to(classes.dtype)
             classes = classes.index_add(0, target["labels"][real] - 1, masks).clamp(max=1)
             ignored = inside(target["boxes"][~real & self.ignore_regions], size, shape, margin=0.0).any(0)
             targets.append(torch.where(ignored & (classes == 0), -1.0, classes))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from concordet.boxes import paired_iou, paired_overlap
+from concordet.losses.reduction import at_least_float32
 from concordet.processes import all_processes
 from concordet.types import Assigned
 
@@ -60,11 +61,11 @@ def box_losses(kind: BoxKind, assigned: Assigned, beta: float = 1 / 9) -> Tensor
     if kind in ("l1", "smooth_l1"):
         if assigned.deltas is None or assigned.gt_deltas is None:
             raise ValueError(f"box term {kind!r} needs a detector with encoded regression; use 'giou' with this one")
-        deltas, targets = assigned.deltas.float(), assigned.gt_deltas.float()
+        deltas, targets = at_least_float32(assigned.deltas), at_least_float32(assigned.gt_deltas)
         if kind == "l1":
             return (deltas - targets).abs().sum(-1)
         return F.smooth_l1_loss(deltas, targets, reduction="none", beta=beta).sum(-1)
-    boxes, targets = assigned.boxes.float(), assigned.gt_boxes.float()
+    boxes, targets = at_least_float32(assigned.boxes), at_least_float32(assigned.gt_boxes)
     return 1 - _measure(kind, boxes, targets)
 
 
@@ -97,7 +98,7 @@ def weigh(term: BoxTerm, assigned: Assigned, losses: Tensor, ious: Tensor) -> Te
     if term.weighting == "none":
         return term.weight * losses.sum() / assigned.normalizer
     if term.weighting == "score":
-        weights = assigned.logits[assigned.positive].amax(dim=-1).float().sigmoid()
+        weights = at_least_float32(assigned.logits[assigned.positive].amax(dim=-1)).sigmoid()
     elif term.weighting == "iou":
         weights = ious
     elif assigned.quality_targets is None:

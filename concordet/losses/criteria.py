@@ -20,6 +20,7 @@ from concordet.boxes import paired_iou
 from concordet.losses import terms
 from concordet.losses.box import BoxTerm
 from concordet.losses.mask import MaskTerm, mask_term, segmentation_term
+from concordet.losses.reduction import at_least_float32
 from concordet.losses.terms import Core, Coupling, QualityHead, Terms
 from concordet.types import Assigned
 
@@ -96,7 +97,7 @@ class Criterion(nn.Module):
         """Named 0-dim terms, each already weighted, all connected to the graph; their sum is the loss."""
         # Losses are computed in fp32 whatever the detector ran in: bf16 IoUs and counts are not usable.
         with torch.autocast(assigned.logits.device.type, enabled=False):
-            assigned = replace(assigned, logits=assigned.logits.float(), group=self.group)
+            assigned = replace(assigned, logits=at_least_float32(assigned.logits), group=self.group)
             ious = paired_iou(assigned.boxes.detach(), assigned.gt_boxes)
             losses = self.core(assigned, ious)
             if assigned.mask_logits is not None:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from concordet.losses.box import BoxTerm, weigh
+from concordet.losses.reduction import at_least_float32
 from concordet.losses.terms import balance
 from concordet.processes import all_processes
 from concordet.types import Assigned
@@ -57,8 +58,11 @@ def mask_losses(kind: MaskKind, assigned: Assigned) -> Tensor:
     """
     if assigned.mask_logits is None or assigned.mask_targets is None:
         raise ValueError("a mask term needs a detector that predicts masks, and targets that have them")
-    logits, targets = assigned.mask_logits.float().flatten(1), assigned.mask_targets.float().flatten(1)
-    weights = None if assigned.mask_weights is None else assigned.mask_weights.float().flatten(1)
+    logits, targets = (
+        at_least_float32(assigned.mask_logits).flatten(1),
+        at_least_float32(assigned.mask_targets).flatten(1),
+    )
+    weights = None if assigned.mask_weights is None else at_least_float32(assigned.mask_weights).flatten(1)
     if kind == "bce":
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return losses.mean(1) if weights is None else (losses * weights).sum(1)
@@ -88,7 +92,7 @@ def segmentation_term(assigned: Assigned) -> Tensor:
     """
     if assigned.segment_logits is None or assigned.segment_targets is None:
         raise ValueError("a segmentation term needs a detector that predicts classes of pixels, and targets with masks")
-    logits, targets = assigned.segment_logits.float(), assigned.segment_targets.float()
+    logits, targets = at_least_float32(assigned.segment_logits), at_least_float32(assigned.segment_targets)
     losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")
     images, _, height, width = logits.shape
     return (losses * (targets >= 0)).sum() / (images * height * width)

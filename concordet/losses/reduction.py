@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from concordet.losses.checks import check_choice
@@ -25,5 +26,5 @@ def reduce(where: str, losses: Tensor, reduction: str) -> Tensor:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision as float32; losses are computed in that or better, also under autocast."""
-    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+    """The tensor as float32, or as it is where it is float64; losses are computed in no less, also under autocast."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from concordet.boxes import paired_iou
 from concordet.losses import functional
 from concordet.losses.box import BoxTerm, box_losses, weigh
+from concordet.losses.reduction import at_least_float32
 from concordet.processes import all_processes, everyone
 from concordet.types import BACKGROUND, IGNORED, Assigned
 
@@ -46,7 +47,7 @@ def quality_term(assigned: Assigned, ious: Tensor, target: QualityHead) -> Tenso
     targets = ious if target == "iou" else assigned.quality_targets
     if targets is None:
         raise ValueError("this detector has no centerness targets; use 'iou_head' instead of 'centerness'")
-    losses = F.binary_cross_entropy_with_logits(assigned.quality_logits.float(), targets, reduction="sum")
+    losses = F.binary_cross_entropy_with_logits(at_least_float32(assigned.quality_logits), targets, reduction="sum")
     return losses / assigned.normalizer
 
 
