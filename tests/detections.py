@@ -28,7 +28,8 @@ def assert_same_detections(got, expected, *, atol=1e-4, scale=1.0):
     paired = allowed[rows, columns]
     rows, columns = torch.as_tensor(rows)[paired], torch.as_tensor(columns)[paired]
     lowest = max((side["scores"].min() for side in (got, expected) if len(side["scores"])), default=torch.tensor(0.0))
-    for name, side, other, indices, dim in (("got", got, "expected", rows, 1), ("expected", expected, "got", columns, 0)):
+    sides = (("got", got, "expected", rows, 1), ("expected", expected, "got", columns, 0))
+    for name, side, other, indices, dim in sides:
         alone = torch.ones(len(side["scores"]), dtype=torch.bool)
         alone[indices] = False
         for index in (alone & (side["scores"] > lowest + atol)).nonzero().flatten().tolist():
