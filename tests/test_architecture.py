@@ -1,58 +1,101 @@
-"""Imports flow one way, and `import concordet.losses` needs torch alone."""
+"""The import graph has no circle and no upward arrow, and `import concordet.losses` needs torch only."""
 
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "concordet"
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "concordet"
 
-MAY_IMPORT = {
-    "types": set(),
-    "boxes": set(),
-    "processes": set(),
-    "ranking": {"types", "processes"},
-    "losses": {"types", "boxes", "processes", "ranking"},
-    "detectors": {"types", "boxes", "processes", "losses"},
-    "data": set(),
-    "measures": set(),
-    "report": {"measures"},
-    "engine": {"types", "boxes", "processes", "losses", "detectors", "data", "measures", "report"},
-    "benchmark": {"types", "boxes", "ranking", "losses", "detectors", "data", "measures", "report", "engine"},
-    "cli": {"engine", "data", "measures", "report", "losses", "detectors", "benchmark"},
-}
+LAYERS = [
+    {"version"},
+    {"assigned", "boxes", "distributed", "errors", "files"},
+    {"ranking"},
+    {"losses"},
+    {"detectors", "data", "measures"},
+    {"report"},
+    {"engine"},
+    {"benchmark"},
+    {"cli"},
+    {"studies"},
+]
+"""Parts from bottom to top: a part imports from lower layers and, within its layer, from itself only."""
+
+SAME_LAYER = {("files", "errors")}
+"""(importer, imported) pairs that are allowed within a layer."""
+
+MOST_FILES = 13
+"""Modules side by side in one folder, `__init__.py` not counted."""
 
 
-def imported(path: Path) -> set[str]:
-    """Parts of the package that a file imports, at its top or within functions."""
-    parts = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        names = []
+def modules() -> dict[str, Path]:
+    """Dotted name to file of every module of the package and of the studies."""
+    paths = [*PACKAGE.rglob("*.py"), *(ROOT / "studies").rglob("*.py")]
+    return {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> set[str]:
+    """Modules of the project that a module imports, at its top or within functions."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "concordet" else [f"concordet.{a.name}" for a in node.names]
-        parts |= {name.split(".")[1] for name in names if name.startswith("concordet.")}
-    return parts
+            for alias in node.names:
+                submodule = f"{node.module}.{alias.name}"
+                found.add(submodule if submodule in MODULES else node.module)
+    return (found & set(MODULES)) - {name}
 
 
-def files_of(part: str) -> list[Path]:
-    single = PACKAGE / f"{part}.py"
-    return [single] if single.exists() else sorted((PACKAGE / part).rglob("*.py"))
+def part(name: str) -> str:
+    """The part of the project that a module belongs to."""
+    words = name.split(".")
+    return words[1] if words[0] == "concordet" and len(words) > 1 else words[0]
 
 
-@pytest.mark.parametrize("part", [p for p in MAY_IMPORT if files_of(p)])
-def test_imports_flow_one_way(part):
-    for path in files_of(part):
-        wrong = imported(path) - MAY_IMPORT[part] - {part, "version"}
-        assert not wrong, f"{path.relative_to(PACKAGE)} imports {wrong}"
+def level(name: str) -> int:
+    return next(i for i, parts in enumerate(LAYERS) if part(name) in parts)
 
 
-def test_every_part_is_listed():
-    parts = {p.stem for p in PACKAGE.glob("*.py")} | {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
-    assert parts - {"__init__", "__main__", "version"} <= set(MAY_IMPORT)
+LAYERED = [name for name in MODULES if name not in ("concordet", "concordet.__main__")]
+
+
+@pytest.mark.parametrize("name", LAYERED)
+def test_imports_point_downward(name):
+    for other in imports(name):
+        if other == "concordet" or part(other) == part(name) or (part(name), part(other)) in SAME_LAYER:
+            continue
+        assert level(other) < level(name), f"{name} imports {other}"
+
+
+def test_modules_import_without_a_circle():
+    graph = {name: imports(name) for name in MODULES}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"circle: {' -> '.join(error.args[1])}")
+
+
+def test_a_circle_would_be_found():
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+def test_late_imports_are_seen():
+    assert "concordet.measures" in imports("concordet.cli.analyze_command")
+
+
+@pytest.mark.parametrize("folder", sorted({p.parent for p in MODULES.values()}), ids=lambda p: str(p.relative_to(ROOT)))
+def test_folders_are_small(folder):
+    files = [p.name for p in folder.glob("*.py") if p.name != "__init__.py"]
+    assert len(files) <= MOST_FILES, files
 
 
 def loaded_after(statement: str) -> set[str]:
@@ -61,7 +104,7 @@ def loaded_after(statement: str) -> set[str]:
     return set(result.stdout.split())
 
 
-def test_losses_need_torch_alone():
+def test_losses_need_torch_only():
     others = {"torchvision", "scipy", "lightning", "sklearn", "transformers", "matplotlib"}
     assert not loaded_after("import concordet.losses") & others
 

@@ -46,6 +46,6 @@ def test_tables_of_detectors_are_those_of_the_results():
         tables = re.findall(r"<!-- (\S+\.md) -->\n(.*?)\n<!-- end", page.read_text(), flags=re.DOTALL)
         assert tables
         for name, table in tables:
-            assert table == (ROOT / "benchmarks" / "results" / name).read_text().rstrip(), (
-                f"{page.name}: run benchmarks/detectors_page.py"
+            assert table == (ROOT / "studies" / "results" / name).read_text().rstrip(), (
+                f"{page.name}: run studies/detectors_page.py"
             )

@@ -1,6 +1,6 @@
 """Time and memory of ``analyze`` on generated results, with AP alone by pycocotools and hotcoco beside it.
 
-``concordet benchmark analyze --out benchmarks/results/analyze.csv``
+``concordet benchmark analyze --out studies/results/analyze.csv``
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.benchmark.results import environment, write_rows
-from concordet.engine.files import write_json
+from concordet.files import write_json
 
 PACKAGES: Final = ("numpy", "scipy", "hotcoco", "pycocotools")
 _WHATS: Final = ("concordet analyze, bounds included", "hotcoco AP alone", "pycocotools AP alone")

@@ -1,6 +1,6 @@
 """Time of a training step of every detector, with coupled and ranking losses beside its usual one.
 
-``concordet benchmark detectors --out benchmarks/results/detectors.csv``; ``--size nano --detectors fcos`` is quick.
+``concordet benchmark detectors --out studies/results/detectors.csv``; ``--size nano --detectors fcos`` is quick.
 
 A step is forward, backward and an update by plain gradient descent, on digit scenes.  Losses take turns, round by
 round, and a loss's time is compared with the usual loss's of the same round, so that a drift of the machine's speed
@@ -22,9 +22,9 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from concordet.assigned import IGNORED
 from concordet.benchmark.results import environment, read_rows, write_rows
-from concordet.engine.files import free_name
-from concordet.types import IGNORED
+from concordet.files import free_name
 
 LOSSES: Final = ("rank_sort", "ap", "alrp", "harmonic", "focal+concordance(0.3)")
 SQUARE: Final = {"ssd": 300, "dssd": 320, "refinedet": 320}

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from concordet.losses import functional
-from concordet.ranking.engine import compute_terms
+from concordet.ranking.operator import compute_terms
 
 if TYPE_CHECKING:
     from concordet.benchmark.losses import Data, Options

@@ -1,6 +1,6 @@
 """Time and memory of the ranking losses beside focal loss, a loop over positives and the bucketed ones.
 
-``concordet benchmark losses --out benchmarks/results/losses.csv``; other studies of the losses: ``--study NAME``.
+``concordet benchmark losses --out studies/results/losses.csv``; other studies of the losses: ``--study NAME``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from concordet.benchmark.results import environment, read_rows, write_rows
-from concordet.engine.files import free_name
+from concordet.files import free_name
 from concordet.losses import functional
 
 LOGITS: Final = (10_000, 100_000, 1_000_000)

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from concordet.engine.files import replacing
+from concordet.files import replacing
 from concordet.version import __version__
 
 

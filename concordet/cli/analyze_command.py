@@ -32,8 +32,8 @@ def parser() -> Parser:
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    from concordet.engine.errors import UsageError
-    from concordet.engine.files import writable, write_json
+    from concordet.errors import UsageError
+    from concordet.files import writable, write_json
 
     given = parser().parse_args(words)
     if given.iou_type not in ("bbox", "segm"):
@@ -81,7 +81,7 @@ def print_figures(figures: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from concordet.report.metrics import ANALYSIS
+    from concordet.measures.metrics import ANALYSIS
 
     comparison = figures.get("comparison")
     table = Table("figure", *("first", "second", "difference", "95 % interval") if comparison else ("value",))

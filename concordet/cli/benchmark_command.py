@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from concordet.engine.errors import UsageError
+from concordet.errors import UsageError
 
 # what is timed; the module of its name in concordet.benchmark parses and runs it, with a function run(words)
 KINDS = {

@@ -27,7 +27,7 @@ def run(words: list[str]) -> None:
     given = parser().parse_args(words)
 
     from concordet.cli.tables import print_runs
-    from concordet.engine.files import free_name, writable, write_json
+    from concordet.files import free_name, writable, write_json
     from concordet.report import comparison_rows, write_comparison
 
     folders = [Path(name) for name in given.runs]

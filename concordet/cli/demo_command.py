@@ -26,7 +26,7 @@ def run(words: list[str]) -> None:
 
     from concordet.cli.tables import print_runs
     from concordet.engine.demo import demo, summary
-    from concordet.engine.files import writable, write_json
+    from concordet.files import writable, write_json
 
     if given.json is not None:
         writable(Path(given.json).parent)

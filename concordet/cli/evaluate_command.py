@@ -39,7 +39,7 @@ def run(words: list[str]) -> None:
     from concordet.cli.tables import print_runs
     from concordet.engine.config import load_config
     from concordet.engine.evaluation import evaluate_run
-    from concordet.engine.files import writable, write_json
+    from concordet.files import writable, write_json
 
     folder = Path(given.run)
     data = load_config(folder / "config.yaml").data

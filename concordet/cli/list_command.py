@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from concordet.cli.options import Parser
-from concordet.engine.errors import UsageError
+from concordet.errors import UsageError
 
 KINDS = ("detectors", "losses", "measures", "datasets", "recipes")
 
@@ -33,7 +33,7 @@ def parser() -> Parser:
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    from concordet.engine.files import writable, write_json
+    from concordet.files import writable, write_json
 
     given = parser().parse_args(words)
     if given.kind is not None and given.kind not in KINDS:

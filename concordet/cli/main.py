@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from importlib import import_module
 
-from concordet.engine.errors import DivergedError, InterruptedRun, UsageError
+from concordet.errors import DivergedError, InterruptedRun, UsageError
 from concordet.version import __version__
 
 # command: what it does; the module of its name parses and runs it

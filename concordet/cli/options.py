@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from concordet.engine.errors import UsageError
+from concordet.errors import UsageError
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):

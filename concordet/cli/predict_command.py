@@ -33,7 +33,7 @@ def parser() -> Parser:
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    from concordet.engine.errors import UsageError
+    from concordet.errors import UsageError
 
     given = parser().parse_args(words)
     out = given.out or given.json

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from concordet.cli.options import Parser
 from concordet.engine.config import TrainConfig, load_config, to_dict
-from concordet.engine.errors import UsageError
-from concordet.engine.files import read_json, writable, write_json
 from concordet.engine.recipes import with_recipes
+from concordet.errors import UsageError
+from concordet.files import read_json, writable, write_json
 
 
 def parser() -> Parser:
@@ -62,8 +62,8 @@ def run(words: list[str]) -> None:
             raise UsageError("--json has the figures of the evaluation, and evaluate is false; leave one of them out")
         writable(Path(given.json).parent)
 
-    from concordet.engine.processes import is_main_process
-    from concordet.engine.training import train
+    from concordet.engine.training.fit import train
+    from concordet.engine.training.launch import is_main_process
 
     done = train(config, out, resume=folder is not None)
     if given.json is not None and is_main_process():
@@ -74,7 +74,7 @@ def run(words: list[str]) -> None:
 def print_evaluation(folder: Path) -> None:
     """One table of the figures of a run, where it was evaluated by the process that writes."""
     from concordet.cli.tables import print_runs
-    from concordet.engine.processes import is_main_process
+    from concordet.engine.training.launch import is_main_process
 
     if is_main_process() and (folder / "evaluation.json").is_file():
         print_runs([folder])

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from concordet.data.cityscapes import CityscapesFolder
-from concordet.data.coco import CocoFolder
-from concordet.data.digits import DigitScenes
-from concordet.data.lvis import LvisFolder
+from concordet.data.digits.dataset import DigitScenes
+from concordet.data.formats.cityscapes import CityscapesFolder
+from concordet.data.formats.coco import CocoFolder
+from concordet.data.formats.lvis import LvisFolder
+from concordet.data.formats.voc import VocFolder
 from concordet.data.records import FileDataset
 from concordet.data.targets import DetectionDataset, Transforms
-from concordet.data.voc import VocFolder
 
 DATASETS: Final[dict[str, Callable[..., DetectionDataset]]] = {
     "cityscapes": CityscapesFolder,

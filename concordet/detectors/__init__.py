@@ -1,7 +1,7 @@
 """Detectors that take any loss: ``build_detector("fcos", num_classes=3, loss="ap")``, ``install(yours, "ap")``."""
 
-from concordet.detectors.build import build_detector, list_detectors, predicts_masks
-from concordet.detectors.install import install, installed_criterion, list_installable, uninstall
+from concordet.detectors.adapters.install import install, installed_criterion, list_installable, uninstall
+from concordet.detectors.architectures.registry import build_detector, list_detectors, predicts_masks
 
 __all__ = [
     "build_detector",

@@ -15,14 +15,14 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
-from concordet.detectors.coders import BoxCodec, delta_codec, distance_codec
-from concordet.detectors.detector import Detections, Detector, Target, in_pixels
-from concordet.detectors.matching import Assigner, centers, ignore_inside, side_distances
-from concordet.detectors.refining import Refiner, Scene
-from concordet.detectors.suppression import Inference, suppress
+from concordet.assigned import BACKGROUND, IGNORED, Assigned
+from concordet.detectors.base import Detections, Detector, Target, in_pixels
+from concordet.detectors.parts.assigners import Assigner, centers, ignore_inside, side_distances
+from concordet.detectors.parts.coders import BoxCodec, delta_codec, distance_codec
+from concordet.detectors.parts.postprocess import PostProcess, suppress
+from concordet.detectors.parts.reassignment import Reassigner, Scene
 from concordet.losses.criteria import Criterion, StagedCriterion
-from concordet.losses.reduction import at_least_float32
-from concordet.types import BACKGROUND, IGNORED, Assigned
+from concordet.losses.functional.reduction import at_least_float32
 
 __all__ = ["BoxCodec", "DenseDetector", "Predictions", "delta_codec", "distance_codec", "select"]
 
@@ -81,9 +81,9 @@ class DenseDetector(Detector):
         *,
         num_classes: int,
         image_size: tuple[int, int],
-        inference: Inference,
+        inference: PostProcess,
         ignore_regions: bool = True,
-        refiner: Refiner | None = None,
+        refiner: Reassigner | None = None,
         fixed_size: bool = False,
     ) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ def select(
     anchors: Tensor,
     level_sizes: Sequence[int],
     codec: BoxCodec,
-    inference: Inference,
+    inference: PostProcess,
     image_size: tuple[int, int],
 ) -> tuple[dict[str, Tensor], Tensor]:
     """One image's detections and the places of their anchors: threshold, best of each level, decode, clip, NMS.

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from concordet.detectors.detector import Detections, Detector, in_pixels
-from concordet.detectors.hungarian import Costs, in_units, set_matches
-from concordet.detectors.matching import ignore_inside
-from concordet.detectors.proposals import Objects, select_refined
-from concordet.detectors.suppression import Inference
-from concordet.losses.criteria import Criterion, StagedCriterion, Usual, build_criterion
-from concordet.losses.set_core import SetCore
-from concordet.types import BACKGROUND, Assigned
+from concordet.assigned import BACKGROUND, Assigned
+from concordet.detectors.base import Detections, Detector, in_pixels
+from concordet.detectors.parts.assigners import ignore_inside
+from concordet.detectors.parts.hungarian import Costs, hungarian_match, in_units
+from concordet.detectors.parts.postprocess import PostProcess
+from concordet.detectors.parts.proposals import Objects, select_refined
+from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, build_criterion
+from concordet.losses.criteria.set_core import SetCore
 
-INFERENCE = Inference(score_threshold=0.0, nms_threshold=1.0, topk=100)
+POSTPROCESS = PostProcess(score_threshold=0.0, nms_threshold=1.0, topk=100)
 """Of predictions that were matched one to one: no NMS."""
 
 
@@ -45,10 +45,10 @@ class Outcome:
     objects: list[Objects]
 
 
-def set_criterion(
+def per_layer_criterion(
     name: str,
     loss: str | Criterion | StagedCriterion,
-    usual: Usual,
+    defaults: LossDefaults,
     stages: Sequence[str],
     *,
     classification: float = 2.0,
@@ -60,9 +60,9 @@ def set_criterion(
     Args:
         name: the detector's, for messages.
         loss: a name, a criterion (copied for each stage) or a criterion for all stages.
-        usual: the detector's published terms.
+        defaults: the detector's published terms.
         stages: their names, the one that detects last.
-        classification: factor of the classification term; see :class:`~concordet.losses.set_core.SetCore`.
+        classification: factor of the classification term; see :class:`~concordet.losses.criteria.set_core.SetCore`.
         l1: factor of the L1 term.
         weights: of stages.
 
@@ -73,7 +73,9 @@ def set_criterion(
         if list(loss.stages) != list(stages):
             raise ValueError(f"{name} has the stages {list(stages)}, the criterion has {list(loss.stages)}")
         return loss
-    each = {stage: build_criterion(loss, usual) if isinstance(loss, str) else copy.deepcopy(loss) for stage in stages}
+    each = {
+        stage: build_criterion(loss, defaults) if isinstance(loss, str) else copy.deepcopy(loss) for stage in stages
+    }
     for criterion in each.values():
         if criterion.quality is not None:
             raise ValueError(f"{name} has no auxiliary head, which loss {loss!r} would train; leave it away")
@@ -110,7 +112,7 @@ class SetPredictor(Detector):
         *,
         num_classes: int,
         image_size: tuple[int, int],
-        inference: Inference,
+        inference: PostProcess,
         costs: Costs,
         ignore_regions: bool = True,
     ) -> None:
@@ -131,7 +133,7 @@ class SetPredictor(Detector):
         matches = []
         for logits, boxes, size, image in zip(stage.logits, stage.boxes, outcome.sizes, outcome.objects, strict=True):
             classes = torch.zeros_like(image.classes) if stage.class_agnostic else image.classes
-            match = set_matches(
+            match = hungarian_match(
                 logits, boxes, image.boxes, classes, size, costs=self.costs, softmax=self.criterion.softmax
             )
             matches.append(ignore_inside(match, boxes, image.ignored) if self.ignore_regions else match)

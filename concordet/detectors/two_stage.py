@@ -17,23 +17,23 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_p
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
-from concordet.detectors.detector import Detections, Detector, Target, in_pixels
-from concordet.detectors.heads import start_at_background
-from concordet.detectors.matching import ignore_inside, iou_matches
-from concordet.detectors.proposals import (
+from concordet.assigned import Assigned
+from concordet.detectors.base import Detections, Detector, Target, in_pixels
+from concordet.detectors.networks.heads import init_prior_bias
+from concordet.detectors.parts.assigners import ignore_inside, iou_matches
+from concordet.detectors.parts.postprocess import PostProcess
+from concordet.detectors.parts.proposals import (
     Objects,
-    Proposed,
-    Refined,
+    RoIOutput,
+    RPNOutput,
     make_record,
     objects_of,
     roi_matches,
     sample,
     select_refined,
 )
-from concordet.detectors.suppression import Inference
 from concordet.losses.criteria import StagedCriterion
-from concordet.losses.reduction import at_least_float32
-from concordet.types import Assigned
+from concordet.losses.functional.reduction import at_least_float32
 
 
 class BoxStage(nn.Module):
@@ -58,7 +58,7 @@ class BoxStage(nn.Module):
         self.foreground = foreground
         self.softmax = softmax
         if not softmax:
-            start_at_background(cast(nn.Module, box_predictor.cls_score))
+            init_prior_bias(cast(nn.Module, box_predictor.cls_score))
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """``[n, c]`` logits (with softmax ``[n, c + 1]``, background last) and ``[n, c or 1, 4]`` deltas."""
@@ -70,7 +70,7 @@ class BoxStage(nn.Module):
         return at_least_float32(logits), at_least_float32(deltas)
 
     @torch.no_grad()
-    def decode(self, refined: Refined) -> list[Tensor]:
+    def decode(self, refined: RoIOutput) -> list[Tensor]:
         """``[k, c or 1, 4]`` boxes of each image, without gradient."""
         boxes = self.coder.decode_single(refined.deltas.flatten(1), torch.cat(refined.references))
         return list(boxes.unflatten(1, (-1, 4)).split([len(b) for b in refined.references]))
@@ -80,9 +80,9 @@ class BoxStage(nn.Module):
 class Outcome:
     """What a forward pass gives; refined boxes are those of all proposals, where they were needed."""
 
-    found: Proposed
+    found: RPNOutput
     objects: list[Objects]
-    refined: list[Refined] | None
+    refined: list[RoIOutput] | None
 
 
 class TwoStageDetector(Detector):
@@ -118,7 +118,7 @@ class TwoStageDetector(Detector):
         *,
         num_classes: int,
         image_size: tuple[int, int],
-        inference: Inference,
+        inference: PostProcess,
         ignore_regions: bool = True,
     ) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class TwoStageDetector(Detector):
         self.sampled = stages[0].softmax
         self.roi_sampler = BalancedPositiveNegativeSampler(512, 0.25)
         if not self.sampled:
-            start_at_background(rpn.head.cls_logits)
+            init_prior_bias(rpn.head.cls_logits)
 
     @property
     def box_stages(self) -> list[BoxStage]:
@@ -159,14 +159,14 @@ class TwoStageDetector(Detector):
         found = outcome.found
         return in_pixels(self._select(found, self._refined(outcome)), found.image_sizes, images)
 
-    def _refined(self, outcome: Outcome) -> list[Refined]:
+    def _refined(self, outcome: Outcome) -> list[RoIOutput]:
         return outcome.refined or self._refine(outcome.found, outcome.found.boxes)
 
-    def _propose(self, images: list[Tensor], targets: list[Target] | None) -> tuple[Proposed, list[Objects]]:
+    def _propose(self, images: list[Tensor], targets: list[Target] | None) -> tuple[RPNOutput, list[Objects]]:
         batch, resized = self.transform(images, targets)
         return self._proposed(batch, self.backbone(batch.tensors)), [objects_of(t) for t in resized or []]
 
-    def _proposed(self, batch: ImageList, features: dict[str, Tensor]) -> Proposed:
+    def _proposed(self, batch: ImageList, features: dict[str, Tensor]) -> RPNOutput:
         levels = list(features.values())
         logits, deltas = self.rpn.head(levels)
         level_sizes = [x[0].numel() for x in logits]
@@ -178,7 +178,7 @@ class TwoStageDetector(Detector):
         with torch.no_grad():
             proposals = self.rpn.box_coder.decode(deltas, anchors).view(count, -1, 4)
             boxes, _ = self.rpn.filter_proposals(proposals, logits, batch.image_sizes, level_sizes)
-        return Proposed(
+        return RPNOutput(
             features,
             batch.image_sizes,
             tuple(batch.tensors.shape[-2:]),
@@ -189,23 +189,23 @@ class TwoStageDetector(Detector):
             level_sizes,
         )
 
-    def _pool(self, pool: MultiScaleRoIAlign, found: Proposed, boxes: list[Tensor]) -> Tensor:
+    def _pool(self, pool: MultiScaleRoIAlign, found: RPNOutput, boxes: list[Tensor]) -> Tensor:
         # strides come out exact for the padded size; for an image's own they would be rounded
         return pool(found.features, boxes, [found.padded_size] * len(boxes))
 
-    def _refine(self, found: Proposed, boxes: list[Tensor]) -> list[Refined]:
+    def _refine(self, found: RPNOutput, boxes: list[Tensor]) -> list[RoIOutput]:
         """Every stage's predictions; each begins with the boxes of the one before, cut off at the images' borders."""
-        results: list[Refined] = []
+        results: list[RoIOutput] = []
         stages = self.box_stages
         for stage in stages:
-            results.append(Refined(boxes, *stage(self._pool(self.box_pool, found, boxes))))
+            results.append(RoIOutput(boxes, *stage(self._pool(self.box_pool, found, boxes))))
             if stage is not stages[-1]:
                 decoded = stage.decode(results[-1])
                 boxes = [clip_boxes_to_image(b[:, 0], s) for b, s in zip(decoded, found.image_sizes, strict=True)]
         return results
 
     @torch.no_grad()
-    def _match_anchors(self, found: Proposed, objects: list[Objects]) -> list[Tensor]:
+    def _match_anchors(self, found: RPNOutput, objects: list[Objects]) -> list[Tensor]:
         matches = []
         for anchors, image in zip(found.anchors, objects, strict=True):
             match = iou_matches(anchors, image.boxes, found.level_sizes, foreground=0.7, background=0.3)
@@ -220,18 +220,18 @@ class TwoStageDetector(Detector):
             matches.append(ignore_inside(match, proposals, image.ignored) if self.ignore_regions else match)
         return matches
 
-    def _trained(self, found: Proposed, objects: list[Objects]) -> list[Assigned]:
+    def _trained(self, found: RPNOutput, objects: list[Objects]) -> list[Assigned]:
         """Records that the loss sees."""
         proposals = self._trained_rpn_record(found, objects)  # samples first, as torchvision does
         refined = self._refine(found, self._training_boxes(found, objects))
         return [proposals, *self._roi_records(found, refined, objects)]
 
-    def _trained_rpn_record(self, found: Proposed, objects: list[Objects]) -> Assigned:
+    def _trained_rpn_record(self, found: RPNOutput, objects: list[Objects]) -> Assigned:
         matches = self._match_anchors(found, objects)
         rows = sample(matches, self.rpn.fg_bg_sampler) if self.sampled else None
         return self._rpn_record(found, objects, matches, rows)
 
-    def _training_boxes(self, found: Proposed, objects: list[Objects]) -> list[Tensor]:
+    def _training_boxes(self, found: RPNOutput, objects: list[Objects]) -> list[Tensor]:
         """``[k, 4]`` boxes of each image that the RoI head learns from."""
         boxes = [torch.cat([b, o.boxes]) for b, o in zip(found.boxes, objects, strict=True)]
         if self.sampled:
@@ -239,14 +239,14 @@ class TwoStageDetector(Detector):
             boxes = [b[i] for b, i in zip(boxes, chosen, strict=True)]
         return boxes
 
-    def _measured(self, found: Proposed, refined: list[Refined], objects: list[Objects]) -> list[Assigned]:
+    def _measured(self, found: RPNOutput, refined: list[RoIOutput], objects: list[Objects]) -> list[Assigned]:
         """Records over everything that is seen at inference; the final one's logits are those that decide there."""
         proposals = self._rpn_record(found, objects, self._match_anchors(found, objects), None)
         refined = [*refined[:-1], replace(refined[-1], logits=mean_logits(refined))]
         return [proposals, *self._roi_records(found, refined, objects)]
 
     def _rpn_record(
-        self, found: Proposed, objects: list[Objects], matches: list[Tensor], rows: list[Tensor] | None
+        self, found: RPNOutput, objects: list[Objects], matches: list[Tensor], rows: list[Tensor] | None
     ) -> Assigned:
         logits, deltas, anchors = list(found.logits), list(found.deltas), found.anchors
         if rows is not None:
@@ -265,7 +265,7 @@ class TwoStageDetector(Detector):
             averaged=self.sampled,
         )
 
-    def _roi_records(self, found: Proposed, refined: list[Refined], objects: list[Objects]) -> list[Assigned]:
+    def _roi_records(self, found: RPNOutput, refined: list[RoIOutput], objects: list[Objects]) -> list[Assigned]:
         return [
             make_record(
                 self._match_boxes(r.references, objects, stage.foreground),
@@ -282,7 +282,7 @@ class TwoStageDetector(Detector):
         ]
 
     @torch.no_grad()
-    def _select(self, found: Proposed, refined: list[Refined]) -> Detections:
+    def _select(self, found: RPNOutput, refined: list[RoIOutput]) -> Detections:
         """Detections at the network's input size."""
         last, logits = self.box_stages[-1], mean_logits(refined)
         scores = logits.softmax(-1)[:, :-1] if last.softmax else logits.sigmoid()
@@ -291,6 +291,6 @@ class TwoStageDetector(Detector):
         return [select_refined(s, b, self.inference, size) for s, b, size in each]
 
 
-def mean_logits(refined: Sequence[Refined]) -> Tensor:
+def mean_logits(refined: Sequence[RoIOutput]) -> Tensor:
     """``[n, c]`` averaged over the stages, as mmdetection does."""
     return torch.stack([r.logits for r in refined]).mean(0)

@@ -14,12 +14,12 @@ _WHERE = {
     "TrainConfig": "config",
     "load_config": "config",
     "save_config": "config",
-    "train": "training",
+    "train": "training.fit",
     "evaluate_run": "evaluation",
     "run_detector": "evaluation",
     "load_detector": "checkpoint",
     "predict": "prediction",
-    "DetectionModule": "module",
+    "DetectionModule": "training.module",
     "DetectionData": "data",
     "DivergedError": "errors",
     "InterruptedRun": "errors",
@@ -32,4 +32,5 @@ __all__ = sorted(_WHERE)
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+    package = "concordet" if _WHERE[name] == "errors" else __name__
+    return getattr(import_module(f"{package}.{_WHERE[name]}"), name)

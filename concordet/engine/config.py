@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from concordet.engine.errors import UsageError
-from concordet.engine.files import replacing
+from concordet.errors import UsageError
+from concordet.files import replacing
 
 Schedule = Literal["onecycle", "cosine", "step", "constant"]
 

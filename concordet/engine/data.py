@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from concordet.engine.config import DataConfig
-from concordet.engine.errors import UsageError
 from concordet.engine.seeding import mix, seeded
+from concordet.errors import UsageError
 
 Part = Literal["train", "val"]
 

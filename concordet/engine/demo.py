@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from concordet.engine.config import DataConfig, OptimConfig, TrainConfig
-from concordet.engine.files import free_name, new_folder, read_json
+from concordet.files import free_name, new_folder, read_json
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tu
     Returns:
         The run folders, and the page.
     """
-    from concordet.engine.training import train
+    from concordet.engine.training.fit import train
     from concordet.report import write_comparison
 
     out = new_folder(free_name(out), "name another --out")

@@ -20,8 +20,8 @@ from concordet.engine.checkpoint import check_same, checkpoint_path, load_detect
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
 from concordet.engine.detections import batch_results, is_federated, mask_figures
-from concordet.engine.errors import UsageError
-from concordet.engine.files import new_folder, read_json, replacing, writable, write_json
+from concordet.errors import UsageError
+from concordet.files import new_folder, read_json, replacing, writable, write_json
 from concordet.version import __version__
 
 SAMPLES = 12

@@ -13,7 +13,7 @@ import torch
 from concordet.engine.checkpoint import load_detector
 from concordet.engine.detections import coco_results
 from concordet.engine.evaluation import pick_device, progress
-from concordet.engine.files import free_name, read_json, replacing, writable, write_json
+from concordet.files import free_name, read_json, replacing, writable, write_json
 
 DRAWN_FROM = 0.3  # least score of a drawn detection where nothing better is known
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from concordet.engine.config import TrainConfig, load_config
-from concordet.engine.errors import UsageError
+from concordet.errors import UsageError
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 

@@ -1,8 +1,8 @@
 """Every loss: as a function (:mod:`concordet.losses.functional`), as a module, and by name (criteria)."""
 
-from concordet.losses.box import BoxTerm
-from concordet.losses.checks import value_checks
-from concordet.losses.criteria import Criterion, Usual, build_criterion, list_losses, rank_over
+from concordet.losses.criteria import Criterion, LossDefaults, build_criterion, list_losses, rank_over
+from concordet.losses.criteria.box import BoxTerm
+from concordet.losses.functional.checks import value_checks
 from concordet.losses.modules import (
     ALRPLoss,
     APLoss,
@@ -35,12 +35,12 @@ __all__ = [
     "FocalLoss",
     "HarmonicIoULoss",
     "HarmonicLoss",
+    "LossDefaults",
     "MatchabilityAwareLoss",
     "NDCGLoss",
     "QualityFocalLoss",
     "RankSortLoss",
     "TaskContrastiveLoss",
-    "Usual",
     "VarifocalLoss",
     "build_criterion",
     "list_losses",

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from concordet.losses import functional
-from concordet.losses.rankings import ALRP, RankSort
+from concordet.losses.functional.ranking import ALRP, RankSort
 
 
 class _Ranking(nn.Module):

@@ -8,7 +8,7 @@ import numpy as np
 
 from concordet.measures.arrays import Floats
 from concordet.measures.coco import Matches, Precision, average_precision
-from concordet.measures.dataset import Dataset
+from concordet.measures.reading.dataset import Dataset
 
 
 def reranking_bounds(dataset: Dataset, truth: Any, matches: Matches, *, max_dets: int) -> tuple[Precision, Precision]:

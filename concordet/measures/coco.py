@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from concordet.measures.arrays import Bools, Floats, Ints, collector_paused
-from concordet.measures.dataset import Dataset
+from concordet.measures.reading.dataset import Dataset
 
 IOU_THRESHOLDS: Final = tuple(np.linspace(0.5, 0.95, 10).tolist())
 AREAS: Final = ("all", "small", "medium", "large")

@@ -9,7 +9,7 @@ import numpy as np
 
 from concordet.measures import coco
 from concordet.measures.arrays import Bools, Floats, Ints
-from concordet.measures.dataset import Dataset, checked_limit, read_dataset
+from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
 
 MEASURES: Final = ("AP", "AP50", "AP75", "beta_cls", "oLRP")
 _RECALLS: Final = np.linspace(0, 1, 101)

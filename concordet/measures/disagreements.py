@@ -8,8 +8,8 @@ import numpy as np
 
 from concordet.measures.arrays import Ints
 from concordet.measures.coco import Matches
-from concordet.measures.dataset import Dataset
 from concordet.measures.overlap import best_objects
+from concordet.measures.reading.dataset import Dataset
 
 
 def worst_disagreements(dataset: Dataset, rows: Ints, *, limit: int, floor: float = 0.3) -> list[dict[str, Any]]:

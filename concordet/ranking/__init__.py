@@ -2,7 +2,7 @@
 
 from concordet.ranking.counts import Counts, step, step_at_zero
 from concordet.ranking.definitions import Definition, Payers, Result, Side, Term
-from concordet.ranking.engine import METHODS, ranking_loss, register
+from concordet.ranking.operator import METHODS, ranking_loss, register
 
 __all__ = [
     "METHODS",

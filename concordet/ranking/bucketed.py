@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from concordet.processes import ALONE, Everyone
+from concordet.distributed import SINGLE_PROCESS, SingleProcess
 from concordet.ranking.exact import ExactCounts
 
 
-def bucket(positives: Tensor, negatives: Tensor, processes: Everyone = ALONE) -> tuple[Tensor, Tensor, Tensor]:
+def bucket(
+    positives: Tensor, negatives: Tensor, processes: SingleProcess = SINGLE_PROCESS
+) -> tuple[Tensor, Tensor, Tensor]:
     """Prototypes ``[b]`` (mean logits), sizes ``[b]``, and ``[n]`` which bucket a negative is in.
 
     All logits are sorted in descending order, stably and positives first, so that a negative tied with a positive falls
@@ -35,9 +37,9 @@ def bucket(positives: Tensor, negatives: Tensor, processes: Everyone = ALONE) ->
     ends = counts.cumsum(0)
     padded = torch.cat([sorted_negatives, sorted_negatives.new_zeros(1)])  # where empty runs begin and end
     bounds = torch.stack([padded[ends - counts], -padded[ends - 1]]).masked_fill_(counts == 0, -torch.inf)
-    largest, smallest = processes.largest(bounds)
+    largest, smallest = processes.all_max(bounds)
     sums = sorted_negatives.new_zeros(p + 1).index_add_(0, run, sorted_negatives)
-    sizes, sums = processes.sum(torch.stack([counts.double(), sums]))
+    sizes, sums = processes.all_sum(torch.stack([counts.double(), sums]))
     used = sizes > 0
     # a mean of equal logits must not be rounded past them
     prototypes = torch.clamp(sums / sizes, -smallest, largest)[used]
@@ -48,7 +50,9 @@ def bucket(positives: Tensor, negatives: Tensor, processes: Everyone = ALONE) ->
 class BucketedCounts(ExactCounts):
     """Soft counts in which every negative is moved to its bucket's mean (Eqs. 3.20-3.22, over all buckets)."""
 
-    def __init__(self, positives: Tensor, negatives: Tensor, delta: float, processes: Everyone = ALONE) -> None:
+    def __init__(
+        self, positives: Tensor, negatives: Tensor, delta: float, processes: SingleProcess = SINGLE_PROCESS
+    ) -> None:
         self._all_negatives = negatives
         self._kept = (negatives >= positives.min() - delta).nonzero().squeeze(1)
         prototypes, sizes, self._bucket = bucket(positives, negatives.index_select(0, self._kept), processes)

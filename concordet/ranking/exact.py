@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from concordet.processes import ALONE, Everyone
+from concordet.distributed import SINGLE_PROCESS, SingleProcess
+from concordet.ranking.backend_torch import backend_for
 from concordet.ranking.counts import step_at_zero
 from concordet.ranking.intervals import Intervals, cut
-from concordet.ranking.passes import backend_for
 from concordet.ranking.quadratic import PositivePairs
 from concordet.ranking.sums import WaveletTree, binned_sums, prefix_sums, suffix_sums
 
@@ -63,7 +63,7 @@ class ExactCounts:
         positives: Tensor,
         negatives: Tensor,
         delta: float,
-        processes: Everyone = ALONE,
+        processes: SingleProcess = SINGLE_PROCESS,
         *,
         weights: Tensor | None = None,
     ) -> None:
@@ -82,7 +82,7 @@ class ExactCounts:
 
     def negatives_above(self) -> Tensor:
         count = self._unsort(count_above(self._axis, self._delta, self._weight, self._moment)).clamp_min(0)
-        return self._processes.sum(count)
+        return self._processes.all_sum(count)
 
     def positives_above(self, weights: Tensor) -> Tensor:
         if self._pairs is not None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from concordet.processes import ALONE, Everyone
+from concordet.distributed import SINGLE_PROCESS, SingleProcess
 from concordet.ranking.counts import step
 from concordet.ranking.sums import on_host
 
@@ -43,7 +43,9 @@ def _weighted(pairs: Tensor, weights: Tensor) -> Tensor:
 class QuadraticCounts(PositivePairs):
     """Soft counts from the matrices H(x_ij), x_ij = s_j - s_i, with i a positive (rows) and j any logit (columns)."""
 
-    def __init__(self, positives: Tensor, negatives: Tensor, delta: float, processes: Everyone = ALONE) -> None:
+    def __init__(
+        self, positives: Tensor, negatives: Tensor, delta: float, processes: SingleProcess = SINGLE_PROCESS
+    ) -> None:
         super().__init__(positives, delta)
         self._processes = processes
         self._dtype = negatives.dtype
@@ -51,7 +53,7 @@ class QuadraticCounts(PositivePairs):
         self._above_negative = step(x_negative, delta)
 
     def negatives_above(self) -> Tensor:
-        return self._processes.sum(self._above_negative.sum(dim=1))
+        return self._processes.all_sum(self._above_negative.sum(dim=1))
 
     def spread_to_negatives(self, amount: Tensor) -> Tensor:
         return (amount[:, None] * self._above_negative).sum(dim=0).to(self._dtype)

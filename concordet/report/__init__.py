@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from concordet.report.metrics import MASK_METRICS, METRICS, Metric, metrics_of
+from concordet.measures.metrics import MASK_METRICS, METRICS, Metric, metrics_of
 from concordet.report.runs import comparison_rows
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image, ImageOps
 
-from concordet.report.matching import Disagreement
-from concordet.report.metrics import (
+from concordet.measures.metrics import (
     AGREEMENT,
     ANALYSIS_PER_CLASS,
     ERRORS,
@@ -21,6 +20,7 @@ from concordet.report.metrics import (
     is_missing,
     number,
 )
+from concordet.report.matching import Disagreement
 from concordet.report.page import fit, listed, render, write_text
 from concordet.report.pictures import disagreement_picture
 from concordet.report.plots import Line, calibration_plot, density_plot, line_plot

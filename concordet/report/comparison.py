@@ -10,7 +10,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from concordet.measures import analyze
-from concordet.report.metrics import FIGURES, PER_CLASS, Metric, is_missing, metrics_of, number
+from concordet.measures.metrics import FIGURES, PER_CLASS, Metric, is_missing, metrics_of, number
 from concordet.report.page import listed, render, write_text
 from concordet.report.pictures import disagreement_pictures, sample_pictures
 from concordet.report.plots import Line, density_plot, line_plot, thin

@@ -18,7 +18,7 @@ from PIL import Image
 
 from concordet.version import __version__
 
-FOLDER: Final = Path(__file__).parent
+FOLDER: Final = Path(__file__).parent / "templates"
 
 PICTURE_SIDE: Final = 440
 """Longest side of a picture in pixels: sharp where it is shown, small enough for dozens of them on a page."""

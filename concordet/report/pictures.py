@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageOps
 
+from concordet.measures.metrics import is_missing
 from concordet.report.draw import draw_detections
 from concordet.report.matching import Disagreement, by_image, corners, count_matches, worst_disagreements
-from concordet.report.metrics import is_missing
 from concordet.report.page import data_uri, fit
 from concordet.report.runs import Run
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from concordet.report.metrics import metrics_of, pick
+from concordet.measures.metrics import metrics_of, pick
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
-USUAL = "usual loss"
+DEFAULT_LOSS = "default loss"
 """How a run is called whose loss is the detector's own (`loss: default`)."""
 
 NO_SETTINGS = {"out", "folder", "run_folder", "resume"}
@@ -167,7 +167,7 @@ def same_ground_truth(runs: Sequence[Run]) -> bool:
 
 def _distinct_names(runs: Sequence[Run]) -> list[str]:
     candidates = (
-        lambda run: USUAL if run.loss == "default" else run.loss,
+        lambda run: DEFAULT_LOSS if run.loss == "default" else run.loss,
         lambda run: f"{run.detector}, {run.loss}",
         lambda run: run.folder.name,
         lambda run: f"{run.loss} ({run.folder.name})",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from concordet.data import DigitScenes, collate
-from concordet.data.scenes import Draws, draw_scene, handwritten_digits, split_digits
+from concordet.data.digits.scenes import Draws, draw_scene, handwritten_digits, split_digits
 
 
 def checksum(dataset, count):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from concordet.data import CityscapesFolder, LvisFolder, eval_transforms, load_dataset, train_transforms
-from concordet.data.cityscapes import INSTANCE_CLASSES
+from concordet.data.formats.cityscapes import INSTANCE_CLASSES
 from concordet.data.masks import decode_segmentation
 
 

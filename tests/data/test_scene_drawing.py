@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from concordet.data import scenes
-from concordet.data.scenes import Draws, handwritten_digits
+from concordet.data.digits import scenes
+from concordet.data.digits.scenes import Draws, handwritten_digits
 
 
 def catmull_rom(values, at):

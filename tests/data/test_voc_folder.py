@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from concordet.data import VocFolder, describe, load_dataset
-from concordet.data.voc import VOC_CLASSES
+from concordet.data.formats.voc import VOC_CLASSES
 
 BCCD = Path(__file__).parents[2] / ".." / "shared" / "data" / "bccd"
 

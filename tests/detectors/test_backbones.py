@@ -14,8 +14,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from concordet.detectors import build_detector
-from concordet.detectors.backbones import PLAIN, RESNETS, DeformableConv, features, pyramid, resnet
-from concordet.detectors.weights import load_weights
+from concordet.detectors.networks.backbones import PLAIN, RESNETS, DeformableConv, features, pyramid, resnet
+from concordet.detectors.networks.weights import load_weights
 
 SMALL = "timm/mobilenetv3_small_050"
 IMAGE = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))

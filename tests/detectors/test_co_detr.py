@@ -4,13 +4,13 @@ import pytest
 import torch
 from torchvision.ops import box_convert
 
+from concordet.assigned import IGNORED
 from concordet.detectors import build_detector
-from concordet.detectors.auxiliary import Adapter
-from concordet.detectors.co_detr import MOST, at_most, query_stages
-from concordet.detectors.detection_transformer import to_pixels
+from concordet.detectors.architectures.set_prediction.auxiliary_heads import Adapter
+from concordet.detectors.architectures.set_prediction.co_detr import MOST, at_most, query_stages
+from concordet.detectors.architectures.set_prediction.detection_transformer import to_pixels
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
-from concordet.types import IGNORED
 from tests.detectors.test_deformable_detr import spread, unequal
 from tests.detectors.test_detectors import batch, build
 

@@ -8,8 +8,8 @@ from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatche
 from transformers.loss.loss_for_object_detection import HungarianMatcher
 
 from concordet.detectors import build_detector
-from concordet.detectors.hugging_face import valid_pixels
-from concordet.detectors.hungarian import Costs, set_matches
+from concordet.detectors.networks.transformers_deformable import valid_pixels
+from concordet.detectors.parts.hungarian import Costs, hungarian_match
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
 from tests.detectors.test_detectors import batch, build, scene
@@ -103,7 +103,7 @@ def test_a_softmax_is_matched_as_transformers_does():
     ((rows, columns),) = matcher(found, [{"class_labels": classes, "boxes": wanted}])
     unit = torch.tensor([300.0, 200, 300, 200])
     ours, theirs = (box_convert(b, "cxcywh", "xyxy") * unit for b in (boxes[0], wanted))
-    match = set_matches(
+    match = hungarian_match(
         logits[0], ours, theirs, classes, (200, 300), costs=Costs(1.0, box_format="cxcywh"), softmax=True
     )
     assert match[rows].tolist() == columns.tolist()
@@ -215,6 +215,6 @@ def test_two_stages_need_as_many_locations_as_queries():
 def test_transformers_missing(monkeypatch):
     import sys
 
-    monkeypatch.setitem(sys.modules, "concordet.detectors.hugging_face", None)
+    monkeypatch.setitem(sys.modules, "concordet.detectors.networks.transformers_deformable", None)
     with pytest.raises(ValueError, match="needs the package transformers"):
         build(NAME)

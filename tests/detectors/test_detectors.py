@@ -6,12 +6,12 @@ import pytest
 import torch
 from torchvision.models import detection
 
+from concordet.assigned import IGNORED
 from concordet.boxes import paired_iou
 from concordet.detectors import build_detector, list_detectors
 from concordet.detectors.dense import centerness, delta_codec, select
-from concordet.detectors.suppression import Inference
+from concordet.detectors.parts.postprocess import PostProcess
 from concordet.losses import build_criterion, list_losses
-from concordet.types import IGNORED
 
 DETECTORS = list_detectors()
 REGIONS, QUERIES = ("faster_rcnn", "cascade_rcnn", "mask_rcnn"), ("sparse_rcnn", "detr", "deformable_detr", "co_detr")
@@ -280,7 +280,7 @@ class TestWeights:
 def test_select_keeps_the_better_of_two_overlapping_boxes_and_other_classes():
     anchors = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [20, 20, 30, 30]])
     scores = torch.tensor([[0.9, 0.0], [0.8, 0.7], [0.0, 0.3]])
-    inference = Inference(score_threshold=0.1, nms_threshold=0.5)
+    inference = PostProcess(score_threshold=0.1, nms_threshold=0.5)
     got, rows = select(scores, torch.zeros(3, 4), anchors, [3], delta_codec(), inference, (25, 40))
     torch.testing.assert_close(got["scores"], torch.tensor([0.9, 0.7, 0.3]))
     assert got["labels"].tolist() == [1, 2, 2]

@@ -8,7 +8,7 @@ from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatche
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
 from concordet.detectors import build_detector
-from concordet.detectors.hugging_face import GivenConfig, valid_pixels
+from concordet.detectors.networks.transformers_deformable import GivenConfig, valid_pixels
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
 from tests.detectors.test_deformable_detr import TERMS, theirs, unequal

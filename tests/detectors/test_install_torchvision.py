@@ -11,13 +11,13 @@ from torchvision.models.detection import roi_heads as tv_roi_heads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
+from concordet.assigned import IGNORED
 from concordet.boxes import paired_iou
 from concordet.detectors import build_detector, install, installed_criterion, list_installable, uninstall
-from concordet.detectors.install import rcnn
-from concordet.detectors.install.installation import log_odds
+from concordet.detectors.adapters.install import rcnn
+from concordet.detectors.adapters.installation import log_odds
 from concordet.losses import build_criterion, functional
 from concordet.losses.criteria import Criterion
-from concordet.types import IGNORED
 from tests.detectors.test_detectors import batch
 from tests.detectors.tiny_models import TORCHVISION, gradient, learned, torchvision_model
 

@@ -11,10 +11,10 @@ from torch import nn
 from torchvision.ops import box_convert, generalized_box_iou, generalized_box_iou_loss
 from transformers.loss.loss_utils import LOSS_MAPPING
 
+from concordet.assigned import BACKGROUND
 from concordet.boxes import paired_iou
 from concordet.detectors import install, installed_criterion, uninstall
 from concordet.losses import build_criterion, functional
-from concordet.types import BACKGROUND
 from tests.detectors.tiny_models import SET_PREDICTORS, gradient, learned, set_batch, set_predictor
 
 DENOISING = ["RTDetr", "RTDetrV2", "DFine", "Deimv2"]

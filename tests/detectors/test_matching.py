@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from concordet.detectors.coders import log_distance_codec
-from concordet.detectors.matching import (
+from concordet.assigned import BACKGROUND, IGNORED
+from concordet.detectors.parts.assigners import (
     atss_matches,
     fcos_matches,
     fovea_matches,
@@ -19,7 +19,7 @@ from concordet.detectors.matching import (
     iou_matches,
     ssd_matches,
 )
-from concordet.types import BACKGROUND, IGNORED
+from concordet.detectors.parts.coders import log_distance_codec
 
 LEVELS = [(8, 12), (4, 6), (2, 3)]
 STRIDES = [8, 16, 32]

@@ -7,10 +7,10 @@ from torchvision.models.detection import ssd300_vgg16
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 
+from concordet.assigned import BACKGROUND, IGNORED
 from concordet.detectors import build_detector
-from concordet.detectors.anchors import CenteredAnchors
+from concordet.detectors.parts.anchors import CenteredAnchors
 from concordet.losses.criteria import StagedCriterion, build_criterion
-from concordet.types import BACKGROUND, IGNORED
 from tests.detectors.test_detectors import batch, build
 
 

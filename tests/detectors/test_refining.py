@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from concordet.detectors.coders import delta_codec
-from concordet.detectors.refining import Scene, better_component, hard_negatives, mixture_matches
-from concordet.types import BACKGROUND, IGNORED
+from concordet.assigned import BACKGROUND, IGNORED
+from concordet.detectors.parts.coders import delta_codec
+from concordet.detectors.parts.reassignment import Scene, better_component, hard_negatives, mixture_matches
 
 
 def scene_of(anchors, objects, classes=3, softmax=False, levels=None, seed=0):

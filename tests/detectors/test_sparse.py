@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import generalized_box_iou_loss
 
+from concordet.assigned import BACKGROUND
 from concordet.boxes import paired_iou
 from concordet.detectors import build_detector
-from concordet.detectors.hungarian import set_matches
-from concordet.detectors.sparse_rcnn import CODER, STAGES, DynamicConv
+from concordet.detectors.architectures.set_prediction.sparse_rcnn import CODER, STAGES, DynamicConv
+from concordet.detectors.parts.hungarian import hungarian_match
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
-from concordet.types import BACKGROUND
 from tests.detectors.test_detectors import batch, build
 
 
@@ -42,7 +42,7 @@ def test_matching_costs_least_of_all_assignments(seed, predictions, objects):
     logits = 3 * torch.randn(predictions, 3, generator=generator)
     found, wanted = boxes(predictions), boxes(objects)
     classes, size = torch.randint(0, 3, (objects,), generator=generator), (80, 100)
-    match = set_matches(logits, found, wanted, classes, size).tolist()
+    match = hungarian_match(logits, found, wanted, classes, size).tolist()
     pairs = [(i, j) for i, j in enumerate(match) if j != BACKGROUND]
     assert len(pairs) == len({j for _, j in pairs}) == min(predictions, objects)
     cost = {

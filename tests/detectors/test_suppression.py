@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from concordet.detectors import build_detector
-from concordet.detectors.suppression import Inference, suppress, voted_boxes
+from concordet.detectors.parts.postprocess import PostProcess, suppress, voted_boxes
 
 from .test_detectors import build, scene
 
@@ -60,7 +60,7 @@ class TestAgainstLoops:
     @settings(max_examples=15, deadline=None)
     def test_one_after_another(self, nms, class_wise, count, seed, limit):
         boxes, scores, labels = (x.double() if x.is_floating_point() else x for x in candidates(count, seed))
-        inference = Inference(0.03, 0.4, nms=nms, sigma=0.3, class_wise=class_wise, detections_per_image=limit)
+        inference = PostProcess(0.03, 0.4, nms=nms, sigma=0.3, class_wise=class_wise, detections_per_image=limit)
         kept = scores > inference.score_threshold  # detectors drop these before
         boxes, scores, labels = boxes[kept], scores[kept], labels[kept]
         found, places = suppress(boxes, scores, labels, inference)
@@ -84,7 +84,7 @@ class TestAgainstLoops:
                 for j in rows
             )
         ]
-        _, places = suppress(boxes, scores, labels, Inference(nms_threshold=0.4, nms="fast"))
+        _, places = suppress(boxes, scores, labels, PostProcess(nms_threshold=0.4, nms="fast"))
         assert places.tolist() == sorted(expected, key=lambda i: -scores[i])
 
     @given(count=st.integers(1, 30), seed=st.integers(0, 10**6))
@@ -117,7 +117,7 @@ def test_paa_detects_as_published():
     boxes = model.codec.decode(predictions.regressions[0], predictions.anchors[0])
     boxes = torch.stack([boxes[:, 0::2].clamp(0, 96), boxes[:, 1::2].clamp(0, 64)], 2).flatten(1)
     rows, labels = torch.nonzero(scores > 0.05, as_tuple=True)
-    inference = Inference(nms_threshold=0.6, nms="hard")
+    inference = PostProcess(nms_threshold=0.6, nms="hard")
     boxes, scores = boxes[rows], scores[rows, labels]
     expected = greedy(boxes.tolist(), scores.tolist(), labels.tolist(), inference)
     places = torch.tensor([place for _, place in expected])
@@ -140,7 +140,7 @@ def test_boxes_without_area_are_no_duplicates():
     boxes = torch.tensor([[3.0, 3, 3, 3], [3, 3, 3, 3]])
     for nms in ("hard", "soft", "soft_linear", "fast"):
         found, _ = suppress(
-            boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), Inference(nms=nms, score_voting=True)
+            boxes, torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), PostProcess(nms=nms, score_voting=True)
         )
         assert found["scores"].tolist() == pytest.approx([0.9, 0.8])
         assert torch.equal(found["boxes"], boxes)

@@ -9,12 +9,12 @@ from torchvision.models.detection.faster_rcnn import FasterRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNN
 
+from concordet.assigned import BACKGROUND, IGNORED
 from concordet.boxes import paired_iou
 from concordet.detectors import build_detector
-from concordet.detectors.proposals import roi_matches, sample
+from concordet.detectors.parts.proposals import roi_matches, sample
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
-from concordet.types import BACKGROUND, IGNORED
 from tests.detectors.test_detectors import batch, build
 
 TWO_STAGE = ["faster_rcnn", "cascade_rcnn", "mask_rcnn"]

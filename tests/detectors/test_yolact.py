@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torchvision.models.detection.image_list import ImageList
 
+from concordet.assigned import BACKGROUND, IGNORED
 from concordet.detectors import build_detector
-from concordet.detectors.yolact import inside
-from concordet.losses.mask import mask_losses, segmentation_term
-from concordet.types import BACKGROUND, IGNORED
+from concordet.detectors.architectures.dense.yolact import inside
+from concordet.losses.criteria.mask import mask_losses, segmentation_term
 
 from .test_detectors import batch, build, scene
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from concordet.engine.callbacks import WARMUP_ITERATIONS, AveragedWeights, IterationTimer
-from concordet.engine.logger import CsvLog
+from concordet.engine.training.callbacks import WARMUP_ITERATIONS, AveragedWeights, IterationTimer
+from concordet.engine.training.logger import CsvLog
 
 
 class Small(nn.Module):
@@ -58,7 +58,7 @@ def test_evaluation_sees_the_average_and_training_goes_on_without_it():
 
 def test_the_median_leaves_out_the_first_iterations_and_waiting(monkeypatch):
     timer, now = IterationTimer(), [0.0]
-    monkeypatch.setattr("concordet.engine.callbacks.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("concordet.engine.training.callbacks.time.perf_counter", lambda: now[0])
     logged = {}
     module = SimpleNamespace(device=torch.device("cpu"), log=logged.__setitem__)
     trainer = SimpleNamespace(optimizers=[SimpleNamespace(param_groups=[{"lr": 0.25}])])

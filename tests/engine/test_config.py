@@ -3,7 +3,7 @@
 import pytest
 
 from concordet.engine.config import OptimConfig, TrainConfig, flat, from_dict, load_config, save_config, to_dict
-from concordet.engine.errors import UsageError
+from concordet.errors import UsageError
 
 from ..trained import tiny
 

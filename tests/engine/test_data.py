@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from concordet.engine.config import DataConfig
 from concordet.engine.data import DetectionData, EpochSampler, build_dataset, default_split, eval_loader
-from concordet.engine.errors import UsageError
 from concordet.engine.seeding import mix, seeded
+from concordet.errors import UsageError
 
 from ..trained import tiny
 

@@ -19,7 +19,7 @@ from concordet.engine.data import build_dataset
 from concordet.engine.detections import coco_results, is_federated
 from concordet.engine.evaluation import run_detector
 from concordet.engine.prediction import find_images, image_ids
-from concordet.engine.processes import is_main_process
+from concordet.engine.training.launch import is_main_process
 
 from ..trained import snapshot, tiny
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from concordet.engine.files import free_name, new_folder, plain, read_json, replacing, writable, write_json
+from concordet.files import free_name, new_folder, plain, read_json, replacing, writable, write_json
 
 
 def test_what_fails_halfway_leaves_the_old_file(tmp_path):

@@ -13,6 +13,7 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from concordet.assigned import BACKGROUND, Assigned
 from concordet.cli import main
 from concordet.data import load_dataset
 from concordet.engine import load_detector, predict, train
@@ -20,7 +21,6 @@ from concordet.engine.config import DataConfig
 from concordet.engine.data import build_dataset
 from concordet.engine.detections import batch_results, mask_figures
 from concordet.engine.evaluation import Found, measure, run_detector
-from concordet.types import BACKGROUND, Assigned
 
 from ..trained import tiny
 from ..trees import TREES, voc_tree

@@ -2,7 +2,7 @@
 
 import torch
 
-from concordet.engine.module import evaluate_everywhere, without_repeats
+from concordet.engine.training.module import evaluate_everywhere, without_repeats
 
 from ..trained import tiny
 

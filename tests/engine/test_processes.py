@@ -21,9 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 from concordet.detectors import build_detector
 from concordet.engine import UsageError, train
 from concordet.engine.data import EpochSampler
-from concordet.engine.module import evaluate_everywhere
-from concordet.engine.processes import devices, images_per_update, n_processes, nodes, strategy, with_updates_of
-from concordet.engine.schedule import learning_rate_factor
+from concordet.engine.training.launch import devices, images_per_update, n_processes, nodes, strategy, with_updates_of
+from concordet.engine.training.module import evaluate_everywhere
+from concordet.engine.training.schedule import learning_rate_factor
 from concordet.losses import rank_over, value_checks
 
 from ..trained import tiny, words

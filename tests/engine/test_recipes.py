@@ -13,12 +13,12 @@ from concordet.cli import main
 from concordet.cli.train_command import parser
 from concordet.data import collate
 from concordet.detectors import build_detector, list_detectors
-from concordet.detectors.backbones import RESNETS, TIMM
+from concordet.detectors.networks.backbones import RESNETS, TIMM
 from concordet.engine.config import TrainConfig
 from concordet.engine.data import build_dataset
-from concordet.engine.errors import UsageError
 from concordet.engine.recipes import FOLDER, describe_recipe, list_recipes, load_recipe, recipe_path, with_recipes
-from concordet.engine.schedule import build_optimizer, learning_rate_factor
+from concordet.engine.training.schedule import build_optimizer, learning_rate_factor
+from concordet.errors import UsageError
 from tests.trees import TREES, voc_tree
 
 RECIPES = {name: load_recipe(name) for name in list_recipes()}

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from concordet.engine.config import OptimConfig
-from concordet.engine.schedule import build_optimizer, learning_rate_factor, parameter_groups, warmup_updates
+from concordet.engine.training.schedule import build_optimizer, learning_rate_factor, parameter_groups, warmup_updates
 
 TOTAL = 40
 

@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(tmp_path):
 
 def test_earlier_checkpoints_survive_a_divergence(finished, tmp_path, monkeypatch):
     """The second epoch's weights are spoilt; the first epoch's checkpoint stays."""
-    from concordet.engine.module import DetectionModule
+    from concordet.engine.training.module import DetectionModule
 
     original = DetectionModule.on_train_batch_start
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from concordet.data import load_dataset
 from concordet.engine.data import eval_loader
-from concordet.engine.module import DetectionModule
 from concordet.engine.prediction import thresholds
+from concordet.engine.training.module import DetectionModule
 
 from ..trained import tiny
 

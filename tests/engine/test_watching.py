@@ -6,7 +6,7 @@ import math
 import pytest
 
 from concordet.engine.config import DataConfig, OptimConfig, TrainConfig
-from concordet.engine.training import train
+from concordet.engine.training.fit import train
 
 
 def watched(loss, out, detector="fcos"):

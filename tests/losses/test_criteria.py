@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou, sigmoid_focal_loss
 
+from concordet.assigned import BACKGROUND, IGNORED, Assigned
 from concordet.boxes import paired_iou
-from concordet.losses import BoxTerm, Usual, build_criterion, functional, list_losses
-from concordet.losses.box import box_losses
+from concordet.losses import BoxTerm, LossDefaults, build_criterion, functional, list_losses
 from concordet.losses.criteria import StagedCriterion
-from concordet.losses.terms import balance, flat_labels, harmonic_parts, sum_terms
-from concordet.types import BACKGROUND, IGNORED, Assigned
+from concordet.losses.criteria.box import box_losses
+from concordet.losses.criteria.cores import balance, flat_labels, harmonic_parts, sum_terms
 
 BASES = [n for n in list_losses() if n[0] != "+"]
 
@@ -157,7 +157,7 @@ class TestBoxTerms:
             "iou": paired_iou(assigned.boxes, assigned.gt_boxes).tolist(),
         }[weighting]
         expected = 2 * sum(w * v for w, v in zip(weights, losses, strict=True)) / sum(weights)
-        criterion = build_criterion("focal", Usual("focal", BoxTerm("giou", 2.0, weighting)))
+        criterion = build_criterion("focal", LossDefaults("focal", BoxTerm("giou", 2.0, weighting)))
         assert criterion(assigned)["box"].item() == pytest.approx(expected, rel=1e-5)
 
     def test_self_balancing(self):
@@ -229,7 +229,7 @@ class TestHarmonic:
 
 
 class TestSoftmax:
-    USUAL = Usual("ce", BoxTerm("smooth_l1"), softmax=True)
+    DEFAULTS = LossDefaults("ce", BoxTerm("smooth_l1"), softmax=True)
 
     def softmax_record(self):
         assigned = record(classes=4)
@@ -241,14 +241,14 @@ class TestSoftmax:
         for row, label in zip(assigned.logits.tolist(), assigned.labels.tolist(), strict=True):
             if label != IGNORED:
                 total += math.log(sum(map(math.exp, row))) - row[3 if label == BACKGROUND else label]
-        assert build_criterion("default", self.USUAL)(assigned)["classification"].item() == pytest.approx(total / 5)
+        assert build_criterion("default", self.DEFAULTS)(assigned)["classification"].item() == pytest.approx(total / 5)
 
     def test_a_weight_of_background_makes_it_a_weighted_mean(self):
         assigned = self.softmax_record()
         labels = torch.where(assigned.labels == BACKGROUND, 3, assigned.labels)
         weights = torch.tensor([1.0, 1.0, 1.0, 0.1])
         expected = F.cross_entropy(assigned.logits, labels, weights, ignore_index=IGNORED)
-        got = build_criterion("ce", replace(self.USUAL, background=0.1))(assigned)["classification"]
+        got = build_criterion("ce", replace(self.DEFAULTS, background=0.1))(assigned)["classification"]
         torch.testing.assert_close(got, expected)
 
     def test_scores_and_harmonic_use_the_softmax(self):
@@ -261,7 +261,7 @@ class TestSoftmax:
         assert assigned.scores().tolist() == pytest.approx(expected)
         entropies, localization = harmonic_parts(assigned)
         assert entropies.tolist() == pytest.approx([-math.log(p) for p in expected], rel=1e-5)
-        terms = build_criterion("harmonic", self.USUAL)(assigned)
+        terms = build_criterion("harmonic", self.DEFAULTS)(assigned)
         joint = sum(
             (1 + math.exp(-b)) * a + (1 + math.exp(-a)) * b
             for a, b in zip(entropies.tolist(), localization.tolist(), strict=True)
@@ -269,7 +269,7 @@ class TestSoftmax:
         assert terms["harmonic"].item() == pytest.approx(joint / 5, rel=1e-5)
 
     def test_only_cross_entropy_and_harmonic_keep_it(self):
-        kept = {name for name in BASES if build_criterion(name, self.USUAL).softmax}
+        kept = {name for name in BASES if build_criterion(name, self.DEFAULTS).softmax}
         assert kept == {"default", "ce", "harmonic"}
 
 
@@ -317,17 +317,17 @@ class TestAverageLRP:
 class TestQuality:
     def test_centerness(self):
         assigned = record()
-        criterion = build_criterion("default", Usual("focal", BoxTerm(), quality="centerness"))
+        criterion = build_criterion("default", LossDefaults("focal", BoxTerm(), quality="centerness"))
         expected = 0.0
         for x, q in zip(assigned.quality_logits.tolist(), assigned.quality_targets.tolist(), strict=True):
             expected -= q * math.log(sigmoid(x)) + (1 - q) * math.log(1 - sigmoid(x))
         assert criterion(assigned)["quality"].item() == pytest.approx(expected / 5, rel=1e-5)
 
     def test_head_is_asked_for_only_where_trained(self):
-        usual = Usual("focal", BoxTerm(), quality="centerness")
-        assert build_criterion("default", usual).quality == "centerness"
-        assert build_criterion("focal", usual).quality is None
-        assert build_criterion("focal+iou_head", usual).quality == "iou"
+        defaults = LossDefaults("focal", BoxTerm(), quality="centerness")
+        assert build_criterion("default", defaults).quality == "centerness"
+        assert build_criterion("focal", defaults).quality is None
+        assert build_criterion("focal+iou_head", defaults).quality == "iou"
 
 
 class TestSettings:

@@ -29,4 +29,4 @@ def test_tables_are_those_of_the_results():
     tables = re.findall(r"<!-- (\S+\.csv) -->\n(.*?)\n<!-- end -->", text, flags=re.S)
     assert tables
     for name, table in tables:
-        assert table == markdown(read_rows(root / "benchmarks" / "results" / name))
+        assert table == markdown(read_rows(root / "studies" / "results" / name))

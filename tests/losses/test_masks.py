@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from concordet.losses import build_criterion
-from concordet.losses.box import box_losses
-from concordet.losses.criteria import Usual
-from concordet.losses.mask import MaskTerm, mask_losses, mask_term
+from concordet.losses.criteria import LossDefaults
+from concordet.losses.criteria.box import box_losses
+from concordet.losses.criteria.mask import MaskTerm, mask_losses, mask_term
 from tests.losses.test_criteria import record
 
 
@@ -88,6 +88,6 @@ def test_alrp_errors_are_relative_to_the_positives_iou():
     """E = (1 - GIoU) / (2 (1 - tau)): at 0.7 errors, and so the first epoch's box term, are 5/3 of those at 0.5."""
     assigned = record()
     usual = build_criterion("alrp")(assigned)["box"]
-    proposals = build_criterion("alrp", Usual(positive_iou=0.7))(assigned)["box"]
+    proposals = build_criterion("alrp", LossDefaults(positive_iou=0.7))(assigned)["box"]
     assert box_losses("giou", assigned).sum() > 0
     torch.testing.assert_close(proposals, usual / 0.6)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from concordet.losses import build_criterion, checks, list_losses
+from concordet.losses import build_criterion, list_losses
+from concordet.losses.functional import checks
 from tests.losses.test_criteria import record
 from tests.ranking.interpreted import NoWaiting
 

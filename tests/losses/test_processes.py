@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from concordet.losses import functional as F
-from concordet.losses.correlations import COEFFICIENTS
+from concordet.losses.functional.correlations import COEFFICIENTS
 from tests.ranking.cases import random_case
 
 WORLDS = (2, 3, 4)

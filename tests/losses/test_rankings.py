@@ -182,7 +182,7 @@ def test_bad_input_is_refused_with_a_sentence():
 @pytest.mark.parametrize("name", CASES)
 def test_operator_is_registered_correctly(name):
     """Fake kernel, autograd and aliasing, by PyTorch's own checks."""
-    from concordet.ranking.engine import _ranking
+    from concordet.ranking.operator import _ranking
 
     logits, labels, side = random_case(5, 30, seed=6)
     side = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else side[:0]

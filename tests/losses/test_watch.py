@@ -5,8 +5,8 @@ import torch
 
 from concordet.boxes import paired_iou
 from concordet.losses import build_criterion
-from concordet.losses.terms import harmonic_parts, sum_terms
-from concordet.losses.watch import gradient_ratio, observe
+from concordet.losses.criteria.cores import harmonic_parts, sum_terms
+from concordet.losses.criteria.observers import gradient_ratio, observe
 
 from .test_criteria import record
 

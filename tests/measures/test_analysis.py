@@ -7,9 +7,9 @@ import pytest
 from scipy import stats
 
 from concordet.measures import analyze, evaluate_detections
-from concordet.measures.dataset import read_dataset
 from concordet.measures.overlap import best_objects
 from concordet.measures.raw import suppress
+from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import box_iou, coco_figures, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene, write_scene
 

@@ -8,7 +8,7 @@ from scipy import stats
 
 from concordet.measures import analyze, coco
 from concordet.measures.bounds import ranks
-from concordet.measures.dataset import read_dataset
+from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import coco_figures, matched_pairs, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene
 

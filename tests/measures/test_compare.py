@@ -5,7 +5,7 @@ import pytest
 
 from concordet.measures import compare, evaluate_detections
 from concordet.measures.compare import MEASURES, evaluate_weighted, prepare
-from concordet.measures.dataset import read_dataset
+from concordet.measures.reading.dataset import read_dataset
 from tests.measures.scenes import SHAPES, make_scene
 
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from concordet.measures import coco, evaluate_detections
-from concordet.measures.dataset import read_dataset
+from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import best_lrp, box_iou, coco_figures, matched_pairs, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene, write_scene
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from concordet.ranking import engine, intervals, passes, sums
-from concordet.ranking.engine import compute_terms
+from concordet.ranking import backend_torch as passes
+from concordet.ranking import intervals, sums
+from concordet.ranking import operator as engine
 from concordet.ranking.exact import ExactCounts
+from concordet.ranking.operator import compute_terms
 from tests.ranking.cases import CASES, DELTAS, TOLERANCE, random_case, values_and_gradients
 
 SIZES = [(1, 0), (1, 1), (2, 127), (3, 1000), (40, 1023), (129, 1024), (7, 2500)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from concordet.losses import functional as F
-from concordet.ranking import passes
+from concordet.ranking import backend_torch as passes
 from tests.ranking.cases import CASES, TOLERANCE, random_case, values_and_gradients
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def test_kernels_compile_for_a_gpu_with_64_bit_addresses(dtype, wide):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from concordet.ranking import kernels
+    from concordet.ranking import backend_triton as kernels
 
     rows = "i64" if wide else "i32"
     place = {"keys": f"*{dtype}", "weights": "*fp64", "thresholds": f"*{dtype}", "origin": "*fp64", "live": "*u8"}

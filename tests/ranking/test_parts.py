@@ -127,7 +127,7 @@ def test_chunks_make_no_difference(monkeypatch):
     s, k = torch.randn(20, generator=generator), torch.randn(1000, generator=generator)
     a = torch.rand(20, generator=generator).double()
     whole = ExactCounts(s, k, 1.0)
-    monkeypatch.setattr("concordet.ranking.passes.CHUNK", 64)
+    monkeypatch.setattr("concordet.ranking.backend_torch.CHUNK", 64)
     parts = ExactCounts(s, k, 1.0)
     torch.testing.assert_close(parts.negatives_above(), whole.negatives_above(), rtol=1e-12, atol=1e-12)
     assert torch.equal(parts.spread_to_negatives(a), whole.spread_to_negatives(a))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from concordet.measures import analyze
+from concordet.measures.metrics import METRICS
 from concordet.report import comparison_rows, write_comparison
 from concordet.report.comparison import cautions, summary
-from concordet.report.metrics import METRICS
 from concordet.report.page import breakable
 from concordet.report.runs import read_runs, setting_differences
 
@@ -170,7 +170,7 @@ def test_runs_of_one_loss_are_told_apart(build_run, tmp_path):
     assert len({row["name"] for row in comparison_rows(runs)}) == 2
     assert len({row["name"] for row in comparison_rows([runs[0], runs[0]])}) == 2
     usual = build_run(tmp_path / "c", loss="default", n_images=1)
-    assert [row["name"] for row in comparison_rows([usual, runs[0]])] == ["usual loss", "focal"]
+    assert [row["name"] for row in comparison_rows([usual, runs[0]])] == ["default loss", "focal"]
 
 
 def test_settings_name_what_differs_and_not_where_runs_lie(run_folders):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from concordet.report.metrics import FIGURES, METRICS, MISSING, pick
+from concordet.measures.metrics import FIGURES, METRICS, MISSING, pick
 
 
 def test_the_table_of_the_demonstration():

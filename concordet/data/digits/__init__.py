@@ -1,0 +1,1 @@
+"""Digit scenes: drawn on demand, no download."""

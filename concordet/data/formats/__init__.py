@@ -1,0 +1,1 @@
+"""Data sets in the formats that people have them in."""

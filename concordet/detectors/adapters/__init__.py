@@ -1,0 +1,1 @@
+"""Losses in torchvision's and Transformers' own detectors."""

@@ -1,0 +1,218 @@
+"""Losses in torchvision's RetinaNet, FCOS and SSD.
+
+Each hands its matching to a function of (targets, head outputs, anchors, matches), which :class:`DenseLoss` replaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.retinanet import RetinaNetHead
+
+from concordet.assigned import Assigned
+from concordet.detectors.adapters.installation import Change, Loss, criterion_for, keeps_own, log_odds, named_terms
+from concordet.detectors.architectures.dense import fcos, ssd
+from concordet.detectors.dense import centerness
+from concordet.detectors.parts.assigners import centers
+from concordet.detectors.parts.coders import BoxCodec, distance_codec
+from concordet.detectors.parts.proposals import Objects, make_record
+from concordet.detectors.parts.reassignment import hardest_kept
+from concordet.detectors.parts.records import mean_count
+from concordet.losses.criteria import Criterion, LossDefaults
+from concordet.losses.criteria.box import BoxTerm
+from concordet.losses.criteria.cores import Terms
+
+Targets = list[dict[str, Tensor]]
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLoss:
+    """Stands for ``compute_loss`` of a RetinaNet's or FCOS's head, or of an SSD.
+
+    Args:
+        owner: whose ``compute_loss`` it stands for.
+        record: makes a record of what is handed to it.
+        criterion: the loss.
+        own: the owner's own terms stay, ours are added.
+    """
+
+    owner: nn.Module
+    record: Callable[[nn.Module, Criterion, Targets, dict[str, Tensor], list[Tensor], list[Tensor]], Assigned]
+    criterion: Criterion
+    own: bool
+
+    def __call__(
+        self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
+    ) -> Terms:
+        """Named terms of a batch; ``matched_idxs`` have this project's codes for background and ignored."""
+        own: Terms = {}
+        if self.own:
+            own = cast(Any, type(self.owner)).compute_loss(self.owner, targets, head_outputs, anchors, matched_idxs)
+        record = self.record(self.owner, self.criterion, targets, head_outputs, anchors, matched_idxs)
+        return {**own, **named_terms(self.criterion, record)}
+
+
+class SideCoder(BoxCoder):
+    """FCOS's coder with the names of R-CNN's."""
+
+    codec: BoxCodec = distance_codec()
+
+    def decode_single(self, rel_codes: Tensor, boxes: Tensor) -> Tensor:
+        """Boxes ``[k, 4]`` from distances in units of the anchors."""
+        return self.codec.decode(rel_codes, boxes)
+
+    def encode_single(self, reference_boxes: Tensor, proposals: Tensor) -> Tensor:
+        """Distances ``[k, 4]`` of the first boxes' sides, in units of the second."""
+        return self.codec.encode(reference_boxes, proposals)
+
+
+def _record(
+    targets: Targets,
+    logits: Tensor,
+    regressions: Tensor,
+    anchors: list[Tensor],
+    matches: list[Tensor],
+    coder: BoxCoder,
+    *,
+    first_class: int,
+    softmax: bool = False,
+) -> Assigned:
+    none = logits.new_zeros(0, 4)
+    record = make_record(
+        matches,
+        [Objects(t["boxes"], t["labels"] - first_class, none, None) for t in targets],
+        anchors,
+        logits.float().flatten(0, 1),
+        regressions.float().flatten(0, 1)[:, None],
+        coder,
+        stage="",
+        softmax=softmax,
+        averaged=False,
+    )
+    return replace(record, normalizer=mean_count(record.normalizer))
+
+
+# --- RetinaNet ------------------------------------------------------------------------------------------------------
+
+
+def in_retinanet(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
+    """torchvision's RetinaNet; its head has a logit for label 0 too, which is background to every loss."""
+    defaults = LossDefaults("focal", BoxTerm(model.head.regression_head._loss_type, beta=1.0))
+    criterion = criterion_for(model, loss, defaults)
+    return criterion, [
+        Change(model.head, "compute_loss", DenseLoss(model.head, _retinanet_record, criterion, keeps_own(loss))),
+        *_threshold(model, criterion),
+    ]
+
+
+def _retinanet_record(
+    head: RetinaNetHead,
+    criterion: Criterion,
+    targets: Targets,
+    outputs: dict[str, Tensor],
+    anchors: list[Tensor],
+    matches: list[Tensor],
+) -> Assigned:
+    logits, regressions, coder = outputs["cls_logits"], outputs["bbox_regression"], head.regression_head.box_coder
+    return _record(targets, logits, regressions, anchors, matches, coder, first_class=0)
+
+
+# --- FCOS -----------------------------------------------------------------------------------------------------------
+
+
+def in_fcos(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
+    """torchvision's FCOS.
+
+    As everywhere ``default``, ``+centerness`` and ``+iou_head`` train its branch for centerness.  Any other loss
+    freezes that branch, and scores are class probabilities, not their geometric means with the branch's.
+    """
+    criterion = criterion_for(model, loss, fcos.DEFAULTS, quality_head=True)
+    own = keeps_own(loss)
+    changes = [
+        Change(model.head, "compute_loss", DenseLoss(model.head, _fcos_record, criterion, own)),
+        *_threshold(model, criterion),
+    ]
+    if criterion.quality is None and not own:
+        branch = model.head.regression_head.bbox_ctrness
+        changes += [Change(parameter, "requires_grad", False) for parameter in branch.parameters()]
+        changes += [Change(model, "postprocess_detections", ClassScores(model))]
+    return criterion, changes
+
+
+def _fcos_record(
+    head: FCOSHead,
+    criterion: Criterion,
+    targets: Targets,
+    outputs: dict[str, Tensor],
+    anchors: list[Tensor],
+    matches: list[Tensor],
+) -> Assigned:
+    logits, regressions, coder = outputs["cls_logits"], outputs["bbox_regression"], SideCoder((1.0,) * 4)
+    record = _record(targets, logits, regressions, anchors, matches, coder, first_class=0)
+    if criterion.quality is None:
+        return record
+    return replace(
+        record,
+        quality_logits=outputs["bbox_ctrness"].float().flatten()[record.positive],
+        quality_targets=centerness(centers(torch.cat(anchors)[record.positive]), record.gt_boxes),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class ClassScores:
+    """Stands for FCOS's ``postprocess_detections``: a score is the probability of the class alone."""
+
+    model: FCOS
+
+    def __call__(self, head_outputs: dict[str, list[Tensor]], *rest: Any) -> Targets:
+        """The model's own, of sqrt(p x p)."""
+        outputs = {**head_outputs, "bbox_ctrness": head_outputs["cls_logits"]}
+        return cast(Any, type(self.model)).postprocess_detections(self.model, outputs, *rest)
+
+
+# --- SSD ------------------------------------------------------------------------------------------------------------
+
+
+def in_ssd(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
+    """torchvision's SSD, its softmax of C + 1 included.
+
+    Cross entropy and Harmonic loss learn from the hardest negatives, as it does; every other loss takes the log-odds of
+    the softmax's probabilities for logits of a sigmoid a class, and all negatives.
+    """
+    criterion = criterion_for(model, loss, ssd.DEFAULTS)
+    return criterion, [
+        Change(model, "compute_loss", DenseLoss(model, _ssd_record, criterion, keeps_own(loss))),
+        *_threshold(model, criterion),
+    ]
+
+
+def _ssd_record(
+    model: Any,
+    criterion: Criterion,
+    targets: Targets,
+    outputs: dict[str, Tensor],
+    anchors: list[Tensor],
+    matches: list[Tensor],
+) -> Assigned:
+    logits = outputs["cls_logits"].float().roll(-1, -1)  # the background comes last
+    if criterion.softmax:
+        matches = [
+            hardest_kept(match, own, ratio=int(model.neg_to_pos_ratio))
+            for match, own in zip(matches, logits.detach(), strict=True)
+        ]
+    else:
+        logits = log_odds(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
+    regressions, softmax = outputs["bbox_regression"], criterion.softmax
+    return _record(targets, logits, regressions, anchors, matches, model.box_coder, first_class=1, softmax=softmax)
+
+
+def _threshold(model: Any, criterion: Criterion) -> list[Change]:
+    """A ranking loss orders scores and gives them no scale: no score is too low to be seen."""
+    return [] if criterion.calibrated else [Change(model, "score_thresh", 0.0)]

@@ -1,0 +1,180 @@
+"""Losses in torchvision's Faster R-CNN and Mask R-CNN: in the region proposal network and in the RoI heads.
+
+Neither hands boxes to its loss, so the forward pass of training is written out here, on the model's own parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, maskrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
+from torchvision.ops import box_iou
+
+from concordet.assigned import BACKGROUND, IGNORED
+from concordet.detectors.adapters.installation import Change, Loss, keeps_own, log_odds, named_terms, no_terms
+from concordet.detectors.architectures.two_stage.faster_rcnn import faster_rcnn_criterion
+from concordet.detectors.parts.proposals import Objects, make_record
+from concordet.detectors.parts.records import mean_count
+from concordet.losses.criteria import Criterion, StagedCriterion
+from concordet.losses.criteria.cores import Terms
+
+Targets = list[dict[str, Tensor]]
+
+
+def in_faster_rcnn(model: Any, loss: Loss) -> tuple[StagedCriterion, list[Change]]:
+    """torchvision's Faster R-CNN or Mask R-CNN, whose mask loss stays; stages are ``rpn`` and ``roi``, as in the zoo.
+
+    Cross entropy and Harmonic loss learn from its random minibatches of proposals; every other loss takes the log-odds
+    of the softmax's probabilities for logits of a sigmoid a class, and all proposals.  The network of proposals keeps
+    its loss, but with a ranking loss it has the same one on all anchors, times 0.2.
+    """
+    heads: RoIHeads = model.roi_heads
+    if heads.has_keypoint():
+        raise ValueError(f"{type(model).__name__} finds keypoints, which install does not support; take Faster R-CNN")
+    criterion = faster_rcnn_criterion(loss)
+    roi, own = cast(Criterion, criterion.stages["roi"]), keeps_own(loss)
+    changes = [Change(heads, "forward", RoILoss(heads, criterion, own))]
+    if own:
+        roi.core = no_terms
+    if not roi.softmax:
+        changes += [Change(heads, "subsample", all_used)]
+    if not roi.calibrated:
+        changes += [
+            Change(heads, "score_thresh", 0.0),
+            Change(model.rpn, "forward", ProposalLoss(model.rpn, criterion)),
+        ]
+    return criterion, changes
+
+
+def all_used(labels: list[Tensor]) -> list[Tensor]:
+    """Stands for ``RoIHeads.subsample``: places of all proposals of each image that are not ignored."""
+    return [torch.where(image >= 0)[0] for image in labels]
+
+
+@dataclass(frozen=True, eq=False)
+class ProposalLoss:
+    """Stands for ``RegionProposalNetwork.forward``: in training our loss on the model's own matches."""
+
+    rpn: RegionProposalNetwork
+    criterion: StagedCriterion
+
+    def __call__(
+        self, images: ImageList, features: dict[str, Tensor], targets: Targets | None = None
+    ) -> tuple[list[Tensor], Terms]:
+        """Proposals of each image, and named terms in training."""
+        rpn = self.rpn
+        if not rpn.training or targets is None:
+            return cast(Any, type(rpn)).forward(rpn, images, features, targets)
+        levels = list(features.values())
+        logits, deltas = rpn.head(levels)
+        level_sizes = [x[0].numel() for x in logits]
+        anchors = rpn.anchor_generator(images, levels)
+        logits, deltas = (x.float() for x in concat_box_prediction_layers(logits, deltas))
+        proposals = rpn.box_coder.decode(deltas.detach(), anchors).view(len(anchors), -1, 4)
+        boxes, _ = rpn.filter_proposals(proposals, logits, images.image_sizes, level_sizes)
+        return boxes, self._losses(logits, deltas, anchors, targets)
+
+    def _losses(self, logits: Tensor, deltas: Tensor, anchors: list[Tensor], targets: Targets) -> Terms:
+        rpn = self.rpn
+        boxes = [t["boxes"] for t in targets]
+        record = make_record(
+            [
+                rpn.proposal_matcher(box_iou(b, a)) if len(b) else torch.full((len(a),), BACKGROUND, device=a.device)
+                for b, a in zip(boxes, anchors, strict=True)
+            ],
+            [Objects(t["boxes"], torch.zeros_like(t["labels"]), t["boxes"][:0], None) for t in targets],
+            anchors,
+            logits,
+            deltas[:, None],
+            rpn.box_coder,
+            stage="rpn",
+            softmax=False,
+            averaged=False,
+        )
+        return named_terms(self.criterion, replace(record, normalizer=mean_count(record.normalizer)))
+
+
+@dataclass(frozen=True, eq=False)
+class RoILoss:
+    """Stands for ``RoIHeads.forward``: in training our loss, beside the model's own where that stays.
+
+    Args:
+        heads: the model's.
+        criterion: stages ``rpn`` and ``roi``.
+        own: the model's own terms of classes and boxes stay, ours are added.
+    """
+
+    heads: RoIHeads
+    criterion: StagedCriterion
+    own: bool
+
+    def __call__(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        targets: Targets | None = None,
+    ) -> tuple[Targets, Terms]:
+        """Detections of each image, or no detections and named terms in training."""
+        heads = self.heads
+        if not heads.training or targets is None:
+            return cast(Any, type(heads)).forward(heads, features, proposals, image_shapes, targets)
+        proposals, matched, labels, gt_deltas = heads.select_training_samples(proposals, targets)
+        pooled = heads.box_roi_pool(features, proposals, image_shapes)
+        logits, deltas = heads.box_predictor(heads.box_head(pooled))
+        losses: Terms = {}
+        if self.own:
+            classification, box = fastrcnn_loss(logits, deltas, labels, gt_deltas)
+            losses = {"loss_classifier": classification, "loss_box_reg": box}
+        losses.update(self._losses(logits.float(), deltas.float(), proposals, matched, labels, targets))
+        if heads.has_mask():
+            losses["loss_mask"] = self._mask_loss(features, proposals, image_shapes, matched, labels, targets)
+        return [], losses
+
+    def _losses(
+        self,
+        logits: Tensor,
+        deltas: Tensor,
+        proposals: list[Tensor],
+        matched: list[Tensor],
+        labels: list[Tensor],
+        targets: Targets,
+    ) -> Terms:
+        logits, softmax = logits.roll(-1, 1), self.criterion.softmax  # the background comes last
+        codes = [torch.where(image == 0, BACKGROUND, IGNORED) for image in labels]
+        deltas = deltas.unflatten(1, (-1, 4))
+        record = make_record(
+            [torch.where(image > 0, m, c) for image, m, c in zip(labels, matched, codes, strict=True)],
+            [Objects(t["boxes"], t["labels"] - 1, t["boxes"][:0], None) for t in targets],
+            proposals,
+            logits if softmax else log_odds(logits),
+            deltas[:, 1:] if deltas.shape[1] > 1 else deltas,
+            self.heads.box_coder,
+            stage="roi",
+            softmax=softmax,
+            averaged=softmax,
+        )
+        return named_terms(self.criterion, replace(record, normalizer=mean_count(record.normalizer)))
+
+    def _mask_loss(
+        self,
+        features: dict[str, Tensor],
+        proposals: list[Tensor],
+        image_shapes: list[tuple[int, int]],
+        matched: list[Tensor],
+        labels: list[Tensor],
+        targets: Targets,
+    ) -> Tensor:
+        """torchvision's own, of the positives."""
+        heads: Any = self.heads
+        positive = [torch.where(image > 0)[0] for image in labels]
+        boxes = [b[i] for b, i in zip(proposals, positive, strict=True)]
+        objects = [m[i] for m, i in zip(matched, positive, strict=True)]
+        logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, image_shapes)))
+        masks, classes = [t["masks"] for t in targets], [t["labels"] for t in targets]
+        return maskrcnn_loss(logits, boxes, masks, classes, objects)

@@ -1,0 +1,1 @@
+"""One file per detector, and the registry that builds them by name."""

@@ -1,0 +1,125 @@
+"""DSSD (Fu et al. 2017): SSD on a ResNet, with a way back up by deconvolutions and residual prediction modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
+
+from concordet.detectors.architectures.dense.ssd import (
+    DEFAULTS,
+    POSTPROCESS,
+    SCALES,
+    MultiBoxHead,
+    ResNetFeatures,
+    group_norm,
+    multibox_detector,
+    multibox_features,
+)
+from concordet.detectors.dense import DenseDetector
+from concordet.detectors.networks.backbones import Size
+from concordet.losses.criteria import Criterion
+
+__all__ = ["DEFAULTS", "POSTPROCESS", "dssd"]
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    """Convolution without bias and group norm."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False), group_norm(outputs))
+
+
+class Deconvolution(nn.Module):
+    """A coarser level, twice as large, times a level of SSD (Fig. 3)."""
+
+    def __init__(self, coarse: int, skip: int, channels: int) -> None:
+        super().__init__()
+        self.up = nn.Sequential(nn.ConvTranspose2d(coarse, channels, 2, 2), conv_norm(channels, channels, 3))
+        self.skip = nn.Sequential(conv_norm(skip, channels, 3), nn.ReLU(), conv_norm(channels, channels, 3))
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        """``[b, channels, h, w]``, of the skip's height and width: a coarser level has half of it, rounded up."""
+        height, width = skip.shape[-2:]
+        return (self.up(coarse)[..., :height, :width] * self.skip(skip)).relu()
+
+
+class Prediction(nn.Module):
+    """A residual block of 1 x 1 convolutions before a level's predictions (Fig. 2 c)."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.shortcut = conv_norm(inputs, outputs, 1)
+        first, middle, last = conv_norm(inputs, hidden, 1), conv_norm(hidden, hidden, 1), conv_norm(hidden, outputs, 1)
+        self.block = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[b, outputs, h, w]``."""
+        return (self.shortcut(x) + self.block(x)).relu()
+
+
+class DeconvolutionHead(MultiBoxHead):
+    """From SSD's levels to predictions: the coarsest level as it is, every other by a deconvolution module.
+
+    Args:
+        in_channels: of SSD's levels.
+        channels: of the deconvolution modules.
+        hidden: inside the prediction modules.
+        outputs: of the prediction modules.
+        num_anchors: a location, by level.
+        num_classes: foreground classes.
+        softmax: classes and background in one softmax.
+    """
+
+    def __init__(
+        self,
+        in_channels: list[int],
+        channels: int,
+        hidden: int,
+        outputs: int,
+        num_anchors: list[int],
+        num_classes: int,
+        softmax: bool,
+    ) -> None:
+        super().__init__([outputs] * len(in_channels), num_anchors, num_classes, softmax)
+        *finer, coarsest = in_channels
+        coarse = [channels] * (len(finer) - 1) + [coarsest]  # what each module begins with, finest level first
+        self.deconvolutions = nn.ModuleList(Deconvolution(c, s, channels) for c, s in zip(coarse, finer, strict=True))
+        widths = [channels] * len(finer) + [coarsest]
+        self.predictions = nn.ModuleList(Prediction(width, hidden, outputs) for width in widths)
+
+    def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, None]:
+        """As :class:`MultiBoxHead`."""
+        levels = [features[-1]]
+        for module, skip in zip(reversed(self.deconvolutions), reversed(features[:-1]), strict=True):
+            levels.insert(0, module(levels[0], skip))
+        return super().forward([module(level) for module, level in zip(self.predictions, levels, strict=True)])
+
+
+def dssd(
+    criterion: Criterion,
+    *,
+    num_classes: int,
+    size: Size,
+    backbone: str | None,
+    pretrained: bool,
+    image_size: tuple[int, int],
+    **settings: Any,
+) -> DenseDetector:
+    """DSSD: eight default boxes a location (aspect ratios 1, 1.6, 2, 3) on six levels, seven from 512 pixels on.
+
+    Follows the paper's figures (the published Caffe model's parameters are not counted anywhere): ResNet-101 with
+    conv5_x at stride 16, levels of 1024 channels, deconvolution modules of 512, prediction modules of 256 and 1024.
+    New layers have group norms where the paper has batch norms, which one pixel of one image cannot feed; both have as
+    many parameters, 152.5 M at 80 classes.  320 and 512 pixels as HarmonicDet has them, not 321 and 513.  Losses and
+    sampling are SSD's.  Nano: four levels of 32 channels, four boxes a location, 0.5 M at 3 classes.
+    """
+    maps = multibox_features(size, backbone, image_size, pretrained, default_backbone="resnet101", width=32)
+    if size == "full" and not isinstance(maps, ResNetFeatures):
+        raise ValueError(f"dssd is built on a ResNet; take another backbone than {backbone!r}, or detector 'ssd'")
+    levels = len(maps.out_channels)
+    widths, ratios = ((32, 16, 32), [2.0]) if size == "nano" else ((512, 256, 1024), [1.6, 2.0, 3.0])
+    anchors = DefaultBoxGenerator([ratios] * levels, scales=SCALES[levels])
+    per_location = anchors.num_anchors_per_location()
+    head = DeconvolutionHead(maps.out_channels, *widths, per_location, num_classes, criterion.softmax)
+    settings |= {"num_classes": num_classes, "image_size": image_size}
+    return multibox_detector(DenseDetector, maps, head, anchors, criterion, **settings)

@@ -1,0 +1,44 @@
+"""FCOS (Tian et al. 2019) on torchvision's classification tower, box coder and anchors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.fcos import FCOSClassificationHead
+
+from concordet.detectors.dense import DenseDetector, distance_codec
+from concordet.detectors.networks.backbones import Size, pyramid
+from concordet.detectors.networks.heads import DenseHead, RegressionHead
+from concordet.detectors.parts.assigners import fcos_matches
+from concordet.losses.criteria import Criterion, LossDefaults
+from concordet.losses.criteria.box import BoxTerm
+
+DEFAULTS = LossDefaults("focal", BoxTerm("giou"), quality="centerness")
+
+
+def fcos(
+    criterion: Criterion, *, num_classes: int, size: Size, backbone: str | None, pretrained: bool, **settings: Any
+) -> DenseDetector:
+    """FCOS: a point a location, distances to the four sides, centre sampling.
+
+    Follows torchvision's ``fcos_resnet50_fpn``, whose weights' names it keeps; the centerness branch exists only where
+    the loss trains it.  32.3 M parameters at ResNet-50 and 80 classes with it; nano: 0.6 M, levels P3..P5.
+    """
+    features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
+    channels, convs, bias = features.out_channels, *((2, 1.0) if size == "nano" else (4, 0.0))
+    anchors = AnchorGenerator(tuple((s,) for s in strides), ((1.0,),) * len(strides))
+    head = DenseHead(
+        FCOSClassificationHead(channels, 1, num_classes, convs),
+        RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, positive=True, bias=bias),
+    )
+    return DenseDetector(
+        features,
+        head,
+        anchors,
+        distance_codec(),
+        fcos_matches,
+        criterion,
+        num_classes=num_classes,
+        **settings,
+    )

@@ -1,0 +1,44 @@
+"""PAA (Kim and Lee 2020): a mixture model of the predictions' losses decides which anchors are positive."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from concordet.detectors.architectures.dense.atss import atss_parts
+from concordet.detectors.dense import DenseDetector, delta_codec
+from concordet.detectors.networks.backbones import Size
+from concordet.detectors.parts.assigners import iou_matches
+from concordet.detectors.parts.reassignment import mixture_matches
+from concordet.losses.criteria import Criterion, LossDefaults
+from concordet.losses.criteria.box import BoxTerm
+
+DEFAULTS = LossDefaults(
+    "focal", BoxTerm("giou", weight=1.3, weighting="iou"), quality="iou", quality_weight=0.5, ap_delta=0.5
+)
+
+
+def paa(
+    criterion: Criterion, *, num_classes: int, size: Size, backbone: str | None, pretrained: bool, **settings: Any
+) -> DenseDetector:
+    """PAA: ATSS's architecture with a predicted IoU for centerness; candidates overlap objects by 0.1 or most.
+
+    Follows mmdetection's ``paa_r50_fpn``: of each object's nine best candidates a level a Gaussian mixture
+    (scikit-learn's) of two components keeps the better ones, by focal loss and 1.3 times GIoU loss whatever the
+    training's loss is; IoU prediction weighs 0.5, scores are its geometric mean with the class's, and kept boxes are
+    voted on (``score_voting=False`` leaves that out).  An object with one candidate keeps it (it is lost there).
+    32.3 M parameters at ResNet-50 and 80 classes with the IoU branch, as there; nano: levels P3..P5 and anchors 4 times
+    the stride, 0.6 M at 3 classes.
+    """
+    features, head, anchors = atss_parts(criterion, num_classes, size, backbone, pretrained)
+    return DenseDetector(
+        features,
+        head,
+        anchors,
+        delta_codec((10.0, 10.0, 5.0, 5.0)),
+        partial(iou_matches, foreground=0.1, background=0.1, own_best=True),
+        criterion,
+        num_classes=num_classes,
+        refiner=mixture_matches,
+        **settings,
+    )

@@ -1,0 +1,1 @@
+"""Detectors that predict a set: one prediction per object."""

@@ -1,0 +1,83 @@
+"""What detectors on Transformers' networks share: the network, costs of the matching, boxes in pixels, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+from torchvision.models import WeightsEnum
+from torchvision.ops import box_convert
+
+from concordet.detectors.networks.backbones import Features
+from concordet.detectors.networks.weights import load_weights
+from concordet.detectors.parts.hungarian import Costs
+from concordet.detectors.set_prediction import SetPredictor
+from concordet.losses.criteria import StagedCriterion
+
+
+class DetectionTransformer(SetPredictor):
+    """A network of Transformers that detects by queries, in torchvision's convention.
+
+    Args:
+        network: with ``model.backbone.model`` for the feature maps.
+        criterion: loss, which decides the costs of the matching too.
+        **settings: of :class:`SetPredictor`.
+    """
+
+    def __init__(self, network: Any, criterion: StagedCriterion, **settings: Any) -> None:
+        super().__init__(criterion, costs=costs_for(criterion), **settings)
+        self.network = network
+
+    @property
+    def backbone(self) -> Features:
+        """Feature maps of images."""
+        return cast(Features, self.network.model.backbone.model)
+
+
+def costs_for(criterion: StagedCriterion) -> Costs:
+    """Of the matching: the class weighs 1 as a softmax's probability, 2 as focal cost, 4 with ranking losses.
+
+    The last is BRS-DETR's (thesis Sec. 4.1).
+    """
+    classification = 1.0 if criterion.softmax else 2.0 if criterion.calibrated else 4.0
+    return Costs(classification, box_format="cxcywh")
+
+
+@contextmanager
+def needs_transformers() -> Iterator[None]:
+    """Around the import of what needs Transformers.
+
+    Raises:
+        ValueError: where it is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(
+            "this detector needs the package transformers; install it with: pip install 'concordet[transformers]'"
+        ) from error
+
+
+def check_queries(num_queries: int) -> None:
+    """Raises a ValueError for a number of queries below 1."""
+    if num_queries < 1:
+        raise ValueError(f"num_queries must be at least 1, got {num_queries}")
+
+
+def to_pixels(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Boxes ``[b, k, 4]`` from centre and size in units of each image to xyxy pixels."""
+    extents = boxes.new_tensor([[width, height, width, height] for height, width in sizes])
+    return box_convert(boxes * extents[:, None], "cxcywh", "xyxy")
+
+
+def load_network(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
+    """Weights of a folder that Transformers' ``save_pretrained`` wrote, or of whatever :func:`load_weights` takes."""
+    if isinstance(weights, str | Path) and Path(weights).is_dir():
+        from concordet.detectors.networks.transformers_deformable import load_folder
+
+        load_folder(cast(Any, model).network, Path(weights))
+    else:
+        load_weights(model, weights)

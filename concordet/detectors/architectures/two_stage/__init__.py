@@ -1,0 +1,1 @@
+"""Detectors that classify and refine proposals."""

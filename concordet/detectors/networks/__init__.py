@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, transformers and their weights."""

@@ -1,0 +1,1 @@
+"""Parts of detectors: anchors, assigners, coders, proposals, records of predictions, postprocessing."""

@@ -1,0 +1,160 @@
+"""Assigners: which anchor is responsible for which object, a function an algorithm.
+
+Each takes one image's anchors ``[a, 4]`` and object boxes ``[m, 4]`` (xyxy pixels) and returns ``[a]`` int64: the
+object's index, :data:`~concordet.assigned.BACKGROUND` or :data:`~concordet.assigned.IGNORED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import Matcher, SSDMatcher
+from torchvision.ops import box_iou
+
+from concordet.assigned import BACKGROUND, IGNORED
+
+Assigner = Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # (anchors, boxes, anchors per level) -> [a]
+
+
+def centers(boxes: Tensor) -> Tensor:
+    """``[..., 2]`` centres of xyxy boxes."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
+    """``[..., 4]`` distances of points to a box's left, top, right and bottom; negative outside."""
+    return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
+
+
+def iou_matches(
+    anchors: Tensor,
+    boxes: Tensor,
+    level_sizes: Sequence[int],
+    *,
+    foreground: float = 0.5,
+    background: float = 0.4,
+    own_best: bool = False,
+) -> Tensor:
+    """RetinaNet's: IoU of at least ``foreground`` with the best object; ignored between the two thresholds.
+
+    An object's best anchors are kept even below the thresholds (torchvision's Matcher, whose codes -1 and -2 are this
+    module's), but belong to the object that they overlap most, which may be another.  With ``own_best`` they are the
+    object's own, the later one's of two (mmdetection's), so that none is lost.  Lin et al. 2017, Sec. 4.1.
+    """
+    if len(boxes) == 0:
+        return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+    overlaps = box_iou(boxes, anchors)  # [m, a]
+    matches = Matcher(foreground, background, allow_low_quality_matches=True)(overlaps)
+    if not own_best:
+        return matches
+    best = overlaps.amax(1, keepdim=True)
+    rows = torch.arange(len(boxes), device=boxes.device)[:, None]
+    owners = torch.where((overlaps == best) & (best > 0), rows, -1).amax(0)  # [a]
+    return torch.where(owners >= 0, owners, matches)
+
+
+def ssd_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, threshold: float = 0.5) -> Tensor:
+    """SSD's: IoU of at least ``threshold`` with the best object; each object's best anchor is its own in any case.
+
+    Liu et al. 2016, Sec. 2.2, by torchvision's SSDMatcher.  Of two objects with the same best anchor the later has it.
+    """
+    if len(boxes) == 0:
+        return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+    return SSDMatcher(threshold)(box_iou(boxes, anchors))
+
+
+def fcos_matches(
+    anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, center_radius: float = 1.5, scale: float = 4.0
+) -> Tensor:
+    """FCOS's: points inside the object, near its centre, on the level of its scale; the smallest object wins.
+
+    Args:
+        anchors: ``[a, 4]`` squares as wide as their level's stride, centred at the points.
+        center_radius: half width of the centre region, in strides (centre sampling).
+        scale: a level is responsible where the farthest side is between ``scale`` and ``2 * scale`` strides away; the
+            first level has no lower bound, the last no upper.
+
+    Tian et al. 2019, Sec. 3.1, with the centre sampling of the journal version, as torchvision has them.
+    """
+    points, strides = centers(anchors), anchors[:, 2] - anchors[:, 0]
+    distances = side_distances(points[:, None], boxes[None])  # [a, m, 4]
+    near = (points[:, None] - centers(boxes)[None]).abs().amax(-1) < center_radius * strides[:, None]
+    lower, upper = scale * strides, 2 * scale * strides
+    lower[: level_sizes[0]] = 0
+    upper[len(anchors) - level_sizes[-1] :] = torch.inf
+    reach = distances.amax(-1)
+    candidate = near & (distances.amin(-1) > 0) & (reach > lower[:, None]) & (reach < upper[:, None])
+    return _smallest(candidate, boxes)
+
+
+def fovea_matches(
+    anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, shrink: float = 0.4, scale: float = 4.0
+) -> Tensor:
+    """FoveaBox's: points in the shrunk centre of an object, on every level of its scale; the smallest object wins.
+
+    Args:
+        anchors: ``[a, 4]`` squares twice as wide as their level's stride, centred at the points.
+        shrink: share of the object's width and height that its centre region has.
+        scale: a level of stride s has objects of sqrt(area) from ``scale / 2 * s`` to ``2 * scale * s``, so that an
+            object may be on two; the first level has no lower bound, the last no upper.
+
+    Kong et al. 2020, Sec. III-B and III-C, with the published code's ranges.
+    """
+    points, strides = centers(anchors), (anchors[:, 2] - anchors[:, 0]) / 2
+    middle, half = centers(boxes), shrink / 2 * (boxes[:, 2:] - boxes[:, :2])
+    fovea = ((points[:, None] - middle[None]).abs() <= half[None]).all(-1)  # [a, m]
+    lower, upper = scale / 2 * strides, 2 * scale * strides
+    lower[: level_sizes[0]] = 0
+    upper[len(anchors) - level_sizes[-1] :] = torch.inf
+    side = (boxes[:, 2:] - boxes[:, :2]).prod(-1).sqrt()
+    return _smallest(fovea & (side >= lower[:, None]) & (side <= upper[:, None]), boxes)
+
+
+def _smallest(candidate: Tensor, boxes: Tensor) -> Tensor:
+    """``[a]`` the candidate object ``[a, m]`` of least area."""
+    if len(boxes) == 0:
+        return torch.full((len(candidate),), BACKGROUND, dtype=torch.int64, device=boxes.device)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    least, index = torch.where(candidate, areas[None], torch.inf).min(dim=1)
+    return torch.where(least.isfinite(), index, BACKGROUND)
+
+
+def atss_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, candidates: int = 9) -> Tensor:
+    """ATSS's: of the nearest anchors on each level, those whose IoU exceeds the candidates' mean plus deviation.
+
+    Args:
+        candidates: anchors taken from each level, by distance of centres.
+
+    A positive's centre must lie inside the object; an anchor wanted by several objects takes the best IoU.  The
+    deviation is the sample's (n - 1), as in the published code.  Zhang et al. 2020, Algorithm 1.
+    """
+    if len(boxes) == 0:
+        return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+    ious = box_iou(anchors, boxes)  # [a, m]
+    distances = torch.cdist(centers(anchors), centers(boxes))
+    start, chosen = 0, []
+    for size in level_sizes:
+        level = distances[start : start + size]
+        chosen.append(level.topk(min(candidates, size), dim=0, largest=False).indices + start)
+        start += size
+    index = torch.cat(chosen)  # [k, m]
+    candidate_ious = ious.gather(0, index)
+    threshold = candidate_ious.mean(0) + candidate_ious.std(0)
+    inside = side_distances(centers(anchors)[index], boxes[None]).amin(-1) > 0.01
+    positive = inside & (candidate_ious >= threshold)
+    wanted = torch.full_like(ious, -1.0).scatter(0, index, torch.where(positive, candidate_ious, -1.0))
+    best, match = wanted.max(dim=1)
+    return torch.where(best >= 0, match, BACKGROUND)
+
+
+def ignore_inside(matches: Tensor, anchors: Tensor, ignored_boxes: Tensor, *, overlap: float = 0.5) -> Tensor:
+    """Background anchors that lie by more than ``overlap`` of their area in an ignored region become ignored."""
+    if len(ignored_boxes) == 0:
+        return matches
+    corner = torch.maximum(anchors[:, None, :2], ignored_boxes[None, :, :2])
+    extent = (torch.minimum(anchors[:, None, 2:], ignored_boxes[None, :, 2:]) - corner).clamp(min=0)
+    areas = (anchors[:, 2:] - anchors[:, :2]).prod(-1).clamp(min=torch.finfo(anchors.dtype).tiny)
+    covered = (extent.prod(-1) / areas[:, None]).amax(-1) > overlap
+    return torch.where(covered & (matches == BACKGROUND), IGNORED, matches)

@@ -1,0 +1,167 @@
+"""What is kept of raw predictions: thresholds, suppression of duplicates in its variants, score voting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from concordet.boxes import paired_iou
+
+
+@dataclass(frozen=True)
+class PostProcess:
+    """What is kept of the raw predictions.
+
+    Attributes:
+        score_threshold: least score, in [0, 1]; of a score that soft suppression has lowered, too.
+        nms_threshold: IoU above which the lower scored of two boxes of a class is dropped (or lowered), in [0, 1].
+        topk: candidates before suppression, of each level in one-stage detectors, else of the image.
+        detections_per_image: most detections after it.
+        nms: ``hard``, torchvision's; ``soft``, which lowers the scores of overlapping boxes by a Gaussian, and
+            ``soft_linear``, linearly; ``fast``, YOLACT's.  See :data:`SUPPRESSIONS`.
+        sigma: of ``soft``, 0.5 as published.
+        class_wise: boxes of different classes are no duplicates; False compares all of them.
+        score_voting: kept boxes become means of the candidates around them (PAA).
+    """
+
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.6
+    topk: int = 1000
+    detections_per_image: int = 100
+    nms: str = "hard"
+    sigma: float = 0.5
+    class_wise: bool = True
+    score_voting: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("score_threshold", "nms_threshold"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        for name in ("topk", "detections_per_image"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.nms not in SUPPRESSIONS:
+            raise ValueError(f"nms must be one of {', '.join(SUPPRESSIONS)}, got {self.nms!r}")
+        if not self.sigma > 0:
+            raise ValueError(f"sigma of soft suppression must be above 0, got {self.sigma}")
+
+
+def hard(boxes: Tensor, scores: Tensor, groups: Tensor, inference: PostProcess) -> tuple[Tensor, Tensor]:
+    """Drops a box where a better one of its group overlaps it by more than the threshold (torchvision's)."""
+    kept = batched_nms(boxes, scores, groups, inference.nms_threshold)[: inference.detections_per_image]
+    return kept, scores[kept]
+
+
+def soft(
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    inference: PostProcess,
+    *,
+    decay: Callable[[Tensor, PostProcess], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Takes the best box, lowers the scores of its group by how far they overlap it, and so on.
+
+    Bodla et al. 2017, Fig. 2.  Scores only fall, so boxes come in the order of their final scores.
+    """
+    left = scores.clone()
+    kept, values = [], []
+    for _ in range(min(len(scores), inference.detections_per_image)):
+        value, best = left.max(0)
+        kept.append(best)
+        values.append(value)
+        overlaps = paired_iou(boxes[best], boxes)
+        left = torch.where(groups == groups[best], left * decay(overlaps, inference), left)
+        left[best] = -1.0
+    if not kept:
+        return groups.new_zeros(0), scores
+    value = torch.stack(values)
+    enough = value > inference.score_threshold
+    return torch.stack(kept)[enough], value[enough]
+
+
+def gaussian_decay(overlaps: Tensor, inference: PostProcess) -> Tensor:
+    """exp(-IoU^2 / sigma); Bodla et al. 2017, Sec. 3, the last equation."""
+    return torch.exp(-(overlaps**2) / inference.sigma)
+
+
+def linear_decay(overlaps: Tensor, inference: PostProcess) -> Tensor:
+    """1 - IoU above the threshold, else 1; ibid., the equation before it."""
+    return torch.where(overlaps > inference.nms_threshold, 1 - overlaps, 1.0)
+
+
+def fast(
+    boxes: Tensor, scores: Tensor, groups: Tensor, inference: PostProcess, *, candidates: int = 200
+) -> tuple[Tensor, Tensor]:
+    """Drops a box where any better one of its group overlaps it by more than the threshold, itself dropped or not.
+
+    So all pairs can be compared at once; of each group the best ``candidates`` are.  Bolya et al. 2019, Sec. 3.5.
+    """
+    order = scores.argsort(descending=True, stable=True)
+    kept = [order[:0]]
+    for group in groups.unique():
+        best = order[groups[order] == group][:candidates]
+        overlaps = paired_iou(boxes[best][:, None], boxes[best][None]).triu(diagonal=1)  # [better, worse]
+        kept.append(best[overlaps.amax(0) <= inference.nms_threshold])
+    chosen = torch.cat(kept)
+    chosen = chosen[scores[chosen].argsort(descending=True, stable=True)][: inference.detections_per_image]
+    return chosen, scores[chosen]
+
+
+Suppression = Callable[[Tensor, Tensor, Tensor, PostProcess], tuple[Tensor, Tensor]]
+SUPPRESSIONS: dict[str, Suppression] = {
+    "hard": hard,
+    "soft": partial(soft, decay=gaussian_decay),
+    "soft_linear": partial(soft, decay=linear_decay),
+    "fast": fast,
+}
+"""Functions of boxes ``[n, 4]``, scores ``[n]``, groups ``[n]`` within which boxes compete, and :class:`PostProcess`.
+
+They give the places of the boxes that are kept, at most ``detections_per_image``, and their scores, descending.
+"""
+
+
+def voted_boxes(kept: Tensor, kept_groups: Tensor, boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
+    """``[k, 4]`` means of the candidates of the same group around each kept box.
+
+    A candidate weighs exp(-(1 - IoU)^2 / 0.025) times its score, where its IoU with the kept box is above 0.01.
+    Kim and Lee 2020, Sec. 3.3, with the published code's constants.
+    """
+    overlaps = paired_iou(kept[:, None], boxes[None])  # [k, n]
+    weights = torch.exp(-((1 - overlaps) ** 2) / 0.025) * scores
+    weights = weights * ((overlaps > 0.01) & (kept_groups[:, None] == groups[None]))
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total > 0, weights @ boxes / total.clamp(min=torch.finfo(total.dtype).tiny), kept)
+
+
+def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, inference: PostProcess) -> tuple[dict[str, Tensor], Tensor]:
+    """One image's detections of candidate boxes, and their places ``[k]`` among the candidates.
+
+    Args:
+        boxes: ``[n, 4]`` xyxy, within the image.
+        scores: ``[n]`` in [0, 1].
+        labels: ``[n]`` 0..c-1.
+        inference: thresholds.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 9.5]])
+        >>> scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1])
+        >>> found, places = suppress(boxes, scores, labels, PostProcess())
+        >>> places.tolist(), found["labels"].tolist()
+        ([0, 2], [1, 2])
+        >>> suppress(boxes, scores, labels, PostProcess(class_wise=False))[1].tolist()
+        [0]
+        >>> suppress(boxes, scores, labels, PostProcess(nms="soft"))[0]["scores"]
+        tensor([0.9000, 0.7000, 0.1583])
+    """
+    groups = labels if inference.class_wise else torch.zeros_like(labels)
+    places, values = SUPPRESSIONS[inference.nms](boxes, scores, groups, inference)
+    kept = boxes[places]
+    if inference.score_voting:
+        kept = voted_boxes(kept, groups[places], boxes, scores, groups)
+    return {"boxes": kept, "labels": labels[places] + 1, "scores": values}, places

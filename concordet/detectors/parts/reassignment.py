@@ -1,0 +1,116 @@
+"""Refiners: what becomes of an assignment once predictions are known, a function an algorithm.
+
+Each takes one image's matches ``[a]`` (:mod:`concordet.detectors.parts.assigners`) and a :class:`Scene`, and returns
+matches.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.ops import generalized_box_iou_loss
+
+from concordet.assigned import BACKGROUND, IGNORED
+from concordet.detectors.parts.coders import BoxCodec
+from concordet.losses.functional import focal_loss
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image's predictions and objects: a anchors, c classes, m objects.  Nothing here carries gradient."""
+
+    logits: Tensor  # [a, c], or [a, c + 1] of a softmax with the background last
+    regressions: Tensor  # [a, 4]
+    anchors: Tensor  # [a, 4]
+    codec: BoxCodec
+    boxes: Tensor  # [m, 4]
+    classes: Tensor  # [m], 0..c-1
+    level_sizes: Sequence[int]
+
+
+Reassigner = Callable[[Tensor, Scene], Tensor]
+
+
+def hard_negatives(matches: Tensor, scene: Scene) -> Tensor:
+    """Keeps three times as many negatives as positives, and ignores the rest; see :func:`hardest_kept`."""
+    return hardest_kept(matches, scene.logits)
+
+
+def hardest_kept(matches: Tensor, logits: Tensor, *, ratio: int = 3) -> Tensor:
+    """Keeps the ``ratio`` times as many negatives as positives that cost most, and ignores the rest.
+
+    For softmax classifiers, whose logits ``[a, c + 1]`` end with the background, and which would otherwise learn
+    nothing but background.  Liu et al. 2016, Sec. 2.2.
+    """
+    background = matches == BACKGROUND
+    count = min(ratio * int((matches >= 0).sum()), int(background.sum()))
+    losses = -logits.log_softmax(-1)[:, -1]
+    hardest = losses.masked_fill(~background, -torch.inf).topk(count).indices
+    kept = torch.where(background, IGNORED, matches)
+    kept[hardest] = BACKGROUND
+    return kept
+
+
+def mixture_matches(matches: Tensor, scene: Scene, *, candidates: int = 9, box_weight: float = 1.3) -> Tensor:
+    """PAA's: a mixture of two normal distributions over an object's candidates tells positives from negatives.
+
+    Args:
+        matches: candidates of each object.
+        scene: sigmoid classifiers.
+        candidates: of each level and object, those of least loss that the mixture is fitted to.
+        box_weight: of the GIoU loss beside the focal loss, whose sum is a candidate's loss.
+
+    Positives are the candidates of the component of lesser loss, up to that component's densest one (Fig. 3c).  An
+    object with a single candidate keeps it.  Kim and Lee 2020, Algorithm 1.
+    """
+    rows = torch.nonzero(matches >= 0).squeeze(1)
+    objects = matches[rows]
+    targets = torch.zeros_like(scene.logits[rows])
+    targets[torch.arange(len(rows), device=rows.device), scene.classes[objects]] = 1
+    losses = focal_loss(scene.logits[rows], targets, reduction="none").sum(1)
+    boxes = scene.codec.decode(scene.regressions[rows], scene.anchors[rows])
+    losses = losses + box_weight * generalized_box_iou_loss(boxes, scene.boxes[objects], reduction="none")
+    # A diverged model's loss is reported by the training; the mixture must only survive it.
+    costs = losses.nan_to_num(nan=1e6, posinf=1e6).cpu().numpy().astype(np.float64)
+    owners, places = objects.cpu().numpy(), rows.cpu().numpy()
+    levels = np.searchsorted(np.cumsum(scene.level_sizes), places, side="right")
+    kept = [np.empty(0, dtype=np.int64)]
+    for k in np.unique(owners):
+        mine = np.flatnonzero(owners == k)
+        mine = mine[np.argsort(costs[mine], kind="stable")]
+        best = np.concatenate([mine[levels[mine] == n][:candidates] for n in np.unique(levels[mine])])
+        best = best[np.argsort(costs[best], kind="stable")]
+        kept.append(best[better_component(costs[best])])
+    chosen = torch.from_numpy(np.concatenate(kept)).to(rows.device)
+    refined = matches.clamp(max=BACKGROUND)
+    refined[rows[chosen]] = objects[chosen]
+    return refined
+
+
+def better_component(costs: np.ndarray) -> np.ndarray:
+    """Places of the positives among one object's candidates, given their losses ``[k]`` in ascending order."""
+    if len(costs) < 2:
+        return np.arange(len(costs))
+    from sklearn.exceptions import ConvergenceWarning  # takes a second to import, and PAA alone needs it
+    from sklearn.mixture import GaussianMixture
+
+    values = costs[:, None]
+    mixture = GaussianMixture(
+        2,
+        covariance_type="diag",
+        weights_init=np.array([0.5, 0.5]),
+        means_init=values[[0, -1]],
+        precisions_init=np.ones((2, 1)),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # equal losses have one distribution, not two
+        component = mixture.fit(values).predict(values)
+    better = np.flatnonzero(component == 0)
+    if len(better) == 0:
+        return better
+    return better[: mixture.score_samples(values[better]).argmax() + 1]

@@ -1,0 +1,49 @@
+"""Records of a batch put together from those of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from concordet.assigned import Assigned
+from concordet.distributed import world
+
+
+def mean_count(count: float | Tensor, device: torch.device | None = None) -> Tensor:
+    """0-dim: ``count`` averaged over processes, as if all of them together had at least 1."""
+    processes = world()
+    return processes.all_sum(torch.as_tensor(count, dtype=torch.float32, device=device)).clamp(min=1.0) / processes.size
+
+
+def merge_records(parts: Sequence[Assigned], places: Sequence[Sequence[int]], counts: Sequence[int]) -> Assigned:
+    """One stage's record of a batch from records of parts of it; rows follow one another part by part.
+
+    Args:
+        parts: records of one stage.
+        places: of each part, its images' places in the batch, in the part's order.
+        counts: objects of each image of the batch.
+    """
+    if len(parts) == 1 and list(places[0]) == list(range(len(counts))):
+        return parts[0]
+    device = parts[0].positive.device
+    first = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)  # each image's first object in the batch
+    merged: dict[str, list[Any]] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Assigned)}
+    for i, (part, images) in enumerate(zip(parts, places, strict=True)):
+        where = torch.tensor(images, device=device)
+        own = torch.tensor([0, *(counts[k] for k in images[:-1])], device=device).cumsum(0)
+        merged["image_ids"][i] = where[part.image_ids]
+        merged["gt_ids"][i] = part.gt_ids + (first[where] - own)[part.image_ids]
+        merged["positive"][i] = part.positive + sum(len(other.labels) for other in parts[:i])
+    joined: dict[str, Any] = {}
+    for name, values in merged.items():
+        if name == "normalizer":
+            joined[name] = torch.stack(values).sum(0)
+        elif name in ("stage", "softmax", "group"):
+            joined[name] = values[0]
+        else:
+            joined[name] = None if any(v is None for v in values) else torch.cat(values)
+    return Assigned(**joined)

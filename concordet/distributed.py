@@ -1,0 +1,109 @@
+"""What several processes tell one another: positives are gathered, sums added up, negatives never move."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class SingleProcess:
+    """This process alone."""
+
+    size = 1
+
+    def all_gather(self, *own: Tensor) -> tuple[tuple[Tensor, ...], slice]:
+        """Each column ``[p]`` with the rows of all processes in order of rank, and which of them are this process's.
+
+        Differentiable; columns have one length in a process.
+        """
+        return own, slice(0, len(own[0]))
+
+    def all_sum(self, own: Tensor) -> Tensor:
+        """The sum over processes of a tensor of one shape.  Differentiable."""
+        return own
+
+    def all_mean(self, own: Tensor) -> Tensor:
+        """The mean over processes of a tensor of one shape.  Differentiable."""
+        return self.all_sum(own) / self.size
+
+    def all_max(self, own: Tensor) -> Tensor:
+        """The largest over processes, element by element.  Carries no gradient."""
+        return own
+
+
+class MultiProcess(SingleProcess):
+    """The processes of a group. Every one must call, with or without positives; none waits for data that never come.
+
+    Gradients are those of the sum of all processes' losses: where each computes the same global loss, they are that
+    loss's times the number of processes, and DDP's average is the global gradient.
+    """
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self._group = group
+        self.size = dist.get_world_size(group)
+        self._rank = dist.get_rank(group)
+
+    def all_gather(self, *own: Tensor) -> tuple[tuple[Tensor, ...], slice]:
+        lengths = [torch.zeros(1, dtype=torch.long, device=own[0].device) for _ in range(self.size)]
+        dist.all_gather(lengths, lengths[0].new_tensor([len(own[0])]), self._group)
+        sizes = torch.cat(lengths).tolist()
+        start = sum(sizes[: self._rank])
+        mine = slice(start, start + len(own[0]))
+        return tuple(_Gathered.apply(column, sizes, mine, self._group) for column in own), mine
+
+    def all_sum(self, own: Tensor) -> Tensor:
+        return _Sum.apply(own, self._group, self.size)
+
+    def all_max(self, own: Tensor) -> Tensor:
+        found = own.detach().clone()
+        dist.all_reduce(found, dist.ReduceOp.MAX, self._group)
+        return found
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, sizes: list[int], mine: slice, group: dist.ProcessGroup) -> Tensor:
+        ctx.mine, ctx.n_processes = mine, len(sizes)
+        padded = own.new_zeros(max(sizes))
+        padded[: len(own)] = own
+        rows = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(rows, padded, group)
+        return torch.cat([row[:size] for row, size in zip(rows, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0][ctx.mine] * ctx.n_processes, None, None, None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: dist.ProcessGroup, n_processes: int) -> Tensor:
+        ctx.n_processes = n_processes
+        total = own.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0] * ctx.n_processes, None, None
+
+
+SINGLE_PROCESS = SingleProcess()
+
+
+def process_group(group: dist.ProcessGroup | str | None) -> SingleProcess:
+    """The processes of this group, or of the group of this name; None and "" are this process alone."""
+    if not group:
+        return SINGLE_PROCESS
+    if isinstance(group, str):
+        group = dist.distributed_c10d._resolve_process_group(group)  # type: ignore[arg-type]
+    return MultiProcess(group)
+
+
+def world() -> SingleProcess:
+    """Every process there is: what DDP averages gradients over."""
+    started = dist.is_available() and dist.is_initialized()
+    return MultiProcess(dist.group.WORLD) if started and dist.group.WORLD is not None else SINGLE_PROCESS

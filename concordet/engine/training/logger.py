@@ -1,0 +1,85 @@
+"""metrics.csv: one row a logged update, kept across an interruption."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from concordet.files import replacing
+
+
+class CsvLog(Logger):
+    """Rows of named numbers in one CSV file, with columns added as they appear.
+
+    Args:
+        path: the file; it may exist.
+        keep: updates that were made already: rows of later ones, which a resumed run makes again, are dropped.
+    """
+
+    def __init__(self, path: Path, *, keep: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self.columns: list[str] = ["epoch", "step"]
+        self.waiting: list[dict[str, Any]] = []
+        if path.is_file():
+            self._keep_until(keep)
+
+    @property
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration lies beside the file; nothing to do."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step, **metrics}
+        # evaluation and training figures of one update share a row
+        if self.waiting and self.waiting[-1]["step"] == step:
+            self.waiting[-1] |= row
+        else:
+            self.waiting.append(row)
+        if len(self.waiting) > 100:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self.waiting:
+            return
+        new = [name for row in self.waiting for name in row if name not in self.columns]
+        if new or not self.path.is_file():
+            rows = self._rows() if self.path.is_file() else []
+            self.columns += sorted(set(new))
+            self._rewrite(rows)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns).writerows(self.waiting)
+        self.waiting = []
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            # a kill may have left half a row
+            return [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdigit()]
+
+    def _rewrite(self, rows: list[dict[str, Any]]) -> None:
+        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def _keep_until(self, step: int) -> None:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            self.columns = list(csv.DictReader(file).fieldnames or self.columns)
+        self._rewrite([row for row in self._rows() if int(row["step"]) < step])

@@ -1,0 +1,182 @@
+"""The Lightning module: one training step, and detections of the evaluated part between epochs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from concordet.detectors import predicts_masks
+from concordet.distributed import world
+from concordet.engine.checkpoint import KEY
+from concordet.engine.config import TrainConfig
+from concordet.engine.detections import batch_results, is_federated, mask_figures
+from concordet.engine.seeding import seed_all
+from concordet.engine.training.schedule import build_optimizer, learning_rate_factor
+from concordet.errors import DivergedError
+from concordet.losses import rank_over, value_checks
+
+MEND = "a smaller optim.lr (a tenth, say), a longer optim.warmup or a smaller optim.clip usually mends this"
+VALIDATED = ("AP", "AP50", "AP75")
+
+
+class DetectionModule(pl.LightningModule):
+    """Trains a detector in torchvision's convention.
+
+    Args:
+        model: ``model(images, targets)`` returns named loss terms in training mode, detections in evaluation mode.
+        config: optimisation, seed.
+        meta: what its checkpoints say of themselves (:func:`concordet.engine.checkpoint.describe`).
+        ground_truth: COCO form, of the evaluated part; None when nothing is evaluated between epochs.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainConfig, meta: dict[str, Any], ground_truth: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.meta = meta
+        self.ground_truth = ground_truth
+        self.found: list[dict[str, Any]] = []
+
+    def on_fit_start(self) -> None:
+        # nothing but training has several processes, and no process group outlives it
+        together = self.config.global_ranking and dist.is_available() and dist.is_initialized()
+        rank_over(self.model, dist.group.WORLD if together else None)
+
+    def on_fit_end(self) -> None:
+        rank_over(self.model, None)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # dropout and sampling are functions of the update too, so that a resumed run repeats them
+        seed_all(self.config.seed, self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> Tensor:
+        """The sum of the detector's loss terms.
+
+        Raises:
+            DivergedError: a term is not finite; the sentence names it.
+        """
+        images, targets = batch
+        try:
+            # what is not finite is found below, by name and at once for all terms and processes
+            with value_checks(False):
+                terms: dict[str, Tensor] = self.model(images, targets)
+        except (ValueError, RuntimeError, IndexError) as error:
+            self.check_weights(cause=error)
+            raise
+        # one that is not finite anywhere is finite nowhere, so that all stop together
+        means = world().all_mean(torch.stack([term.detach().float() for term in terms.values()]))
+        for name, value in zip(terms, means.tolist(), strict=True):
+            if not math.isfinite(value):
+                raise DivergedError(
+                    f"the loss term {name} is {value:g} at update {self.global_step} (epoch {self.current_epoch}); "
+                    f"{MEND}, and earlier checkpoints are untouched"
+                )
+        logged = {f"train/{name}": value for name, value in zip(terms, means, strict=True)}
+        self.log_dict(logged | {"train/total": means.sum()}, batch_size=len(images))
+        return torch.stack(list(terms.values())).sum()
+
+    def check_weights(self, cause: BaseException | None = None) -> None:
+        """Raises DivergedError when a weight is no longer finite."""
+        with torch.no_grad():
+            norms = torch.stack([parameter.detach().float().norm() for parameter in self.model.parameters()])
+            if bool(torch.isfinite(norms).all()):
+                return
+        raise DivergedError(
+            f"the weights are no longer finite numbers at update {self.global_step} (epoch {self.current_epoch}); "
+            f"{MEND}, and earlier checkpoints are untouched"
+        ) from cause
+
+    def on_validation_epoch_start(self) -> None:
+        if not self.trainer.sanity_checking:
+            self.check_weights()
+        self.found = []
+
+    def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
+        """Keeps the detections of a batch, in COCO form."""
+        images, targets = batch
+        self.found += batch_results(self.model(images), targets, self.meta["category_ids"])
+
+    def on_validation_epoch_end(self) -> None:
+        figures = evaluate_everywhere(self.ground_truth, self.found, masks=predicts_masks(self.config.detector))
+        self.found = []
+        for name, value in figures.items():
+            # the same on every process; sync_dist only tells Lightning so
+            self.log(f"val/{name}", value, sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        # before the checkpoint of this epoch is written
+        self.check_weights()
+        hook = getattr(getattr(self.model, "criterion", None), "on_epoch_end", None)
+        if hook is not None:
+            hook()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer, with its learning rate set before every update."""
+        optimizer = build_optimizer(self.model, self.config.optim)
+        factor = learning_rate_factor(self.config.optim, self.total_updates)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    @property
+    def total_updates(self) -> int:
+        """Updates of the whole run."""
+        optim = self.config.optim
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        return optim.steps or optim.epochs * -(-batches // optim.accumulate)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.meta
+
+
+def evaluate_everywhere(
+    ground_truth: dict[str, Any] | None, found: list[dict[str, Any]], *, masks: bool = False
+) -> dict[str, float]:
+    """AP of the detections of all processes, of their masks too if they have some; the same on each, NaN if undefined.
+
+    Raises:
+        ValueError: on every process, where the one that measures fails; none waits for figures that never come.
+    """
+    from concordet.measures import evaluate_detections
+
+    shares: list[Any] = [found]
+    several = dist.is_available() and dist.is_initialized()
+    if several:
+        shares = [None] * dist.get_world_size()
+        dist.all_gather_object(shares, found)
+    outcome: list[Any] = [None, ""]  # figures, or what went wrong
+    cause = None
+    if not several or dist.get_rank() == 0:
+        try:
+            all_found = without_repeats(shares)
+            measured = evaluate_detections(ground_truth, all_found, lvis=is_federated(ground_truth))
+            values = {name: measured[name] for name in VALIDATED}
+            if masks:
+                values |= mask_figures(ground_truth, all_found)[0]
+            outcome[0] = {name: float("nan") if value is None else value for name, value in values.items()}
+        except Exception as error:
+            if not several:
+                raise
+            cause = error
+            outcome[1] = f"the evaluation during training failed ({type(error).__name__}: {error})"
+    if several:
+        dist.broadcast_object_list(outcome)
+    figures, failure = outcome
+    if failure:
+        raise ValueError(f"{failure}; --val_every 0 trains without it") from cause
+    return figures
+
+
+def without_repeats(shares: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Detections of all processes, each image from the first that has it: shares are filled up with repeated images."""
+    owner: dict[int, int] = {}
+    for rank, share in enumerate(shares):
+        for detection in share:
+            owner.setdefault(detection["image_id"], rank)
+    return [found for rank, share in enumerate(shares) for found in share if owner[found["image_id"]] == rank]

@@ -1,0 +1,70 @@
+"""Logs what the papers watch: gradient balance, self-balancing weight, harmonic factors, inconsistency."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from concordet.assigned import Assigned
+from concordet.losses.criteria import Criterion, StagedCriterion
+from concordet.losses.criteria.observers import gradient_ratio, observe
+
+
+class WatchLosses(pl.Callback):
+    """Logs ``watch/...`` figures of a detector's criterion with every row of the log.
+
+    ``watch/gradient_ratio`` is read off the gradient that training computes anyway; the other figures cost one more
+    evaluation of the loss without gradient.  Of a detector with several stages each is watched, and figures are named
+    as its loss terms are: ``watch/rpn_gradient_ratio``.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._figures: dict[str, Tensor] = {}
+        self._gradients: dict[str, tuple[Tensor, Assigned]] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        criterion = getattr(pl_module.model, "criterion", None)
+        staged = isinstance(criterion, StagedCriterion)
+        # stages may share a criterion; modules() has it once
+        for one in criterion.modules() if isinstance(criterion, nn.Module) else ():
+            if isinstance(one, Criterion):
+                # the hook sees what the detector hands to its criterion, so that no detector needs to know of watching
+                self._handles.append(one.register_forward_hook(partial(self._see, trainer, staged)))
+
+    def _see(self, trainer: pl.Trainer, staged: bool, criterion: Criterion, args: tuple[Assigned], terms: Any) -> None:
+        (assigned,) = args
+        if not criterion.training or (trainer.global_step + 1) % _every(trainer) or not assigned.logits.requires_grad:
+            return
+        assigned = replace(assigned, group=criterion.group)
+        prefix = f"{assigned.stage}_" if staged else ""
+        with torch.autocast(assigned.logits.device.type, enabled=False):
+            self._figures |= {prefix + name: value for name, value in observe(criterion, assigned).items()}
+        assigned.logits.register_hook(partial(self._note_gradient, f"{prefix}gradient_ratio", assigned))
+
+    def _note_gradient(self, name: str, assigned: Assigned, gradient: Tensor) -> None:
+        self._gradients[name] = (gradient, assigned)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # several processes add up here, where no gradient is on its way between them
+        ratios = {name: gradient_ratio(*seen) for name, seen in sorted(self._gradients.items())}
+        for name, value in (self._figures | ratios).items():
+            if torch.isfinite(value):
+                pl_module.log(f"watch/{name}", value, batch_size=1)
+        self._figures, self._gradients = {}, {}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+
+def _every(trainer: pl.Trainer) -> int:
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]

@@ -1,0 +1,72 @@
+"""Association loss: the score of a positive is pulled towards its IoU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from concordet.losses.functional.checks import (
+    check_choice,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_range,
+    check_same,
+)
+from concordet.losses.functional.reduction import at_least_float32, reduce
+
+
+def association_loss(
+    scores: Tensor,
+    quality: Tensor,
+    *,
+    form: str = "squared",
+    weight: float = 1.0,
+    slope: float = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    r"""Association loss of the positives: proxy squared error (PSE) or proxy cross entropy (PCE).
+
+    .. math:: \beta (p - k I)^2 \quad \text{(squared)}, \qquad -\beta \log(1 - |p - k I|) \quad \text{(cross\_entropy)}
+
+    The gradient goes through the score alone.
+
+    Args:
+        scores: ``[p]`` probabilities in [0, 1] of the positives' own classes.
+        quality: ``[p]`` IoUs in [0, 1].
+        form: "squared" or "cross_entropy"; squared is the paper's better one.
+        weight: beta; 1 as published.
+        slope: k; 1 as published.
+        reduction: "none", "mean" over the positives, or "sum".
+
+    Returns:
+        0-dim (or ``[p]``), float32 or better; 0 without positives.
+
+    Raises:
+        ValueError: shapes, dtypes or ranges are not as above, or a value is not finite.
+
+    Paper:
+        Xu et al.: Association Loss for Visual Object Detection (IEEE SPL 2020), Eq. 8. Eq. 11 prints the PSE part of
+        the gradient with the opposite sign of its derivative (and of the text below it).
+
+    Example:
+        >>> association_loss(torch.tensor([0.9, 0.5]), torch.tensor([0.5, 0.5]), reduction="none")
+        tensor([0.1600, 0.0000])
+    """
+    where = "association_loss"
+    check_floating(where, "scores", scores)
+    check_floating(where, "quality", quality)
+    check_same(where, "quality", quality, "scores", scores)
+    check_choice(where, "form", form, ("squared", "cross_entropy"))
+    check_positive(where, "weight", weight, or_zero=True)
+    check_positive(where, "slope", slope)
+    check_finite(where, "quality", quality)
+    check_range(where, "scores", scores, 0, 1)
+    scores = at_least_float32(scores)
+    difference = scores - slope * quality.detach().to(scores.dtype)
+    if form == "squared":
+        losses = difference.square()
+    else:
+        # a difference of 1 or more (possible at slopes over 1) would be infinite
+        losses = -(1 - difference.abs()).clamp_min(torch.finfo(scores.dtype).eps).log()
+    return reduce(where, weight * losses, reduction)

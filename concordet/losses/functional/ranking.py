@@ -1,0 +1,300 @@
+"""AP, aLRP, Rank & Sort and NDCG losses: error-driven updates on top of :mod:`concordet.ranking`."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+
+from concordet.distributed import process_group
+from concordet.losses.functional.checks import (
+    check_choice,
+    check_device,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_labels,
+    check_positive,
+    check_same,
+)
+from concordet.ranking import METHODS, ranking_loss, step_at_zero
+from concordet.ranking.definitions import ALRP as ALRP_DEFINITION
+from concordet.ranking.definitions import AP, INTERPOLATED_AP, NDCG, RANK_SORT, Definition
+
+
+class ALRP(NamedTuple):
+    """aLRP Loss in its two parts; their sum is the loss."""
+
+    classification: Tensor
+    localization: Tensor
+
+
+class RankSort(NamedTuple):
+    """RS Loss in its two parts; their sum is the loss."""
+
+    ranking: Tensor
+    sorting: Tensor
+
+
+def ap_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    delta: float = 1.0,
+    interpolated: bool = False,
+    self_relation: float | None = None,
+    method: str = "auto",
+    group: dist.ProcessGroup | None = None,
+    n_positives: int | None = None,
+) -> Tensor:
+    r"""AP Loss: one minus the precision at the positives, averaged.
+
+    .. math:: L = \frac{1}{|P|} \sum_{i \in P} \frac{N_{FP}(i)}{rank(i)}, \quad
+              N_{FP}(i) = \sum_{j \in N} H(s_j - s_i), \quad
+              rank(i) = own + \sum_{k \in P, k \ne i} H(s_k - s_i) + N_{FP}(i)
+
+    with H(x) = clamp(x / 2 delta + 1/2, 0, 1). Its backward is the error-driven update, no derivative: a positive gets
+    -l(i) / |P|, a negative the sum of what the positives below it hand to it.
+
+    Args:
+        logits: ``[n]`` raw scores of any range, usually flattened over batch, anchors and classes; fp16 to fp64.
+        labels: ``[n]`` integers: 1 positive, 0 negative, -1 ignored.
+        delta: half width of the smoothed step, in logits; 1 as published. 0 is the hard step, where ties count as
+            above.
+        interpolated: take precision as its running maximum, as the published code does and the paper's equations do
+            not.
+        self_relation: what a positive adds to its own rank; None for 1, as published (1/2 for ``method="bucketed"``
+            with delta > 0, the thesis's algorithm).
+        method: "auto" and "exact" (near-linear, the same numbers), "quadratic" (the definition) or "bucketed" (the
+            thesis's).
+        group: processes whose batches are ranked together, with any ``method``; all of them must call, with positives
+            or without. Values are then global and gradients are the global loss's times the number of processes, so
+            that DDP's average is the global gradient. Positives are sent, negatives are not.
+        n_positives: how many labels are 1, where the caller knows it. On a GPU the loss then never waits for the
+            device, so that it can be part of a CUDA graph; without it, it asks once. A wrong number is an error on a
+            CPU and makes the loss NaN elsewhere.
+
+    Returns:
+        0-dim loss in [0, 1], float32 (float64 for float64 logits); 0 with zero gradients without positives or
+        negatives.
+
+    Raises:
+        ValueError: shapes, dtypes, devices, labels or hyperparameters are not as above, or a logit is not finite.
+
+    Paper:
+        Chen et al.: AP-Loss for Accurate One-Stage Object Detection (TPAMI 2020); Eqs. 2-5 of the aLRP Loss paper.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([2.0, 1.0, 0.0], requires_grad=True)
+        >>> loss = ap_loss(logits, torch.tensor([0, 1, 0]), delta=0.0)
+        >>> loss.backward()
+        >>> loss.detach(), logits.grad
+        (tensor(0.5000), tensor([ 0.5000, -0.5000,  0.0000]))
+    """
+    definition = INTERPOLATED_AP if interpolated else AP
+    values, _ = _rank(
+        "ap_loss", definition, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives
+    )
+    return values[0]
+
+
+def alrp_loss(
+    logits: Tensor,
+    labels: Tensor,
+    loc_errors: Tensor,
+    *,
+    delta: float = 1.0,
+    self_relation: float | None = None,
+    method: str = "auto",
+    group: dist.ProcessGroup | None = None,
+) -> ALRP:
+    r"""Average Localization-Recall-Precision Loss: false positives and localization errors by one ranking.
+
+    .. math:: L_{cls} = \frac{1}{|P|} \sum_i \frac{N_{FP}(i)}{rank(i)}, \quad
+              L_{loc} = \frac{1}{|P|} \sum_i \frac{1}{rank(i)} \sum_{k \text{ at or above } i} E_k
+
+    The update of the logits moves (N_FP(i) + sum_{k != i} E_k H(s_k - s_i)) / rank(i) from each positive to the
+    negatives above it (Eq. 14), scaled by the gradient at ``classification``. ``localization`` is differentiable in
+    ``loc_errors`` alone. As in the published code, its numerator follows the hard, stable order over the smoothed rank
+    (Appendix E), the update uses plain E (not the cumulated one of Algorithm A.1, line 29), and no update leaves a
+    positive with N_FP <= 1e-5.
+
+    Args:
+        logits: ``[n]`` raw scores; fp16 to fp64.
+        labels: ``[n]`` integers: 1 positive, 0 negative, -1 ignored.
+        loc_errors: ``[p]`` localization errors of the positives, in their order in ``logits``; published: 1 - GIoU in
+            [0, 2] (that is, (1 - GIoU) / 2 over 1 - 0.5).
+        delta: half width of the smoothed step; 1 as published.
+        self_relation: what a positive adds to its own rank; None for 1 (for "bucketed": 1/2 with delta > 0).
+        method: see :func:`ap_loss`.
+        group: see :func:`ap_loss`.
+        n_positives: see :func:`ap_loss`.
+
+    Returns:
+        ALRP(classification, localization), 0-dim each.
+
+    Raises:
+        ValueError: as :func:`ap_loss`, or ``loc_errors`` has not one value for each positive.
+
+    Paper:
+        Oksuz et al.: A Ranking-based, Balanced Loss Function Unifying Classification and Localisation in Object
+        Detection (NeurIPS 2020), Eqs. 9-14. Its self-balancing is the criterion's, see ``concordet.losses.criteria``.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([2.0, 1.0, 0.0])
+        >>> alrp_loss(logits, torch.tensor([1, 0, 1]), torch.tensor([0.2, 0.4]), delta=0.0)
+        ALRP(classification=tensor(0.1667), localization=tensor(0.2000))
+    """
+    check_floating("alrp_loss", "loc_errors", loc_errors, 1)
+    check_device("alrp_loss", "loc_errors", loc_errors, "logits", logits)
+    check_finite("alrp_loss", "loc_errors", loc_errors)
+    values, weights = _rank(
+        "alrp_loss", ALRP_DEFINITION, logits, labels, loc_errors, delta, self_relation, 1.0, method, group
+    )
+    localization = (loc_errors.to(weights.dtype) * weights).sum()
+    return ALRP(values[0], process_group(group).all_sum(localization).to(values.dtype))
+
+
+def rank_sort_loss(
+    logits: Tensor,
+    labels: Tensor,
+    quality: Tensor,
+    *,
+    delta: float = 0.5,
+    self_relation: float | None = None,
+    method: str = "auto",
+    group: dist.ProcessGroup | None = None,
+    n_positives: int | None = None,
+) -> RankSort:
+    r"""Rank & Sort Loss: positives above negatives, and positives by their quality.
+
+    .. math:: \ell_R(i) = \frac{N_{FP}(i)}{rank(i)}, \quad
+              \ell_S(i) - \ell_S^*(i) = \frac{\sum_k H(x_{ik})(1 - q_k)}{\sum_k H(x_{ik})}
+              - \frac{\sum_k H(x_{ik}) [q_k \ge q_i] (1 - q_k)}{\sum_k H(x_{ik}) [q_k \ge q_i]}
+
+    over positives k, with x_ik = s_k - s_i. The sorting error goes to the positives that are worse (q_k < q_i) but
+    stand above. Unlike in the published code, the gradient that arrives at ``sorting`` scales the sorting update, and a
+    positive of quality 0 stays a positive.
+
+    Args:
+        logits: ``[n]`` raw scores; fp16 to fp64.
+        labels: ``[n]`` integers: 1 positive, 0 negative, -1 ignored.
+        quality: ``[n]`` in [0, 1], usually the IoU; read at the positives only. No gradient flows through it.
+        delta: half width of the smoothed step; 0.5 as published.
+        self_relation: what a positive adds to its own rank; None for H(0): 1/2 for delta > 0 and 1 at delta = 0, as
+            published.
+        method: see :func:`ap_loss`.
+        group: see :func:`ap_loss`.
+        n_positives: see :func:`ap_loss`.
+
+    Returns:
+        RankSort(ranking, sorting), 0-dim each.
+
+    Raises:
+        ValueError: as :func:`ap_loss`, for ``quality`` too.
+
+    Paper:
+        Oksuz et al.: Rank & Sort Loss for Object Detection and Instance Segmentation (ICCV 2021); Eqs. 3.11-3.18 of the
+        thesis on bucketed ranking losses.
+
+    Example:
+        >>> import torch
+        >>> logits, quality = torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0.5, 0.9, 0.0])
+        >>> rank_sort_loss(logits, torch.tensor([1, 1, 0]), quality, delta=0.0)
+        RankSort(ranking=tensor(0.), sorting=tensor(0.1000))
+    """
+    check_floating("rank_sort_loss", "quality", quality, 1)
+    check_same("rank_sort_loss", "quality", quality, "logits", logits)
+    check_same("rank_sort_loss", "labels", labels, "logits", logits)
+    # what stands at other logits is not read
+    check_finite("rank_sort_loss", "quality", quality.masked_fill(labels != 1, 0))
+    own = step_at_zero(delta)
+    values, _ = _rank(
+        "rank_sort_loss", RANK_SORT, logits, labels, quality, delta, self_relation, own, method, group, n_positives
+    )
+    return RankSort(values[0], values[1])
+
+
+def ndcg_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    delta: float = 1.0,
+    self_relation: float | None = None,
+    method: str = "auto",
+    group: dist.ProcessGroup | None = None,
+    n_positives: int | None = None,
+) -> Tensor:
+    r"""Normalized Discounted Cumulative Gain Loss.
+
+    .. math:: L = 1 - \frac{\sum_{i \in P} G(i)}{G_{max}}, \quad G(i) = \frac{1}{\log_2(1 + rank(i))}, \quad
+              G_{max} = \sum_{i=1}^{|P|} \frac{1}{\log_2(1 + i)}
+
+    Its update moves (1 - G(i)) / G_max from each positive to the negatives above it (Eq. A.44). The formula of G_max
+    that is printed in the paper lacks the reciprocal.
+
+    Args:
+        logits: ``[n]`` raw scores; fp16 to fp64.
+        labels: ``[n]`` integers: 1 positive, 0 negative, -1 ignored.
+        delta: half width of the smoothed step; 1 as in AP and aLRP Loss.
+        self_relation: what a positive adds to its own rank; None for 1 (for "bucketed": 1/2 with delta > 0).
+        method: see :func:`ap_loss`.
+        group: see :func:`ap_loss`.
+        n_positives: see :func:`ap_loss`.
+
+    Returns:
+        0-dim loss; below 1, and 0 for a perfect order at delta = 0.
+
+    Raises:
+        ValueError: as :func:`ap_loss`.
+
+    Paper:
+        Appendix D of the aLRP Loss paper, Eqs. A.39-A.44.
+
+    Example:
+        >>> import torch
+        >>> ndcg_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]), delta=0.0)
+        tensor(0.3691)
+    """
+    values, _ = _rank("ndcg_loss", NDCG, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives)
+    return values[0]
+
+
+def _rank(
+    where: str,
+    definition: Definition,
+    logits: Tensor,
+    labels: Tensor,
+    side: Tensor | None,
+    delta: float,
+    self_relation: float | None,
+    published_relation: float,
+    method: str,
+    group: dist.ProcessGroup | None,
+    n_positives: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    check_floating(where, "logits", logits, 1)
+    check_integer(where, "labels", labels)
+    check_same(where, "labels", labels, "logits", logits)
+    check_positive(where, "delta", delta, or_zero=True)
+    check_choice(where, "method", method, tuple(METHODS))
+    if self_relation is None:
+        self_relation = step_at_zero(delta) if method == "bucketed" else published_relation
+    check_positive(where, "self_relation", self_relation)
+    labels = labels.long()
+    check_labels(where, labels)
+    check_finite(where, "logits", logits)
+    return ranking_loss(
+        definition,
+        logits,
+        labels,
+        side,
+        delta=float(delta),
+        self_relation=float(self_relation),
+        method=method,
+        group=None if group is None else group.group_name,
+        n_positives=n_positives,
+    )

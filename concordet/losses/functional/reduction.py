@@ -1,0 +1,30 @@
+"""Reducing one loss value per prediction; nothing to reduce gives 0, connected to the graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from concordet.losses.functional.checks import check_choice
+
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def reduce(where: str, losses: Tensor, reduction: str) -> Tensor:
+    """``losses`` themselves, their mean (0 for none) or their sum.
+
+    Example:
+        >>> import torch
+        >>> reduce("here", torch.tensor([1.0, 3.0]), "mean"), reduce("here", torch.zeros(0), "mean")
+        (tensor(2.), tensor(0.))
+    """
+    check_choice(where, "reduction", reduction, REDUCTIONS)
+    if reduction == "none":
+        return losses
+    total = losses.sum()
+    return total if reduction == "sum" else total / max(losses.numel(), 1)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor as float32, or as it is where it is float64; losses are computed in no less, also under autocast."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

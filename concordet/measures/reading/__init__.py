@@ -1,0 +1,1 @@
+"""Reading ground truth and detections."""

@@ -1,0 +1,284 @@
+"""Ground truth and detections brought to one numbering of images and classes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from concordet.measures.arrays import Bools, Floats, Ints, to_numpy
+from concordet.measures.reading.records import (
+    Columns,
+    annotation_columns,
+    is_integer,
+    is_polygons,
+    load_json,
+    mask_fault,
+)
+from concordet.measures.reading.text_files import read_text_folder
+
+
+def read_dataset(
+    ground_truth: Any, detections: Any, *, iou_type: str = "bbox", lvis: bool = False, max_dets: int | None = None
+) -> Dataset:
+    """Read both sides in COCO form and align them.
+
+    Args:
+        ground_truth: path of a JSON file, the dict in it, a list of annotations, or an array ``[n, 6]`` of image_id,
+            x, y, width, height, category_id. Where images or categories are not listed they are those that are named.
+        detections: path of a results file or of a folder of text files, a list of results, a dict with ``annotations``,
+            or an array ``[n, 7]`` of image_id, x, y, width, height, score, category_id.
+        iou_type: ``"bbox"`` or ``"segm"``.
+        lvis: whether images carry LVIS's ``neg_category_ids`` and ``not_exhaustive_category_ids``.
+        max_dets: with ``lvis``, how many detections of an image to keep, highest scores first; None keeps all.
+
+    Raises:
+        ValueError: one sentence naming the file, the record and what is wrong with it.
+    """
+    if iou_type not in ("bbox", "segm"):
+        raise ValueError(f"iou_type is {iou_type!r}; expected 'bbox' or 'segm'.")
+    notes: list[str] = []
+    truth, gt_name = _opened(ground_truth, "ground truth")
+    if not isinstance(truth, dict):
+        truth = {"annotations": truth}
+    elif "annotations" not in truth:
+        raise ValueError(f"{gt_name} has no annotations; expected an object with images, annotations and categories.")
+    dt, dt_name = _detections(detections, truth, gt_name)
+    gt = annotation_columns(truth["annotations"], f"{gt_name}: annotation", scored=False)
+    images = _images(truth, gt_name, gt, dt, notes)
+    classes = _classes(truth, gt_name, gt, dt, notes)
+    if lvis:
+        _require_lvis(images, gt_name)
+    image_ids = np.array([image["id"] for image in images], np.int64)
+    class_ids = np.array([c["id"] for c in classes], np.int64)
+
+    gt_images, gt_classes = _places(gt.image_ids, image_ids), _places(gt.class_ids, class_ids)
+    _require_known(gt_images, gt.image_ids, f"{gt_name}: annotation", "image_id", "images")
+    _require_known(gt_classes, gt.class_ids, f"{gt_name}: annotation", "category_id", "categories")
+    dt_images, dt_classes = _places(dt.image_ids, image_ids), _places(dt.class_ids, class_ids)
+    _require_known(dt_classes, dt.class_ids, f"{dt_name}: detection", "category_id", f"categories of {gt_name}")
+    rows = np.flatnonzero(dt_images >= 0)
+    if len(dt) and not len(rows):
+        raise ValueError(
+            f"{dt_name}: no detection is on an image of {gt_name} (the first names image {dt.image_ids[0]});"
+            " give the results of the same images."
+        )
+    if len(rows) < len(dt):
+        missing = len(np.unique(dt.image_ids[dt_images < 0]))
+        notes.append(f"{len(dt) - len(rows)} detections on {missing} images that the ground truth lacks were left out")
+    if gt.n_duplicate_ids:
+        notes.append(f"{gt.n_duplicate_ids} annotations repeat an id; each counts as an object of its own")
+    if gt.n_ignore:
+        notes.append(
+            f"{gt.n_ignore} annotations have ignore without iscrowd and count as objects, as in pycocotools;"
+            " give them iscrowd 1 to leave their regions out"
+        )
+    if iou_type == "segm":
+        _require_sizes(images, gt_name)
+        _require_masks(gt, f"{gt_name}: annotation", np.arange(len(gt)), [images[i] for i in gt_images])
+        _require_masks(dt, f"{dt_name}: detection", rows, [images[i] for i in dt_images])
+    n_read = len(rows)
+    if lvis and max_dets is not None:
+        rows = np.sort(rows[highest_by_image(dt_images[rows], dt.scores[rows], max_dets)])
+    whole = Dataset(
+        images=images,
+        classes=classes,
+        class_names=[c["name"] for c in classes],
+        class_ids=class_ids,
+        image_ids=image_ids,
+        gt_images=gt_images,
+        gt_classes=gt_classes,
+        gt_boxes=gt.boxes,
+        gt_areas=np.where(np.isnan(gt.areas), gt.boxes[:, 2] * gt.boxes[:, 3], gt.areas),
+        gt_crowd=gt.crowd,
+        gt_masks=gt.segmentations if iou_type == "segm" else None,
+        dt_images=dt_images,
+        dt_classes=dt_classes,
+        dt_boxes=dt.boxes,
+        dt_scores=dt.scores,
+        dt_masks=dt.segmentations if iou_type == "segm" else None,
+        dt_rows=np.arange(len(dt)),
+        iou_type=iou_type,
+        lvis=lvis,
+        n_read=n_read,
+        notes=notes,
+    )
+    return whole if len(rows) == len(dt) else whole.only(rows)
+
+
+def checked_limit(max_dets: int | None, lvis: bool) -> int:
+    """How many detections to keep: COCO's 100 of an image and class or LVIS's 300 of an image, where not given."""
+    if max_dets is None:
+        return 300 if lvis else 100
+    if isinstance(max_dets, bool) or not isinstance(max_dets, int | np.integer) or max_dets < 1:
+        raise ValueError(f"max_dets is {max_dets!r}; expected a whole number from 1, 100 as in COCO.")
+    return int(max_dets)
+
+
+def highest_by_image(images: Ints, scores: Floats, limit: int) -> Ints:
+    """Places of the ``limit`` highest scores of each image, ties in order of place."""
+    order = np.lexsort((np.arange(len(scores)), -scores, images))
+    sorted_images = images[order]
+    return order[np.arange(len(order)) - np.searchsorted(sorted_images, sorted_images) < limit]
+
+
+def _detections(source: Any, truth: dict[str, Any], gt_name: str) -> tuple[Columns, str]:
+    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+        images, classes = _listed(truth, "images", gt_name), _listed(truth, "categories", gt_name)
+        if images is None or classes is None:
+            raise ValueError(f"{gt_name} lists no images or no categories; text files are named after both.")
+        return read_text_folder(Path(source), images, classes), Path(source).name
+    found, name = _opened(source, "detections")
+    if isinstance(found, dict):
+        if "annotations" not in found:
+            raise ValueError(f"{name} is an object without annotations; expected a list of results in COCO form.")
+        found = found["annotations"]
+    return annotation_columns(found, f"{name}: detection", scored=True), name
+
+
+def _opened(source: Any, name: str) -> tuple[Any, str]:
+    if isinstance(source, str | os.PathLike):
+        content, name = load_json(source), Path(source).name
+        if not isinstance(content, dict | list):
+            raise ValueError(f"{name} holds one {type(content).__name__}; expected a list or an object in COCO form.")
+        return content, name
+    if isinstance(source, dict | list | tuple):
+        return source, name
+    return to_numpy(source), name
+
+
+def _listed(truth: dict[str, Any], key: str, name: str) -> list[dict[str, Any]] | None:
+    records = truth.get(key)
+    if records is None:
+        return None
+    if not isinstance(records, list):
+        raise ValueError(f"{name} has {key} that is no list; expected a list of objects with an integer id.")
+    for place, record in enumerate(records):
+        ident = record.get("id") if isinstance(record, dict) else None
+        if not is_integer(ident):
+            raise ValueError(f"{name}: {key}[{place}] has id {ident!r:.60}; expected an object with an integer id.")
+    return records
+
+
+def _images(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: list[str]) -> list[dict[str, Any]]:
+    records = _listed(truth, "images", name)
+    if records is None:
+        notes.append("the ground truth lists no images; those that an annotation or a detection names were taken")
+        return [{"id": int(i)} for i in np.union1d(gt.image_ids, dt.image_ids)]
+    unique = {record["id"]: record for record in reversed(records)}
+    if len(unique) < len(records):
+        notes.append(f"{len(records) - len(unique)} images repeat an id; the first of each was taken")
+    return [unique[i] for i in sorted(unique)]
+
+
+def _classes(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: list[str]) -> list[dict[str, Any]]:
+    records = _listed(truth, "categories", name)
+    if records is None:
+        notes.append("the ground truth lists no categories; those that an annotation or a detection names were taken")
+        return [{"id": int(i), "name": str(i)} for i in np.union1d(gt.class_ids, dt.class_ids)]
+    unique: dict[int, dict[str, Any]] = {}
+    for record in records:
+        label = str(record.get("name") or record["id"])
+        known = unique.setdefault(record["id"], {**record, "name": label})["name"]
+        if known != label:
+            raise ValueError(f"{name}: category id {record['id']} is both {known!r} and {label!r}; give each its own.")
+    if len(unique) < len(records):
+        notes.append(f"{len(records) - len(unique)} categories repeat an id; the first of each was taken")
+    return [unique[i] for i in sorted(unique)]
+
+
+def _places(ids: Ints, known: Ints) -> Ints:
+    # [n] place of each id in the sorted known ones, -1 where it is not among them
+    if not len(known):
+        return np.full(len(ids), -1, np.int64)
+    place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[place] == ids, place, -1)
+
+
+def _require_known(places: Ints, ids: Ints, what: str, key: str, where: str) -> None:
+    bad = np.flatnonzero(places < 0)
+    if bad.size:
+        raise ValueError(f"{what} {bad[0]} (from 0) has {key} {ids[bad[0]]}, which is not among the {where}.")
+
+
+def _require_masks(columns: Columns, what: str, rows: Ints, images: list[dict[str, Any]]) -> None:
+    for row in rows.tolist():
+        mask = columns.segmentations[row] if columns.segmentations is not None else None
+        if not mask:
+            raise ValueError(f"{what} {row} (from 0) has no segmentation; give it one or evaluate boxes ('bbox').")
+        size = [images[row]["height"], images[row]["width"]]
+        if isinstance(mask, dict):
+            fault = mask_fault(mask, size)
+        else:
+            fault = (
+                None if is_polygons(mask) else "that is no list of polygons [x, y, x, y, ...] of three points or more"
+            )
+        if fault is not None:
+            raise ValueError(f"{what} {row} (from 0) has a segmentation {fault}.")
+
+
+def _require_lvis(images: list[dict[str, Any]], name: str) -> None:
+    if not any("neg_category_ids" in image for image in images):
+        raise ValueError(f"{name}: no image has neg_category_ids; give a file of LVIS or judge without its rules.")
+    for image in images:
+        for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+            ids = image.get(key) or []
+            if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
+                raise ValueError(f"{name}: image {image['id']} has {key} {ids!r:.60}; expected a list of category ids.")
+
+
+def _require_sizes(images: list[dict[str, Any]], name: str) -> None:
+    for image in images:
+        for key in ("height", "width"):
+            side = image.get(key)
+            if isinstance(side, bool) or not isinstance(side, int) or not 0 < side < 1 << 16:
+                raise ValueError(
+                    f"{name}: image {image['id']} has {key} {side!r}; masks need it in pixels, from 1 to 65535."
+                )
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Aligned columns: ``*_images`` and ``*_classes`` are places in ``image_ids`` and ``class_ids``; boxes are xywh."""
+
+    images: list[dict[str, Any]]
+    classes: list[dict[str, Any]]
+    class_names: list[str]
+    class_ids: Ints
+    image_ids: Ints
+    gt_images: Ints
+    gt_classes: Ints
+    gt_boxes: Floats
+    gt_areas: Floats
+    gt_crowd: Bools
+    gt_masks: list[Any] | None
+    dt_images: Ints
+    dt_classes: Ints
+    dt_boxes: Floats
+    dt_scores: Floats
+    dt_masks: list[Any] | None
+    dt_rows: Ints
+    iou_type: str
+    lvis: bool
+    n_read: int
+    notes: list[str]
+
+    @property
+    def n_detections(self) -> int:
+        """How many detections there are."""
+        return len(self.dt_scores)
+
+    def only(self, rows: Ints) -> Dataset:
+        """The same with these detections alone."""
+        return replace(
+            self,
+            dt_images=self.dt_images[rows],
+            dt_classes=self.dt_classes[rows],
+            dt_boxes=self.dt_boxes[rows],
+            dt_scores=self.dt_scores[rows],
+            dt_masks=[self.dt_masks[row] for row in rows.tolist()] if self.dt_masks is not None else None,
+            dt_rows=self.dt_rows[rows],
+        )

@@ -1,0 +1,114 @@
+"""The two passes over all logits as Triton kernels; :mod:`concordet.ranking.backend_torch` has them in plain PyTorch.
+
+Each reads every key once.  A key below all thresholds, that is below min(s+) - d, needs no search and adds nothing, so
+that nothing has to be compacted and no size is asked of the device.  Sums are float64; they are added atomically, in no
+fixed order, so that their last bits may differ from run to run.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from concordet.ranking.intervals import Intervals
+
+BLOCK = 1024
+SPARE = 1 << 15
+"""Bins are repeated up to about this many, so that few positives do not make all blocks add to the same ones."""
+
+MAX_COPIES = 512
+
+
+@triton.jit
+def _place_and_sum(
+    keys, weights, thresholds, origin, live, interval, weight, moment, n, size, top, copies,
+    WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < n
+    key = tl.load(keys + row, mask=inside, other=0.0)
+    used = inside & (key >= tl.load(thresholds))
+    # how many thresholds are at or below the key: bit by bit from the highest
+    place = tl.zeros([BLOCK], tl.int32)
+    half = top
+    while half > 0:
+        probe = place + half
+        known = used & (probe <= size)
+        threshold = tl.load(thresholds + probe - 1, mask=known, other=0.0)
+        place = tl.where(known & (key >= threshold), probe, place)
+        half = half // 2
+    tl.store(interval + row, place, mask=inside)
+    if WEIGHTED:
+        amount = tl.load(weights + row, mask=used, other=0.0)
+    else:
+        amount = tl.where(used, 1.0, 0.0).to(tl.float64)
+    bins = (tl.program_id(0) % copies).to(tl.int64) * (size + 1)
+    # the keys above all windows are many, and in one interval: they are added up here first
+    last = place == size
+    tl.atomic_add(weight + bins + size, tl.sum(tl.where(last, amount, 0.0), 0), sem="relaxed")
+    tl.atomic_add(weight + bins + place, amount, mask=used & (place < size), sem="relaxed")
+    covered = used & (tl.load(live + place, mask=used, other=0) != 0)
+    coordinate = key.to(tl.float64) - tl.load(origin + place, mask=covered, other=0.0)
+    tl.atomic_add(moment + bins + place, coordinate * amount, mask=covered, sem="relaxed")
+
+
+@triton.jit
+def _spread(keys, interval, origin, constant, slope, out, n, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < n
+    place = tl.load(interval + row, mask=inside, other=0)
+    used = inside & (place > 0)
+    key = tl.load(keys + row, mask=used, other=0.0)
+    rise = tl.load(slope + place, mask=used, other=0.0)
+    share = tl.load(constant + place, mask=used, other=0.0)
+    share += rise * (key.to(tl.float64) - tl.load(origin + place, mask=used, other=0.0))
+    tl.store(out + row, share, mask=inside)
+
+
+def place_and_sum(axis: Intervals, keys: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`concordet.ranking.backend_torch.place_and_sum`; the first interval, which no window reaches, has
+    sums 0."""
+    _check(keys)
+    size, bins = len(axis.thresholds), len(axis.origin)
+    copies = max(1, min(MAX_COPIES, SPARE // bins))
+    interval = torch.empty(keys.shape, dtype=torch.int32, device=keys.device)
+    weight = torch.zeros(copies, bins, dtype=torch.float64, device=keys.device)
+    moment = torch.zeros_like(weight)
+    top = 1 << (size.bit_length() - 1)
+    _launch(
+        _place_and_sum, keys, keys if weights is None else weights, axis.thresholds, axis.origin,
+        axis.live.view(torch.uint8), interval, weight, moment, len(keys), size, top, copies,
+        WEIGHTED=weights is not None,
+    )  # fmt: skip
+    return interval, weight.sum(0), moment.sum(0)
+
+
+def spread(axis: Intervals, keys: Tensor, interval: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
+    """See :func:`concordet.ranking.backend_torch.spread`; 0 on the first interval."""
+    _check(keys)
+    out = torch.empty_like(keys)
+    _launch(_spread, keys, interval, axis.origin, constant, slope, out, len(keys))
+    return out
+
+
+def _launch(kernel: Any, keys: Tensor, *arguments: Any, **options: Any) -> None:
+    if len(keys) == 0:
+        return
+    if keys.is_cuda:
+        with torch.cuda.device(keys.device):
+            kernel[(triton.cdiv(len(keys), BLOCK),)](keys, *arguments, BLOCK=BLOCK, **options)
+    else:
+        kernel[(triton.cdiv(len(keys), BLOCK),)](keys, *arguments, BLOCK=BLOCK, **options)
+
+
+def _check(keys: Tensor) -> None:
+    if not keys.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            f"back end 'triton' needs tensors on a CUDA device, got {keys.device}; move them, take back end 'torch', "
+            "or set TRITON_INTERPRET=1 before Python starts"
+        )
