@@ -6,18 +6,16 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import scipy.stats
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
 from concordet.losses import functional
 from concordet.ranking.operator import compute_terms
-
-if TYPE_CHECKING:
-    from concordet.benchmark.losses import Data, Options
 
 COLORS = {"exact": "#0b6e99", "bucketed": "#c4551d", "loop": "#6b6b6b", "focal": "#5a8f29"}
 
@@ -33,8 +31,6 @@ REGIMES: dict[str, tuple[float, float]] = {
 
 def exactness(options: Options) -> list[dict[str, Any]]:
     """Relative L2 error of the gradient against the quadratic definition, over regimes and numbers of positives."""
-    from concordet.benchmark.losses import Data
-
     torch.set_num_threads(options.threads)
     rows = []
     for regime, (positive_mean, negative_mean) in REGIMES.items():
@@ -113,8 +109,6 @@ class _Operations(TorchDispatchMode):
 def synthetic(options: Options) -> list[dict[str, Any]]:
     """Figure 4.1 of the thesis: time and operations over cardinalities and percentages, with ``exact`` added."""
     import time
-
-    from concordet.benchmark.losses import LOOPED, Data, loop_over_positives
 
     torch.set_num_threads(options.threads)
     rows = []
@@ -251,8 +245,6 @@ def _plot_spearman(rows: list[dict[str, Any]], path: Path) -> None:
 
 def balance(options: Options) -> list[dict[str, Any]]:
     """aLRP's Figure 4 on synthetic logits: negatives' over positives' gradient while the two part ways in training."""
-    from concordet.benchmark.losses import Data
-
     rows = []
     for step in range(41):
         part = step / 40
