@@ -14,7 +14,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss
 from concordet.assigned import IGNORED
 from concordet.boxes import paired_iou
 from concordet.detectors import build_detector, install, installed_criterion, list_installable, uninstall
-from concordet.detectors.adapters.install import rcnn
+from concordet.detectors.adapters import torchvision_rcnn as rcnn
 from concordet.detectors.adapters.installation import log_odds
 from concordet.losses import build_criterion, functional
 from concordet.losses.criteria import Criterion
