@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from concordet.measures import coco
-from concordet.measures.arrays import Bools, Floats, Ints
 from concordet.measures.bounds import reranking_bounds
 from concordet.measures.disagreements import calibration, worst_disagreements
 from concordet.measures.raw import image_level
+from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import checked_limit, read_dataset
 from concordet.measures.summary import ap_figures, summarize
 

@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from concordet.measures.arrays import Bools, Floats, Ints, collector_paused
+from concordet.measures.reading.arrays import Bools, Floats, Ints, collector_paused
 from concordet.measures.reading.dataset import Dataset
+from concordet.measures.reading.masks import encode, mask_areas
 
 IOU_THRESHOLDS: Final = tuple(np.linspace(0.5, 0.95, 10).tolist())
 AREAS: Final = ("all", "small", "medium", "large")
@@ -49,7 +50,11 @@ def load(dataset: Dataset) -> Any:
 def evaluator(
     dataset: Dataset, truth: Any, *, scores: Floats | None, max_dets: list[int], all_areas: bool, thresholds: Any
 ) -> Any:
-    """A hotcoco evaluator after ``evaluate()``, with these scores in place of the detections' own where given."""
+    """A hotcoco evaluator after ``evaluate()``, with these scores in place of the detections' own where given.
+
+    Areas of masks are the masks', not their boxes', whether or not the results carry boxes: what pycocotools gives for
+    results of masks only, and what mmdetection reports.
+    """
     from hotcoco import COCOeval, LVISResults
 
     rows = np.column_stack(
@@ -66,6 +71,8 @@ def evaluator(
             results = LVISResults(truth, _as_records(rows, dataset.dt_masks), max_dets=-1)  # capped when read
         else:
             results = truth.load_res(rows, segmentation=dataset.dt_masks)
+        if dataset.dt_masks is not None and all_areas:
+            results.update_anns(ids=np.arange(1, len(rows) + 1), area=mask_areas(dataset.dt_masks, dataset.dt_sizes()))
         result = COCOeval(truth, results, dataset.iou_type, lvis_style=dataset.lvis)
         params = result.params
         params.iou_thrs = list(thresholds)
@@ -175,20 +182,19 @@ def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
 def _paired_mask_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
     from hotcoco import mask as masks
 
-    gt_masks, dt_masks = dataset.gt_masks or [], dataset.dt_masks or []
     rle: dict[tuple[str, int], Any] = {}
 
-    def encoded(side: str, place: int, segmentation: Any, image: dict[str, Any]) -> Any:
-        if (side, place) not in rle:
-            size = (image["height"], image["width"])
-            parts = masks.frPyObjects(segmentation, *size)
-            rle[side, place] = masks.merge(parts) if isinstance(parts, list) else parts
-        return rle[side, place]
+    def encoded(side: str, index: int, segmentation: Any, size: tuple[int, int]) -> Any:
+        if (side, index) not in rle:
+            rle[side, index] = encode(segmentation, size)
+        return rle[side, index]
 
+    gt_masks, dt_masks = dataset.gt_masks or [], dataset.dt_masks or []
     ious = np.zeros(len(detections))
     for i, (d, g) in enumerate(zip(detections.tolist(), objects.tolist(), strict=True)):
         image = dataset.images[dataset.gt_images[g]]
-        pair = encoded("d", d, dt_masks[d], image), encoded("g", g, gt_masks[g], image)
+        size = image["height"], image["width"]
+        pair = encoded("d", d, dt_masks[d], size), encoded("g", g, gt_masks[g], size)
         ious[i] = masks.iou([pair[0]], [pair[1]], [bool(dataset.gt_crowd[g])])[0, 0]
     return ious
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.measures import coco
-from concordet.measures.arrays import Bools, Floats, Ints
+from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
 
 MEASURES: Final = ("AP", "AP50", "AP75", "beta_cls", "oLRP")

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from concordet.measures.arrays import Floats, Ints, float_column, group_column, same_length
+from concordet.measures.reading.arrays import Floats, Ints, float_column, group_column, same_length
 
 COEFFICIENTS: Final = ("pearson", "spearman", "kendall", "concordance")
 

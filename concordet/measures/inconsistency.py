@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.arrays import float_column, same_length
+from concordet.measures.reading.arrays import float_column, same_length
 
 
 def average_inconsistency(scores: Any, ious: Any) -> tuple[float, float | None]:

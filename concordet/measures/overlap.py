@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from concordet.measures.arrays import Floats, Ints
 from concordet.measures.coco import paired_iou
+from concordet.measures.reading.arrays import Floats, Ints
 from concordet.measures.reading.dataset import Dataset
 
 _PAIRS_AT_ONCE: Final = 2_000_000

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from concordet.measures.arrays import Bools, Floats, Ints
 from concordet.measures.coco import average_precision
 from concordet.measures.correlation import image_correlation
 from concordet.measures.overlap import best_objects
+from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, highest_by_image
 from concordet.measures.summary import ap_figures
 

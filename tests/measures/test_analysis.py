@@ -197,27 +197,68 @@ def with_masks(truth, found):
     return truth, found
 
 
-def test_masks_are_pycocotools(tmp_path):
-    truth, found = with_masks(*make_scene(2, n_images=8, n_objects=30, n_detections=120, crowd=0))
-    report = analyze(*write_scene(tmp_path, truth, found), iou_type="segm").to_dict()
-    for name, expected in coco_figures(run_pycocotools(truth, found, "segm")).items():
-        assert report[name] == (None if expected is None else pytest.approx(expected, abs=1e-9))
-    assert report["AP"] != evaluate_detections(truth, found)["AP"]
-    assert report["AP_lower"] <= report["AP"] <= report["AP_upper"]
-
-
-def test_masks_as_run_lengths_and_without_boxes():
+def as_run_lengths(found):
+    """Results as mmdetection and others write them: run lengths and no boxes; pycocotools needs both for mask areas."""
     from pycocotools import mask
 
-    truth, found = with_masks(*make_scene(2, n_images=8, n_objects=30, n_detections=120))
-    expected = analyze(truth, found, iou_type="segm").to_dict()
+    records = []
     for record in found:
         rle = mask.merge(mask.frPyObjects(record["segmentation"], 640, 640))
-        record["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
-        del record["bbox"]
-    report = analyze(truth, found, iou_type="segm").to_dict()
-    for name in ("AP", "AP50", "AP75", "beta_cls", "oLRP", "AIC"):
+        plain = {"size": rle["size"], "counts": rle["counts"].decode()}
+        records.append({k: v for k, v in record.items() if k != "bbox"} | {"segmentation": plain})
+    return records
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("crowd", [0, 0.2])
+@pytest.mark.parametrize("form", ["polygons", "run lengths"])
+@pytest.mark.parametrize("boxes", [True, False])
+def test_masks_are_pycocotools_of_masks_only(seed, crowd, form, boxes, tmp_path):
+    truth, found = with_masks(*make_scene(seed, n_images=8, n_objects=40, n_detections=120, crowd=crowd))
+    rle = as_run_lengths(found)
+    expected = coco_figures(run_pycocotools(truth, rle, "segm"))
+    given = found if form == "polygons" else [{**r, "bbox": d["bbox"]} for r, d in zip(rle, found, strict=True)]
+    if not boxes:
+        given = [{k: v for k, v in d.items() if k != "bbox"} for d in given]
+    report = analyze(*write_scene(tmp_path, truth, given), iou_type="segm").to_dict()
+    for name, value in expected.items():
+        assert report[name] == (None if value is None else pytest.approx(value, abs=1e-9))
+    assert any("APs, APm and APl go by the masks' areas" in note for note in report["notes"]) == boxes
+
+
+def test_masks_with_and_without_boxes_agree_in_every_metric():
+    truth, found = with_masks(*make_scene(2, n_images=8, n_objects=30, n_detections=120))
+    expected = analyze(truth, found, iou_type="segm").to_dict()
+    report = analyze(truth, as_run_lengths(found), iou_type="segm").to_dict()
+    for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "beta_cls", "oLRP", "AIC"):
         assert report[name] == pytest.approx(expected[name], abs=1e-9)
+    assert evaluate_detections(truth, found)["AP"] != expected["AP"]
+
+
+def diamond(x, y, side):
+    half = side / 2
+    return [[x, y - half, x + half, y, x, y + half, x - half, y]]
+
+
+def test_a_diamond_is_small_although_its_box_is_medium():
+    truth = {
+        "images": [{"id": 1, "width": 640, "height": 640}],
+        "categories": [{"id": 1, "name": "diamond"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [80, 80, 40, 40], "area": 800, "iscrowd": 0}
+        ],
+    }
+    truth["annotations"][0]["segmentation"] = diamond(100, 100, 40)
+    found = as_run_lengths(
+        [
+            {"image_id": 1, "category_id": 1, "score": 0.9, "segmentation": diamond(300, 300, 40)},
+            {"image_id": 1, "category_id": 1, "score": 0.8, "segmentation": diamond(100, 100, 40)},
+        ]
+    )
+    assert coco_figures(run_pycocotools(truth, found, "segm"))["APs"] == pytest.approx(0.5)
+    assert analyze(truth, found, iou_type="segm").to_dict()["APs"] == pytest.approx(0.5)
+    del truth["annotations"][0]["area"]  # the mask's area is taken where the file has none
+    assert analyze(truth, found, iou_type="segm").to_dict()["APs"] == pytest.approx(0.5)
 
 
 def test_crowds_as_plain_run_lengths():
@@ -233,7 +274,7 @@ def test_crowds_as_plain_run_lengths():
         ident = len(truth["annotations"]) + 1
         truth["annotations"].append({**record, "id": ident, "segmentation": {"size": [640, 640], "counts": counts}})
     report = analyze(truth, found, iou_type="segm").to_dict()
-    for name, expected in coco_figures(run_pycocotools(truth, found, "segm")).items():
+    for name, expected in coco_figures(run_pycocotools(truth, as_run_lengths(found), "segm")).items():
         assert report[name] == (None if expected is None else pytest.approx(expected, abs=1e-9))
 
 
@@ -272,9 +313,12 @@ def lvis_scene(seed):
     return truth, found
 
 
-def test_lvis_judges_a_class_only_on_its_own_images():
-    truth, found = lvis_scene(4)
-    report = analyze(truth, found, lvis=True).to_dict()
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_lvis_judges_a_class_only_on_its_own_images(iou_type):
+    truth, found = with_masks(*lvis_scene(4))
+    report = analyze(truth, found, lvis=True, iou_type=iou_type).to_dict()
+    if iou_type == "segm":
+        found = as_run_lengths(found)
     by_frequency = {"r": [], "c": [], "f": []}
     for entry, category in zip(report["per_class"], truth["categories"], strict=True):
         ident = category["id"]
@@ -284,9 +328,9 @@ def test_lvis_judges_a_class_only_on_its_own_images():
         judged = {i["id"] for i in images}
         one = {"images": images, "categories": [category], "annotations": objects}
         kept = [d for d in found if d["category_id"] == ident and d["image_id"] in judged]
-        expected = coco_figures(run_pycocotools(one, kept, max_dets=(300,)))
-        for name in ("AP", "AP50", "AP75"):
-            assert entry[name] == pytest.approx(expected[name], abs=1e-9)
+        expected = coco_figures(run_pycocotools(one, kept, iou_type, max_dets=(300,)))
+        for name in ("AP", "AP50", "AP75", "APs", "APm", "APl"):
+            assert entry[name] == (None if expected[name] is None else pytest.approx(expected[name], abs=1e-9))
         by_frequency[category["frequency"]].append(expected["AP"])
     for key, values in by_frequency.items():
         assert report[f"AP{key}"] == pytest.approx(np.mean(values), abs=1e-9)

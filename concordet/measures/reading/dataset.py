@@ -9,15 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.arrays import Bools, Floats, Ints, to_numpy
-from concordet.measures.reading.records import (
-    Columns,
-    annotation_columns,
-    is_integer,
-    is_polygons,
-    load_json,
-    mask_fault,
-)
+from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
+from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
+from concordet.measures.reading.records import Columns, annotation_columns, is_integer, load_json
 from concordet.measures.reading.text_files import read_text_folder
 
 
@@ -80,6 +74,14 @@ def read_dataset(
         _require_sizes(images, gt_name)
         _require_masks(gt, f"{gt_name}: annotation", np.arange(len(gt)), [images[i] for i in gt_images])
         _require_masks(dt, f"{dt_name}: detection", rows, [images[i] for i in dt_images])
+        if dt.has_boxes:
+            notes.append(
+                "the detections have boxes and masks: APs, APm and APl go by the masks' areas; pycocotools takes the"
+                " boxes' areas unless the boxes are removed"
+            )
+    areas = np.where(np.isnan(gt.areas), gt.boxes[:, 2] * gt.boxes[:, 3], gt.areas)
+    if iou_type == "segm":
+        areas = _with_mask_areas(gt, areas, [images[i] for i in gt_images])
     n_read = len(rows)
     if lvis and max_dets is not None:
         rows = np.sort(rows[highest_by_image(dt_images[rows], dt.scores[rows], max_dets)])
@@ -92,7 +94,7 @@ def read_dataset(
         gt_images=gt_images,
         gt_classes=gt_classes,
         gt_boxes=gt.boxes,
-        gt_areas=np.where(np.isnan(gt.areas), gt.boxes[:, 2] * gt.boxes[:, 3], gt.areas),
+        gt_areas=areas,
         gt_crowd=gt.crowd,
         gt_masks=gt.segmentations if iou_type == "segm" else None,
         dt_images=dt_images,
@@ -220,6 +222,14 @@ def _require_masks(columns: Columns, what: str, rows: Ints, images: list[dict[st
             raise ValueError(f"{what} {row} (from 0) has a segmentation {fault}.")
 
 
+def _with_mask_areas(gt: Columns, areas: Floats, images: list[dict[str, Any]]) -> Floats:
+    # areas that the file lacks are the masks'
+    rows = np.flatnonzero(np.isnan(gt.areas)).tolist()
+    masks = gt.segmentations or []
+    areas[rows] = mask_areas([masks[i] for i in rows], [(images[i]["height"], images[i]["width"]) for i in rows])
+    return areas
+
+
 def _require_lvis(images: list[dict[str, Any]], name: str) -> None:
     if not any("neg_category_ids" in image for image in images):
         raise ValueError(f"{name}: no image has neg_category_ids; give a file of LVIS or judge without its rules.")
@@ -271,8 +281,12 @@ class Dataset:
         """How many detections there are."""
         return len(self.dt_scores)
 
+    def dt_sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of each detection's image, for masks."""
+        return [(self.images[i]["height"], self.images[i]["width"]) for i in self.dt_images.tolist()]
+
     def only(self, rows: Ints) -> Dataset:
-        """The same with these detections alone."""
+        """The same with only these detections."""
         return replace(
             self,
             dt_images=self.dt_images[rows],

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.arrays import Bools, Floats, Ints, collector_paused, to_numpy
+from concordet.measures.reading.arrays import Bools, Floats, Ints, collector_paused, to_numpy
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:
@@ -54,10 +54,11 @@ def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:
         image_ids=_column(records, "image_id", what, is_integer, "an integer").astype(np.int64),
         class_ids=_column(records, "category_id", what, is_integer, "an integer").astype(np.int64),
         boxes=_boxes(records, what),
-        scores=_column(records, "score", what, _is_number, "a finite number").astype(np.float64)
+        scores=_column(records, "score", what, is_number, "a finite number").astype(np.float64)
         if scored
         else np.zeros(0),
         segmentations=[record.get("segmentation") for record in records],
+        has_boxes=any(record.get("bbox") is not None for record in records),
     )
     if not scored:
         areas = [record.get("area") for record in records]
@@ -156,7 +157,7 @@ def _one_box(record: Any, place: int, what: str) -> list[float]:
             low, high = points.min(0), points.max(0)
             return [*low.tolist(), *(high - low).tolist()]
         raise ValueError(f"{what} {place} (from 0) has no bbox; expected [x, y, width, height].")
-    if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4 or not all(_is_number(v) for v in box):
+    if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4 or not all(is_number(v) for v in box):
         raise ValueError(
             f"{what} {place} (from 0) has bbox {_shown(box)}; expected four finite numbers [x, y, width, height]."
         )
@@ -174,7 +175,7 @@ def _check_sizes(boxes: Floats, what: str) -> None:
 
 def _checked(values: list[Any], key: str, what: str) -> list[Any]:
     for place, value in enumerate(values):
-        if value is not None and not isinstance(value, bool) and not _is_number(value):
+        if value is not None and not isinstance(value, bool) and not is_number(value):
             raise ValueError(f"{what} {place} (from 0) has {key} {_shown(value)}; expected a finite number.")
     return values
 
@@ -186,43 +187,12 @@ def _require_dict(record: Any, place: int, what: str) -> None:
         )
 
 
-def is_polygons(value: Any) -> bool:
-    """Whether this is a list of polygons, each of three points or more."""
-    if not isinstance(value, list | tuple):
-        return False
-    parts = [part for part in value if isinstance(part, list | tuple | np.ndarray)]
-    return len(parts) == len(value) and all(
-        len(part) >= 6 and len(part) % 2 == 0 and all(_is_number(v) for v in part) for part in parts
-    )
-
-
-def mask_fault(mask: dict[str, Any], size: list[int]) -> str | None:
-    """What is wrong with run lengths of an image of this height and width, None if nothing."""
-    counts = mask.get("counts")
-    if not isinstance(counts, str | bytes | list) or not counts:
-        return "without counts; expected run lengths as a string or a list"
-    if list(mask.get("size") or []) != size:
-        return f"of size {mask.get('size')} on an image of {size}; expected the image's height and width"
-    if isinstance(counts, list) and (
-        not all(is_integer(v) and v >= 0 for v in counts) or sum(counts) != math.prod(size)
-    ):
-        return f"whose counts are not whole numbers that add up to {math.prod(size)}, the image's pixels"
-    if not isinstance(counts, list):
-        from hotcoco import mask as masks
-
-        try:
-            masks.area({"size": size, "counts": counts})
-        except ValueError as error:
-            return f"whose counts cannot be decoded ({error})"
-    return None
-
-
 def is_integer(value: Any) -> bool:
     """Whether this is a whole number that 64 bits hold."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:
@@ -247,6 +217,7 @@ class Columns:
     segmentations: list[Any] | None = None
     areas: Floats = field(default_factory=lambda: np.zeros(0))
     crowd: Bools = field(default_factory=lambda: np.zeros(0, bool))
+    has_boxes: bool = True
     n_ignore: int = 0
     n_duplicate_ids: int = 0
 

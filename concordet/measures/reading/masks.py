@@ -1,0 +1,59 @@
+"""Masks as polygons or run lengths: what is wrong with one, its run lengths and its area."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from concordet.measures.reading.arrays import Floats
+from concordet.measures.reading.records import is_integer, is_number
+
+
+def mask_areas(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> Floats:
+    """``[n]`` pixels of each mask (polygons or run lengths), given the (height, width) of its image."""
+    from hotcoco import mask as rle
+
+    encoded = [encode(mask, size) for mask, size in zip(masks, sizes, strict=True)]
+    return np.asarray(rle.area(encoded), np.float64) if encoded else np.zeros(0)
+
+
+def encode(mask: Any, size: tuple[int, int]) -> Any:
+    """The compressed run lengths of a mask on an image of this (height, width)."""
+    from hotcoco import mask as rle
+
+    parts = rle.frPyObjects(mask, *size)
+    return rle.merge(parts) if isinstance(parts, list) else parts
+
+
+def is_polygons(value: Any) -> bool:
+    """Whether this is a list of polygons, each of three points or more."""
+    if not isinstance(value, list | tuple):
+        return False
+    parts = [part for part in value if isinstance(part, list | tuple | np.ndarray)]
+    return len(parts) == len(value) and all(
+        len(part) >= 6 and len(part) % 2 == 0 and all(is_number(v) for v in part) for part in parts
+    )
+
+
+def mask_fault(mask: dict[str, Any], size: list[int]) -> str | None:
+    """What is wrong with run lengths of an image of this height and width, None if nothing."""
+    counts = mask.get("counts")
+    if not isinstance(counts, str | bytes | list) or not counts:
+        return "without counts; expected run lengths as a string or a list"
+    if list(mask.get("size") or []) != size:
+        return f"of size {mask.get('size')} on an image of {size}; expected the image's height and width"
+    if isinstance(counts, list) and (
+        not all(is_integer(v) and v >= 0 for v in counts) or sum(counts) != math.prod(size)
+    ):
+        return f"whose counts are not whole numbers that add up to {math.prod(size)}, the image's pixels"
+    if not isinstance(counts, list):
+        from hotcoco import mask as rle
+
+        try:
+            rle.area({"size": size, "counts": counts})
+        except ValueError as error:
+            return f"whose counts cannot be decoded ({error})"
+    return None
