@@ -3,6 +3,7 @@
 import math
 import statistics
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,9 @@ from concordet.detectors.parts.assigners import (
     fovea_matches,
     ignore_inside,
     iou_matches,
+    own_anchors,
     ssd_matches,
+    yolact_matches,
 )
 from concordet.detectors.parts.coders import log_distance_codec
 
@@ -198,6 +201,59 @@ def test_a_small_object_beside_a_large_one_keeps_an_anchor():
     boxes = torch.tensor([[10.0, 10.0, 70.0, 60.0], [20.0, 20.0, 26.0, 26.0]])
     assert 1 not in iou_matches(anchors, boxes, sizes, foreground=0.1, background=0.1)
     assert 1 in iou_matches(anchors, boxes, sizes, foreground=0.1, background=0.1, own_best=True)
+
+
+def crowded_scenes():
+    """Objects in quarter pixels, so that IoUs are exact up to one rounding, with ties in every scene."""
+    generator = torch.Generator().manual_seed(7)
+
+    def random(count, low, high):
+        sides = torch.randint(4 * low, 4 * high, (count, 2), generator=generator) / 4
+        corner = torch.randint(0, 4 * 40, (count, 2), generator=generator) / 4
+        return torch.cat([corner, corner + sides], 1)
+
+    grid = torch.tensor([[x, y, x + 16, y + 16] for x in (8, 24, 40) for y in (8, 24)]).float()
+    return {
+        "tiny": random(12, 1, 5),
+        "thin": torch.cat([random(6, 1, 2) + torch.tensor([0, 0, 30, 0]), random(6, 1, 2)]),
+        "grid": grid,
+        "crowd": random(40, 4, 24),
+        "duplicates": random(3, 6, 30).repeat(8, 1),
+        "one": random(1, 10, 20),
+    }
+
+
+@pytest.mark.parametrize("scene", ["tiny", "thin", "grid", "crowd", "duplicates", "one"])
+def test_yolact_equals_the_authors_loop(scene):
+    """Repeatedly the best pair of object and anchor that are both free, as in the published code's ``match``."""
+    boxes = crowded_scenes()[scene]
+    anchors, sizes = anchors_of([3 * s for s in STRIDES], ratios=(0.5, 1.0, 2.0))
+    table = np.array([[np.float32(exact_iou(b, a)) for a in anchors.tolist()] for b in boxes.tolist()])
+    best_overlap, best_object = table.max(0), table.argmax(0)
+    free = table.copy()
+    for _ in range(len(boxes)):
+        j = free.max(1).argmax()
+        i = free[j].argmax()
+        free[:, i] = free[j, :] = -1
+        best_overlap[i], best_object[i] = 2, j
+    expected = np.where(best_overlap >= 0.5, best_object, np.where(best_overlap < 0.4, BACKGROUND, IGNORED))
+    got = yolact_matches(anchors, boxes, sizes)
+    assert got.tolist() == expected.tolist()
+    assert set(range(len(boxes))) <= set(got.tolist())  # every object has an anchor
+    low_quality = (got >= 0) & (torch.from_numpy(table).amax(0) < 0.5)
+    assert low_quality.sum() <= len(boxes)  # and at most one below the threshold
+
+
+def exact_iou(a, b):
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    overlap = np.float32(max(0.0, width) * max(0.0, height))
+    return overlap / np.float32((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - overlap)
+
+
+def test_yolact_without_objects_or_with_more_objects_than_anchors():
+    anchors, sizes = anchors_of([3 * s for s in STRIDES])
+    assert (yolact_matches(anchors, torch.zeros(0, 4), sizes) == BACKGROUND).all()
+    assert own_anchors(torch.tensor([[0.5, 0.2], [0.6, 0.1], [0.4, 0.3]])).tolist() == [-1, 0, 1]
 
 
 def test_ignored_regions_take_only_background():

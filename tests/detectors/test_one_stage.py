@@ -1,5 +1,7 @@
 """One-stage detectors: torchvision's SSD, stages, and what each detector has of its own."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchvision.models import vgg16
@@ -9,7 +11,7 @@ from torchvision.models.detection.ssd import SSD
 
 from concordet.assigned import BACKGROUND, IGNORED
 from concordet.detectors import build_detector
-from concordet.detectors.parts.anchors import CenteredAnchors
+from concordet.detectors.parts.anchors import GridAnchors
 from concordet.losses.criteria import StagedCriterion, build_criterion
 from tests.detectors.test_detectors import batch, build
 
@@ -223,9 +225,9 @@ def test_dssd_is_built_on_a_resnet():
         build_detector("dssd", num_classes=3, backbone="vgg16")
 
 
-def test_centred_anchors_lie_at_the_centres_of_cells():
+def test_centered_anchors_lie_at_the_centres_of_cells():
     images = ImageList(torch.zeros(1, 3, 64, 96), [(64, 96)])
-    generator = CenteredAnchors(((16,), (32,)), ((0.5, 1.0),) * 2)
+    generator = GridAnchors(((16,), (32,)), ((0.5, 1.0),) * 2)
     (anchors,) = generator(images, [torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)])
     expected = []
     for stride, rows, columns in ((8, 8, 12), (16, 4, 6)):
@@ -233,3 +235,31 @@ def test_centred_anchors_lie_at_the_centres_of_cells():
             ((c + 0.5) * stride, (r + 0.5) * stride) for r in range(rows) for c in range(columns) for _ in (0, 1)
         ]
     torch.testing.assert_close((anchors[:, :2] + anchors[:, 2:]) / 2, torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("name", "offset", "side"), [("atss", 0.0, 8), ("paa", 0.0, 8), ("foveabox", 0.5, 2)])
+def test_anchors_have_the_published_strides_at_800_by_1344(name, offset, side):
+    """Strides 8 to 128 whatever the image; P6 and P7 have 13 x 21 and 7 x 11 cells, which do not divide 800 x 1344."""
+    with torch.device("meta"):
+        model = build_detector(name, num_classes=3)
+    expected, features = [], []
+    for stride in (8, 16, 32, 64, 128):
+        rows, columns = -(-800 // stride), -(-1344 // stride)
+        features.append(torch.zeros(1, 1, rows, columns))
+        for i in range(rows):
+            for j in range(columns):
+                x, y, half = (j + offset) * stride, (i + offset) * stride, side * stride / 2
+                expected.append([x - half, y - half, x + half, y + half])
+    (anchors,) = model.anchor_generator(ImageList(torch.zeros(1, 3, 800, 1344), [(800, 1333)]), features)
+    assert torch.equal(anchors, torch.tensor(expected))
+
+
+def test_foveabox_has_the_published_beta():
+    """Smooth L1 is quadratic below 0.11: 0.1^2 / (2 * 0.11) there, |x| - 0.11 / 2 above."""
+    images, targets = batch(1, 2)
+    model = build("foveabox")
+    (record,) = model.assigned(images, targets)
+    error = (record.deltas - record.gt_deltas).abs()
+    expected = torch.where(error < 0.11, error**2 / 0.22, error - 0.055).sum() / len(record.positive)
+    record = replace(record, normalizer=torch.tensor(float(len(record.positive))))
+    torch.testing.assert_close(model.criterion(record)["box"], expected)

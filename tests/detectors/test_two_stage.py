@@ -1,6 +1,7 @@
 """Two-stage detectors: torchvision's numbers with the default loss, sampling, cascades, and the stages of a loss."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -196,6 +197,30 @@ class TestCascade:
     def test_stages_weigh_as_published(self):
         assert build("cascade_rcnn").criterion.weights == {"roi1": 1.0, "roi2": 0.5, "roi3": 0.25}
         assert build("cascade_rcnn", "rank_sort").criterion.weights == {"rpn": 0.2}
+
+    def test_boxes_are_coded_with_the_published_standard_deviations(self):
+        published = [(0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]
+        for stage, stds in zip(build("cascade_rcnn").box_stages, published, strict=True):
+            proposal, box = torch.tensor([[10.0, 20.0, 50.0, 40.0]]), torch.tensor([[14.0, 18.0, 44.0, 50.0]])
+            raw = [(29 - 30) / 40, (34 - 30) / 20, math.log(30 / 40), math.log(32 / 20)]
+            expected = torch.tensor([[value / std for value, std in zip(raw, stds, strict=True)]])
+            torch.testing.assert_close(stage.coder.encode_single(box, proposal), expected)
+        for stage in build("cascade_rcnn", "rank_sort").box_stages:
+            assert stage.coder.weights == (10.0, 10.0, 5.0, 5.0)
+
+    def test_box_terms_are_smooth_l1_with_beta_1(self):
+        """Per stage: the sum over coordinates of x^2 / 2 below 1 and |x| - 1 / 2 above, over all sampled boxes."""
+        model = build("cascade_rcnn")
+        records = model.assigned(*batch(4, 6))
+        losses = model.criterion(records)
+        for record, weight in zip(records[1:], (1.0, 0.5, 0.25), strict=True):
+            error = (record.deltas - record.gt_deltas).abs()
+            loss = torch.where(error < 1, error**2 / 2, error - 0.5).sum() / len(record.labels)
+            torch.testing.assert_close(losses[f"{record.stage}_box"], weight * loss)
+        rpn = records[0]
+        error = (rpn.deltas - rpn.gt_deltas).abs()
+        loss = torch.where(error < 1 / 9, error**2 * 4.5, error - 1 / 18).sum() / len(rpn.labels)
+        torch.testing.assert_close(losses["rpn_box"], loss)
 
     def test_scores_are_those_of_the_averaged_logits(self):
         model = build("cascade_rcnn", "rank_sort").eval()

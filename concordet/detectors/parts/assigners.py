@@ -55,6 +55,60 @@ def iou_matches(
     return torch.where(owners >= 0, owners, matches)
 
 
+def yolact_matches(
+    anchors: Tensor,
+    boxes: Tensor,
+    level_sizes: Sequence[int],
+    *,
+    foreground: float = 0.5,
+    background: float = 0.4,
+) -> Tensor:
+    """YOLACT's: IoU of at least ``foreground`` with the best object; ignored between the two thresholds.
+
+    In any case each object has one anchor of its own (:func:`own_anchors`), so that none is without.  As in the
+    authors' code; mmdetection gives the later of two objects the best anchor of both, and the other may have none.
+    """
+    if len(boxes) == 0:
+        return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+    overlaps = box_iou(boxes, anchors)  # [m, a]
+    matches = Matcher(foreground, background)(overlaps)
+    own = own_anchors(overlaps)
+    objects = torch.arange(len(boxes), device=boxes.device)
+    matches[own[own >= 0]] = objects[own >= 0]
+    return matches
+
+
+def own_anchors(overlaps: Tensor) -> Tensor:
+    """``[m]`` an anchor for each object, a different one for each: pairs are taken in descending order of IoU.
+
+    Of equal IoUs the first object comes first, and takes the first anchor.
+
+    Computed by deferred acceptance: every object asks for its best anchor, an anchor keeps the best of those that ask
+    for it, and the others ask for their next best.
+
+    Args:
+        overlaps: ``[m, a]`` IoU of objects and anchors.
+
+    Returns:
+        Indices of anchors; -1 for the objects left over where there are more objects than anchors.
+
+    Example:
+        >>> own_anchors(torch.tensor([[0.2, 0.6, 0.1], [0.3, 0.7, 0.5]])).tolist()
+        [0, 1]
+    """
+    count, size = overlaps.shape
+    free = overlaps.clone()
+    value, anchor = free.max(1)
+    while True:
+        order = value.argsort(descending=True, stable=True).argsort()
+        first = order.new_full((size,), count).scatter_reduce(0, anchor, order, "amin")
+        rejected = torch.nonzero((order > first[anchor]) & (value >= 0)).squeeze(1)
+        if len(rejected) == 0:
+            return torch.where(value >= 0, anchor, -1)
+        free[rejected, anchor[rejected]] = -1.0
+        value[rejected], anchor[rejected] = free[rejected].max(1)
+
+
 def ssd_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, threshold: float = 0.5) -> Tensor:
     """SSD's: IoU of at least ``threshold`` with the best object; each object's best anchor is its own in any case.
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead
 
 from concordet.detectors.dense import DenseDetector, delta_codec
 from concordet.detectors.networks.backbones import Pyramid, Size, pyramid
 from concordet.detectors.networks.heads import DenseHead, RegressionHead
+from concordet.detectors.parts.anchors import GridAnchors
 from concordet.detectors.parts.assigners import atss_matches
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
@@ -21,7 +21,7 @@ CODEC = delta_codec((10.0, 10.0, 5.0, 5.0))
 
 def atss_parts(
     criterion: Criterion, num_classes: int, size: Size, backbone: str | None, pretrained: bool
-) -> tuple[Pyramid, DenseHead, AnchorGenerator]:
+) -> tuple[Pyramid, DenseHead, GridAnchors]:
     """Features, head and anchors of ATSS, which are PAA's too."""
     features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
     return features, *atss_head(criterion, num_classes, size, features.out_channels, strides)
@@ -29,10 +29,10 @@ def atss_parts(
 
 def atss_head(
     criterion: Criterion, num_classes: int, size: Size, channels: int, strides: Sequence[int]
-) -> tuple[DenseHead, AnchorGenerator]:
+) -> tuple[DenseHead, GridAnchors]:
     """Head and anchors for levels of these strides."""
     scale, convs = (4, 2) if size == "nano" else (8, 4)
-    anchors = AnchorGenerator(tuple((scale * s,) for s in strides), ((1.0,),) * len(strides))
+    anchors = GridAnchors([(scale * s,) for s in strides], [(1.0,)] * len(strides), strides=strides, offset=0.0)
     head = DenseHead(
         FCOSClassificationHead(channels, 1, num_classes, convs),
         RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, levels=len(strides)),
@@ -43,10 +43,11 @@ def atss_head(
 def atss(
     criterion: Criterion, *, num_classes: int, size: Size, backbone: str | None, pretrained: bool, **settings: Any
 ) -> DenseDetector:
-    """ATSS: FCOS's towers with a scale a level, R-CNN's box coder, anchors 8 times the stride.
+    """ATSS: FCOS's towers with a scale per level, R-CNN's box coder, anchors 8 times the stride.
 
     Follows mmdetection's ``atss_r50_fpn``: the GIoU term weighs 2, positives in it by centerness; box deltas are scaled
-    by (10, 10, 5, 5).  32.3 M parameters at ResNet-50 and 80 classes with the centerness branch; nano: 0.6 M, levels
+    by (10, 10, 5, 5).  Departure: losses are normalized by the batch's positives (there: each image counts at least 1).
+    32.3 M parameters at ResNet-50 and 80 classes with the centerness branch; nano: 0.6 M, levels
     P3..P5 and anchors 4 times the stride.
     """
     features, head, anchors = atss_parts(criterion, num_classes, size, backbone, pretrained)

@@ -22,7 +22,7 @@ from concordet.detectors.architectures.dense.ssd import (
 )
 from concordet.detectors.dense import DenseDetector, Predictions
 from concordet.detectors.networks.backbones import Size, features
-from concordet.detectors.parts.anchors import CenteredAnchors
+from concordet.detectors.parts.anchors import GridAnchors
 from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
 from concordet.losses.functional.reduction import at_least_float32
 
@@ -226,7 +226,7 @@ def refinedet(
     else:
         maps = RefineVGG(pretrained) if backbone in (None, "vgg16") else RefineFeatures(backbone, pretrained)
     scale, channels = (2, 32) if size == "nano" else (4, 256)
-    anchors = CenteredAnchors(tuple((scale * s,) for s in (8, 16, 32, 64)), ((0.5, 1.0, 2.0),) * 4)
+    anchors = GridAnchors([(scale * s,) for s in (8, 16, 32, 64)], [(0.5, 1.0, 2.0)] * 4)
     head = RefineHead(maps.out_channels, channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax)
     settings |= {"num_classes": num_classes, "image_size": image_size}
     return multibox_detector(RefineDet, maps, head, anchors, criterion, **settings)

@@ -15,8 +15,8 @@ from concordet.detectors.base import Detections, in_pixels
 from concordet.detectors.dense import DenseDetector, Predictions, delta_codec
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.networks.heads import flatten_level, init_prior_bias
-from concordet.detectors.parts.anchors import CenteredAnchors
-from concordet.detectors.parts.assigners import iou_matches
+from concordet.detectors.parts.anchors import GridAnchors
+from concordet.detectors.parts.assigners import yolact_matches
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.reassignment import hard_negatives
 from concordet.detectors.parts.targets import Target, add_masks, require_masks
@@ -32,14 +32,19 @@ POSTPROCESS = PostProcess(nms_threshold=0.5, nms="fast")
 def yolact(
     criterion: Criterion, *, num_classes: int, size: Size, backbone: str | None, pretrained: bool, **settings: Any
 ) -> Yolact:
-    """YOLACT: one anchor size of three aspect ratios a level, 32 mask coefficients each, images of 550 x 550 pixels.
+    """YOLACT: one anchor size of three aspect ratios per level, 32 mask coefficients, images of 550 x 550 pixels.
 
     Follows mmdetection's ``yolact_r50``: a convolution shared by levels and branches; prototypes from P3 at twice its
-    resolution; with cross entropy or Harmonic loss a softmax that learns from the hardest three negatives a positive,
+    resolution; with cross entropy or Harmonic loss a softmax that learns from the hardest three negatives per positive,
     smooth L1 x 1.5, cross entropy of masks within the object's box x 6.125, and of the classes at P3's pixels, a branch
-    for training alone.  Losses with a sigmoid a class see every negative; ranking losses have Dice for masks and no
-    such branch, as RS-YOLACT.  Every positive's mask is learnt (there: at most 100 an image), the pyramid is
-    torchvision's (there: bilinear upsampling).  Detections come from Fast NMS.
+    for training only.  Losses with one sigmoid per class see every negative; ranking losses have Dice for masks and no
+    such branch, as RS-YOLACT.  Detections come from Fast NMS.
+
+    Departures: of two objects with the same best anchor each gets one, as in the authors' code (there: the later takes
+    it).  An image without objects has no negatives in the softmax's loss and background in that of the pixels, as in
+    the authors' code (there: all its anchors are negatives, and its pixels are left out).  Every positive's mask is
+    learned (there: at most 100 per image), the pyramid is torchvision's (there: bilinear upsampling), and losses are
+    normalized by the batch's positives (there: each image counts at least 1).
 
     35.3 M parameters at ResNet-50 and 80 classes, as that configuration's layers add up to: ResNet 23.5, pyramid 8.0,
     head 1.4, prototypes 2.4, classes of pixels 0.02 (the authors' P6 and P7 have 4.1 less).  Nano: levels P3..P5,
@@ -47,14 +52,14 @@ def yolact(
     """
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)
     channels, depth, count = features.out_channels, *((1, 16) if size == "nano" else (3, 32))
-    anchors = CenteredAnchors(tuple((3 * s,) for s in strides), ((0.5, 1.0, 2.0),) * len(strides))
+    anchors = GridAnchors([(3 * s,) for s in strides], [(0.5, 1.0, 2.0)] * len(strides))
     outputs = num_classes + int(criterion.softmax)
     return Yolact(
         features,
         YolactHead(channels, anchors.num_anchors_per_location()[0], outputs, count, softmax=criterion.softmax),
         anchors,
         delta_codec((10.0, 10.0, 5.0, 5.0)),
-        iou_matches,
+        yolact_matches,
         criterion,
         protonet=protonet(channels, count, depth),
         segmentation=nn.Conv2d(channels, num_classes, 1) if criterion.calibrated else None,

@@ -8,15 +8,18 @@ from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
-from concordet.detectors.architectures.two_stage.faster_rcnn import DEFAULTS, box_pool
+from concordet.detectors.architectures.two_stage.faster_rcnn import box_pool
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.parts.proposals import region_proposals, staged_criterion
 from concordet.detectors.two_stage import BoxStage, TwoStageDetector
-from concordet.losses.criteria import Criterion, StagedCriterion
+from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
+from concordet.losses.criteria.box import BoxTerm
 
 STAGES = {"roi1": 1.0, "roi2": 0.5, "roi3": 0.25}
 FOREGROUND = (0.5, 0.6, 0.7)
-CODER_SCALES = (1.0, 2.0, 3.0)
+CODER_STDS = ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
+"""Of the box deltas of each stage: center offsets and log sizes."""
+DEFAULTS = LossDefaults("ce", BoxTerm("smooth_l1", beta=1.0), softmax=True)
 
 
 def cascade_rcnn_criterion(loss: str | Criterion | StagedCriterion) -> StagedCriterion:
@@ -35,26 +38,29 @@ def cascade_rcnn(
 ) -> TwoStageDetector:
     """Cascade R-CNN: positives at IoU 0.5, 0.6 and 0.7, class-agnostic boxes, logits averaged at inference.
 
-    Follows mmdetection's ``cascade-rcnn_r50_fpn``: stages weigh 1, 0.5 and 0.25 and code boxes ever more finely, with
-    weights of (10, 10, 5, 5) times 1, 2 and 3.  As in Detectron2, proposals are sampled once and all of them go through
-    the three stages.  With ranking losses stages weigh 1 each, share one coder and see 2000 proposals (RS Loss; thesis
-    Sec. 4.1).  69.4 M parameters at ResNet-50 and 80 classes, as there (mmdetection prints 69.2 M, without what
+    Follows mmdetection's ``cascade-rcnn_r50_fpn``: stages weigh 1, 0.5 and 0.25, learn boxes by smooth L1 with beta 1
+    and code them ever more finely, with standard deviations of (0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1) and (0.033,
+    0.033, 0.067, 0.067).  Departures: proposals are sampled once and all of them go through the three stages, as in
+    Detectron2 (there: each stage samples its own 512); the region proposal network is torchvision's, which has no
+    least IoU of 0.3 for an object's best anchors and rounds strides (there: 64 pixels on P6).
+    With ranking losses stages weigh 1 each, share one coder and see 2000 proposals (RS Loss; thesis Sec. 4.1).
+    69.4 M parameters at ResNet-50 and 80 classes, as there (mmdetection prints 69.2 M, without what
     it freezes).  Nano: features pooled to 5 x 5, heads 64 wide, 0.8 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     width = 64 if size == "nano" else 1024
     pool = box_pool(size)
     stages = []
-    for name, foreground, scale in zip(STAGES, FOREGROUND, CODER_SCALES, strict=True):
+    for name, foreground, stds in zip(STAGES, FOREGROUND, CODER_STDS, strict=True):
         softmax = bool(criterion.stages[name].softmax)
         predictor = FastRCNNPredictor(width, num_classes + int(softmax))
         predictor.bbox_pred = nn.Linear(width, 4)
-        factor = scale if criterion.calibrated else 1.0
+        center, side = (1 / std for std in (stds if criterion.calibrated else CODER_STDS[0]))
         stages.append(
             BoxStage(
                 TwoMLPHead(features.out_channels * pool.output_size[0] ** 2, width),
                 predictor,
-                BoxCoder((10.0 * factor, 10.0 * factor, 5.0 * factor, 5.0 * factor)),
+                BoxCoder((center, center, side, side)),
                 foreground=foreground,
                 softmax=softmax,
             )
