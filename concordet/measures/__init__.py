@@ -10,12 +10,14 @@ from concordet.measures.correlation import (
 )
 from concordet.measures.inconsistency import average_inconsistency
 from concordet.measures.lrp import ClassLRP, LRPReport, lrp
+from concordet.measures.matching import MatchedDetections, match_detections
 
 __all__ = [
     "Analysis",
     "ClassLRP",
     "CorrelationReport",
     "LRPReport",
+    "MatchedDetections",
     "analyze",
     "average_inconsistency",
     "class_correlation",
@@ -23,5 +25,6 @@ __all__ = [
     "evaluate_detections",
     "image_correlation",
     "lrp",
+    "match_detections",
     "pooled_correlation",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 from concordet.measures import coco
 from concordet.measures.bounds import reranking_bounds
 from concordet.measures.disagreements import calibration, worst_disagreements
+from concordet.measures.matching import match
 from concordet.measures.raw import image_level
 from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import checked_limit, read_dataset
@@ -67,7 +68,7 @@ def analyze(
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     truth = coco.load(dataset)
     precision = coco.average_precision(dataset, truth, max_dets=limit)
-    matches = coco.match(dataset, truth, max_dets=limit)
+    matches = match(dataset, truth, max_dets=limit)
     upper, lower = reranking_bounds(dataset, truth, matches, max_dets=limit)
     report = summarize(dataset, precision, matches)
     _add_bounds(report, upper, lower)
@@ -135,7 +136,7 @@ def evaluate_detections(
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     truth = coco.load(dataset)
     precision = coco.average_precision(dataset, truth, max_dets=limit)
-    return summarize(dataset, precision, coco.match(dataset, truth, max_dets=limit))
+    return summarize(dataset, precision, match(dataset, truth, max_dets=limit))
 
 
 def _add_bounds(report: dict[str, Any], upper: coco.Precision, lower: coco.Precision) -> None:

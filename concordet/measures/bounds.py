@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.coco import Matches, Precision, average_precision
+from concordet.measures.coco import Precision, average_precision
+from concordet.measures.matching import Matches
 from concordet.measures.reading.arrays import Floats
 from concordet.measures.reading.dataset import Dataset
 

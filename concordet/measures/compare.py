@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.measures import coco
+from concordet.measures.matching import match_at
 from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
 
@@ -85,7 +86,7 @@ def compare(
 def prepare(dataset: Dataset, max_dets: int) -> Sample:
     """Everything of one side that no resample changes: orders, ties and matches at the ten IoU thresholds."""
     truth = coco.load(dataset)
-    found = coco.match_at(dataset, truth, max_dets=max_dets, thresholds=coco.IOU_THRESHOLDS)
+    found = match_at(dataset, truth, max_dets=max_dets, thresholds=coco.IOU_THRESHOLDS)
     base = found[0]
     order = np.lexsort((base.rows, base.images, -base.scores, base.classes))
     curves: list[Curve] = []

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.coco import Matches
+from concordet.measures.matching import Matches
 from concordet.measures.overlap import best_objects
 from concordet.measures.reading.arrays import Ints
 from concordet.measures.reading.dataset import Dataset

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from concordet.measures.coco import paired_iou
+from concordet.measures.matching import paired_iou
 from concordet.measures.reading.arrays import Floats, Ints
 from concordet.measures.reading.dataset import Dataset
 

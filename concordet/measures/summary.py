@@ -6,10 +6,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from concordet.measures.coco import Matches, Precision
+from concordet.measures.coco import Precision
 from concordet.measures.correlation import COEFFICIENTS, class_correlation, pooled_correlation
 from concordet.measures.inconsistency import average_inconsistency
 from concordet.measures.lrp import ClassLRP, LRPReport, lrp
+from concordet.measures.matching import Matches
 from concordet.measures.reading.arrays import Floats
 from concordet.measures.reading.dataset import Dataset
 

@@ -86,3 +86,43 @@ def lin(x: Any, y: Any) -> float:
     mx, my = sum(x) / n, sum(y) / n
     cov = sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / n
     return 2 * cov / (np.var(x) + np.var(y) + (mx - my) ** 2)
+
+
+def greedy_targets(truth: Any, found: Any, tau: float, max_dets: int = 100) -> tuple[dict[int, float], dict[int, bool]]:
+    """IoU of each detection's match (0 without one) and whether it counts, by index: pycocotools' rule in a loop."""
+    targets, counted = {}, {}
+    for image in truth["images"]:
+        for category in truth["categories"]:
+            objects = [
+                a for a in truth["annotations"] if a["image_id"] == image["id"] and a["category_id"] == category["id"]
+            ]
+            own = [i for i, d in enumerate(found) if d["image_id"] == image["id"]]
+            own = [i for i in own if found[i]["category_id"] == category["id"]]
+            own = sorted(own, key=lambda i: -found[i]["score"])[:max_dets]
+            taken: set[int] = set()
+            for i in own:
+                best, held = tau, None
+                for k, a in enumerate(objects):
+                    if a["iscrowd"] or k in taken:
+                        continue
+                    iou = box_iou(found[i]["bbox"], a["bbox"])
+                    if iou > 0 and iou >= best:
+                        best, held = iou, k
+                targets[i], counted[i] = 0.0, True
+                if held is not None:
+                    taken.add(held)
+                    targets[i] = best
+                elif any(
+                    (share := crowd_overlap(found[i]["bbox"], a["bbox"])) > 0 and share >= tau
+                    for a in objects
+                    if a["iscrowd"]
+                ):
+                    counted[i] = False
+    return targets, counted
+
+
+def crowd_overlap(box: list[float], crowd: list[float]) -> float:
+    """Share of a detection's area that lies in a crowd region."""
+    w = min(box[0] + box[2], crowd[0] + crowd[2]) - max(box[0], crowd[0])
+    h = min(box[1] + box[3], crowd[1] + crowd[3]) - max(box[1], crowd[1])
+    return max(w, 0) * max(h, 0) / (box[2] * box[3])

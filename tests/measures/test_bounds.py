@@ -8,6 +8,7 @@ from scipy import stats
 
 from concordet.measures import analyze, coco
 from concordet.measures.bounds import ranks
+from concordet.measures.matching import match
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import coco_figures, matched_pairs, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene
@@ -64,7 +65,7 @@ def test_bounds_bracket_ap_and_leave_ap50(scene):
 @given(separate_scenes())
 def test_agreeing_scores_are_their_own_upper_bound_and_reversed_ones_their_lower(scene):
     truth, found = scene
-    result = coco.match(data := read_dataset(truth, found), coco.load(data))
+    result = match(data := read_dataset(truth, found), coco.load(data))
     hits = {int(row): float(iou) for row, iou in zip(result.rows, result.ious, strict=True) if iou > 0}
     for sign, side in ((1, "upper"), (-1, "lower")):
         scored = [{**d, "score": 0.5 + sign * 0.4 * hits[i]} if i in hits else d for i, d in enumerate(found)]
@@ -81,7 +82,7 @@ def test_ranks_evaluate_as_the_scores_do(shape):
     truth, found = make_scene(3, **SHAPES[shape])
     dataset = read_dataset(truth, found)
     loaded = coco.load(dataset)
-    matches = coco.match(dataset, loaded)
+    matches = match(dataset, loaded)
     plain = coco.average_precision(dataset, loaded, all_areas=False).ap
     ranked = coco.average_precision(dataset.only(matches.rows), loaded, scores=ranks(matches), all_areas=False).ap
     np.testing.assert_allclose(ranked, plain, atol=1e-12)
@@ -90,7 +91,7 @@ def test_ranks_evaluate_as_the_scores_do(shape):
 def permuted_by_hand(truth, found, best):
     """Table 2's operation on pycocotools' own matches: sort each class's scores and IoUs, and pair them."""
     dataset = read_dataset(truth, found)
-    matches = coco.match(dataset, coco.load(dataset))
+    matches = match(dataset, coco.load(dataset))
     iou = dict(zip((matches.rows + 1).tolist(), matches.ious.tolist(), strict=True))
     pairs = matched_pairs(run_pycocotools(truth, found))
     changed = [dict(d) for d in found]

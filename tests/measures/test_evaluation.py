@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from concordet.measures import coco, evaluate_detections
+from concordet.measures.matching import match
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import best_lrp, box_iou, coco_figures, matched_pairs, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene, write_scene
@@ -43,17 +44,17 @@ def test_any_number_of_detections_per_image(max_dets):
 def test_matches_are_pycocotools(shape):
     truth, found = make_scene(2, **SHAPES[shape])
     dataset = read_dataset(truth, found)
-    matches = coco.match(dataset, coco.load(dataset))
+    matches = match(dataset, coco.load(dataset))
     theirs = matched_pairs(run_pycocotools(truth, found))
     assert sorted(matches.rows + 1) == sorted(theirs)
     for k, row in enumerate(matches.rows):
-        match, ignored = theirs[row + 1]
-        assert matches.objects[k] + 1 == match
+        matched, ignored = theirs[row + 1]
+        assert matches.objects[k] + 1 == matched
         assert matches.ignored[k] == ignored
-        assert matches.true_positive[k] == (match > 0 and not ignored)
+        assert matches.true_positive[k] == (matched > 0 and not ignored)
         assert matches.scores[k] == found[row]["score"]
         if matches.true_positive[k]:
-            expected = box_iou(found[row]["bbox"], truth["annotations"][match - 1]["bbox"])
+            expected = box_iou(found[row]["bbox"], truth["annotations"][matched - 1]["bbox"])
             assert matches.ious[k] == pytest.approx(expected, abs=1e-12)
 
 
@@ -61,11 +62,11 @@ def test_correlations_and_lrp_follow_from_pycocotools_matches():
     truth, found = make_scene(4, crowd=0.1)
     ours = evaluate_detections(truth, found)
     rows = {c["id"]: [] for c in truth["categories"]}
-    for ident, (match, ignored) in matched_pairs(run_pycocotools(truth, found)).items():
+    for ident, (matched, ignored) in matched_pairs(run_pycocotools(truth, found)).items():
         detection = found[ident - 1]
         if not ignored:
-            iou = box_iou(detection["bbox"], truth["annotations"][match - 1]["bbox"]) if match else 0.0
-            rows[detection["category_id"]].append((detection["score"], iou, bool(match)))
+            iou = box_iou(detection["bbox"], truth["annotations"][matched - 1]["bbox"]) if matched else 0.0
+            rows[detection["category_id"]].append((detection["score"], iou, bool(matched)))
     rho, errors = [], []
     for entry in ours["per_class"]:
         scores, ious, hit = (np.array(column) for column in zip(*rows[entry["id"]], strict=True))

@@ -1,0 +1,220 @@
+"""Which detection is matched to which object, at one IoU threshold or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from concordet.measures import coco
+from concordet.measures.reading.arrays import Bools, Floats, Ints, collector_paused
+from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
+from concordet.measures.reading.masks import encode
+
+ANY_OVERLAP: Final = float(np.finfo(np.float64).tiny)
+"""The IoU threshold that stands for tau = 0: every overlap counts as a match, and no overlap does not."""
+
+
+def match_detections(
+    ground_truth: Any,
+    detections: Any,
+    *,
+    tau: float = 0.0,
+    iou_type: str = "bbox",
+    lvis: bool = False,
+    max_dets: int | None = None,
+) -> MatchedDetections:
+    """Target IoU of every detection, which a calibrated score should equal.
+
+    Within each image and class, detections in descending order of score each take the free object that they overlap
+    most, if by an IoU of at least ``tau``; at ``tau`` 0 they must overlap it. Ties of score go by order. A detection
+    left without an object is a false positive with target 0, unless it overlaps a crowd region by ``tau`` of its own
+    area: then it counts nowhere.
+
+    Args:
+        ground_truth: COCO form, as :func:`concordet.measures.analyze` takes it: path, dict, list or array ``[m, 6]``.
+        detections: results in any form that :func:`concordet.measures.analyze` takes; the array form ``[n, 7]``
+            (image_id, x, y, width, height, score, category_id) is the fastest.
+        tau: IoU in [0, 1) from which a match counts.
+        iou_type: ``"bbox"`` or ``"segm"``.
+        lvis: whether to apply LVIS's federated rules; detections of classes that are not judged on an image do not
+            count.
+        max_dets: detections kept, highest scores first: 100 per image and class, with ``lvis`` 300 per image.
+
+    Returns:
+        Columns of the kept detections, in the order of their source.
+
+    Raises:
+        ValueError: as :func:`concordet.measures.analyze`, or ``tau`` is out of range.
+
+    Example:
+        >>> truth = [[1, 0, 0, 10, 10, 7], [1, 50, 0, 10, 10, 7]]
+        >>> found = [[1, 0, 0, 10, 8, 0.9, 7], [1, 0, 0, 10, 10, 0.6, 7], [1, 50, 0, 10, 2, 0.3, 7]]
+        >>> matched = match_detections(np.array(truth), np.array(found))
+        >>> matched.targets.tolist(), matched.n_objects
+        ([0.8, 0.0, 0.2], {7: 2})
+    """
+    if not 0 <= tau < 1:
+        raise ValueError(f"tau must be an IoU in [0, 1), got {tau}")
+    limit = checked_limit(max_dets, lvis)
+    dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
+    matches = match_at(dataset, coco.load(dataset), max_dets=limit, thresholds=[tau or ANY_OVERLAP])[0]
+    return MatchedDetections(
+        rows=dataset.dt_rows[matches.rows],
+        image_ids=dataset.image_ids[matches.images],
+        class_ids=dataset.class_ids[matches.classes],
+        scores=matches.scores,
+        targets=matches.targets(),
+        counted=~matches.ignored,
+        n_objects=dict(zip(dataset.class_ids.tolist(), matches.n_objects.tolist(), strict=True)),
+    )
+
+
+@dataclass(frozen=True)
+class MatchedDetections:
+    """Detections with the IoU that their scores should announce.
+
+    Attributes:
+        rows: ``[n]`` index of the detection in its source, ascending. Detections beyond ``max_dets`` and on images
+            that the ground truth lacks are left out.
+        image_ids, class_ids: ``[n]`` ids as in the ground truth.
+        scores: ``[n]`` scores as in the source.
+        targets: ``[n]`` IoU with the matched object, in [0, 1]; 0 for a false positive.
+        counted: ``[n]`` False where a detection is neither true nor false: matched to a crowd region, or not judged
+            under LVIS's rules.
+        n_objects: objects that count (no crowds), by class id, classes without any included.
+    """
+
+    rows: Ints
+    image_ids: Ints
+    class_ids: Ints
+    scores: Floats
+    targets: Floats
+    counted: Bools
+    n_objects: dict[int, int]
+
+
+def match(dataset: Dataset, truth: Any, *, max_dets: int = 100) -> Matches:
+    """pycocotools' matches at IoU 0.5, over all areas, of the detections that ``max_dets`` keeps."""
+    return match_at(dataset, truth, max_dets=max_dets, thresholds=coco.IOU_THRESHOLDS[:1])[0]
+
+
+def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequence[float]) -> list[Matches]:
+    """pycocotools' matches at each IoU threshold; all hold the same detections in the same order."""
+    result = coco.evaluator(dataset, truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=thresholds)
+    with collector_paused():
+        groups = [group for group in result.eval_imgs if group is not None]
+    ids = np.fromiter(chain.from_iterable(group["dtIds"] for group in groups), np.int64)
+    order = np.argsort(ids, kind="stable")  # rows ascend, as in the dataset
+    rows = ids[order] - 1
+    held = [sum(group["gtInDenominator"]) for group in groups]
+    places = np.array([(g["image_id"] - 1, g["category_id"] - 1) for g in groups], np.int64).reshape(-1, 2)
+    object_images, object_classes = np.repeat(places, held, axis=0).T
+    found = []
+    for place in range(len(thresholds)):
+        matched = _flat(groups, "dtMatched", place, bool)[order]
+        ignored = _flat(groups, "dtIgnore", place, bool)[order]
+        objects = np.where(matched, _flat(groups, "dtMatches", place, np.int64)[order] - 1, -1)
+        found.append(_matches(dataset, rows, objects, matched & ~ignored, ignored, object_images, object_classes))
+    return found
+
+
+def _flat(groups: list[dict[str, Any]], key: str, place: int, dtype: Any) -> NDArray[Any]:
+    return np.fromiter(chain.from_iterable(group[key][place] for group in groups), dtype)
+
+
+def _matches(
+    dataset: Dataset,
+    rows: Ints,
+    objects: Ints,
+    true_positive: Bools,
+    ignored: Bools,
+    object_images: Ints,
+    object_classes: Ints,
+) -> Matches:
+    matched = objects >= 0
+    ious = np.zeros(len(rows))
+    ious[matched] = np.round(paired_iou(dataset, rows[matched], objects[matched]), 12)  # equal boxes tie
+    return Matches(
+        rows=rows,
+        images=dataset.dt_images[rows],
+        classes=dataset.dt_classes[rows],
+        scores=dataset.dt_scores[rows],
+        ious=ious,
+        objects=objects,
+        true_positive=true_positive,
+        ignored=ignored,
+        object_images=object_images,
+        object_classes=object_classes,
+        n_objects=np.bincount(object_classes, minlength=len(dataset.class_ids)),
+    )
+
+
+def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
+    """``[n]`` IoU of detections with annotations pair by pair; with a crowd the area in common over the detection's."""
+    if dataset.iou_type == "segm":
+        return _paired_mask_iou(dataset, detections, objects)
+    d, g = dataset.dt_boxes[detections], dataset.gt_boxes[objects]
+    low = np.maximum(d[:, :2], g[:, :2])
+    side = np.maximum(np.minimum(d[:, :2] + d[:, 2:], g[:, :2] + g[:, 2:]) - low, 0)
+    common = side[:, 0] * side[:, 1]
+    area_d, area_g = d[:, 2] * d[:, 3], g[:, 2] * g[:, 3]
+    union = np.where(dataset.gt_crowd[objects], area_d, area_d + area_g - common)
+    return np.divide(common, union, out=np.zeros(len(d)), where=union > 0)
+
+
+def _paired_mask_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
+    from hotcoco import mask as masks
+
+    rle: dict[tuple[str, int], Any] = {}
+
+    def encoded(side: str, index: int, segmentation: Any, size: tuple[int, int]) -> Any:
+        if (side, index) not in rle:
+            rle[side, index] = encode(segmentation, size)
+        return rle[side, index]
+
+    gt_masks, dt_masks = dataset.gt_masks or [], dataset.dt_masks or []
+    ious = np.zeros(len(detections))
+    for i, (d, g) in enumerate(zip(detections.tolist(), objects.tolist(), strict=True)):
+        image = dataset.images[dataset.gt_images[g]]
+        size = image["height"], image["width"]
+        pair = encoded("d", d, dt_masks[d], size), encoded("g", g, gt_masks[g], size)
+        ious[i] = masks.iou([pair[0]], [pair[1]], [bool(dataset.gt_crowd[g])])[0, 0]
+    return ious
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Each kept detection with the object it is matched to; the one source of every measure but AP.
+
+    Attributes:
+        rows: ``[n]`` the detection's place in the dataset, ascending.
+        images, classes: ``[n]`` places of its image and class.
+        scores: ``[n]`` its score.
+        ious: ``[n]`` IoU with the annotation it is matched to, 0 without one.
+        objects: ``[n]`` that annotation's place, -1 without one.
+        true_positive: ``[n]`` matched to an object that counts.
+        ignored: ``[n]`` matched to a crowd region (or, under LVIS, not judged): neither true nor false.
+        object_images, object_classes: ``[m]`` places of image and class of each object that counts.
+        n_objects: ``[K]`` objects that count, by class.
+    """
+
+    rows: Ints
+    images: Ints
+    classes: Ints
+    scores: Floats
+    ious: Floats
+    objects: Ints
+    true_positive: Bools
+    ignored: Bools
+    object_images: Ints
+    object_classes: Ints
+    n_objects: Ints
+
+    def targets(self) -> Floats:
+        """``[n]`` IoU of each true positive with its object, 0 for every other detection."""
+        return np.where(self.true_positive, np.minimum(self.ious, 1), 0.0)
