@@ -17,6 +17,7 @@ LAYERS = [
     {"ranking"},
     {"losses"},
     {"detectors", "data", "measures"},
+    {"calibration"},
     {"report"},
     {"engine"},
     {"benchmark"},

@@ -1,0 +1,247 @@
+"""Calibrators: a map per class from scores to expected IoUs, kept as plain JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from concordet.calibration.maps import MAPS, Identity, Map, strictly_increasing
+from concordet.files import read_json, write_json
+from concordet.measures.arrays import Floats, Ints, to_numpy
+from concordet.version import __version__
+
+FORMAT: Final = "concordet calibrator"
+VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class ClassCalibration:
+    """How one class is calibrated.
+
+    Attributes:
+        name: name of the class.
+        map: map of its scores.
+        n_detections: detections that the map was fitted on.
+        n_matched: those of them that are matched to an object.
+        threshold: calibrated score from which on a detection is worth showing (LRP-optimal), in [0, 1]; None where the
+            class has none.
+        reason: why the map is that of all classes together; None for a map of the class's own.
+    """
+
+    name: str
+    map: Map
+    n_detections: int = 0
+    n_matched: int = 0
+    threshold: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Replaces scores by the IoU to expect, and keeps the order of detections within each class.
+
+    Every map is strictly increasing: average precision, matches and LRP are those of the scores before, to the last
+    digit. Made by :func:`concordet.calibration.fit_calibrator`.
+
+    Attributes:
+        method: kind of map.
+        classes: class id to its calibration.
+        shared: map of all classes together, for classes that have none of their own.
+        fit: what the fit was made on, as plain JSON.
+
+    Example:
+        >>> from concordet.calibration.maps import Linear
+        >>> calibrator = Calibrator("linear", {1: ClassCalibration("cat", Linear(0.5, 0.0))}, Linear(1.0, 0.0))
+        >>> round(calibrator.apply([{"category_id": 1, "score": 0.8}])[0]["score"], 3)
+        0.4
+    """
+
+    method: str
+    classes: Mapping[int, ClassCalibration]
+    shared: Map = field(default_factory=Identity)
+    fit: Mapping[str, Any] = field(default_factory=dict)
+
+    def calibrate(self, scores: Floats, class_ids: Ints) -> Floats:
+        """Calibrated scores of columns.
+
+        Args:
+            scores: ``[n]`` in [0, 1].
+            class_ids: ``[n]`` class of each; a class that the fit did not know gets the shared map.
+
+        Returns:
+            ``[n]`` float64, in the order of ``scores`` within each class, equal where those are equal.
+
+        Raises:
+            ValueError: for a score outside [0, 1].
+        """
+        scores, class_ids = check_scores(to_numpy(scores)), to_numpy(class_ids)
+        result = np.empty(len(scores))
+        order = np.argsort(class_ids, kind="stable")
+        ids, starts = np.unique(class_ids[order], return_index=True)
+        for ident, rows in zip(ids.tolist(), np.split(order, starts[1:]), strict=bool(len(ids))):
+            entry = self.classes.get(ident)
+            own = scores[rows]
+            result[rows] = strictly_increasing(own, (self.shared if entry is None else entry.map)(own))
+        return result
+
+    def apply(self, detections: Any, *, labels: Mapping[int, int] | None = None) -> Any:
+        """The same detections with calibrated scores; nothing else changes, and the argument stays as it is.
+
+        Args:
+            detections: a list of COCO results, an array ``[n, 7]`` of image_id, x, y, width, height, score,
+                category_id, one image's ``{"boxes", "labels", "scores"}`` as torchvision's detectors and Transformers'
+                ``post_process_object_detection`` give them, or a list of these.
+            labels: label to class id, where the detector's labels are not the class ids of the fit.
+
+        Returns:
+            The form that came. Scores of tensors keep their dtype and device.
+
+        Raises:
+            ValueError: for a score outside [0, 1], or detections of another form.
+        """
+        if isinstance(detections, Mapping):
+            return self._apply_to_image(detections, labels or {})
+        if isinstance(detections, list | tuple):
+            if all(isinstance(d, Mapping) and "scores" in d for d in detections):
+                return [self._apply_to_image(d, labels or {}) for d in detections]
+            if all(isinstance(d, Mapping) and "score" in d and "category_id" in d for d in detections):
+                return self._apply_to_records(detections, labels or {})
+        else:
+            array = np.array(to_numpy(detections), dtype=np.float64)
+            if array.ndim == 2 and array.shape[1] == 7:
+                array[:, 5] = self.calibrate(array[:, 5], _translated(array[:, 6].astype(np.int64), labels or {}))
+                return array
+        raise ValueError(
+            "detections must be a list of COCO results, an array [n, 7] or dicts with boxes, labels and scores,"
+            f" got {type(detections).__name__}; see Calibrator.apply"
+        )
+
+    def _apply_to_records(self, records: Any, labels: Mapping[int, int]) -> list[dict[str, Any]]:
+        scores = np.array([r["score"] for r in records], np.float64)
+        ids = _translated(np.array([r["category_id"] for r in records], np.int64), labels)
+        calibrated = self.calibrate(scores, ids).tolist()
+        return [{**r, "score": score} for r, score in zip(records, calibrated, strict=True)]
+
+    def _apply_to_image(self, image: Mapping[str, Any], labels: Mapping[int, int]) -> dict[str, Any]:
+        before = image["scores"]
+        scores, ids = to_numpy(before).astype(np.float64), _translated(to_numpy(image["labels"]), labels)
+        calibrated = self.calibrate(scores, ids)
+        if not hasattr(before, "new_tensor"):
+            return {**image, "scores": calibrated.astype(np.asarray(before).dtype)}
+        values = before.new_tensor(calibrated.tolist())
+        if before.element_size() == 4:  # rounding to float32 may make ties that were none
+            narrow = np.empty(len(scores), np.float32)
+            for ident in np.unique(ids):
+                rows = ids == ident
+                narrow[rows] = strictly_increasing(scores[rows], calibrated[rows].astype(np.float32))
+            values = before.new_tensor(narrow.tolist())
+        return {**image, "scores": values}
+
+    def thresholds(self) -> dict[int, float | None]:
+        """Class id to the calibrated score from which on a detection is worth showing; None where there is none."""
+        return {ident: entry.threshold for ident, entry in self.classes.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, as :meth:`save` writes it."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "concordet": __version__,
+            "method": self.method,
+            "shared": _map_to_dict(self.shared),
+            "classes": [
+                {
+                    "id": ident,
+                    "name": entry.name,
+                    "n_detections": entry.n_detections,
+                    "n_matched": entry.n_matched,
+                    "threshold": entry.threshold,
+                    "reason": entry.reason,
+                    "map": None if entry.reason is not None else _map_to_dict(entry.map),
+                }
+                for ident, entry in self.classes.items()
+            ],
+            "fit": dict(self.fit),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Any, name: str = "the calibrator") -> Calibrator:
+        """The calibrator of :meth:`to_dict`'s JSON; ``name`` stands in errors.
+
+        Raises:
+            ValueError: one sentence, for anything else.
+        """
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError(f"{name} must be a calibrator that concordet calibrate wrote; give such a file")
+        if content.get("version") != VERSION:
+            raise ValueError(
+                f"{name} must be of version {VERSION}, got {content.get('version')!r}; fit it again with this concordet"
+            )
+        try:
+            shared = _map_from_dict(content["shared"])
+            classes = {
+                int(entry["id"]): ClassCalibration(
+                    name=str(entry["name"]),
+                    map=shared if entry["map"] is None else _map_from_dict(entry["map"]),
+                    n_detections=int(entry["n_detections"]),
+                    n_matched=int(entry["n_matched"]),
+                    threshold=None if entry["threshold"] is None else _finite(entry["threshold"]),
+                    reason=entry["reason"],
+                )
+                for entry in content["classes"]
+            }
+            return cls(str(content["method"]), classes, shared, dict(content["fit"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{name} must hold whole calibration maps, got a faulty {error}; fit it again") from error
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Writes plain JSON."""
+        write_json(Path(path), self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> Calibrator:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ValueError: one sentence, for a file of another kind.
+        """
+        return cls.from_dict(read_json(Path(path)), str(path))
+
+
+def check_scores(scores: Any) -> Floats:
+    """``[n]`` float64 scores; ValueError for one outside [0, 1]."""
+    column = np.asarray(scores, np.float64)
+    bad = np.flatnonzero(~((column >= 0) & (column <= 1)))
+    if bad.size:
+        value = column[bad[0]]
+        fix = "divide percentages by 100 and take the sigmoid of logits"
+        raise ValueError(f"scores must be in [0, 1], got {value:g} at index {bad[0]}; {fix}")
+    return column
+
+
+def _translated(labels: Ints, ids: Mapping[int, int]) -> Ints:
+    return np.array([ids.get(label, label) for label in labels.tolist()], np.int64) if ids else labels
+
+
+def _map_to_dict(fitted: Map) -> dict[str, Any]:
+    return {"kind": fitted.name, **fitted.to_dict()}
+
+
+def _map_from_dict(content: dict[str, Any]) -> Map:
+    settings = dict(content)
+    kind = MAPS[settings.pop("kind")]
+    values = {k: tuple(map(_finite, v)) if isinstance(v, list) else _finite(v) for k, v in settings.items()}
+    return kind(**values)
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"number {value!r}")
+    return number

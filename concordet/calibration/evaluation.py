@@ -1,0 +1,232 @@
+"""What calibration changes on images that the fit did not see: cross-fitting, with intervals."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from concordet.calibration.calibrator import Calibrator
+from concordet.calibration.fit import Method
+from concordet.calibration.fitting import Matched, fit_matched, match_all
+from concordet.measures import coco
+from concordet.measures.arrays import Bools, Floats
+from concordet.measures.reading.dataset import checked_limit, read_dataset
+from concordet.measures.summary import ap_figures
+
+BINS_LAECE: Final = 25
+BINS_D_ECE: Final = 10
+METRICS: Final = ("LaECE0", "LaACE0", "D_ECE", "AIC_mean")
+
+
+def evaluate_calibration(
+    ground_truth: Any,
+    detections: Any,
+    *,
+    method: Method = "isotonic",
+    per_class: bool = True,
+    folds: int = 5,
+    iou_type: str = "bbox",
+    lvis: bool = False,
+    max_dets: int | None = None,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+    **fit_options: Any,
+) -> tuple[Calibrator, dict[str, Any]]:
+    """The calibrator of these detections, and a cross-fitted report of what calibration changes.
+
+    Images are split into folds; the detections of each fold are calibrated by a fit on the other folds, so that no
+    value under ``after`` is of detections that the fit saw. ``AP`` is the exception: it is that of the returned
+    calibrator, and equal to the one before by construction.
+
+    Args:
+        ground_truth, detections, iou_type, lvis, max_dets: as :func:`concordet.measures.analyze` takes them.
+        method, per_class: as :func:`concordet.calibration.fit_calibrator` takes them, and ``fit_options`` likewise.
+        folds: parts that the images are split into, at least 2.
+        n_resamples: draws of the bootstrap over images; 0 leaves intervals out.
+        confidence: of the intervals, in (0, 1).
+        seed: of folds and draws.
+
+    Returns:
+        The calibrator, fitted on all images, and plain JSON with ``before`` and ``after`` (``AP``, ``LaECE0``,
+        ``LaACE0``, ``D_ECE``, ``AIC_mean``; None where undefined, with ``reasons``), ``intervals`` of both and of their
+        difference, ``operating``, which has the same for detections above each class's LRP-optimal threshold (of the
+        fit's images), and ``per_class``.
+
+    Raises:
+        ValueError: one sentence; for fewer than two images too.
+    """
+    limit = checked_limit(max_dets, lvis)
+    dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
+    truth = coco.load(dataset)
+    matched = match_all(dataset, truth, limit)
+    settings: dict[str, Any] = {"method": method, "per_class": per_class, **fit_options}
+    calibrator = fit_matched(matched, **settings)
+    after, kept = cross_fitted(matched, folds=folds, seed=seed, **settings)
+
+    calibrated = calibrator.calibrate(dataset.dt_scores, dataset.class_ids[dataset.dt_classes])
+    ap = [
+        ap_figures(coco.average_precision(dataset, truth, scores=scores, max_dets=limit), slice(None))["AP"]
+        for scores in (None, calibrated)
+    ]
+    everything = np.ones(len(after), bool)
+    weights = _draws(len(matched.image_ids), n_resamples, seed)
+    report = compare_scores(matched, matched.scores, after, everything, weights, confidence)
+    report["before"]["AP"], report["after"]["AP"] = ap
+    report["operating"] = compare_scores(matched, matched.scores, after, kept, weights, confidence)
+    report["method"], report["folds"], report["confidence"] = method, folds, confidence
+    report["n_images"], report["n_detections"] = len(matched.image_ids), len(after)
+    report["per_class"] = [
+        {
+            "id": ident,
+            "name": entry.name,
+            "n_detections": entry.n_detections,
+            "n_matched": entry.n_matched,
+            "threshold": entry.threshold,
+            "reason": entry.reason,
+            "LaECE0_before": before,
+            "LaECE0_after": later,
+        }
+        for (ident, entry), before, later in zip(
+            calibrator.classes.items(),
+            *(_class_errors(matched, scores, everything) for scores in (matched.scores, after)),
+            strict=True,
+        )
+    ]
+    report["notes"] = list(dataset.notes)
+    return calibrator, report
+
+
+def cross_fitted(matched: Matched, *, folds: int, seed: int, **settings: Any) -> tuple[Floats, Bools]:
+    """Scores that a fit on the other folds gives, and which lie above the threshold of that fit.
+
+    Returns:
+        ``[n]`` calibrated scores and ``[n]`` bool.
+
+    Raises:
+        ValueError: for fewer than two folds or images.
+    """
+    n_images = len(matched.image_ids)
+    if folds < 2:
+        raise ValueError(f"folds must be at least 2, got {folds}; 5 is common")
+    if n_images < 2:
+        raise ValueError(f"cross-fitting must have at least 2 images, got {n_images}; give results of more images")
+    fold = np.random.default_rng(seed).permutation(n_images) % min(folds, n_images)
+    scores, kept = np.empty(len(matched.scores)), np.zeros(len(matched.scores), bool)
+    for number in range(min(folds, n_images)):
+        calibrator = fit_matched(matched.of_images(fold != number), **settings)
+        rows = fold[matched.images] == number
+        ids = matched.class_ids[matched.classes[rows]]
+        scores[rows] = calibrator.calibrate(matched.scores[rows], ids)
+        thresholds = np.array([np.inf if (t := calibrator.thresholds()[i]) is None else t for i in matched.class_ids])
+        kept[rows] = scores[rows] >= thresholds[matched.classes[rows]]
+    return scores, kept
+
+
+def compare_scores(
+    matched: Matched, before: Floats, after: Floats, kept: Bools, weights: Floats, confidence: float
+) -> dict[str, Any]:
+    """Calibration errors of two sets of scores of the same detections, those that are kept, with intervals."""
+    one = np.ones((1, len(matched.image_ids)))
+    sides = {"before": before, "after": after}
+    report: dict[str, Any] = {side: {} for side in sides} | {"reasons": {}, "intervals": {}}
+    points = {side: _errors(matched, scores, kept, one) for side, scores in sides.items()}
+    draws = {side: _errors(matched, scores, kept, weights) for side, scores in sides.items()} if len(weights) else {}
+    for name in METRICS:
+        for side in sides:
+            value = points[side][name][0]
+            report[side][name] = None if np.isnan(value) else float(value)
+        if report["before"][name] is None:
+            report["reasons"][name] = (
+                "no detection is a true positive" if name == "AIC_mean" else "no class has an object and a detection"
+            )
+        elif draws:
+            columns = {side: draws[side][name] for side in sides}
+            columns["difference"] = columns["after"] - columns["before"]
+            values = {side: report[side][name] for side in sides}
+            values["difference"] = None if values["after"] is None else values["after"] - values["before"]
+            report["intervals"][name] = {key: _interval(columns[key], values[key], confidence) for key in columns}
+    return report
+
+
+def _interval(draws: Floats, value: float | None, confidence: float) -> list[float] | None:
+    draws = draws[~np.isnan(draws)]
+    if value is None or not len(draws):
+        return None
+    # Resampling adds noise to sums of absolute gaps: all draws lie somewhat higher than the value that they belong to.
+    centered = draws - draws.mean() + value
+    return np.quantile(centered, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
+
+
+def _draws(n_images: int, n_resamples: int, seed: int) -> Floats:
+    # [draws, images] how often each image is drawn
+    generator = np.random.default_rng(seed + 1)
+    return (
+        np.stack(
+            [np.bincount(generator.integers(0, n_images, n_images), minlength=n_images) for _ in range(n_resamples)]
+        ).astype(np.float64)
+        if n_resamples
+        else np.zeros((0, n_images))
+    )
+
+
+def _errors(matched: Matched, scores: Floats, kept: Bools, weights: Floats) -> dict[str, Floats]:
+    # each metric [draws]: sums per image and cell are added up with the weights of the images
+    n_images, n_classes = len(matched.image_ids), len(matched.class_ids)
+
+    def totals(rows: Bools, cells: Any, n_cells: int, values: Floats) -> Floats:
+        sums = csr_matrix((values[rows], (matched.images[rows], cells[rows])), shape=(n_images, n_cells))
+        return np.asarray((sums.T @ weights.T).T)  # [draws, cells]
+
+    ones = np.ones(len(scores))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rows = matched.counted & kept
+        cells = matched.classes * BINS_LAECE + bin_index(scores, BINS_LAECE)
+        gaps = np.abs(totals(rows, cells, n_classes * BINS_LAECE, matched.targets - scores))
+        counts = totals(rows, matched.classes, n_classes, ones)
+        objects = csr_matrix(
+            (np.ones(len(matched.object_classes)), (matched.object_images, matched.object_classes)),
+            shape=(n_images, n_classes),
+        )
+        present = (counts > 0) & (np.asarray((objects.T @ weights.T).T) > 0)
+        by_class = gaps.reshape(len(weights), n_classes, BINS_LAECE).sum(2) / counts
+        absolute = totals(rows, matched.classes, n_classes, np.abs(matched.targets - scores)) / counts
+        rows = matched.judged & kept
+        pooled = totals(rows, bin_index(scores, BINS_D_ECE), BINS_D_ECE, matched.hits - scores)
+        total = totals(rows, np.zeros(len(scores), np.int64), 1, ones)[:, 0]
+        rows = matched.hits & kept
+        apart = totals(rows, np.zeros(len(scores), np.int64), 1, np.abs(matched.hit_ious - scores))[:, 0]
+        hits = totals(rows, np.zeros(len(scores), np.int64), 1, ones)[:, 0]
+        return {
+            "LaECE0": np.where(present, by_class, 0).sum(1) / present.sum(1),
+            "LaACE0": np.where(present, absolute, 0).sum(1) / present.sum(1),
+            "D_ECE": np.abs(pooled).sum(1) / total,
+            "AIC_mean": apart / hits,
+        }
+
+
+def _class_errors(matched: Matched, scores: Floats, kept: Bools) -> list[float | None]:
+    # LaECE0 of each class
+    values: list[float | None] = []
+    present = np.bincount(matched.object_classes, minlength=len(matched.class_ids)) > 0
+    for index in range(len(matched.class_ids)):
+        rows = matched.counted & kept & (matched.classes == index)
+        if not rows.any() or not present[index]:
+            values.append(None)
+            continue
+        gaps = np.bincount(bin_index(scores[rows], BINS_LAECE), matched.targets[rows] - scores[rows], BINS_LAECE)
+        values.append(float(np.abs(gaps).sum() / rows.sum()))
+    return values
+
+
+def bin_index(scores: Floats, n_bins: int) -> Any:
+    """``[n]`` bin of each score in [0, 1]: bins are (a, b], the first one [0, b].
+
+    Example:
+        >>> bin_index(np.array([0.0, 0.1, 0.100001, 1.0]), 10).tolist()
+        [0, 0, 1, 9]
+    """
+    edges = np.arange(1, n_bins) / n_bins
+    return np.searchsorted(edges, scores, side="left").astype(np.int64)

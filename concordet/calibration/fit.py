@@ -1,0 +1,92 @@
+"""Fitting a map to scores and the values they should have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit
+
+from concordet.calibration.maps import Identity, Isotonic, Linear, Map, Platt, Temperature, log_odds
+from concordet.measures.arrays import Floats
+
+Method = Literal["isotonic", "linear", "platt", "temperature"]
+
+
+def fit_map(scores: Floats, targets: Floats, method: Method = "isotonic") -> Map:
+    """The map of this kind that brings scores closest to their targets.
+
+    ``isotonic`` and ``linear`` minimize the squared error, ``platt`` and ``temperature`` the binary cross entropy with
+    soft targets. Slopes are at least 0, so that the map increases.
+
+    Args:
+        scores: ``[n]`` in [0, 1].
+        targets: ``[n]`` in [0, 1]: the IoU of a true positive, 0 for a false positive.
+        method: kind of map.
+
+    Returns:
+        The map; the identity without scores.
+
+    Raises:
+        ValueError: for an unknown method.
+
+    Example:
+        >>> fitted = fit_map(np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.0, 0.5, 0.5, 1.0]), "linear")
+        >>> round(fitted.slope, 6), round(fitted.intercept, 6)
+        (3.0, -0.25)
+    """
+    if method not in FITS:
+        raise ValueError(f"method must be one of {', '.join(FITS)}, got {method!r}")
+    if len(scores) == 0:
+        return Identity()
+    return FITS[method](scores, targets)
+
+
+def _isotonic(scores: Floats, targets: Floats) -> Map:
+    from sklearn.isotonic import IsotonicRegression
+
+    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, targets)
+    return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
+
+
+def _linear(scores: Floats, targets: Floats) -> Map:
+    x, y = scores - scores.mean(), targets - targets.mean()
+    variance = float(x @ x)
+    slope = max(float(x @ y) / variance, 0.0) if variance > 0 else 0.0
+    return Linear(slope, float(targets.mean() - slope * scores.mean()))
+
+
+def _platt(scores: Floats, targets: Floats) -> Map:
+    odds = log_odds(np.clip(scores, 2.2e-16, 1 - 2.2e-16))  # 0 and 1 would be infinitely far from all others
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        logits = parameters[0] * odds + parameters[1]
+        residuals = expit(logits) - targets
+        value = np.mean(np.logaddexp(0, logits) - targets * logits)
+        return float(value), np.array([np.mean(residuals * odds), np.mean(residuals)])
+
+    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, 1e3), (-1e3, 1e3)])
+    return Platt(float(found.x[0]), float(found.x[1]))
+
+
+def _temperature(scores: Floats, targets: Floats) -> Map:
+    odds = log_odds(np.clip(scores, 2.2e-16, 1 - 2.2e-16))
+
+    def loss(parameters: Floats) -> tuple[float, Floats]:
+        logits = parameters[0] * odds
+        value = np.mean(np.logaddexp(0, logits) - targets * logits)
+        return float(value), np.array([np.mean((expit(logits) - targets) * odds)])
+
+    found = minimize(loss, np.array([1.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3)])
+    return Temperature(float(1 / found.x[0]))
+
+
+FITS: Final[dict[str, Callable[[Floats, Floats], Map]]] = {
+    "isotonic": _isotonic,
+    "linear": _linear,
+    "platt": _platt,
+    "temperature": _temperature,
+}
+"""Method to the function that fits it."""

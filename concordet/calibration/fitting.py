@@ -1,0 +1,210 @@
+"""Fitting a calibrator to detections and ground truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from concordet.calibration.calibrator import Calibrator, ClassCalibration, check_scores
+from concordet.calibration.fit import FITS, Method, fit_map
+from concordet.measures import coco
+from concordet.measures.arrays import Bools, Floats, Ints
+from concordet.measures.lrp import lrp
+from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
+
+MIN_DETECTIONS: Final = 100
+MIN_MATCHED: Final = 10
+"""Detections, and matched ones among them, that a class needs for a map of its own.
+
+With fewer, the map of all classes together is closer to the truth on images that the fit did not see
+(docs/calibration.md has the measurement).
+"""
+
+_OVERLAP: Final = 1e-12
+"""The matching threshold tau = 0: any overlap is enough, none is not."""
+
+
+def fit_calibrator(
+    ground_truth: Any,
+    detections: Any,
+    *,
+    method: Method = "isotonic",
+    per_class: bool = True,
+    iou_type: str = "bbox",
+    lvis: bool = False,
+    max_dets: int | None = None,
+    min_detections: int = MIN_DETECTIONS,
+    min_matched: int = MIN_MATCHED,
+) -> Calibrator:
+    """A calibrator that turns scores into expected IoUs, fitted on these detections.
+
+    Detections are matched to objects of their class, greedily by score and each object once, wherever boxes overlap
+    (tau = 0). The target of a detection is its IoU, 0 for a false positive; detections of crowd regions are left out
+    (Kuzucu et al. 2024).
+
+    Args:
+        ground_truth, detections, iou_type, lvis, max_dets: as :func:`concordet.measures.analyze` takes them. Fit on
+            images that the detector was not trained on.
+        method: ``"isotonic"`` needs no assumption; ``"linear"``, ``"platt"`` and ``"temperature"`` have one or two
+            parameters and suit few detections.
+        per_class: one map per class; False is one map for all.
+        min_detections: detections that a class needs for a map of its own; with fewer it takes the map of all classes.
+        min_matched: matched detections that it needs besides.
+
+    Returns:
+        The calibrator.
+
+    Raises:
+        ValueError: one sentence, for files that cannot be read or scores outside [0, 1].
+
+    Example:
+        >>> objects = [{"id": i + 1, "image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10]} for i in range(4)]
+        >>> truth = {"images": [{"id": i} for i in range(4)], "categories": [{"id": 1, "name": "cat"}]}
+        >>> results = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 10, 8], "score": i / 100} for i in range(4)]
+        >>> calibrator = fit_calibrator(truth | {"annotations": objects}, results, method="linear")
+        >>> [round(d["score"], 3) for d in calibrator.apply(results)]
+        [0.8, 0.8, 0.8, 0.8]
+    """
+    if method not in FITS:
+        raise ValueError(f"method must be one of {', '.join(FITS)}, got {method!r}")
+    limit = checked_limit(max_dets, lvis)
+    dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
+    return fit_matched(
+        match_all(dataset, coco.load(dataset), limit),
+        method=method,
+        per_class=per_class,
+        min_detections=min_detections,
+        min_matched=min_matched,
+    )
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Detections that count, matched at tau = 0 and at 0.5; images and classes are indices.
+
+    Attributes:
+        images, classes: ``[n]`` of each detection.
+        scores: ``[n]`` in [0, 1].
+        targets: ``[n]`` IoU of the match at tau = 0, 0 without one.
+        counted: ``[n]`` takes part in calibration: not matched to a crowd region at tau = 0.
+        hits: ``[n]`` true positive at 0.5.
+        hit_ious: ``[n]`` IoU of the match at 0.5.
+        judged: ``[n]`` not matched to a crowd region at 0.5.
+        object_images, object_classes: ``[m]`` of each object that counts.
+        rows: ``[n]`` row of each detection in the data set.
+        image_ids, class_ids, class_names: of the indices.
+    """
+
+    images: Ints
+    classes: Ints
+    scores: Floats
+    targets: Floats
+    counted: Bools
+    hits: Bools
+    hit_ious: Floats
+    judged: Bools
+    object_images: Ints
+    object_classes: Ints
+    rows: Ints
+    image_ids: Ints
+    class_ids: Ints
+    class_names: list[str]
+
+    def of_images(self, chosen: Bools) -> Matched:
+        """Those of some images; ``chosen`` is ``[images]``."""
+        rows, objects = chosen[self.images], chosen[self.object_images]
+        columns = ("images", "classes", "scores", "targets", "counted", "hits", "hit_ious", "judged", "rows")
+        return Matched(
+            **{name: getattr(self, name)[rows] for name in columns},
+            object_images=self.object_images[objects],
+            object_classes=self.object_classes[objects],
+            image_ids=self.image_ids,
+            class_ids=self.class_ids,
+            class_names=self.class_names,
+        )
+
+
+def match_all(dataset: Dataset, truth: Any, max_dets: int) -> Matched:
+    """Matches of a data set's detections at tau = 0 and at 0.5."""
+    check_scores(dataset.dt_scores)
+    any_overlap, half = coco.match_at(dataset, truth, max_dets=max_dets, thresholds=(_OVERLAP, 0.5))
+    return Matched(
+        images=any_overlap.images,
+        classes=any_overlap.classes,
+        scores=any_overlap.scores,
+        targets=np.where(any_overlap.true_positive, any_overlap.ious, 0.0),
+        counted=~any_overlap.ignored,
+        hits=half.true_positive,
+        hit_ious=half.ious,
+        judged=~half.ignored,
+        object_images=any_overlap.object_images,
+        object_classes=any_overlap.object_classes,
+        rows=any_overlap.rows,
+        image_ids=dataset.image_ids,
+        class_ids=dataset.class_ids,
+        class_names=dataset.class_names,
+    )
+
+
+def fit_matched(
+    matched: Matched,
+    *,
+    method: Method = "isotonic",
+    per_class: bool = True,
+    min_detections: int = MIN_DETECTIONS,
+    min_matched: int = MIN_MATCHED,
+) -> Calibrator:
+    """:func:`fit_calibrator` on detections that are matched already."""
+    scores, targets = matched.scores[matched.counted], matched.targets[matched.counted]
+    classes = matched.classes[matched.counted]
+    shared = fit_map(scores, targets, method)
+    n_objects = np.bincount(matched.object_classes, minlength=len(matched.class_ids))
+    entries = {}
+    for index, (ident, name) in enumerate(zip(matched.class_ids.tolist(), matched.class_names, strict=True)):
+        rows = classes == index
+        count, hits = int(rows.sum()), int((targets[rows] > 0).sum())
+        reason = None
+        if not per_class:
+            reason = "one map for all classes was asked for"
+        elif count < min_detections:
+            reason = f"{count} detections are fewer than the {min_detections} that a map of its own needs"
+        elif hits < min_matched:
+            reason = f"{hits} matched detections are fewer than the {min_matched} that a map of its own needs"
+        fitted = shared if reason is not None else fit_map(scores[rows], targets[rows], method)
+        threshold = _threshold(matched, index, int(n_objects[index]))
+        entries[ident] = ClassCalibration(
+            name=name,
+            map=fitted,
+            n_detections=count,
+            n_matched=hits,
+            threshold=None if threshold is None else float(fitted(np.array([threshold]))[0]),
+            reason=reason,
+        )
+    return Calibrator(
+        method=method,
+        classes=entries,
+        shared=shared,
+        fit={
+            "n_images": len(np.unique(matched.images)),
+            "n_detections": int(matched.counted.sum()),
+            "n_matched": int((targets > 0).sum()),
+            "n_objects": len(matched.object_classes),
+            "target": "IoU of the match, 0 without one",
+        },
+    )
+
+
+def _threshold(matched: Matched, index: int, n_objects: int) -> float | None:
+    rows = (matched.classes == index) & matched.judged
+    if not n_objects:
+        return None
+    report = lrp(
+        matched.scores[rows],
+        matched.hit_ious[rows],
+        np.zeros(int(rows.sum()), np.int64),
+        {0: n_objects},
+        true_positive=matched.hits[rows],
+    )
+    return report.per_class[0].threshold
