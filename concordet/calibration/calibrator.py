@@ -13,7 +13,7 @@ import numpy as np
 
 from concordet.calibration.maps import MAPS, Identity, Map, strictly_increasing
 from concordet.files import read_json, write_json
-from concordet.measures.arrays import Floats, Ints, to_numpy
+from concordet.measures.reading.arrays import Floats, Ints, to_numpy
 from concordet.version import __version__
 
 FORMAT: Final = "concordet calibrator"

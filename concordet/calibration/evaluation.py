@@ -11,7 +11,7 @@ from concordet.calibration.calibrator import Calibrator
 from concordet.calibration.fit import Method
 from concordet.calibration.fitting import Matched, fit_matched, match_all
 from concordet.measures import coco
-from concordet.measures.arrays import Bools, Floats
+from concordet.measures.reading.arrays import Bools, Floats
 from concordet.measures.reading.dataset import checked_limit, read_dataset
 from concordet.measures.summary import ap_figures
 

@@ -10,7 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from concordet.calibration.maps import Identity, Isotonic, Linear, Map, Platt, Temperature, log_odds
-from concordet.measures.arrays import Floats
+from concordet.measures.reading.arrays import Floats
 
 Method = Literal["isotonic", "linear", "platt", "temperature"]
 

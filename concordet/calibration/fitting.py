@@ -10,8 +10,9 @@ import numpy as np
 from concordet.calibration.calibrator import Calibrator, ClassCalibration, check_scores
 from concordet.calibration.fit import FITS, Method, fit_map
 from concordet.measures import coco
-from concordet.measures.arrays import Bools, Floats, Ints
 from concordet.measures.lrp import lrp
+from concordet.measures.matching import ANY_OVERLAP, match_at
+from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
 
 MIN_DETECTIONS: Final = 100
@@ -21,9 +22,6 @@ MIN_MATCHED: Final = 10
 With fewer, the map of all classes together is closer to the truth on images that the fit did not see
 (docs/calibration.md has the measurement).
 """
-
-_OVERLAP: Final = 1e-12
-"""The matching threshold tau = 0: any overlap is enough, none is not."""
 
 
 def fit_calibrator(
@@ -129,12 +127,12 @@ class Matched:
 def match_all(dataset: Dataset, truth: Any, max_dets: int) -> Matched:
     """Matches of a data set's detections at tau = 0 and at 0.5."""
     check_scores(dataset.dt_scores)
-    any_overlap, half = coco.match_at(dataset, truth, max_dets=max_dets, thresholds=(_OVERLAP, 0.5))
+    any_overlap, half = match_at(dataset, truth, max_dets=max_dets, thresholds=(ANY_OVERLAP, 0.5))
     return Matched(
         images=any_overlap.images,
         classes=any_overlap.classes,
         scores=any_overlap.scores,
-        targets=np.where(any_overlap.true_positive, any_overlap.ious, 0.0),
+        targets=any_overlap.targets(),
         counted=~any_overlap.ignored,
         hits=half.true_positive,
         hit_ious=half.ious,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import expit
 
-from concordet.measures.arrays import Floats
+from concordet.measures.reading.arrays import Floats
 
 TILT = 1e-4
 r"""Weight :math:`\tau` of the strictly increasing part.

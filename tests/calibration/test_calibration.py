@@ -153,14 +153,6 @@ def test_errors_before_equal_a_loop(shape):
     assert report["before"]["LaACE0"] == pytest.approx(laace, abs=1e-12)
 
 
-def test_errors_equal_those_of_the_measures():
-    truth, results = scenes(seed=5, **SHAPES["crowds"])
-    _, report = evaluate_calibration(truth, results, n_resamples=0)
-    expected = analyze(truth, results).to_dict()
-    for name in ("LaECE0", "LaACE0", "D_ECE", "AIC_mean"):
-        assert report["before"][name] == pytest.approx(expected[name], abs=1e-12), name
-
-
 def ranking_results(n_images=120, seed=0):
     """Objects whose detections are ordered well and scored all below 0.05, as after a ranking loss."""
     rng = np.random.default_rng(seed)
