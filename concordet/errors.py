@@ -1,10 +1,16 @@
-"""What can stop a run for a reason that its user can mend."""
+"""Errors that a user can fix, and how their messages are built.
+
+Every message has one form: ``<name> must be <what>, got <value>; <what to do>``, without a full stop.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UsageError(ValueError):
-    """Something asked for does not exist or contradicts something else; the command line exits with status 2."""
+    """A name does not exist, or options contradict each other; the command line exits with status 2."""
 
 
 class DivergedError(ValueError):
@@ -12,8 +18,46 @@ class DivergedError(ValueError):
 
 
 class InterruptedRun(Exception):
-    """Ctrl-C during training; what was reached is kept, and the message says how to go on."""
+    """Training was stopped by Ctrl-C or SIGTERM; the message says how to continue."""
 
 
 class LostProcess(InterruptedRun):
-    """Another process of the same run is gone, or does not answer."""
+    """Another process of the same run has ended or does not answer."""
+
+
+def closest(value: str, choices: Iterable[str]) -> str | None:
+    """The choice that is spelled most like ``value``, or None where none is close.
+
+    Example:
+        >>> closest("ranksort", ["ap", "rank_sort", "focal"])
+        'rank_sort'
+        >>> closest("coffee", ["ap", "focal"]) is None
+        True
+    """
+    plain = {_plain(choice): choice for choice in choices}
+    matches = get_close_matches(_plain(value), list(plain), n=1, cutoff=0.7)
+    return plain[matches[0]] if matches else None
+
+
+def unknown(name: str, value: str, choices: Iterable[str]) -> str:
+    """The message for a value that is not one of the choices, with the closest of them where there is one.
+
+    Args:
+        name: What the value stands for, such as ``detector``.
+        value: What was given.
+        choices: What could have been given, in the order in which they are listed.
+
+    Example:
+        >>> unknown("command", "evalute", ["train", "evaluate"])
+        'command must be one of train, evaluate, got evalute; did you mean evaluate?'
+        >>> unknown("split", "x", ["train", "val"])
+        'split must be one of train, val, got x; choose one of them'
+    """
+    choices = list(choices)
+    match = closest(value, choices)
+    fix = "choose one of them" if match is None else f"did you mean {match}?"
+    return f"{name} must be one of {', '.join(choices)}, got {value}; {fix}"
+
+
+def _plain(text: str) -> str:
+    return text.lower().replace("-", "").replace("_", "")

@@ -1,22 +1,46 @@
-"""Files and folders that are either whole or absent, and never overwrite what somebody else made."""
+"""Writing that leaves a file either whole or as it was, JSON in and out, and names that are still free."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+STANDARD_OUTPUT = ("-", "/dev/stdout")
+"""Names of standard output."""
+
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[^.]*)?")
+
+
+def is_standard_output(path: str | Path | None) -> bool:
+    """Whether an output goes to standard output instead of a file.
+
+    Example:
+        >>> is_standard_output("-"), is_standard_output("report.json")
+        (True, False)
+    """
+    return str(path) in STANDARD_OUTPUT
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its name when the block ends well, and vanishes when it does not.
+    """A temporary path beside ``path`` that replaces it when the block ends well and is removed when it does not.
+
+    The new content is flushed to the disk before it takes the name, so a crash leaves the old file or the new one,
+    never a part.  A link stays a link: the file that it points to is replaced.  What is written for a device or a pipe
+    is copied into it.
+
+    Raises:
+        OSError: the file cannot be written; the error names ``path``.
 
     Example:
-        >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "a.txt"
         >>> with replacing(path) as temporary:
         ...     _ = temporary.write_text("whole")
@@ -24,13 +48,132 @@ def replacing(path: str | Path) -> Iterator[Path]:
         ('whole', ['a.txt'])
     """
     path = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise ValueError(f"{path} must be a file, got a folder; name a file in it")
+    if is_standard_output(path) or (target.exists() and not target.is_file()):
+        with _copied_into(path) as temporary:
+            yield temporary
+        return
     # the suffix stays: some writers choose the format by it
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     try:
         yield temporary
-        os.replace(temporary, path)
+        _flush(temporary)
+        if target.exists():
+            temporary.chmod(target.stat().st_mode & 0o7777)
+        os.replace(temporary, target)
+        _flush(target.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _copied_into(path: Path) -> Iterator[Path]:
+    """A temporary path whose content is copied into a device, a pipe or standard output."""
+    with tempfile.TemporaryDirectory() as folder:
+        temporary = Path(folder) / (path.name if path.suffix else "output")
+        yield temporary
+        content = temporary.read_bytes()
+    if is_standard_output(path):
+        sys.stdout.flush()
+        binary = getattr(sys.stdout, "buffer", None)
+        if binary is None:  # a stream that takes text only
+            sys.stdout.write(content.decode())
+        else:
+            binary.write(content)
+        sys.stdout.flush()
+        return
+    with path.open("wb", buffering=0) as device:
+        device.write(content)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder may allow writing and no reading
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir():  # not every file system can flush a folder
+            raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: str | Path) -> list[Path]:
+    """Removes temporary files that killed processes of this machine have left in a folder.
+
+    Returns:
+        The files removed.
+    """
+    removed = []
+    for path in Path(folder).glob(".*.tmp*"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and path.is_file() and not _is_running(int(match[1])):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def locked(folder: str | Path, fix: str) -> Iterator[None]:
+    """Keeps other processes out of a folder while the block runs.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process has the folder; the message ends with ``fix``.
+
+    Example:
+        >>> with locked(tempfile.mkdtemp(), "name another folder"):
+        ...     print("nobody else writes here")
+        nobody else writes here
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    path = Path(folder) / ".lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            # a process's own lock, unlike flock: worker processes that outlive a killed run do not hold it
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            owner = os.read(descriptor, 100).decode(errors="replace")
+            raise ValueError(
+                f"{folder} must not be in use, got one that {owner or 'a process'} writes to; {fix}"
+            ) from error
+        except OSError:  # a file system without locks
+            yield
+            return
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()}".encode())
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def plain(value: Any) -> Any:
@@ -46,41 +189,69 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
-    """Writes ``value`` as JSON, whole or not at all; the folder must exist."""
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes a text file in UTF-8, whole or not at all; the folder must exist.
+
+    Raises:
+        OSError: the file cannot be written; the error names it.
+    """
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(plain(value), indent=indent, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
+    """Writes ``value`` as JSON, whole or not at all; the folder must exist, and ``-`` is standard output."""
+    write_text(path, json.dumps(plain(value), indent=indent, allow_nan=False) + "\n")
+
+
+def read_text(path: str | Path) -> str:
+    """The content of a text file in UTF-8.
+
+    Raises:
+        ValueError: there is no such file, or it cannot be read as text; the message names it.
+    """
+    path = Path(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} must be text in UTF-8, got other bytes at {error.start}; name another file"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} must be a readable file, got: {error.strerror}; check the name") from error
 
 
 def read_json(path: str | Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is not JSON; the sentence says where it stops being so.
+        ValueError: there is no such file, or it is not JSON; the message says where it stops being so.
     """
-    path = Path(path)
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); write it again or name another file") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid JSON (it is nested too deeply); name another file") from error
 
 
-def check_new(path: str | Path, mend: str) -> None:
-    """Raises a ValueError that ends with ``mend`` where there is something at ``path`` already."""
+def check_new(path: str | Path, fix: str) -> None:
+    """Raises a ValueError that ends with ``fix`` where ``path`` is a file or a folder that is not empty."""
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} already exists and is left as it is; {mend}")
+        raise ValueError(f"{path} already exists and is left as it is; {fix}")
 
 
-def new_folder(path: str | Path, mend: str) -> Path:
+def new_folder(path: str | Path, fix: str) -> Path:
     """Makes a folder that must not hold anything yet.
 
     Raises:
-        ValueError: it exists and is not empty, or cannot be made or written; the sentence ends with ``mend``.
+        ValueError: it exists and is not empty, or cannot be made or written; the message ends with ``fix``.
     """
     path = Path(path)
-    check_new(path, mend)
+    check_new(path, fix)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -89,13 +260,13 @@ def new_folder(path: str | Path, mend: str) -> Path:
 
 
 def writable(folder: str | Path) -> Path:
-    """``folder``, after seeing that a file can be made in it.
+    """``folder``, after checking that a file can be made in it.
 
     Raises:
         ValueError: it is missing, not a folder, or not writable.
     """
     folder = Path(folder)
-    probe = folder / f".writable.{os.getpid()}"
+    probe = folder / f".writable.{os.getpid()}.tmp"
     try:
         probe.touch()
         probe.unlink()
@@ -105,7 +276,7 @@ def writable(folder: str | Path) -> Path:
 
 
 def free_name(path: str | Path) -> Path:
-    """``path``, or the first of ``name-2``, ``name-3``, ... that nothing has yet.
+    """``path``, or the first of ``name-2``, ``name-3``, ... that does not exist yet.
 
     Example:
         >>> free_name("/nowhere/report.html").name

@@ -63,21 +63,18 @@ def run(words: list[str]) -> None:
         writable(Path(given.json).parent)
 
     from concordet.engine.training.fit import train
-    from concordet.engine.training.launch import is_main_process
+    from concordet.engine.training.launch import Launch
 
-    done = train(config, out, resume=folder is not None)
-    if given.json is not None and is_main_process():
+    launch = Launch.of(config)
+    done = train(config, out, resume=folder is not None, launch=launch)
+    if not launch.is_main:
+        return
+    if given.json is not None:
         write_json(given.json, read_json(done / "evaluation.json"))
-    print_evaluation(done)
+    if (done / "evaluation.json").is_file():
+        from concordet.cli.tables import print_runs
 
-
-def print_evaluation(folder: Path) -> None:
-    """One table of the figures of a run, where it was evaluated by the process that writes."""
-    from concordet.cli.tables import print_runs
-    from concordet.engine.training.launch import is_main_process
-
-    if is_main_process() and (folder / "evaluation.json").is_file():
-        print_runs([folder])
+        print_runs([done])
 
 
 def _folder_to_resume(words: list[str]) -> Path | None:

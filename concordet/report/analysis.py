@@ -21,7 +21,7 @@ from concordet.measures.metrics import (
     number,
 )
 from concordet.report.matching import Disagreement
-from concordet.report.page import fit, listed, render, write_text
+from concordet.report.page import fit, listed, render, write_page
 from concordet.report.pictures import disagreement_picture
 from concordet.report.plots import Line, calibration_plot, density_plot, line_plot
 
@@ -62,7 +62,7 @@ def write_analysis(
     """
     if images is not None and not Path(images).is_dir():
         raise ValueError(f"{images} is not a folder; name the folder that holds the images, or leave it away")
-    return write_text(analysis_page(analysis, images=images, title=title, comparison=comparison, other=other), out)
+    return write_page(analysis_page(analysis, images=images, title=title, comparison=comparison, other=other), out)
 
 
 def analysis_page(

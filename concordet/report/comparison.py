@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from concordet.measures import analyze
 from concordet.measures.metrics import FIGURES, PER_CLASS, Metric, is_missing, metrics_of, number
-from concordet.report.page import listed, render, write_text
+from concordet.report.page import listed, render, write_page
 from concordet.report.pictures import disagreement_pictures, sample_pictures
 from concordet.report.plots import Line, density_plot, line_plot, thin
 from concordet.report.runs import Run, read_runs, same_ground_truth, setting_differences
@@ -37,7 +37,7 @@ def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
     Raises:
         ValueError: a folder is no evaluated run, one of its files is damaged, or ``out`` cannot be written.
     """
-    return write_text(comparison_page(read_runs(run_folders)), out)
+    return write_page(comparison_page(read_runs(run_folders)), out)
 
 
 def comparison_page(runs: Sequence[Run]) -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 
+from concordet.files import write_text
 from concordet.version import __version__
 
 FOLDER: Final = Path(__file__).parent / "templates"
@@ -37,8 +36,8 @@ def render(template: str, **context: Any) -> str:
     )  # fmt: skip
 
 
-def write_text(text: str, out: Path) -> Path:
-    """Write a file as a whole or not at all: under a temporary name beside it, then renamed.
+def write_page(text: str, out: Path) -> Path:
+    """Write a page as a whole or not at all; its folder is made where it does not exist.
 
     Raises:
         ValueError: the file cannot be written there.
@@ -46,18 +45,13 @@ def write_text(text: str, out: Path) -> Path:
     out = Path(out)
     if out.is_dir():
         raise ValueError(f"{out} is a folder; name the HTML file to write, for example {out / 'comparison.html'}")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(out)
+        return write_text(out, text)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise ValueError(
             f"{out} cannot be written ({error.strerror}); name a file in a folder you may write to"
         ) from error
-    return out
 
 
 def fit(image: Image.Image, *, side: int = PICTURE_SIDE) -> tuple[Image.Image, float]:

@@ -32,7 +32,7 @@ def said(capsys):
         (["train", "--size", "huge", "--out", "x"], "size"),
         (["train", "--optim.lr", "fast", "--out", "x"], "optim.lr"),
         (["train", "--optim.epochs", "0", "--out", "x"], "optim.epochs must be at least 1, not 0"),
-        (["train", "--detector", "yolo", "--out", "x"], "there is no detector yolo; choose one of"),
+        (["train", "--detector", "yolo", "--out", "x"], "detector must be one of retinanet, fcos"),
         (["train", "--loss", "focal+", "--out", "x"], "focal+"),
         (["train", "--data.name", "imagenet", "--out", "x"], "there is no data set imagenet; choose one of"),
         (["train", "--resume"], "--resume needs the folder of the run to continue"),

@@ -19,7 +19,7 @@ from concordet.engine.data import build_dataset
 from concordet.engine.detections import coco_results, is_federated
 from concordet.engine.evaluation import run_detector
 from concordet.engine.prediction import find_images, image_ids
-from concordet.engine.training.launch import is_main_process
+from concordet.engine.training.launch import Launch
 
 from ..trained import snapshot, tiny
 
@@ -243,4 +243,4 @@ def test_one_process_writes_under_every_launcher(names, main, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in names.items():
         monkeypatch.setenv(name, value)
-    assert is_main_process() is main
+    assert Launch.of(tiny()).is_main is main

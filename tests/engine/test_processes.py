@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from concordet.detectors import build_detector
 from concordet.engine import UsageError, train
 from concordet.engine.data import EpochSampler
-from concordet.engine.training.launch import devices, images_per_update, n_processes, nodes, strategy, with_updates_of
+from concordet.engine.training.launch import Launch
 from concordet.engine.training.module import evaluate_everywhere
 from concordet.engine.training.schedule import learning_rate_factor
 from concordet.losses import rank_over, value_checks
@@ -152,14 +152,14 @@ def environment(monkeypatch):
 )
 def test_launchers_are_understood(environment, variables, settings, expected):
     environment(**variables)
-    config = tiny(**settings)
-    assert (devices(config), nodes(config), n_processes(config)) == expected
+    launch = Launch.of(tiny(**settings))
+    assert (launch.devices, launch.nodes, launch.processes) == expected
 
 
 def test_processes_wait_as_long_as_they_are_told(environment):
     environment()
-    assert strategy(tiny()) == "auto"
-    assert strategy(tiny(devices="2", timeout=7))._timeout == timedelta(seconds=7)
+    assert Launch.of(tiny()).strategy() == "auto"
+    assert Launch.of(tiny(devices="2", timeout=7)).strategy()._timeout == timedelta(seconds=7)
     with pytest.raises(UsageError, match="timeout must be at least 1, not 0"):
         tiny(timeout=0)
 
@@ -169,15 +169,17 @@ def test_processes_wait_as_long_as_they_are_told(environment):
 )
 def test_updates_keep_their_images_on_other_processes(environment, processes, batch, accumulate):
     environment()
-    config = with_updates_of(tiny(devices=str(processes), data_batch_size=4), 24)
+    config = tiny(devices=str(processes), data_batch_size=4)
+    launch = Launch.of(config)
+    config = launch.with_images_per_update(config, 24)
     assert (config.data.batch_size, config.optim.accumulate) == (batch, accumulate)
-    assert images_per_update(config) == 24
+    assert launch.images_per_update(config) == 24
 
 
 def test_what_cannot_be_shared_is_said(environment):
     environment()
-    with pytest.raises(ValueError, match="makes updates of 24 images, which 5 processes cannot share evenly"):
-        with_updates_of(tiny(devices="5"), 24)
+    with pytest.raises(ValueError, match="number of processes must divide the 24 images of an update, got 5"):
+        Launch.of(tiny(devices="5")).with_images_per_update(tiny(devices="5"), 24)
 
 
 @pytest.mark.parametrize("length", [24, 30, 47, 7])

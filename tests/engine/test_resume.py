@@ -1,16 +1,21 @@
 """A run that was killed, or stopped with Ctrl-C, continues as if nothing had happened."""
 
 import csv
+import errno
 import functools
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from concordet.engine import UsageError, train
+from concordet.engine.training.checkpoints import checkpoint_callbacks, resume_point
 
 from ..trained import snapshot, tiny, words
 
@@ -91,9 +96,9 @@ def test_ctrl_c_keeps_what_was_reached_and_says_how_to_go_on(tmp_path, settings)
 
 def test_other_settings_would_be_another_run(finished):
     before = snapshot(finished)
-    with pytest.raises(UsageError, match=r"was started with optim\.lr 0\.001, and 0\.1 would be another run"):
+    with pytest.raises(UsageError, match=r"optim\.lr must be 0\.001, with which the run in .* was started, got 0\.1"):
         train(tiny(optim_lr=0.1), finished, resume=True)
-    with pytest.raises(UsageError, match=r"was started with loss default, and focal would be another run"):
+    with pytest.raises(UsageError, match=r"loss must be default, with which the run in .* was started, got focal"):
         train(tiny(loss="focal"), finished, resume=True)
     assert snapshot(finished) == before
 
@@ -112,6 +117,74 @@ def test_a_run_without_a_finished_epoch_starts_again(tmp_path):
     save_config(run / "config.yaml", config)
     train(config, run, resume=True)
     assert content(run)["global_step"] == 6
+
+
+def test_a_broken_last_checkpoint_leaves_the_best(tmp_path, finished, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    saved = run / "checkpoints" / "last.ckpt"
+    saved.write_bytes(saved.read_bytes()[:5000])
+    expected = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] + 1
+    train(tiny(evaluate=False), run, resume=True)
+    said = capsys.readouterr().err
+    assert "last.ckpt is no checkpoint of concordet, or was cut short" in said
+    assert f"continuing from {run / 'checkpoints' / 'best.ckpt'} instead, after epoch {expected}" in said
+
+
+def test_the_best_score_is_known_after_the_folder_moved(tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    point = resume_point(run)
+    state = torch.load(point.path, weights_only=True)["callbacks"]
+    (best,) = [callback for callback in checkpoint_callbacks(run, best=True) if callback.monitor]
+    best.load_state_dict(state[best.state_key])
+    assert best.best_model_path == str(run / "checkpoints" / "best.ckpt")
+    assert best.best_k_models == {best.best_model_path: best.best_model_score}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
+def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch, number):
+    """The disk takes half of the second checkpoint."""
+    original, opened = Path.open, []
+
+    class Failing(io.BufferedWriter):
+        written = 0
+
+        def write(self, data):
+            self.written += len(data)
+            if self.written > 100_000:
+                raise OSError(number, os.strerror(number))
+            return super().write(data)
+
+    def open_path(self, mode="r", *args, **options):
+        if self.suffix == ".ckpt" and mode == "wb":
+            opened.append(self)
+            if len(opened) == 2:
+                return Failing(io.FileIO(self, "wb"))
+        return original(self, mode, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_path)
+    run = tmp_path / "run"
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        train(tiny(val_every=0, evaluate=False), run)
+    assert caught.value.filename == str(run / "checkpoints" / "last.ckpt")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert content(run)["epoch"] == 0
+    monkeypatch.undo()
+    train(tiny(val_every=0, evaluate=False), run, resume=True)
+    assert content(run)["epoch"] == 1
+
+
+def test_a_run_has_one_process_that_writes(tmp_path, finished):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    code = f"from concordet.files import locked\nwith locked({str(run)!r}, ''): print('in', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, env=ENVIRONMENT, **pipes) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match=rf"must not be in use, got one that process {other.pid} writes to"):
+            train(tiny(), run, resume=True)
+        other.communicate("\n")
 
 
 def test_a_checkpoint_that_was_cut_is_said(tmp_path):

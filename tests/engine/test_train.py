@@ -167,9 +167,9 @@ def test_weights_of_something_else_are_refused(finished, tmp_path, changes, sent
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"detector": "fcs"}, "there is no detector fcs; choose one of"),
+        ({"detector": "fcs"}, r"detector must be one of .*, got fcs; did you mean fcos\?"),
         ({"loss": "focal+cordance"}, "cordance"),
-        ({"devices": "two"}, "devices is a number of processes from 1 or auto, not two"),
+        ({"devices": "two"}, "devices must be auto or a number of processes from 1, got two"),
     ],
 )
 def test_names_that_do_not_exist(tmp_path, changes, sentence):
@@ -182,7 +182,7 @@ def test_names_that_do_not_exist(tmp_path, changes, sentence):
     ("changes", "sentence"),
     [
         ({"accelerator": "gpu"}, "a GPU is asked for, but torch sees none"),
-        ({"sync_batchnorm": True}, "sync_batchnorm needs GPUs"),
+        ({"sync_batchnorm": True}, "sync_batchnorm must be false on a CPU"),
     ],
 )
 def test_devices_that_do_not_exist(tmp_path, changes, sentence):
@@ -194,7 +194,7 @@ def test_devices_that_do_not_exist(tmp_path, changes, sentence):
 def test_parts_with_different_classes_are_refused(tmp_path):
     options = {"length": 4, "size": 64, "classes": ["1", "2"]}
     with pytest.raises(
-        ValueError, match=r"the classes of the training part \(3, 7\) and of the evaluated part \(1, 2\)"
+        ValueError, match="classes of the training and the evaluation data must be the same, got 3, 7 and 1, 2"
     ):
         train(tiny(data_val_options=options), tmp_path / "run")
 

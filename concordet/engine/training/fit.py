@@ -6,107 +6,116 @@ import logging
 import signal
 import sys
 import warnings
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import nn
 
 from concordet.detectors import predicts_masks
-from concordet.engine.checkpoint import (
-    KEY,
-    checkpoint_path,
-    describe,
-    detector_options,
-    is_ours,
-    read_checkpoint,
-    start_from,
-)
+from concordet.engine.checkpoint import checkpoint_path, describe, detector_options, is_ours, start_from
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
 from concordet.engine.data import DetectionData, build_dataset
 from concordet.engine.evaluation import evaluate_run, pick_device
 from concordet.engine.seeding import seed_all
 from concordet.engine.training.callbacks import AveragedWeights, IterationTimer, Progress
-from concordet.engine.training.launch import (
-    another_was_lost,
-    devices,
-    images_per_update,
-    is_main_process,
-    n_processes,
-    nodes,
-    strategy,
-    with_updates_of,
+from concordet.engine.training.checkpoints import (
+    DurableCheckpointIO,
+    ResumePoint,
+    checkpoint_callbacks,
+    resume_point,
 )
+from concordet.engine.training.launch import Launch, another_was_lost
 from concordet.engine.training.logger import CsvLog
 from concordet.engine.training.module import DetectionModule
 from concordet.engine.training.observers import WatchLosses
-from concordet.errors import InterruptedRun, LostProcess, UsageError
-from concordet.files import check_new, new_folder, writable, write_json
+from concordet.errors import InterruptedRun, LostProcess, UsageError, unknown
+from concordet.files import check_new, locked, new_folder, writable, write_json
 
 CONFIG = "config.yaml"
+IN_USE = "wait until it ends, or name another --out"
 
 
-def train(config: TrainConfig, out: str | Path, *, resume: bool = False) -> Path:
+def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch: Launch | None = None) -> Path:
     """Trains a detector, and evaluates it at the end.
 
     Args:
-        config: The run.
-        out: Its folder, which must not exist yet unless ``resume`` is set.
-        resume: Continue the run in ``out`` from its last finished epoch, with the same order of images and the same
-            random draws; ``config`` may differ from the one it was started with only in where things are and run.
-            Updates keep their number of images: on other processes, or with another ``data.batch_size`` (what fits
-            into a device), batches are added up as it takes.
+        config: Configuration of the run.
+        out: Run folder, which must not exist yet unless ``resume`` is set.
+        resume: Continue the run in ``out`` from its newest whole checkpoint, with the same order of images and the same
+            random draws; ``config`` may differ from the one it was started with only in where files are and where it
+            runs.  Updates keep their number of images: on other processes, or with another ``data.batch_size`` (what
+            fits into a device), ``optim.accumulate`` changes accordingly.
+        launch: Processes of the run; by default those of ``config`` and the environment.
 
     Returns:
         The run folder.
 
     Raises:
-        ValueError: the folder exists, the data is missing or broken, or the checkpoint is of something else.
-        DivergedError: the loss became infinite or no number; earlier checkpoints are untouched.
+        ValueError: the folder exists or is in use, the data is missing or broken, or the checkpoint does not fit.
+        DivergedError: the loss became infinite or NaN; earlier checkpoints are untouched.
         InterruptedRun: Ctrl-C; the message says how to continue.
         LostProcess: another process of the run has ended, or has not answered for ``config.timeout`` seconds.
     """
     out = Path(out)
-    main = is_main_process()
-    mend = "name another --out, or continue the run with --resume"
-    if main and not resume:
-        check_new(out, mend)
-    check_names(config)
-    _check_devices(config)
-    reached = _resumed(config, out) if resume else None
-    here = config if reached is None or reached.images is None else with_updates_of(config, reached.images)
+    launch = launch or Launch.of(config)
+    fix = "name another --out, or continue the run with --resume"
+    with ExitStack() as stack:
+        if launch.is_main:
+            if resume:
+                load_config(out / CONFIG)
+                writable(out)
+                stack.enter_context(locked(out, IN_USE))
+            else:
+                check_new(out, fix)
+        check_names(config)
+        _check_devices(config, launch)
+        point = _resume(config, out) if resume else None
+        if point is not None and point.images is not None:
+            config, given = launch.with_images_per_update(config, point.images), config
+        else:
+            given = config
+        train_set, val_set = build_datasets(config)
+        meta = describe(config, train_set.class_names, train_set.category_ids)
+        model = build_model(config, meta)
+        if launch.is_main:
+            if not resume:
+                stack.enter_context(locked(new_folder(out, fix), IN_USE))
+            _note_start(given, out, train_set, val_set)
+            if config != given:
+                print(
+                    f"updates stay at {launch.images_per_update(config)} images: {launch.processes} process(es), "
+                    f"batches of {config.data.batch_size}, {config.optim.accumulate} of them per update",
+                    file=sys.stderr,
+                )
+        _fit(config, out, launch, model, meta, (train_set, val_set if config.val_every else None), point)
+        if launch.is_main and config.evaluate and not _is_evaluated(out):
+            evaluate_run(out, dataset=val_set)
+    return out
+
+
+def build_datasets(config: TrainConfig) -> tuple[Any, Any]:
+    """The training data, and the evaluation data or None where the run is never evaluated.
+
+    Raises:
+        ValueError: the data is missing or broken, or the two have different classes.
+    """
     masks = predicts_masks(config.detector)
     train_set = build_dataset(config.data, "train", augment=True, masks=masks)
-    watched = config.val_every > 0 or config.evaluate
-    val_set = build_dataset(config.data, "val", masks=masks) if watched else None
+    evaluated = config.val_every > 0 or config.evaluate
+    val_set = build_dataset(config.data, "val", masks=masks) if evaluated else None
     if val_set is not None and val_set.class_names != train_set.class_names:
         raise ValueError(
-            f"the classes of the training part ({', '.join(train_set.class_names)}) and of the evaluated part "
-            f"({', '.join(val_set.class_names)}) differ; make their annotation files name the same categories in order"
+            f"the classes of the training and the evaluation data must be the same, got "
+            f"{', '.join(train_set.class_names)} and {', '.join(val_set.class_names)}; make their annotation files "
+            "name the same categories in order, or set data.train_options and data.val_options"
         )
-    meta = describe(config, train_set.class_names, train_set.category_ids)
-    model = build_model(config, meta)
-    if main and not resume:
-        new_folder(out, mend)
-    if main:
-        _note_start(config, out, train_set, val_set)
-        if here != config:
-            print(
-                f"updates stay at {images_per_update(here)} images: {n_processes(here)} process(es), batches of "
-                f"{here.data.batch_size}, {here.optim.accumulate} of them an update",
-                file=sys.stderr,
-            )
-    _fit(here, out, model, meta, train_set, val_set if config.val_every else None, reached)
-    if not main:
-        return out
-    if config.evaluate and not _is_evaluated(out):
-        evaluate_run(out, dataset=val_set)
-    return out
+    return train_set, val_set
 
 
 def _is_evaluated(out: Path) -> bool:
@@ -121,7 +130,7 @@ def check_names(config: TrainConfig) -> None:
     from concordet.losses.criteria import build_criterion
 
     if config.detector not in list_detectors():
-        raise UsageError(f"there is no detector {config.detector}; choose one of {', '.join(list_detectors())}")
+        raise UsageError(unknown("detector", config.detector, list_detectors()))
     try:
         build_criterion(config.loss)
     except ValueError as error:
@@ -152,40 +161,20 @@ def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
     return model
 
 
-@dataclass(frozen=True)
-class Reached:
-    """Where a resumed run stands.
+def _resume(config: TrainConfig, out: Path) -> ResumePoint | None:
+    """The point to continue from; None where no epoch was finished.
 
-    Attributes:
-        path: its last checkpoint.
-        epochs: finished ones.
-        updates: made.
-        images: of an update; None where an old checkpoint does not say.
+    Raises:
+        UsageError: a setting differs that decides what is computed.
     """
-
-    path: Path
-    epochs: int
-    updates: int
-    images: int | None
-
-
-def _resumed(config: TrainConfig, out: Path) -> Reached | None:
-    """The checkpoint to continue from; None where no epoch was finished."""
     before, now = flat(load_config(out / CONFIG)), flat(config)
     for name, value in now.items():
         if name not in MAY_CHANGE and before[name] != value:
             raise UsageError(
-                f"the run in {out} was started with {name} {before[name]}, and {value} would be another run; leave it "
-                "out, or start anew with another --out"
+                f"{name} must be {before[name]}, with which the run in {out} was started, got {value}; leave it out, "
+                "or start another run with another --out"
             )
-    writable(out)
-    path = checkpoint_path(out)
-    if not path.is_file():
-        return None
-    content = read_checkpoint(path)
-    # checkpoints are written at the end of an epoch, before the trainer counts it
-    images = content[KEY].get("images_per_update")
-    return Reached(path, int(content["epoch"]) + 1, int(content["global_step"]), images)
+    return resume_point(out)
 
 
 def _note_start(config: TrainConfig, out: Path, train_set: Any, val_set: Any) -> None:
@@ -201,17 +190,20 @@ def _note_start(config: TrainConfig, out: Path, train_set: Any, val_set: Any) ->
 def _fit(
     config: TrainConfig,
     out: Path,
+    launch: Launch,
     model: nn.Module,
     meta: dict[str, Any],
-    train_set: Any,
-    val_set: Any,
-    reached: Reached | None,
+    datasets: tuple[Any, Any],
+    point: ResumePoint | None,
 ) -> None:
+    train_set, val_set = datasets
     if config.compile:
         getattr(model, "backbone", model).compile()
-    meta = meta | {"images_per_update": images_per_update(config)}
-    module = DetectionModule(model, config, meta, None if val_set is None else val_set.ground_truth())
-    first = 0 if reached is None else reached.epochs
+    images = launch.images_per_update(config)
+    module = DetectionModule(
+        model, config, meta | {"images_per_update": images}, None if val_set is None else val_set.ground_truth()
+    )
+    first = 0 if point is None else point.epochs
     data = DetectionData(
         config.data, train_set, val_set, seed=config.seed, first_epoch=first, accumulate=config.optim.accumulate
     )
@@ -219,13 +211,14 @@ def _fit(
     callbacks: list[Callback] = [timer, WatchLosses(), Progress(f"{config.detector} {config.loss}")]
     if config.optim.ema > 0:
         callbacks.append(AveragedWeights(config.optim.ema))
-    callbacks += _checkpoints(out, best=val_set is not None)
-    _quiet()
+    callbacks += checkpoint_callbacks(out, best=val_set is not None)
+    _quiet_lightning()
     trainer = pl.Trainer(
         accelerator=config.accelerator,
-        devices=devices(config),
-        num_nodes=nodes(config),
-        strategy=strategy(config),
+        devices=launch.devices,
+        num_nodes=launch.nodes,
+        strategy=launch.strategy(),
+        plugins=[DurableCheckpointIO()],
         precision="bf16-mixed" if config.precision == "bf16" else "32-true",
         max_epochs=None if config.optim.steps else config.optim.epochs,
         max_steps=config.optim.steps or -1,
@@ -236,8 +229,8 @@ def _fit(
         num_sanity_val_steps=0,
         sync_batchnorm=config.sync_batchnorm,
         use_distributed_sampler=False,
-        log_every_n_steps=min(config.log_every, max(1, len(train_set) // images_per_update(config))),
-        logger=_loggers(out, 0 if reached is None else reached.updates),
+        log_every_n_steps=min(config.log_every, max(1, len(train_set) // images)),
+        logger=_loggers(out, 0 if point is None else point.updates),
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -248,7 +241,7 @@ def _fit(
         trainer.fit(
             module,
             datamodule=data,
-            ckpt_path=None if reached is None else reached.path,
+            ckpt_path=None if point is None else point.path,
             weights_only=True,
         )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -279,26 +272,16 @@ def _how_to_continue(out: Path) -> str:
     return f"the last finished epoch is kept, continue with: concordet train --resume {out}"
 
 
-def _check_devices(config: TrainConfig) -> None:
-    """Raises where the devices that are asked for do not exist."""
-    device, count = pick_device(config.accelerator), devices(config)
+def _check_devices(config: TrainConfig, launch: Launch) -> None:
+    """Raises a ValueError where the devices that are asked for do not exist."""
+    device = pick_device(config.accelerator)
     if device.type == "cpu" and config.sync_batchnorm:
-        raise ValueError("sync_batchnorm needs GPUs, and this run is on a CPU; leave it out")
-    if device.type == "cuda" and isinstance(count, int) and count > torch.cuda.device_count():
-        raise ValueError(f"{count} devices are asked for, and there are {torch.cuda.device_count()} GPUs")
-
-
-def _checkpoints(out: Path, *, best: bool) -> list[Callback]:
-    common: dict[str, Any] = {
-        "dirpath": (out / "checkpoints").absolute(),
-        "save_on_train_epoch_end": True,
-        "enable_version_counter": False,
-        "auto_insert_metric_name": False,
-    }
-    callbacks: list[Callback] = [ModelCheckpoint(filename="last", **common)]
-    if best:
-        callbacks.append(ModelCheckpoint(filename="best", monitor="val/AP", mode="max", **common))
-    return callbacks
+        raise ValueError("sync_batchnorm must be false on a CPU, got true; leave it out")
+    if device.type == "cuda" and launch.devices > torch.cuda.device_count():
+        raise ValueError(
+            f"devices must be at most the {torch.cuda.device_count()} GPUs of this machine, got {launch.devices}; "
+            "give fewer"
+        )
 
 
 def _loggers(out: Path, updates: int) -> list[Logger]:
@@ -306,8 +289,8 @@ def _loggers(out: Path, updates: int) -> list[Logger]:
     return [CsvLog(out / "metrics.csv", keep=updates), tensorboard]
 
 
-def _quiet() -> None:
-    """Keeps back what Lightning says about choices that were made on purpose."""
+def _quiet_lightning() -> None:
+    """Silences what Lightning says about choices that were made on purpose."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

@@ -1,9 +1,10 @@
-"""How many processes a run has, how they share its batches, and what is said when one of them is lost."""
+"""How many processes a run has, which of them this one is, and how they share an update's images."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,98 +13,117 @@ import torch
 from concordet.engine.config import TrainConfig
 from concordet.errors import UsageError
 
-LOST = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
-"""What messages of torch.distributed have in them where it raises plain RuntimeErrors."""
+LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+"""What messages of torch.distributed contain where it raises plain RuntimeErrors."""
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that writes files, before any process group exists, under the usual launchers."""
-    names = ("RANK",) if "RANK" in os.environ else ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
-    return all(int(os.environ.get(name, 0)) == 0 for name in names)
+@dataclass(frozen=True)
+class Launch:
+    """The processes of a run, computed once from its configuration and the launcher's environment.
 
-
-def nodes(config: TrainConfig) -> int:
-    """Machines; torchrun knows their number."""
-    return int(os.environ.get("GROUP_WORLD_SIZE", config.nodes))
-
-
-def devices(config: TrainConfig) -> int | str:
-    """Processes on this machine; on a CPU "auto" is one.
-
-    Raises:
-        UsageError: neither a number from 1 nor "auto".
+    Attributes:
+        nodes: Machines.
+        devices: Processes on this machine.
+        processes: Processes on all machines.
+        is_main: Whether this process writes files; known before any process group exists.
+        timeout: Seconds that processes wait for one another.
     """
-    if config.devices != "auto":
-        if not config.devices.isdigit() or int(config.devices) < 1:
-            raise UsageError(f"devices is a number of processes from 1 or auto, not {config.devices}")
-        return int(config.devices)
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ.get("LOCAL_WORLD_SIZE", int(os.environ["WORLD_SIZE"]) // nodes(config)))
-    if config.accelerator == "cpu" or not torch.cuda.is_available():
-        return 1
-    return "auto"
 
+    nodes: int
+    devices: int
+    processes: int
+    is_main: bool
+    timeout: int
 
-def n_processes(config: TrainConfig) -> int:
-    """Processes on all machines together."""
-    if "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    here = devices(config)
-    return (here if isinstance(here, int) else torch.cuda.device_count()) * nodes(config)
+    @classmethod
+    def of(cls, config: TrainConfig, environment: Mapping[str, str] | None = None) -> Launch:
+        """The processes of a run under torchrun, Slurm, Lightning's own launcher or none.
 
+        Args:
+            config: ``devices``, ``nodes``, ``accelerator`` and ``timeout`` are read.
+            environment: Variables set by the launcher; those of this process by default.
 
-def strategy(config: TrainConfig) -> Any:
-    """Lightning's strategy: DDP where there are several processes."""
-    if n_processes(config) == 1:
-        return "auto"
-    from lightning.pytorch.strategies import DDPStrategy
+        Raises:
+            UsageError: ``devices`` is neither a number from 1 nor "auto".
 
-    return DDPStrategy(timeout=timedelta(seconds=config.timeout))
-
-
-def images_per_update(config: TrainConfig) -> int:
-    """Images of all processes and of all batches that are added up.
-
-    Example:
-        >>> from concordet.engine.config import DataConfig, OptimConfig
-        >>> images_per_update(TrainConfig(data=DataConfig(batch_size=4), optim=OptimConfig(accumulate=3), devices="2"))
-        24
-    """
-    return config.data.batch_size * config.optim.accumulate * n_processes(config)
-
-
-def with_updates_of(config: TrainConfig, images: int) -> TrainConfig:
-    """The configuration in which these processes together make updates of so many images, in as few batches as fit.
-
-    A batch of a process has at most ``data.batch_size`` images; ``optim.accumulate`` is what it has to be then.
-
-    Raises:
-        ValueError: the processes cannot share the images evenly.
-
-    Example:
-        >>> from concordet.engine.config import DataConfig
-        >>> config = with_updates_of(TrainConfig(data=DataConfig(batch_size=4), devices="2"), 24)
-        >>> config.data.batch_size, config.optim.accumulate
-        (4, 3)
-    """
-    if images == images_per_update(config):
-        return config
-    own, left = divmod(images, n_processes(config))
-    if left:
-        raise ValueError(
-            f"the run makes updates of {images} images, which {n_processes(config)} processes cannot share evenly; "
-            f"continue it on a number of processes that divides {images}"
+        Example:
+            >>> Launch.of(TrainConfig(devices="2", nodes=3), {"RANK": "4"})
+            Launch(nodes=3, devices=2, processes=6, is_main=False, timeout=1800)
+        """
+        variables = os.environ if environment is None else environment
+        nodes = int(variables.get("GROUP_WORLD_SIZE", config.nodes))
+        world = int(variables["WORLD_SIZE"]) if "WORLD_SIZE" in variables else None
+        if config.devices != "auto":
+            if not config.devices.isdigit() or int(config.devices) < 1:
+                raise UsageError(
+                    f"devices must be auto or a number of processes from 1, got {config.devices}; give one of them"
+                )
+            devices = int(config.devices)
+        elif world is not None:
+            devices = int(variables.get("LOCAL_WORLD_SIZE", world // nodes))
+        else:
+            devices = 1 if config.accelerator == "cpu" else max(1, torch.cuda.device_count())
+        ranks = ("RANK",) if "RANK" in variables else ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+        return cls(
+            nodes=nodes,
+            devices=devices,
+            processes=devices * nodes if world is None else world,
+            is_main=all(int(variables.get(rank, 0)) == 0 for rank in ranks),
+            timeout=config.timeout,
         )
-    batch = max(size for size in range(1, min(own, config.data.batch_size) + 1) if own % size == 0)
-    return replace(
-        config,
-        data=replace(config.data, batch_size=batch),
-        optim=replace(config.optim, accumulate=own // batch),
-    )
+
+    def strategy(self) -> Any:
+        """Lightning's strategy: DDP where there are several processes."""
+        if self.processes == 1:
+            return "auto"
+        from lightning.pytorch.strategies import DDPStrategy
+
+        return DDPStrategy(timeout=timedelta(seconds=self.timeout))
+
+    def images_per_update(self, config: TrainConfig) -> int:
+        """Images of all processes and of all batches that are accumulated.
+
+        Example:
+            >>> from concordet.engine.config import DataConfig, OptimConfig
+            >>> config = TrainConfig(data=DataConfig(batch_size=4), optim=OptimConfig(accumulate=3), devices="2")
+            >>> Launch.of(config, {}).images_per_update(config)
+            24
+        """
+        return config.data.batch_size * config.optim.accumulate * self.processes
+
+    def with_images_per_update(self, config: TrainConfig, images: int) -> TrainConfig:
+        """The configuration with which these processes make updates of ``images`` images, in as few batches as fit.
+
+        A batch of a process keeps at most ``data.batch_size`` images; ``optim.accumulate`` follows.
+
+        Raises:
+            ValueError: the processes cannot share the images evenly.
+
+        Example:
+            >>> from concordet.engine.config import DataConfig
+            >>> config = TrainConfig(data=DataConfig(batch_size=4), devices="2")
+            >>> config = Launch.of(config, {}).with_images_per_update(config, 24)
+            >>> config.data.batch_size, config.optim.accumulate
+            (4, 3)
+        """
+        if images == self.images_per_update(config):
+            return config
+        own, remainder = divmod(images, self.processes)
+        if remainder:
+            raise ValueError(
+                f"the number of processes must divide the {images} images of an update, got {self.processes}; "
+                f"continue the run on a number of processes that divides {images}"
+            )
+        batch = max(size for size in range(1, min(own, config.data.batch_size) + 1) if own % size == 0)
+        return replace(
+            config,
+            data=replace(config.data, batch_size=batch),
+            optim=replace(config.optim, accumulate=own // batch),
+        )
 
 
 def another_was_lost(error: BaseException) -> bool:
-    """Whether this process failed because another one is gone, or has not answered in time.
+    """Whether this process failed because another one has ended, or has not answered in time.
 
     Example:
         >>> another_was_lost(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"))
@@ -111,4 +131,4 @@ def another_was_lost(error: BaseException) -> bool:
     """
     if isinstance(error, getattr(torch.distributed, "DistError", ())):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_CONNECTION)
