@@ -53,7 +53,7 @@ def evaluate_calibration(
         The calibrator, fitted on all images, and plain JSON with ``before`` and ``after`` (``AP``, ``LaECE0``,
         ``LaACE0``, ``D_ECE``, ``AIC_mean``; None where undefined, with ``reasons``), ``intervals`` of both and of their
         difference, ``operating``, which has the same for detections above each class's LRP-optimal threshold (of the
-        fit's images), and ``per_class``.
+        fit's images), ``reliability`` (bins of mean score, mean IoU and number) and ``per_class``.
 
     Raises:
         ValueError: one sentence; for fewer than two images too.
@@ -95,6 +95,10 @@ def evaluate_calibration(
             strict=True,
         )
     ]
+    report["reliability"] = {
+        side: reliability(scores[matched.counted], matched.targets[matched.counted])
+        for side, scores in (("before", matched.scores), ("after", after))
+    }
     report["notes"] = list(dataset.notes)
     return calibrator, report
 
@@ -219,6 +223,15 @@ def _class_errors(matched: Matched, scores: Floats, kept: Bools) -> list[float |
         gaps = np.bincount(bin_index(scores[rows], BINS_LAECE), matched.targets[rows] - scores[rows], BINS_LAECE)
         values.append(float(np.abs(gaps).sum() / rows.sum()))
     return values
+
+
+def reliability(scores: Floats, targets: Floats, n_bins: int = BINS_LAECE) -> list[list[float]]:
+    """Mean score, mean target and number of detections of each bin that has any, over all classes."""
+    index = bin_index(scores, n_bins)
+    counts = np.bincount(index, minlength=n_bins)
+    used = np.flatnonzero(counts)
+    means = [np.bincount(index, values, n_bins)[used] / counts[used] for values in (scores, targets)]
+    return np.column_stack([*means, counts[used]]).tolist()
 
 
 def bin_index(scores: Floats, n_bins: int) -> Any:

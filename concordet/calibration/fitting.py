@@ -189,6 +189,7 @@ def fit_matched(
             "n_detections": int(matched.counted.sum()),
             "n_matched": int((targets > 0).sum()),
             "n_objects": len(matched.object_classes),
+            "highest_score": float(scores.max()) if len(scores) else None,
             "target": "IoU of the match, 0 without one",
         },
     )

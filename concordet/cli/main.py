@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": "measure a trained detector: AP, score-IoU correlations, oLRP",
     "predict": "detect objects in images, as COCO results and as pictures",
     "analyze": "measure the detections of any detector from COCO files",
+    "calibrate": "fit scores to expected IoUs, and keep the order of detections",
     "compare": "put evaluated runs side by side in a table and a page",
     "benchmark": "time losses, analysis and detectors",
     "list": "name the detectors, losses, measures, data sets and recipes there are",

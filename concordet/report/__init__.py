@@ -14,6 +14,7 @@ from concordet.report.runs import comparison_rows
 
 if TYPE_CHECKING:
     from concordet.report.analysis import write_analysis
+    from concordet.report.calibration import write_calibration
     from concordet.report.comparison import write_comparison
     from concordet.report.draw import draw_detections
 
@@ -25,10 +26,16 @@ __all__ = [
     "draw_detections",
     "metrics_of",
     "write_analysis",
+    "write_calibration",
     "write_comparison",
 ]
 
-_LATER = {"write_analysis": "analysis", "write_comparison": "comparison", "draw_detections": "draw"}
+_LATER = {
+    "write_analysis": "analysis",
+    "write_calibration": "calibration",
+    "write_comparison": "comparison",
+    "draw_detections": "draw",
+}
 
 
 def __getattr__(name: str) -> Any:

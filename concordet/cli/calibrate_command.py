@@ -1,0 +1,170 @@
+"""``concordet calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from concordet.cli.options import Parser
+from concordet.errors import UsageError
+
+
+def parser() -> Parser:
+    """The options."""
+    options = Parser(
+        "calibrate",
+        "Fits scores to expected IoUs: 0.8 then means an IoU of 0.8. The order of detections and AP stay.",
+        "concordet calibrate annotations.json results.json --out calibrator.json --results calibrated.json",
+        "concordet calibrate runs/first",
+        "concordet calibrate --apply calibrator.json results.json --results calibrated.json",
+    )
+    options.add_argument("ground_truth", type=str, help="annotations in COCO form, or a run folder")
+    options.add_argument("detections", type=str | None, nargs="?", help="results in COCO form")
+    options.add_argument("--out", type=str | None, help="calibrator to write, JSON")
+    options.add_argument("--results", type=str | None, help="calibrated results to write, COCO JSON")
+    options.add_argument("--apply", type=str | None, help="calibrator to apply instead of fitting one")
+    options.add_argument(
+        "--method", type=str, default="isotonic", help="kind of map: isotonic, linear, platt or temperature"
+    )
+    options.add_argument(
+        "--one_map", "--one-map", action="store_true", help="fit one map for all classes instead of one per class"
+    )
+    options.add_argument("--folds", type=int, default=5, help="parts of the images for cross-fitting the report")
+    options.add_argument("--resamples", type=int, default=1000, help="bootstrap draws of the intervals")
+    options.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="bbox or segm")
+    options.add_argument("--lvis", action="store_true", help="match by LVIS's federated rules")
+    options.add_argument("--max_dets", "--max-dets", type=int | None, help="detections kept per image and class")
+    options.add_argument("--json", type=str | None, help="write the report as JSON")
+    options.add_argument("--html", type=str | None, help="write the report as a page")
+    return options
+
+
+def run(words: list[str]) -> None:
+    """Parses and runs."""
+    options = parser().parse_args(words)
+    if options.apply is not None:
+        _apply(options)
+        return
+    if options.iou_type not in ("bbox", "segm"):
+        raise UsageError(f"iou_type must be bbox or segm, got {options.iou_type}")
+
+    truth, detections = _inputs(options)
+    outputs = {name: getattr(options, name) for name in ("out", "results", "json", "html")}
+    if not any(outputs.values()):
+        raise UsageError("an output must be named, got none; give --out CALIBRATOR.json, --results, --json or --html")
+    _check_outputs(outputs, [truth, detections])
+
+    from concordet.calibration import evaluate_calibration
+    from concordet.files import write_json
+
+    calibrator, report = evaluate_calibration(
+        truth,
+        detections,
+        method=options.method,
+        per_class=not options.one_map,
+        folds=options.folds,
+        n_resamples=options.resamples,
+        iou_type=options.iou_type,
+        lvis=options.lvis,
+        max_dets=options.max_dets,
+    )
+    if options.out is not None:
+        calibrator.save(options.out)
+    if options.results is not None:
+        _write_results(calibrator, detections, options.results)
+    if options.json is not None:
+        write_json(options.json, report)
+    if options.html is not None:
+        from concordet.report import write_calibration
+
+        write_calibration(calibrator, report, Path(options.html), title=Path(detections).name)
+    _print(report, outputs)
+
+
+def _apply(options: Any) -> None:
+    from concordet.calibration import Calibrator
+
+    # with --apply the only positional argument is the results file
+    detections = options.detections or options.ground_truth
+    if options.results is None:
+        raise UsageError("--results must name the file to write with --apply, got none")
+    _check_outputs({"results": options.results}, [detections, options.apply])
+    calibrator = Calibrator.load(options.apply)
+    count = _write_results(calibrator, detections, options.results)
+    n_images = calibrator.fit.get("n_images", "?")
+    print(f"{count} detections calibrated with {options.apply} (fitted on {n_images} images)")
+    print(f"results: {options.results}")
+
+
+def _inputs(options: Any) -> tuple[str, str]:
+    """Ground truth and detections; those of a run folder where only that is named."""
+    if options.detections is not None:
+        return options.ground_truth, options.detections
+    folder = Path(options.ground_truth)
+    truth, detections = folder / "ground_truth.json", folder / "detections.json"
+    if not folder.is_dir():
+        raise UsageError(f"detections must be named beside {folder}; or give the folder of an evaluated run")
+    for path in (truth, detections):
+        if not path.is_file():
+            raise ValueError(f"{folder} must hold {path.name}; evaluate the run first: concordet evaluate {folder}")
+    if options.out is None:
+        options.out = str(folder / "calibrator.json")
+    return str(truth), str(detections)
+
+
+def _check_outputs(outputs: dict[str, str | None], inputs: list[str]) -> None:
+    from concordet.files import writable
+
+    taken = {Path(name).resolve(): name for name in inputs}
+    for option, name in outputs.items():
+        if name is None:
+            continue
+        path = Path(name)
+        if path.resolve() in taken:
+            raise UsageError(f"--{option} must be a file of its own, got {name}, which is {taken[path.resolve()]}")
+        taken[path.resolve()] = f"--{option}"
+        writable(path.parent)
+
+
+def _write_results(calibrator: Any, source: str, out: str) -> int:
+    """Writes a results file with new scores; everything else in it stays."""
+    from concordet.files import read_json, write_json
+
+    if Path(source).is_dir():
+        raise ValueError(f"results to calibrate must be a COCO JSON file, got the folder {source}; convert it first")
+    content = read_json(source)
+    records = content["annotations"] if isinstance(content, dict) and "annotations" in content else content
+    calibrated = calibrator.apply(records)
+    write_json(out, {**content, "annotations": calibrated} if isinstance(content, dict) else calibrated, indent=None)
+    return len(calibrated)
+
+
+def _print(report: dict[str, Any], outputs: dict[str, str | None]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from concordet.calibration.evaluation import METRICS
+
+    table = Table("metric", "before", "after", "95 % interval after", title="on images that the fit did not see")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    ap = [report[side]["AP"] for side in ("before", "after")]
+    table.add_row("AP", *("–" if value is None else f"{100 * value:.1f}" for value in ap), "")
+    for heading, part in (("", report), ("above the thresholds", report["operating"])):
+        if heading:
+            table.add_section()
+            table.add_row(heading, "", "", "")
+        for name in METRICS:
+            ends = part["intervals"].get(name, {}).get("after")
+            values = ["–" if part[side][name] is None else f"{part[side][name]:.3f}" for side in ("before", "after")]
+            table.add_row(name, *values, "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}")
+    Console().print(table)
+    shared = [row for row in report["per_class"] if row["reason"] is not None]
+    if shared:
+        print(f"{len(shared)} of {len(report['per_class'])} classes share one map: {shared[0]['reason']}")
+    for note in report["notes"]:
+        print(f"note: {note}")
+    titles = {"out": "calibrator", "results": "results", "json": "report", "html": "page"}
+    for option, path in outputs.items():
+        if path is not None:
+            print(f"{titles[option]}: {path}")

@@ -1,0 +1,103 @@
+"""The page of a calibrator: what it changes on images that its fit did not see, and its map per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from concordet.calibration import Calibrator
+from concordet.report.page import render, write_text
+from concordet.report.plots import SLOTS, Line, calibration_plot, line_plot
+
+TITLES: Final = {"LaECE0": "LaECE₀", "LaACE0": "LaACE₀", "D_ECE": "D-ECE", "AIC_mean": "AIC mean"}
+"""Metrics of the table."""
+
+
+def write_calibration(calibrator: Calibrator, report: Mapping[str, Any], out: Path, *, title: str) -> Path:
+    """Writes one self-contained page.
+
+    Args:
+        calibrator: the fitted calibrator.
+        report: what :func:`concordet.calibration.evaluate_calibration` gives beside it.
+        out: the HTML file; written under a temporary name, then renamed.
+        title: heading of the page, such as the name of the results file.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ValueError: ``out`` cannot be written.
+    """
+    return write_text(calibration_page(calibrator, report, title=title), out)
+
+
+def calibration_page(calibrator: Calibrator, report: Mapping[str, Any], *, title: str) -> str:
+    """The page as text."""
+    return render(
+        "calibration.html.jinja",
+        title=title,
+        sentence=sentence(report),
+        facts=[
+            f"{report['n_images']:,} images",
+            f"{report['n_detections']:,} detections",
+            f"{report['method']} maps",
+            f"{report['folds']} folds of images",
+        ],
+        groups=[("All detections", _rows(report)), ("Above each class's threshold", _rows(report["operating"]))],
+        confidence=report["confidence"],
+        plots=[
+            (name, calibration_plot([(x, y, int(n)) for x, y, n in report["reliability"][side]], slot=slot, title=name))
+            for slot, (side, name) in enumerate((("before", "Before"), ("after", "After")))
+        ],
+        maps=_maps(calibrator),
+        classes=[
+            {**row, **{key: _text(row[key]) for key in ("threshold", "LaECE0_before", "LaECE0_after")}}
+            for row in report["per_class"]
+        ],
+        notes=list(report.get("notes") or []),
+    )
+
+
+def sentence(report: Mapping[str, Any]) -> str:
+    """What calibration gives, in one sentence.
+
+    Example:
+        >>> sentence({"before": {"LaECE0": 0.2}, "after": {"LaECE0": 0.05}})
+        'On images that the fit did not see, LaECE₀ falls from 0.200 to 0.050; the order of detections and AP stay.'
+    """
+    before, after = report["before"]["LaECE0"], report["after"]["LaECE0"]
+    if before is None or after is None:
+        return "The calibration error is undefined: no class has an object and a detection."
+    moves = "falls" if after < before else "rises" if after > before else "stays"
+    change = f"at {before:.3f}" if moves == "stays" else f"from {before:.3f} to {after:.3f}"
+    return f"On images that the fit did not see, LaECE₀ {moves} {change}; the order of detections and AP stay."
+
+
+def _rows(report: Mapping[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for name, title in TITLES.items():
+        intervals = report["intervals"].get(name, {})
+        cells = {side: _text(report[side][name]) for side in ("before", "after")}
+        for side in ("before", "after", "difference"):
+            ends = intervals.get(side)
+            cells[f"{side}_interval"] = "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+        rows.append({"name": name, "title": title, **cells, "reason": report["reasons"].get(name, "")})
+    return rows
+
+
+def _maps(calibrator: Calibrator) -> Any:
+    """Maps of the classes with most detections, and of all classes together."""
+    own = [entry for entry in calibrator.classes.values() if entry.reason is None]
+    own.sort(key=lambda entry: -entry.n_detections)
+    named = [("all classes", calibrator.shared), *((entry.name, entry.map) for entry in own[: SLOTS - 1])]
+    scores = np.linspace(0, calibrator.fit.get("highest_score") or 1.0, 201)
+    lines = [Line(name, slot, scores.tolist(), fitted(scores).tolist()) for slot, (name, fitted) in enumerate(named)]
+    plot = line_plot(lines, title="Calibrated score by score", x_label="score", y_label="calibrated score")
+    return {"plot": plot, "names": [name for name, _ in named], "left_out": len(own) - len(named) + 1}
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.3f}"
