@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.calibration import Calibrator
-from concordet.report.page import render, write_text
+from concordet.report.page import render, write_page
 from concordet.report.plots import SLOTS, Line, calibration_plot, line_plot
 
 TITLES: Final = {"LaECE0": "LaECE₀", "LaACE0": "LaACE₀", "D_ECE": "D-ECE", "AIC_mean": "AIC mean"}
@@ -31,7 +31,7 @@ def write_calibration(calibrator: Calibrator, report: Mapping[str, Any], out: Pa
     Raises:
         ValueError: ``out`` cannot be written.
     """
-    return write_text(calibration_page(calibrator, report, title=title), out)
+    return write_page(calibration_page(calibrator, report, title=title), out)
 
 
 def calibration_page(calibrator: Calibrator, report: Mapping[str, Any], *, title: str) -> str:
