@@ -1,10 +1,9 @@
-"""Did the ranking losses get slower?  The thesis's grid with another revision's code and with this one's, turn by turn.
+"""Did the ranking losses get slower? Times the thesis's grid with another revision's code and with this one's, in turn.
 
-    python studies/before_after.py REVISION            # a commit, tag or branch of this repository
+    python -m studies.before_after REVISION            # a commit, tag or branch of this repository
 
-Both revisions run in processes of their own, one at a time, and take turns run by run, so that a drift of the machine's
-speed meets both alike.  A run is forward and backward; its time is the processor's.  Writes
-studies/results/before_after.csv and before_after.md.
+Each revision runs in a process of its own. They take turns run by run, so that a drift of the machine's speed affects
+both. A run is a forward and a backward pass, and its time is processor time. Writes studies/results/before_after.csv.
 """
 
 from __future__ import annotations
@@ -16,10 +15,13 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
-from concordet.benchmark.results import write_table
+from concordet.benchmark.results import environment, write_rows
+from concordet.benchmark.results import table as markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "before_after.csv"
 ROOT = Path(__file__).parents[1]
@@ -41,11 +43,11 @@ calls = {
     "bucketed_ap": lambda d: f.ap_loss(d.logits, d.labels, method="bucketed"),
     "bucketed_rank_sort": lambda d: sum(f.rank_sort_loss(d.logits, d.labels, d.quality, method="bucketed")),
 }
-known = None
+made = None
 for line in sys.stdin:
     n, share, loss = line.split()
-    if known != (n, share):
-        known, data = (n, share), Data.make(int(n), float(share))
+    if made != (n, share):
+        made, data = (n, share), Data.make(int(n), float(share))
     start = time.process_time()
     calls[loss](data).backward()
     taken = time.process_time() - start
@@ -55,7 +57,7 @@ for line in sys.stdin:
 
 
 class Worker:
-    """A process with the code of one tree."""
+    """A process that runs the code of one source tree."""
 
     def __init__(self, tree: Path) -> None:
         environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
@@ -65,7 +67,7 @@ class Worker:
         )  # fmt: skip
 
     def run(self, n: int, share: float, loss: str) -> float:
-        """Seconds of the processor for one forward and backward pass."""
+        """Processor seconds of one forward and backward pass."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(f"{n} {share} {loss}\n")
@@ -77,7 +79,7 @@ class Worker:
 
 
 def cell(workers: list[Worker], n: int, share: float, loss: str, rounds: int) -> dict[str, object]:
-    """Milliseconds of both, and the median ratio after / before with its quartiles."""
+    """Milliseconds of both, and the median of the ratio after / before with its quartiles."""
     pairs = [[worker.run(n, share, loss) for worker in workers] for _ in range(rounds + 1)][1:]  # the first warms up
     ratios = [after / before for before, after in pairs]
     low, _, high = quantiles(ratios, n=4)
@@ -93,28 +95,30 @@ def cell(workers: list[Worker], n: int, share: float, loss: str, rounds: int) ->
     }
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Markdown: ratios, a row a cell of the grid."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: median and quartiles of the ratio, one row per cell of the grid."""
     losses = list(dict.fromkeys(str(r["loss"]) for r in rows))
-    lines = ["| logits | positives | " + " | ".join(losses) + " |", "|---:|---:" + "|---:" * len(losses) + "|"]
+    lines = []
     for n, share in dict.fromkeys((r["logits"], r["share"]) for r in rows):
         own = {r["loss"]: r for r in rows if (r["logits"], r["share"]) == (n, share)}
-        cells = [f"{own[x]['ratio']:.2f} ({own[x]['q25']:.2f}–{own[x]['q75']:.2f})" for x in losses]
-        lines.append(f"| {n:,} | {share:.1%} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        values = [[float(own[loss][key]) for key in ("ratio", "q25", "q75")] for loss in losses]
+        cells = [f"{ratio:.2f} ({low:.2f}–{high:.2f})" for ratio, low, high in values]
+        lines.append([f"{int(n):,}", f"{float(share):.1%}", *cells])
+    return markdown_table(["logits", "positives", *losses], lines, text_columns=0)
 
 
 def main() -> None:
-    """Parses, measures, writes."""
+    """Parses the command line, measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("revision")
-    parser.add_argument("--rounds", type=int, default=15, help="of a million logits; more of fewer")
-    parser.add_argument("--logits", type=int, nargs="+", default=LOGITS)
+    parser.add_argument("revision", help="commit, tag or branch to compare with")
+    parser.add_argument("--rounds", type=int, default=15, help="runs with a million logits; more with fewer logits")
+    parser.add_argument("--logits", type=int, nargs="+", default=LOGITS, help="numbers of logits")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tree = subprocess.run(["git", "archive", options.revision, "concordet"], cwd=ROOT, capture_output=True)
         if tree.returncode:
-            raise SystemExit(f"{options.revision!r} is no revision of this repository: {tree.stderr.decode().strip()}")
+            message = tree.stderr.decode().strip()
+            raise SystemExit(f"revision must be one of this repository, got {options.revision}: {message}")
         with tarfile.open(fileobj=io.BytesIO(tree.stdout)) as archive:
             archive.extractall(folder, filter="data")
         workers = [Worker(Path(folder)), Worker(ROOT)]
@@ -126,14 +130,16 @@ def main() -> None:
                 print(table(rows).splitlines()[-1], flush=True)
         for worker in workers:
             worker.process.kill()
-    name = subprocess.run(["git", "rev-parse", "--short", options.revision], cwd=ROOT, capture_output=True, text=True)
-    now = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    what = (
-        f"`python studies/before_after.py {options.revision}`: processor time of forward and backward with "
-        f"{now.stdout.strip()} / with {name.stdout.strip()}, median of {options.rounds} runs in turn, of short ones "
-        "more (quartiles)"
-    )
-    write_table(RESULTS, rows, table(rows), what, 1)
+    before, after = (revision_name(revision) for revision in (options.revision, "HEAD"))
+    rows = [{"before": before, "after": after, **row} for row in rows]
+    write_rows(RESULTS, rows, {**environment(), "threads": "1", "clock": "processor"})
+    print(table(rows))
+
+
+def revision_name(revision: str) -> str:
+    """Short hash of a revision."""
+    result = subprocess.run(["git", "rev-parse", "--short", revision], cwd=ROOT, capture_output=True, text=True)
+    return result.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
-"""Detection transformers: do they learn by heart, do auxiliary heads help, and what does a step cost?
+"""Detection transformers: do they overfit, do auxiliary heads help, and what does a training step cost?
 
-    python studies/detection_transformers.py overfit     # until AP50 on eight scenes is above 0.9
-    python studies/detection_transformers.py auxiliary   # Co-DETR with and without auxiliary heads, step by step
-    python studies/detection_transformers.py unseen      # the same, trained on scenes that are never seen twice
-    python studies/detection_transformers.py steps       # a training step with each loss beside focal loss's
+    python -m studies.detection_transformers overfit     # until AP50 on eight scenes is above 90
+    python -m studies.detection_transformers auxiliary   # Co-DETR with and without auxiliary heads, step by step
+    python -m studies.detection_transformers unseen      # the same, on scenes that are each seen once
+    python -m studies.detection_transformers steps       # a training step with each loss, compared with focal loss
 
-Writes studies/results/transformers_overfit.csv and .md, and so on.  All at nano size but for what ``steps --size
-full`` measures.  Other work on the machine changes minutes and seconds, and ratios little.
+Writes studies/results/transformers_SECTION.csv. All detectors have nano size, except with ``steps --size full``.
 """
 
 from __future__ import annotations
@@ -14,45 +13,58 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
-from overfit import GOAL, Batch, ap50_while_training, together
 from torch import Tensor, nn
 
 from concordet.assigned import Assigned
-from concordet.benchmark.detectors import classified, in_turns
-from concordet.benchmark.results import known_rows, merge_rows, write_table
+from concordet.benchmark.detectors import classified, in_turns, ratio_with_quartiles
+from concordet.benchmark.results import environment, known_rows, merge_rows, write_rows
+from concordet.benchmark.results import table as markdown_table
 from concordet.data import load_dataset
 from concordet.data.targets import DetectionDataset
 from concordet.detectors import build_detector
 from concordet.losses.criteria import Criterion
 from concordet.losses.criteria.cores import Terms, flat_labels, one_hot
 from concordet.losses.criteria.set_core import SetCore
+from studies.overfit import GOAL, Batch, ap50_while_training, together
 
 RESULTS = Path(__file__).parent / "results"
 LEARNED = ("deformable_detr", "co_detr")
 LOSSES = ("focal", "rank_sort")
-SCENES, SIDE, RATE, CLIP, EVERY, MOST = 8, 128, 1e-3, 0.1, 10, 400
+SCENES, SIDE, RATE, CLIP, EVERY, MAX_STEPS = 8, 128, 1e-3, 0.1, 10, 400
 SHOWN = (20, 30, 40, 50, 60, 80, 100)
-"""Steps after which the table of the auxiliary heads has AP50."""
+"""Steps after which the table of the auxiliary heads shows AP50."""
 
 UNSEEN, SHOWN_UNSEEN, GOAL_UNSEEN = 100, (50, 100, 150, 200), 0.1
-"""Scenes that are evaluated and not trained on, after how many steps, and what AP50 is waited for."""
+"""Number of scenes that are evaluated but not trained on, steps that the table shows, and the AP50 to reach."""
 
 LOOP = "rank_sort, loop"
 TIMED = ("focal", "rank_sort", "bucketed_rank_sort", LOOP)
+
+SETTING = f"nano, {SCENES} digit scenes of {SIDE} pixels per step, AdamW, lr {RATE:g}, gradients clipped at {CLIP:g}"
+WHATS = {
+    "overfit": f"{SETTING}, evaluated every {EVERY} steps",
+    "auxiliary": f"co_detr, {SETTING}; AP50 on these scenes after a number of steps, mean (range over seeds)",
+    "unseen": f"co_detr, {SETTING}, each scene seen once; AP50 on {UNSEEN} other scenes after a number of steps, mean "
+    "(range over seeds)",
+    "steps": "40 objects per image, 300 queries, 80 classes; time of a training step as a multiple of the step with "
+    "focal loss, median (quartiles) within rounds. Positives and predictions are those of all stages together: with "
+    "focal loss, with ranking losses",
+}
+WHATS = {section: f"`python -m studies.detection_transformers {section}`: {text}" for section, text in WHATS.items()}
 
 
 # --- learning -------------------------------------------------------------------------------------------------------
 
 
 def learner(detector: str, loss: str, seed: int = 0, **options: Any) -> tuple[nn.Module, DetectionDataset]:
-    """A nano detector, and the scenes that it is to learn by heart."""
+    """A nano detector, and the scenes that it overfits."""
     scenes = load_dataset("digits", split="train", length=SCENES, size=SIDE)
     torch.manual_seed(seed)
     model = build_detector(
@@ -61,12 +73,12 @@ def learner(detector: str, loss: str, seed: int = 0, **options: Any) -> tuple[nn
     return model, scenes
 
 
-def overfit(detector: str, loss: str, *, most: int = MOST) -> dict[str, Any]:
-    """Trains until AP50 is above :data:`~overfit.GOAL`, at most ``most`` steps; the table's row."""
+def overfit(detector: str, loss: str, *, max_steps: int = MAX_STEPS) -> dict[str, Any]:
+    """Row of a detector: trains until AP50 is above :data:`~studies.overfit.GOAL`, at most ``max_steps`` steps."""
     start = time.perf_counter()
     for steps, ap50 in ap50_while_training(*learner(detector, loss), lr=RATE, clip=CLIP, every=EVERY):
         print(f"{detector} {loss}: {steps} steps, AP50 {ap50:.3f}", flush=True)
-        if ap50 > GOAL or steps >= most:
+        if ap50 > GOAL or steps >= max_steps:
             break
     minutes = (time.perf_counter() - start) / 60
     return {"detector": detector, "loss": loss, "steps": steps, "AP50": ap50, "minutes": minutes}
@@ -75,27 +87,31 @@ def overfit(detector: str, loss: str, *, most: int = MOST) -> dict[str, Any]:
 def run_overfit(options: argparse.Namespace) -> None:
     """Section ``overfit``."""
     rows = [overfit(detector, loss) for detector in options.detectors for loss in options.losses]
-    lines = [f"| detector | loss | steps to AP50 > {GOAL} | AP50 | minutes |", "|---|---|---:|---:|---:|"]
+    write("overfit", rows)
+    print(overfit_table(rows))
+
+
+def overfit_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, one row per detector and loss."""
+    head = ["detector", "loss", f"steps to AP50 > {100 * GOAL:.0f}", "AP50"]
+    lines = []
     for r in rows:
-        steps = r["steps"] if r["AP50"] > GOAL else f"not in {r['steps']}"
-        lines.append(f"| {r['detector']} | {r['loss']} | {steps} | {r['AP50']:.3f} | {r['minutes']:.1f} |")
-    write("overfit", rows, f"{setting()}, asked every {EVERY} steps", lines)
+        steps = r["steps"] if float(r["AP50"]) > GOAL else f"not in {r['steps']}"
+        lines.append([r["detector"], r["loss"], steps, f"{100 * float(r['AP50']):.1f}"])
+    return markdown_table(head, lines, text_columns=2)
 
 
 def run_auxiliary(options: argparse.Namespace) -> None:
     """Section ``auxiliary``."""
-    compare_heads("auxiliary", options, f"co_detr, {setting()}", SHOWN, EVERY, GOAL)
+    compare_heads("auxiliary", options, SHOWN, EVERY)
 
 
 def run_unseen(options: argparse.Namespace) -> None:
     """Section ``unseen``."""
-    what = f"co_detr, {setting()}, others at each step; AP50 on {UNSEEN} scenes of digits that are not among them"
-    compare_heads("unseen", options, what, SHOWN_UNSEEN, SHOWN_UNSEEN[0], GOAL_UNSEEN)
+    compare_heads("unseen", options, SHOWN_UNSEEN, SHOWN_UNSEEN[0])
 
 
-def compare_heads(
-    section: str, options: argparse.Namespace, what: str, shown: Sequence[int], every: int, goal: float
-) -> None:
+def compare_heads(section: str, options: argparse.Namespace, shown: Sequence[int], every: int) -> None:
     """Co-DETR's AP50 with and without auxiliary heads; runs that are in the CSV file already are kept."""
     path = RESULTS / f"transformers_{section}.csv"
     rows = known_rows(path)
@@ -111,47 +127,41 @@ def compare_heads(
         for steps, ap50 in islice(curve, shown[-1] // every):
             rows.append({"loss": loss, "auxiliary": auxiliary, "seed": seed, "steps": steps, "AP50": round(ap50, 4)})
             print(f"{loss} {auxiliary} auxiliary heads, seed {seed}: {steps} steps, AP50 {ap50:.3f}", flush=True)
-        write(section, rows, what, auxiliary_table(rows, shown, goal))
+        write(section, rows)
+    print(TABLES[section](rows))
 
 
 def new_scenes(seed: int, steps: int) -> Iterator[Batch]:
-    """Batches of scenes, each seen once."""
+    """Batches of scenes, each of which is seen once."""
     scenes = load_dataset("digits", split="train", length=SCENES * steps, size=SIDE, seed=seed)
     return (together(scenes, range(start, start + SCENES)) for start in range(0, len(scenes), SCENES))
 
 
-def auxiliary_table(rows: list[dict[str, Any]], shown: Sequence[int], goal: float) -> list[str]:
-    """AP50 after so many steps, mean and range over the seeds, and when it first was above the goal.
+def auxiliary_table(rows: Sequence[dict[str, Any]], shown: Sequence[int], goal: float) -> str:
+    """AP50 after so many steps, mean and range over the seeds, and the step at which each seed first passed the goal.
 
-    Steps to the goal are each seed's; ``>`` marks one that did not reach it.
+    ``>`` marks a seed that did not reach the goal.
     """
-    lines = [
-        f"| loss | auxiliary heads | seeds | {' | '.join(map(str, shown))} | steps to AP50 > {goal} |",
-        "|---|---|---:|" + "---:|" * (len(shown) + 1),
-    ]
+    head = ["loss", "auxiliary heads", "seeds", *map(str, shown), f"steps to AP50 > {100 * goal:.0f}"]
+    lines = []
     for loss, auxiliary in dict.fromkeys((r["loss"], r["auxiliary"]) for r in rows):
         own = [r for r in rows if (r["loss"], r["auxiliary"]) == (loss, auxiliary)]
         seeds = sorted({int(r["seed"]) for r in own})
         curves = [{int(r["steps"]): float(r["AP50"]) for r in own if int(r["seed"]) == seed} for seed in seeds]
-        reached = [next((str(n) for n in sorted(c) if c[n] > goal), f">{max(c)}") for c in curves]
+        passed = [next((str(n) for n in sorted(c) if c[n] > goal), f">{max(c)}") for c in curves]
         cells = []
         for steps in shown:
-            values = [c[steps] for c in curves]
-            cells.append(f"{statistics.mean(values):.2f} ({min(values):.2f}–{max(values):.2f})")
-        lines.append(f"| {loss} | {auxiliary} | {len(seeds)} | {' | '.join(cells)} | {', '.join(reached)} |")
-    return lines
-
-
-def setting() -> str:
-    """What is learnt, and how."""
-    return f"nano, {SCENES} digit scenes of {SIDE} pixels at once, AdamW, lr {RATE:g}, gradients clipped at {CLIP:g}"
+            values = [100 * c[steps] for c in curves]
+            cells.append(f"{statistics.mean(values):.0f} ({min(values):.0f}–{max(values):.0f})")
+        lines.append([loss, auxiliary, len(seeds), *cells, ", ".join(passed)])
+    return markdown_table(head, lines, text_columns=2)
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
 
 
 class LoopedRankSort(torch.autograd.Function):
-    """RS Loss as published: a loop over the positives, each beside all negatives (thesis Eqs. 3.11-3.18)."""
+    """RS Loss as published: a loop over the positives, each compared with all negatives (thesis Eqs. 3.11-3.18)."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, quality: Tensor, delta: float) -> tuple[Tensor, Tensor]:
@@ -191,14 +201,14 @@ class LoopedRankSort(torch.autograd.Function):
 
 
 def looped_term(assigned: Assigned, ious: Tensor) -> Terms:
-    """``rank_sort_term`` by a loop over positives."""
+    """``rank_sort_term`` computed by a loop over positives."""
     quality = one_hot(assigned, ious).flatten()
     ranking, sorting = LoopedRankSort.apply(assigned.logits.flatten(), flat_labels(assigned), quality, 0.5)
     return {"ranking": ranking, "sorting": sorting}
 
 
 def loop_over_positives(model: nn.Module) -> nn.Module:
-    """A detector built with ``rank_sort``, its classification terms computed by loops, in place."""
+    """Replaces the classification terms of a detector built with ``rank_sort`` by loops, in place."""
     for criterion in [m for m in model.modules() if isinstance(m, Criterion)]:
         holder = criterion.core if isinstance(criterion.core, SetCore) else criterion
         holder.core = partial(holder.core.func, **{**holder.core.keywords, "classification": looped_term})
@@ -206,7 +216,7 @@ def loop_over_positives(model: nn.Module) -> nn.Module:
 
 
 def crowds(batch: int, side: int, objects: int, classes: int) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Noise with boxes of a sixteenth to a half of its side: learning is of no interest here, counts are."""
+    """Noise images with boxes of a sixteenth to a half of their side; only the counts matter here."""
     generator = torch.Generator().manual_seed(0)
     images, targets = [], []
     for _ in range(batch):
@@ -219,7 +229,7 @@ def crowds(batch: int, side: int, objects: int, classes: int) -> tuple[list[Tens
 
 
 def steps_of(detector: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of a detector: each loss's step beside focal loss's, and how many positives its terms see."""
+    """Rows of a detector: the step with each loss compared with focal loss, and how many positives its terms see."""
     images, targets = crowds(options.batch, options.side, options.objects, options.classes)
     models = {}
     for loss in TIMED:
@@ -237,12 +247,12 @@ def steps_of(detector: str, options: argparse.Namespace) -> list[dict[str, Any]]
         with torch.no_grad():
             positives = sum(len(r.positive) for r in model.assigned(images, targets))
         counts[loss] = {"positives": positives, "predictions": classified(model, images, targets)}
-    compared = in_turns(models, images, targets, torch.device("cpu"), options.rounds, defaults="focal")
+    compared = in_turns(models, images, targets, torch.device("cpu"), options.rounds, reference="focal")
     return [{**shape, "loss": loss, **counts[loss], "rounds": options.rounds, **compared[loss]} for loss in models]
 
 
 def same(looped: nn.Module, exact: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
-    """Nothing is timed unless the loop gives the exact losses and gradients of the logits."""
+    """Checks that the loop gives the exact losses and gradients of the logits, before anything is timed."""
     records = []
     for model in (looped, exact):
         torch.manual_seed(0)
@@ -259,52 +269,50 @@ def same(looped: nn.Module, exact: nn.Module, images: list[Tensor], targets: lis
 
 
 def run_steps(options: argparse.Namespace) -> None:
-    """Section ``steps``; adds to the CSV file what another size has left there."""
-    path = RESULTS / "transformers_steps.csv"
+    """Section ``steps``; keeps the rows of other sizes in the CSV file."""
+    rows: list[dict[str, Any]] = []
     for detector in options.detectors:
-        rows = merge_rows(path, steps_of(detector, options), ("detector", "size"))
+        measured = steps_of(detector, options)
+        rows = merge_rows(RESULTS / "transformers_steps.csv", measured, ("detector", "size", "loss"))
         rows.sort(key=lambda r: (r["size"], r["detector"]), reverse=True)
-        what = (
-            f"{options.objects} objects an image, {options.queries} queries, {options.classes} classes; step of focal"
-        )
-        what += " loss 1, median and quartiles of the ratio within rounds"
-        write("steps", rows, what, steps_table(rows))
+        write("steps", rows, clock="processor")
+    print(steps_table(rows))
 
 
-def steps_table(rows: list[dict[str, Any]]) -> list[str]:
-    """A row a detector, times focal loss's step."""
-    lines = [
-        "| detector | images | focal, ms | exact | bucketed | loop | loop / bucketed | positives | predictions |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+def steps_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, one row per detector."""
+    head = ["detector", "images", "exact", "bucketed", "loop", "loop / bucketed", "positives", "predictions"]
+    lines = []
     for detector, size in dict.fromkeys((r["detector"], r["size"]) for r in rows):
         own = {r["loss"]: r for r in rows if (r["detector"], r["size"]) == (detector, size)}
         focal, ranked = own["focal"], own["rank_sort"]
-        cells = [
-            f"{float(r['times_usual']):.2f} ({float(r['q25']):.2f}–{float(r['q75']):.2f})"
-            for r in (own[loss] for loss in TIMED[1:])
-        ]
         ratio = float(own[LOOP]["median_ms"]) / float(own["bucketed_rank_sort"]["median_ms"])
         counts = [f"{focal[key]}, {ranked[key]}" for key in ("positives", "predictions")]
+        ratios = [ratio_with_quartiles(own[loss]) for loss in TIMED[1:]]
         images = f"{focal['batch']} of {focal['side']} px"
-        lines.append(
-            f"| {detector}, {size} | {images} | {float(focal['median_ms']):.0f} | {' | '.join(cells)} | {ratio:.2f} | "
-            f"{' | '.join(counts)} |"
-        )
-    return [*lines, "\nPositives and predictions of all stages together: with focal loss, with ranking losses."]
+        lines.append([f"{detector}, {size}", images, *ratios, f"{ratio:.2f}", *counts])
+    return markdown_table(head, lines, text_columns=2)
 
 
 # --- files ----------------------------------------------------------------------------------------------------------
 
+TABLES: dict[str, Callable[[Sequence[dict[str, Any]]], str]] = {
+    "overfit": overfit_table,
+    "auxiliary": partial(auxiliary_table, shown=SHOWN, goal=GOAL),
+    "unseen": partial(auxiliary_table, shown=SHOWN_UNSEEN, goal=GOAL_UNSEEN),
+    "steps": steps_table,
+}
+"""Table of each section, from the rows of its results file."""
 
-def write(section: str, rows: list[dict[str, Any]], what: str, lines: list[str]) -> None:
-    """The section's rows as CSV, and its table as Markdown."""
-    what = f"`python studies/{Path(__file__).name} {section}`: {what}"
-    write_table(RESULTS / f"transformers_{section}.csv", rows, "\n".join(lines), what, torch.get_num_threads())
+
+def write(section: str, rows: list[dict[str, Any]], **more: str) -> None:
+    """Writes the section's rows."""
+    measured_in = {**environment(), "threads": str(torch.get_num_threads()), **more}
+    write_rows(RESULTS / f"transformers_{section}.csv", rows, measured_in)
 
 
 def main() -> None:
-    """Parses and runs a section."""
+    """Parses the command line and runs a section."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sections = parser.add_subparsers(required=True, metavar="SECTION")
     learn = sections.add_parser("overfit")
@@ -323,7 +331,7 @@ def main() -> None:
     for name, value in {"side": 192, "batch": 2, "objects": 40, "queries": 300, "classes": 80, "rounds": 15}.items():
         timed.add_argument(f"--{name}", type=int, default=value)
     for section in (learn, *helped, timed):
-        section.add_argument("--threads", type=int, default=1, help="PyTorch's (default: 1)")
+        section.add_argument("--threads", type=int, default=1, help="PyTorch threads (default: 1)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     options.run(options)

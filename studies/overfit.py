@@ -1,19 +1,19 @@
-"""Can every full architecture learn four images by heart?
+"""Can every full architecture overfit four images?
 
-    python studies/overfit.py                                  # all detectors
-    python studies/overfit.py --detectors fcos --losses default rank_sort
+    python -m studies.overfit                                  # all detectors
+    python -m studies.overfit --detectors fcos --losses default rank_sort
 
-Everything is as published (levels, heads, anchors, assigners, losses) on a narrow backbone, so that a CPU can do it:
-timm's ``test_resnet``, or ResNet-50 where a detector is built on that network's stages; Sparse R-CNN's heads, of which
-one step takes six seconds, are narrow too.  Training stops as soon as AP50 on the four images, asked every ``EVERY``
-steps, is above ``GOAL``.  Writes studies/results/overfit.csv and overfit.md, row by row.
+Levels, heads, anchors, assigners and losses are as published. The backbone is narrow, so that a CPU is enough: timm's
+``test_resnet``, or ResNet-50 where a detector builds on that network's stages. Sparse R-CNN's heads, of which one step
+takes six seconds, are narrow too. Training stops as soon as AP50 on the four images, evaluated every ``EVERY`` steps,
+is above ``GOAL``. Writes studies/results/overfit.csv, row by row.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import product, repeat
 from pathlib import Path
@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from concordet.benchmark.results import merge_rows, write_table
+from concordet.benchmark.results import environment, merge_rows, write_rows
+from concordet.benchmark.results import table as markdown_table
 from concordet.data import load_dataset
 from concordet.data.targets import DetectionDataset
 from concordet.detectors import build_detector, list_detectors
@@ -42,15 +43,20 @@ from concordet.measures import evaluate_detections
 
 Batch = tuple[list[torch.Tensor], list[dict[str, Any]]]
 RESULTS = Path(__file__).parent / "results" / "overfit.csv"
-GOAL, EVERY, MOST = 0.9, 20, 600
+GOAL, EVERY, MAX_STEPS = 0.9, 20, 600
 
 SIZES = dict.fromkeys(("ssd", "dssd", "refinedet", "paa"), (256, 256))
-"""Where 128 pixels are too few for the levels, or for anchors of 64 pixels to tell small digits apart (PAA)."""
+"""Image sizes where 128 pixels are too few for the levels, or for anchors of 64 pixels on small digits (PAA)."""
 
 BACKBONES = dict.fromkeys(("ssd", "dssd"), "resnet50")
 RATES = {"ssd": 3e-4, "dssd": 3e-4, "refinedet": 3e-4, "cascade_rcnn": 3e-4}
 SETS = ("detr", "deformable_detr", "co_detr")
-"""Detection transformers have a benchmark of their own, ``detection_transformers.py``, at nano size."""
+"""Detectors that ``detection_transformers.py`` covers, at nano size."""
+
+WHAT = (
+    "`python -m studies.overfit`: full architectures on a narrow backbone, four digit scenes, trained until AP50 is "
+    f"above {100 * GOAL:.0f} (evaluated every {EVERY} steps); Sparse R-CNN's heads are narrow too"
+)
 
 
 def ap50_while_training(
@@ -62,9 +68,9 @@ def ap50_while_training(
     every: int = EVERY,
     batches: Iterable[Batch] | None = None,
 ) -> Iterator[tuple[int, float]]:
-    """Trains, for as long as there are batches; after every so many steps, how many there were and AP50 on the scenes.
+    """Trains and yields, every so many steps, the number of steps so far and AP50 on the scenes.
 
-    Without batches it trains on all scenes at once, for ever.
+    It ends with the batches. Without batches it trains on all scenes at once and does not end.
     """
     images, targets = together(scenes, range(len(scenes)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
@@ -77,8 +83,8 @@ def ap50_while_training(
         schedule.step()
         if steps % every == 0:
             with torch.no_grad():
-                found = batch_results(model.eval()(images), targets, scenes.category_ids)
-            yield steps, evaluate_detections(scenes.ground_truth(), found)["AP50"] or 0.0
+                results = batch_results(model.eval()(images), targets, scenes.category_ids)
+            yield steps, evaluate_detections(scenes.ground_truth(), results)["AP50"] or 0.0
 
 
 def together(scenes: DetectionDataset, rows: Iterable[int]) -> Batch:
@@ -88,7 +94,7 @@ def together(scenes: DetectionDataset, rows: Iterable[int]) -> Batch:
 
 
 def narrow_sparse_rcnn(*, num_classes: int, loss: str, backbone: str, image_size: tuple[int, int]) -> nn.Module:
-    """Sparse R-CNN's levels, pooling, boxes and six heads, a quarter as wide."""
+    """Sparse R-CNN with its levels, pooling, boxes and six heads, at a quarter of the width."""
     maps = Pyramid(features("full", backbone, levels=STRIDES), 64, LastLevelMaxPool())
     pool = box_pool("full")
     stages = [SparseStage(64, num_classes, side=pool.output_size[0], hidden=512, inner=16, heads=8) for _ in STAGES]
@@ -103,8 +109,8 @@ def narrow_sparse_rcnn(*, num_classes: int, loss: str, backbone: str, image_size
     )
 
 
-def overfit(detector: str, loss: str = "default", *, most: int = MOST) -> dict[str, Any]:
-    """Trains on four digit scenes until AP50 is above :data:`GOAL` there, at most ``most`` steps; its figures."""
+def overfit(detector: str, loss: str = "default", *, max_steps: int = MAX_STEPS) -> dict[str, Any]:
+    """Row of a detector: trains on four digit scenes until AP50 is above :data:`GOAL`, at most ``max_steps`` steps."""
     torch.manual_seed(0)
     scenes = load_dataset("digits", split="train", length=4, size=128, masks=True)
     build = narrow_sparse_rcnn if detector == "sparse_rcnn" else partial(build_detector, detector)
@@ -117,7 +123,7 @@ def overfit(detector: str, loss: str = "default", *, most: int = MOST) -> dict[s
     start, rate, ap50, steps = time.perf_counter(), RATES.get(detector, 5e-4), 0.0, 0
     for steps, ap50 in ap50_while_training(model, scenes, lr=rate):
         print(f"{detector} {loss}: {steps} steps, AP50 {ap50:.3f}", flush=True)
-        if ap50 > GOAL or steps >= most:
+        if ap50 > GOAL or steps >= max_steps:
             break
     return {
         "detector": detector,
@@ -130,31 +136,31 @@ def overfit(detector: str, loss: str = "default", *, most: int = MOST) -> dict[s
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown, a row a detector and loss."""
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, one row per detector and loss."""
+    head = ["detector", "loss", "parameters", "lr", "steps", "AP50"]
     lines = [
-        "| detector | loss | parameters | lr | steps | AP50 | minutes |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in rows:
-        figures = f"{float(r['parameters_M']):.1f} M | {float(r['lr']):g} | {r['steps']} | {float(r['AP50']):.3f}"
-        lines.append(f"| {r['detector']} | {r['loss']} | {figures} | {float(r['minutes']):.1f} |")
-    return "\n".join(lines)
+        [r["detector"], r["loss"], f"{float(r['parameters_M']):.1f} M", f"{float(r['lr']):g}", r["steps"],
+         f"{100 * float(r['AP50']):.1f}"]
+        for r in rows
+    ]  # fmt: skip
+    return markdown_table(head, lines, text_columns=2)
 
 
 def main() -> None:
-    """Parses, trains, writes."""
+    """Parses the command line, trains and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [name for name in list_detectors() if name not in SETS]
     parser.add_argument("--detectors", nargs="+", default=names, choices=names)
     parser.add_argument("--losses", nargs="+", default=["default"])
     options = parser.parse_args()
-    what = "`python studies/overfit.py`: full architectures on a narrow backbone, four digit scenes, until AP50 is "
-    what += f"above {GOAL} (asked every {EVERY} steps); Sparse R-CNN's heads are narrow too"
+    rows: list[dict[str, Any]] = []
     for detector, loss in product(options.detectors, options.losses):
+        measured_in = {**environment(), "threads": str(torch.get_num_threads())}
         rows = merge_rows(RESULTS, [overfit(detector, loss)], ("detector", "loss"))
         rows.sort(key=lambda r: (names.index(r["detector"]), r["loss"]))
-        write_table(RESULTS, rows, table(rows), what, torch.get_num_threads())
+        write_rows(RESULTS, rows, measured_in)
+    print(table(rows))
 
 
 if __name__ == "__main__":

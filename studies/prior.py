@@ -1,39 +1,45 @@
-"""Does it matter with a ranking loss where scores begin?  Rank & Sort with classifiers that start at 0.5, not at 0.01.
+"""Does it matter for a ranking loss where scores start? Rank & Sort with classifiers that start at 0.5 and at 0.01.
 
-    python studies/prior.py
+    python -m studies.prior
 
-A ranking loss sees differences of logits alone, so the published prior, which keeps focal loss stable at first, only
-fixes where scores lie.  Trains the demonstration's detector with five seeds and both priors.  Writes
-studies/results/prior.csv and prior.md; runs lie in runs/prior, and one that is finished is not trained again.
+A ranking loss sees only differences of logits, so the published prior of 0.01, which keeps focal loss stable at first,
+only sets where scores are. Trains the demonstration's detector with five seeds and both priors. Writes
+studies/results/prior.csv; runs are in runs/prior, and a finished run is not trained again.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from study import spread
 from torch import nn
 
-from concordet.benchmark.results import write_table
+from concordet.benchmark.results import environment, write_rows
+from concordet.benchmark.results import table as markdown_table
 from concordet.engine.config import TrainConfig
 from concordet.engine.demo import DEMO
 from concordet.engine.training import fit as training
 from concordet.files import read_json
 from concordet.measures.metrics import METRICS
+from studies.compare_losses import spread
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "prior.csv"
 RUNS = Path("runs") / "prior"
 SEEDS, PRIORS = range(5), (0.01, 0.5)
+WHAT = (
+    "`python -m studies.prior`: rank_sort, nano ATSS on the demonstration's digit scenes; classifiers that start at a "
+    f"score of 0.5 minus those that start at 0.01, mean ± standard deviation over {len(SEEDS)} seeds"
+)
 KEYS = ("AP", "AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "AIC_mean")
 
 
-def figures(prior: float, seed: int) -> dict[str, Any]:
-    """Figures of a run, trained unless it is there."""
+def metrics_of(prior: float, seed: int) -> dict[str, Any]:
+    """Metrics of a run, which is trained unless it is finished already."""
     folder = RUNS / f"{prior}-{seed}"
     if not (folder / "evaluation.json").exists():
         training.build_model = beginning_at(prior)
@@ -42,7 +48,7 @@ def figures(prior: float, seed: int) -> dict[str, Any]:
 
 
 def beginning_at(prior: float, build: Any = training.build_model) -> Any:
-    """``build_model`` whose classifiers give this score at first."""
+    """``build_model`` with classifiers that start at this score."""
 
     def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
         model = build(config, meta)
@@ -52,27 +58,25 @@ def beginning_at(prior: float, build: Any = training.build_model) -> Any:
     return build_model
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: mean and standard deviation of each prior, and of their difference seed by seed."""
-    lines = ["| figure | 0.01 | 0.5 | difference |", "|---|---|---|---|"]
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: mean and standard deviation of the difference per seed."""
+    lines = []
     for metric in [m for m in METRICS if m.key in KEYS]:
-        sides = [[float(r[metric.key]) * metric.scale for r in rows if r["prior"] == p] for p in PRIORS]
-        sides.append([b - a for a, b in zip(*sides, strict=True)])
-        cells = [spread(v, f"{sign}.{metric.decimals}f") for v, sign in zip(sides, ("", "", "+"), strict=True)]
-        lines.append(f"| {metric.title} {metric.arrow} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        low, high = ([float(r[metric.key]) * metric.scale for r in rows if float(r["prior"]) == p] for p in PRIORS)
+        differences = [b - a for a, b in zip(low, high, strict=True)]
+        lines.append([f"{metric.title} {metric.arrow}", spread(differences, f"+.{metric.decimals}f")])
+    return markdown_table(["metric", "difference"], lines)
 
 
 def main() -> None:
-    """Trains, compares, writes."""
+    """Trains, compares and writes."""
     RUNS.mkdir(parents=True, exist_ok=True)
+    measured_in = {**environment(), "threads": str(torch.get_num_threads())}
     rows = []
     for seed, prior in product(SEEDS, PRIORS):
-        found = figures(prior, seed)
-        rows.append({"prior": prior, "seed": seed, **{key: found[key] for key in KEYS}})
-    what = "`python studies/prior.py`: rank_sort, nano ATSS on the demonstration's digit scenes, mean ± standard "
-    what += f"deviation of {len(SEEDS)} seeds by the classifier's first score"
-    write_table(RESULTS / "prior.csv", rows, table(rows), what, torch.get_num_threads())
+        metrics = metrics_of(prior, seed)
+        rows.append({"prior": prior, "seed": seed, **{key: metrics[key] for key in KEYS}})
+    write_rows(RESULTS, rows, measured_in)
     print(table(rows))
 
 

@@ -1,12 +1,13 @@
-"""How often permuting scores changes which of several boxes on an object is matched, and by how much AP50 then moves.
+"""How often does permuting scores change which of several boxes is matched to an object, and how far does AP50 move?
 
-``python studies/rematching.py --out studies/results/rematching.csv``
+python -m studies.rematching
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +15,33 @@ import numpy as np
 
 from concordet.benchmark.analyze import PACKAGES, Case, generate
 from concordet.benchmark.results import environment, write_rows
+from concordet.benchmark.results import table as markdown_table
 from concordet.measures import analyze
 from concordet.measures.raw import suppress
 from concordet.measures.reading.dataset import read_dataset
 
+RESULTS = Path(__file__).parent / "results" / "rematching.csv"
 SCENE = Case("scene", images=20, classes=3, objects=120, detections=900)
 NMS = (0.3, 0.5, 0.6, 0.7, 1.0)
+WHAT = (
+    "`python -m studies.rematching`: generated scenes with many boxes per object; how often AP50 changes when the "
+    "scores of true positives are permuted, and by how much"
+)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=100)
+    """Parses the command line, measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="CSV file (default: studies/results/rematching.csv)")
+    parser.add_argument("--scenes", type=int, default=100, help="number of scenes (default: 100)")
     options = parser.parse_args()
-    rows = [row(threshold, options.scenes) for threshold in NMS]
-    write_rows(options.out, rows, environment(packages=PACKAGES))
+    write_rows(options.out, [row(t, options.scenes) for t in NMS], environment(packages=PACKAGES))
 
 
 def row(threshold: float, n_scenes: int) -> dict[str, Any]:
-    """Counts over scenes after NMS at this IoU (1 is none)."""
+    """Counts over scenes after NMS at this IoU (1: no NMS)."""
     reports = [scene(threshold, seed) for seed in range(n_scenes)]
-    shifts = np.array([[r[f"AP50_{side}"] - r["AP50"] for side in ("upper", "lower")] for r in reports])
+    shifts = np.array([[r[f"AP50_{bound}"] - r["AP50"] for bound in ("upper", "lower")] for r in reports])
     return {
         "nms_iou": threshold,
         "scenes": n_scenes,
@@ -49,13 +56,26 @@ def row(threshold: float, n_scenes: int) -> dict[str, Any]:
 
 
 def scene(threshold: float, seed: int) -> dict[str, Any]:
-    """One scene's analysis."""
+    """Analysis of one scene."""
     with tempfile.TemporaryDirectory() as folder:
         truth, results = generate(SCENE, Path(folder), seed)
         dataset = read_dataset(truth, results)
         (kept,) = suppress(dataset, [dataset.dt_scores], threshold)
-        held = np.column_stack([dataset.dt_images, dataset.dt_boxes, dataset.dt_scores, dataset.dt_classes])
-        return analyze(truth, held[kept]).to_dict()
+        boxes = np.column_stack([dataset.dt_images, dataset.dt_boxes, dataset.dt_scores, dataset.dt_classes])
+        return analyze(truth, boxes[kept]).to_dict()
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """Markdown, one row per NMS threshold."""
+    head = ["NMS at IoU", "scenes in which AP50_upper moved", "mean move of AP50_upper", "of AP50_lower", "largest"]
+    lines = []
+    for r in rows:
+        threshold = "none" if float(r["nms_iou"]) == 1 else r["nms_iou"]
+        moves = [f"{float(r[f'mean_shift_{bound}']):+.4f}" for bound in ("upper", "lower")]
+        crossed = int(r["AP_upper_below_AP"]) + int(r["AP_lower_above_AP"])
+        moved = f"{r['AP50_upper_moved']} of {r['scenes']}"
+        lines.append([threshold, moved, *moves, f"{float(r['largest_shift']):.3f}", crossed])
+    return markdown_table([*head, "bounds that did not bracket AP"], lines)
 
 
 if __name__ == "__main__":

@@ -39,13 +39,3 @@ def test_names_stand_in_the_tables():
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
-
-
-def test_tables_of_detectors_are_those_of_the_results():
-    for page in (ROOT / "docs" / "detectors").glob("*.md"):
-        tables = re.findall(r"<!-- (\S+\.md) -->\n(.*?)\n<!-- end", page.read_text(), flags=re.DOTALL)
-        assert tables
-        for name, table in tables:
-            assert table == (ROOT / "studies" / "results" / name).read_text().rstrip(), (
-                f"{page.name}: run studies/detectors_page.py"
-            )

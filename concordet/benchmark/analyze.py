@@ -1,7 +1,4 @@
-"""Time and memory of ``analyze`` on generated results, with AP alone by pycocotools and hotcoco beside it.
-
-``concordet benchmark analyze --out studies/results/analyze.csv``
-"""
+"""Time and memory of ``analyze`` on generated detections, compared with AP by pycocotools and hotcoco."""
 
 from __future__ import annotations
 
@@ -17,15 +14,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from concordet.benchmark.results import environment, write_rows
-from concordet.files import write_json
+from concordet.benchmark.memory import peak_mb
+from concordet.benchmark.results import environment, write_results
 
 PACKAGES: Final = ("numpy", "scipy", "hotcoco", "pycocotools")
-_WHATS: Final = ("concordet analyze, bounds included", "hotcoco AP alone", "pycocotools AP alone")
+PROGRAMS: Final = ("concordet analyze, bounds included", "hotcoco, AP only", "pycocotools, AP only")
 
 
 def generate(case: Case, folder: Path, seed: int = 0) -> tuple[Path, Path]:
-    """Write ground truth and results of the case's size: about half of the boxes near an object, scores skewed low."""
+    """Writes ground truth and detections of this size; half of the boxes are near an object, most scores are low."""
     rng = np.random.default_rng(seed)
     image, label = rng.integers(0, case.images, case.objects), rng.integers(0, case.classes, case.objects)
     size = np.exp(rng.uniform(np.log(8), np.log(300), (case.objects, 2)))
@@ -56,76 +53,65 @@ def generate(case: Case, folder: Path, seed: int = 0) -> tuple[Path, Path]:
     ]
     paths = folder / f"{case.name}_truth.json", folder / f"{case.name}_results.json"
     for path, content in zip(paths, (truth, results), strict=True):
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
     return paths
 
 
-def measure(what: str, truth: str, results: str) -> dict[str, float]:
-    """Run one thing once in this process, from files to figures: seconds, CPU seconds, peak MB and AP."""
+def measure(program: str, truth: str, results: str) -> dict[str, float]:
+    """Runs one program once in this process, from files to metrics: seconds, CPU seconds, peak MB and AP."""
     start, cpu = time.perf_counter(), time.process_time()
-    ap = _RUNS[what](truth, results)
+    ap = _RUNS[program](truth, results)
     return {
         "seconds": time.perf_counter() - start,
         "cpu": time.process_time() - cpu,
-        "peak_mb": _peak_mb(),
+        "peak_mb": peak_mb(),
         "AP": ap,
     }
 
 
 def run_cases(cases: list[Case], *, repeats: int = 3, slow_up_to: int = 500_000) -> list[dict[str, Any]]:
-    """Measure every case, each run in a fresh process; pycocotools only up to ``slow_up_to`` detections, and once."""
+    """Measures every case, each run in a process of its own; pycocotools once, and up to ``slow_up_to`` detections."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
             truth, results = generate(case, Path(folder))
-            for what in _WHATS:
-                slow = what.startswith("pycocotools")
+            for program in PROGRAMS:
+                slow = program.startswith("pycocotools")
                 if slow and case.detections > slow_up_to:
                     continue
-                runs = [_fresh(what, truth, results) for _ in range(1 if slow else repeats)]
-                rows.append(_row(case, what, runs))
-                print({key: rows[-1][key] for key in ("case", "what", "median_s", "peak_mb", "AP")}, flush=True)
+                runs = [_fresh(program, truth, results) for _ in range(1 if slow else repeats)]
+                rows.append(_row(case, program, runs))
+                print({key: rows[-1][key] for key in ("case", "program", "median_s", "peak_mb", "AP")}, flush=True)
             truth.unlink()
             results.unlink()
     return rows
 
 
 def run(words: list[str]) -> None:
-    """``concordet benchmark analyze``: run the cases, print them, and write them where asked."""
-    parser = argparse.ArgumentParser(prog="concordet benchmark analyze", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--out", type=Path, help="CSV file to write")
-    parser.add_argument("--json", type=Path, help="JSON file to write")
-    parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES), help="which sizes to run")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each but pycocotools, which runs once")
+    """``concordet benchmark analyze``: runs the cases, prints them, and writes the files asked for."""
+    parser = argparse.ArgumentParser(
+        prog="concordet benchmark analyze",
+        description=__doc__,
+        epilog="example: concordet benchmark analyze --cases small --json analyze.json",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="CSV file to write")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file with the environment and the rows")
+    parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES), help="sizes (default: all)")
+    parser.add_argument("--repeats", type=int, default=3, help="runs per case; pycocotools runs once (default: 3)")
     options = parser.parse_args(words)
     rows = run_cases([CASES[name] for name in options.cases], repeats=max(options.repeats, 1))
-    header = environment(packages=PACKAGES)
-    if options.out is not None:
-        write_rows(options.out, rows, header)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.json, {"environment": header, "rows": rows})
+    write_results(options.out, options.json, rows, environment(packages=PACKAGES))
 
 
-def _peak_mb() -> float:
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count the process that started this one
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
-def _fresh(what: str, truth: Path, results: Path) -> dict[str, float]:
+def _fresh(program: str, truth: Path, results: Path) -> dict[str, float]:
     code = "import json,sys;from concordet.benchmark.analyze import measure;print(json.dumps(measure(*sys.argv[1:])))"
     done = subprocess.run(
-        [sys.executable, "-c", code, what, str(truth), str(results)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, program, str(truth), str(results)], capture_output=True, text=True, check=True
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _row(case: Case, what: str, runs: list[dict[str, float]]) -> dict[str, Any]:
+def _row(case: Case, program: str, runs: list[dict[str, float]]) -> dict[str, Any]:
     seconds = [r["seconds"] for r in runs]
     return {
         "case": case.name,
@@ -133,7 +119,7 @@ def _row(case: Case, what: str, runs: list[dict[str, float]]) -> dict[str, Any]:
         "classes": case.classes,
         "objects": case.objects,
         "detections": case.detections,
-        "what": what,
+        "program": program,
         "runs": len(runs),
         "median_s": round(float(np.median(seconds)), 2),
         "min_s": round(min(seconds), 2),
@@ -171,12 +157,12 @@ def _run_pycocotools(truth: str, results: str) -> float:
     return float(evaluation.stats[0])
 
 
-_RUNS: Final = dict(zip(_WHATS, (_run_analyze, _run_hotcoco, _run_pycocotools), strict=True))
+_RUNS: Final = dict(zip(PROGRAMS, (_run_analyze, _run_hotcoco, _run_pycocotools), strict=True))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One size of results."""
+    """One size of ground truth and detections."""
 
     name: str
     images: int

@@ -1,10 +1,8 @@
-"""Time of a training step of every detector, with coupled and ranking losses beside its usual one.
+"""Time of a training step of every detector: coupled and ranking losses compared with the default loss.
 
-``concordet benchmark detectors --out studies/results/detectors.csv``; ``--size nano --detectors fcos`` is quick.
-
-A step is forward, backward and an update by plain gradient descent, on digit scenes.  Losses take turns, round by
-round, and a loss's time is compared with the usual loss's of the same round, so that a drift of the machine's speed
-meets all of them alike.  On a CPU times are the processor's, summed over threads.
+A step is a forward pass, a backward pass and an update by plain gradient descent, on digit scenes. Losses take turns,
+round by round, and each loss is compared with the default loss in the same round, so that a drift of the machine's
+speed affects all of them. On a CPU, processor time is measured, summed over threads.
 """
 
 from __future__ import annotations
@@ -23,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from concordet.assigned import IGNORED
-from concordet.benchmark.results import environment, read_rows, write_rows
+from concordet.benchmark.results import environment, read_rows, table, write_results
 from concordet.files import free_name
 
 LOSSES: Final = ("rank_sort", "ap", "alrp", "harmonic", "focal+concordance(0.3)")
 SQUARE: Final = {"ssd": 300, "dssd": 320, "refinedet": 320}
-"""Side of the images of detectors that have images of one size, at full size."""
+"""Image side of detectors that take images of a single size, at full size."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,9 @@ class Options:
     """What to run.
 
     Attributes:
-        side: of the images, pixels; None: 256 at full size (SSD and its kin their own), 128 for nano.
-        classes: 80, as COCO has.
+        side: Side of the images in pixels; None is 256 at full size (300 or 320 for the SSD family) and 128 at nano
+            size.
+        classes: Number of classes; 80 as in COCO.
     """
 
     detectors: tuple[str, ...]
@@ -60,7 +59,7 @@ def side_of(detector: str, options: Options) -> int:
 
 
 def step(model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], device: torch.device) -> float:
-    """Seconds of one training step: of a CPU's processor, which other work changes least, or of a GPU's clock."""
+    """Seconds of one training step: processor time on a CPU, which other work changes least; wall time on a GPU."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     start = clock()
     sum(model(images, targets).values()).backward()
@@ -93,7 +92,7 @@ def measure(detector: str, options: Options) -> list[dict[str, Any]]:
         )
         models[loss] = built.to(device).train()
     used = {loss: classified(model, images, targets) for loss, model in models.items()}
-    compared = in_turns(models, images, targets, device, options.rounds, usual="default")
+    compared = in_turns(models, images, targets, device, options.rounds, reference="default")
     return [
         {"detector": detector, "loss": loss, "side": side, "rounds": options.rounds, "predictions": used[loss], **times}
         for loss, times in compared.items()
@@ -107,23 +106,23 @@ def in_turns(
     device: torch.device,
     rounds: int,
     *,
-    usual: str,
+    reference: str,
 ) -> dict[str, dict[str, float]]:
-    """Each model's median step, and quartiles of its time over that of the usual one's in the same round."""
+    """Each model's median step, and quartiles of its time divided by the reference's in the same round."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds + 1):
         for name, model in models.items():
             taken = step(model, images, targets, device)
             if number:  # the first round warms up
                 seconds[name].append(taken)
-    reference = torch.tensor(seconds[usual], dtype=torch.float64)
+    base = torch.tensor(seconds[reference], dtype=torch.float64)
     compared = {}
     for name, times in seconds.items():
         own = torch.tensor(times, dtype=torch.float64)
-        ratios = own / reference
+        ratios = own / base
         compared[name] = {
             "median_ms": round(float(own.quantile(0.5)) * 1e3, 1),
-            "times_usual": round(float(ratios.quantile(0.5)), 3),
+            "times_default": round(float(ratios.quantile(0.5)), 3),
             "q25": round(float(ratios.quantile(0.25)), 3),
             "q75": round(float(ratios.quantile(0.75)), 3),
         }
@@ -132,12 +131,12 @@ def in_turns(
 
 @torch.no_grad()
 def classified(model: Any, images: list[Tensor], targets: list[dict[str, Any]]) -> int:
-    """Predictions that the classification losses of all stages see: samples, where the detector samples."""
+    """Number of predictions that the classification losses of all stages see, after sampling."""
     return sum(int((record.labels != IGNORED).sum()) for record in model.assigned(images, targets))
 
 
 def in_own_process(detector: str, options: Options) -> Any:
-    """The rows of a detector from a process that starts with no memory in use."""
+    """Rows of one detector, measured in a process of its own."""
     code = (
         "import json,sys;from concordet.benchmark.detectors import Options,measure;"
         "print(json.dumps(measure(sys.argv[1],Options(**json.loads(sys.argv[2])))))"
@@ -150,48 +149,49 @@ def in_own_process(detector: str, options: Options) -> Any:
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
-    """Times the usual loss's step, with quartiles; last, times the predictions that a loss without samples sees.
+    """Steps as multiples of the default loss's step, with quartiles, as a Markdown table.
+
+    The last column says how many times as many predictions a loss sees that does not sample.
 
     Example:
-        >>> row = {"detector": "fcos", "median_ms": "50.0", "predictions": "84", "q25": "0.99", "q75": "1.04"}
-        >>> usual = row | {"loss": "default", "times_usual": "1.0"}
-        >>> print(markdown([usual, row | {"loss": "ap", "times_usual": "1.01"}]))
-        | detector | usual loss, ms | ap | predictions |
-        |---|---:|---:|---:|
-        | fcos | 50.0 | 1.01 (0.99–1.04) | 1.0 × |
+        >>> row = {"detector": "fcos", "predictions": "84", "q25": "0.99", "q75": "1.04"}
+        >>> default = row | {"loss": "default", "times_default": "1.0"}
+        >>> print(markdown([default, row | {"loss": "ap", "times_default": "1.01"}]))
+        | detector | ap | predictions |
+        |---|---:|---:|
+        | fcos | 1.01 (0.99–1.04) | 1.0 × |
     """
     losses = [loss for loss in dict.fromkeys(row["loss"] for row in rows) if loss != "default"]
-    lines = [
-        "| " + " | ".join(["detector", "usual loss, ms", *losses, "predictions"]) + " |",
-        "|---" + "|---:" * (len(losses) + 2) + "|",
-    ]
+    lines = []
     for detector in dict.fromkeys(row["detector"] for row in rows):
         own = {row["loss"]: row for row in rows if row["detector"] == detector}
-        cells = []
-        for loss in losses:
-            row = own[loss]
-            cells.append(f"{float(row['times_usual']):.2f} ({float(row['q25']):.2f}–{float(row['q75']):.2f})")
+        ratios = [ratio_with_quartiles(own[loss]) for loss in losses]
         seen = max(int(own[loss]["predictions"]) for loss in losses) / int(own["default"]["predictions"])
-        cells.append(f"{seen:.1f} ×")
-        lines.append("| " + " | ".join([detector, own["default"]["median_ms"], *cells]) + " |")
-    return "\n".join(lines)
+        lines.append([detector, *ratios, f"{seen:.1f} ×"])
+    return table(["detector", *losses, "predictions"], lines)
 
 
-def main(options: Options) -> list[dict[str, Any]]:
-    """Measure every detector, write the rows to ``options.out`` after each, and return them."""
-    header = {
+def ratio_with_quartiles(row: Mapping[str, str]) -> str:
+    """A step's time as a multiple of the reference's, with the quartiles over rounds."""
+    return f"{float(row['times_default']):.2f} ({float(row['q25']):.2f}–{float(row['q75']):.2f})"
+
+
+def main(options: Options, json_out: Path | None = None) -> list[dict[str, Any]]:
+    """Measures every detector, writes the rows to ``options.out`` (and ``json_out``) after each, and returns them."""
+    measured_in = {
         "size": options.size,
         "batch": str(options.batch),
         "classes": str(options.classes),
         **environment(options.device),
+        "threads": str(options.threads),
         "clock": "processor" if options.device == "cpu" else "wall",
     }
     rows: list[dict[str, Any]] = []
     for detector in options.detectors:
-        found = in_own_process(detector, options)
-        rows += found
-        write_rows(options.out, rows, {**header, "threads": str(options.threads)})
-        times = ", ".join(f"{r['loss']} {r['median_ms']:.0f} ms ({r['times_usual']:.2f})" for r in found)
+        measured = in_own_process(detector, options)
+        rows += measured
+        write_results(options.out, json_out, rows, measured_in)
+        times = ", ".join(f"{r['loss']} {r['median_ms']:.0f} ms ({r['times_default']:.2f})" for r in measured)
         print(f"{detector}: {times}", flush=True)
     return rows
 
@@ -206,23 +206,27 @@ def run(words: list[str]) -> None:
         description=__doc__,
         epilog="example: concordet benchmark detectors --size nano --detectors fcos atss",
     )
-    parser.add_argument("--detectors", nargs="+", choices=default.detectors, default=default.detectors)
-    parser.add_argument("--losses", nargs="+", default=default.losses, help="compared with the usual one")
-    parser.add_argument("--size", choices=("full", "nano"), default=default.size)
-    parser.add_argument("--side", type=int, help="of the images, pixels (default: 256, nano 128)")
-    parser.add_argument("--batch", type=int, default=default.batch, help="images a step (default: 2)")
-    parser.add_argument("--classes", type=int, default=default.classes, help="default: 80")
-    parser.add_argument("--rounds", type=int, default=default.rounds, help="steps of each loss (default: 7)")
-    parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch's threads (default: 2)")
+    parser.add_argument(
+        "--detectors", nargs="+", choices=default.detectors, default=default.detectors, help="detectors (default: all)"
+    )
+    parser.add_argument("--losses", nargs="+", default=default.losses, help="losses to compare with the default one")
+    parser.add_argument("--size", choices=("full", "nano"), default=default.size, help="default: full")
+    parser.add_argument("--side", type=int, help="image side in pixels (default: 256, nano 128)")
+    parser.add_argument("--batch", type=int, default=default.batch, help="images per step (default: 2)")
+    parser.add_argument("--classes", type=int, default=default.classes, help="number of classes (default: 80)")
+    parser.add_argument("--rounds", type=int, default=default.rounds, help="steps per loss (default: 7)")
+    parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch threads (default: 2)")
     parser.add_argument("--device", default=default.device, help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="CSV file (default: detectors.csv, or the next free name)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing: print this file as a table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file with the environment and the rows")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print this CSV file as a table")
     values = vars(parser.parse_args(words))
-    if table := values.pop("table"):
-        print(markdown(read_rows(table, "detector", "concordet benchmark detectors")))
+    if source := values.pop("table"):
+        print(markdown(read_rows(source, "detector", "concordet benchmark detectors")))
         return
+    json_out = values.pop("json")
     out = values["out"] = values["out"] or free_name(default.out)
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    main(Options(**values))
+    main(Options(**values), json_out)
     print(markdown(read_rows(out)))
     print(f"written to {out}")

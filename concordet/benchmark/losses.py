@@ -1,6 +1,6 @@
-"""Time and memory of the ranking losses beside focal loss, a loop over positives and the bucketed ones.
+"""Time and memory of the ranking losses compared with focal loss, a loop over positives and bucketing.
 
-``concordet benchmark losses --out studies/results/losses.csv``; other studies of the losses: ``--study NAME``.
+Forward and backward passes over synthetic logits, for several numbers of logits and shares of positives.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from concordet.benchmark import loss_studies
-from concordet.benchmark.results import environment, read_rows, write_rows
+from concordet.benchmark.memory import peak_mb, reset_peak
+from concordet.benchmark.results import environment, read_rows, table, write_results
 from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
 from concordet.files import free_name
 from concordet.losses import functional
+
+FOCAL: Final = "torchvision focal"
+"""What the other cases are compared with."""
 
 
 def _focal(data: Data) -> Tensor:
@@ -38,8 +41,8 @@ def _rank_sort(data: Data, method: str) -> Tensor:
     return ranking + sorting
 
 
-WHATS: Final[dict[str, Callable[[Data], Tensor]]] = {
-    "torchvision focal": _focal,
+CASES: Final[dict[str, Callable[[Data], Tensor]]] = {
+    FOCAL: _focal,
     "AP exact": lambda data: functional.ap_loss(
         data.logits, data.labels, method="exact", n_positives=len(data.loc_errors)
     ),
@@ -57,18 +60,18 @@ def measure(
     """Rows of one cell, in this process: forward and backward of all losses in turn until the budget is spent."""
     torch.set_num_threads(threads)
     data = Data.make(n, share, device=device)
-    runs: dict[str, list[tuple[float, float]]] = {what: [] for what in WHATS}
+    runs: dict[str, list[tuple[float, float]]] = {case: [] for case in CASES}
     peaks = {}
-    for what in WHATS:  # warm up, and memory by loss
-        _forget_peak(device)
-        _run(what, data)
-        peaks[what] = _peak_mb(device)
+    for case in CASES:  # warm-up, and memory per loss
+        reset_peak(device)
+        _run(case, data)
+        peaks[case] = peak_mb(device)
     start = time.perf_counter()
-    while time.perf_counter() - start < budget or len(runs["torchvision focal"]) < 5:
-        for what in WHATS:
-            slow = "bucketed" in what and len(runs[what]) >= 5
+    while time.perf_counter() - start < budget or len(runs[FOCAL]) < 5:
+        for case in CASES:
+            slow = "bucketed" in case and len(runs[case]) >= 5
             if not slow:
-                runs[what].append(_run(what, data))
+                runs[case].append(_run(case, data))
     if loop:
         positives = int(data.labels.sum())
         visited = min(LOOPED, positives)
@@ -77,15 +80,15 @@ def measure(
         _wait(device)
         scale = positives / visited
         runs["AP loop"] = [((time.perf_counter() - clock) * scale, (time.process_time() - cpu) * scale)]
+    focal = torch.tensor([w for w, _ in runs[FOCAL]], dtype=torch.float64) * 1e3
     rows = []
-    for what, times in runs.items():
+    for case, times in runs.items():
         wall = torch.tensor([w for w, _ in times], dtype=torch.float64) * 1e3
-        focal = torch.tensor([w for w, _ in runs["torchvision focal"]], dtype=torch.float64) * 1e3
         rows.append(
             {
                 "logits": n,
                 "positives": int(data.labels.sum()),
-                "what": what,
+                "case": case,
                 "runs": len(times),
                 "median_ms": round(float(wall.median()), 3),
                 "q25_ms": round(float(wall.quantile(0.25)), 3),
@@ -94,7 +97,7 @@ def measure(
                 "cpu_ms": round(min(c for _, c in times) * 1e3, 3),
                 "times_focal": round(float(wall.median() / focal.median()), 2),
                 "times_focal_min": round(float(wall.min() / focal.min()), 2),
-                "peak_mb": round(peaks.get(what, 0)),
+                "peak_mb": round(peaks.get(case, 0)),
             }
         )
     return rows
@@ -105,22 +108,22 @@ def measure_large(n: int, positives: int, *, threads: int) -> list[dict[str, Any
     torch.set_num_threads(threads)
     data = Data.make(n, positives / n)
     rows = []
-    for what in ("AP exact", "RS exact"):
-        _forget_peak("cpu")
-        wall, cpu = _run(what, data)
+    for case in ("AP exact", "RS exact"):
+        reset_peak()
+        wall, cpu = _run(case, data)
         rows.append(
-            {"logits": n, "positives": positives, "what": what, "runs": 1, "median_ms": round(wall * 1e3, 1)}
-            | {"cpu_ms": round(cpu * 1e3, 1), "peak_mb": round(_peak_mb("cpu"))}
+            {"logits": n, "positives": positives, "case": case, "runs": 1, "median_ms": round(wall * 1e3, 1)}
+            | {"cpu_ms": round(cpu * 1e3, 1), "peak_mb": round(peak_mb())}
         )
     return rows
 
 
-def _run(what: str, data: Data) -> tuple[float, float]:
+def _run(case: str, data: Data) -> tuple[float, float]:
     data.logits.grad = data.loc_errors.grad = None
     device = data.logits.device.type
     _wait(device)
     clock, cpu = time.perf_counter(), time.process_time()
-    WHATS[what](data).backward()
+    CASES[case](data).backward()
     _wait(device)
     return time.perf_counter() - clock, time.process_time() - cpu
 
@@ -130,55 +133,37 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _forget_peak(device: str) -> None:
-    """Start the process's peak memory anew, where the system allows it; on a GPU, the device's."""
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
+def markdown(rows: list[dict[str, str]], time_column: str = "median_ms", *, milliseconds: bool = True) -> str:
+    """The grid as a Markdown table: each case's time as a multiple of focal loss's.
 
-
-def _peak_mb(device: str) -> float:
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated() / 1e6
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
-
-
-def markdown(rows: list[dict[str, str]]) -> str:
-    """The grid as a table for the docs: times focal loss's median, with focal's own milliseconds.
+    Args:
+        rows: Rows of a results file.
+        time_column: Which time is compared: "median_ms" (wall clock) or "cpu_ms" (the shortest processor time of all
+            runs, which other work on the machine changes least).
+        milliseconds: Whether focal loss's own time is shown.
 
     Example:
-        >>> row = {"logits": "1000", "positives": "10", "median_ms": "2.0", "times_focal": "1.0", "peak_mb": "300"}
-        >>> print(markdown([row | {"what": "torchvision focal"}, row | {"what": "AP exact", "times_focal": "1.5"}]))
+        >>> row = {"logits": "1000", "positives": "10", "median_ms": "2.0", "peak_mb": "300"}
+        >>> print(markdown([row | {"case": "torchvision focal"}, row | {"case": "AP exact", "median_ms": "3.0"}]))
         | logits | positives | focal, ms | AP exact | peak MB |
         |---:|---:|---:|---:|---:|
         | 1,000 | 10 | 2.0 | 1.50 | 300 |
     """
-    whats = [what for what in dict.fromkeys(row["what"] for row in rows) if what != "torchvision focal"]
-    lines = [
-        "| " + " | ".join(["logits", "positives", "focal, ms", *whats, "peak MB"]) + " |",
-        "|" + "---:|" * (len(whats) + 4),
-    ]
-    for cell in dict.fromkeys((row["logits"], row["positives"]) for row in rows):
-        own = {row["what"]: row for row in rows if (row["logits"], row["positives"]) == cell}
-        ratios = [f"{float(own[what]['times_focal']):.2f}" if what in own else "" for what in whats]
-        focal = f"{float(own['torchvision focal']['median_ms']):.1f}"
-        peak = max(int(row["peak_mb"]) for row in own.values())
-        lines.append("| " + " | ".join([f"{int(cell[0]):,}", f"{int(cell[1]):,}", focal, *ratios, str(peak)]) + " |")
-    return "\n".join(lines)
+    cases = [case for case in dict.fromkeys(row["case"] for row in rows) if case != FOCAL]
+    lines = []
+    for n, positives in dict.fromkeys((row["logits"], row["positives"]) for row in rows):
+        cell = {row["case"]: row for row in rows if (row["logits"], row["positives"]) == (n, positives)}
+        focal = float(cell[FOCAL][time_column])
+        ratios = [f"{float(cell[case][time_column]) / focal:.2f}" if case in cell else "" for case in cases]
+        peak = max(int(row["peak_mb"]) for row in cell.values())
+        shown = [f"{focal:.1f}"] if milliseconds else []
+        lines.append([f"{int(n):,}", f"{int(positives):,}", *shown, *ratios, peak])
+    title = ["focal, ms"] if milliseconds else []
+    return table(["logits", "positives", *title, *cases, "peak MB"], lines, text_columns=0)
 
 
 def run_grid(options: Options) -> list[dict[str, Any]]:
-    """Every cell in a fresh process, so that one's memory is not another's."""
+    """Every cell in a process of its own, so that memory is measured from zero."""
     rows: list[dict[str, Any]] = []
     for n in options.logits:
         for share in options.shares:
@@ -197,29 +182,23 @@ def run_grid(options: Options) -> list[dict[str, Any]]:
             )
             cell = json.loads(done.stdout.splitlines()[-1])
             rows += cell
-            times = ", ".join(f"{row['what']} {row['median_ms']:.1f} ms ({row['times_focal']:.2f})" for row in cell)
+            times = ", ".join(f"{row['case']} {row['median_ms']:.1f} ms ({row['times_focal']:.2f})" for row in cell)
             print(f"{n} logits, {share:.1%} positives: {times}", flush=True)
     return rows
 
 
-def main(options: Options) -> list[dict[str, Any]]:
-    """Run a study, write its rows to ``options.out`` and return them."""
-    studies: dict[str, Callable[[Options], list[dict[str, Any]]]] = {
-        "grid": run_grid,
-        "large": lambda options: measure_large(100_000_000, 10_000, threads=options.threads),
-        "exactness": loss_studies.exactness,
-        "synthetic": loss_studies.synthetic,
-        "spearman": loss_studies.spearman,
-        "balance": loss_studies.balance,
-        "surfaces": loss_studies.surfaces,
-    }
-    header = {"study": options.study, **environment(options.device), "threads": str(options.threads)}
-    rows = studies[options.study](options)
-    write_rows(options.out, rows, header)
+STUDIES: Final[dict[str, Callable[[Options], list[dict[str, Any]]]]] = {
+    "grid": run_grid,
+    "large": lambda options: measure_large(100_000_000, 10_000, threads=options.threads),
+}
+
+
+def main(options: Options, json_out: Path | None = None) -> list[dict[str, Any]]:
+    """Runs a study, writes its rows to ``options.out`` (and ``json_out``) and returns them."""
+    measured_in = {**environment(options.device), "threads": str(options.threads)}
+    rows = STUDIES[options.study](options)
+    write_results(options.out, json_out, rows, measured_in)
     return rows
-
-
-STUDIES: Final = ("grid", "large", "exactness", "synthetic", "spearman", "balance", "surfaces")
 
 
 def run(words: list[str]) -> None:
@@ -230,23 +209,28 @@ def run(words: list[str]) -> None:
         description=__doc__,
         epilog="example: concordet benchmark losses --logits 100000 --shares 0.01 --budget 1",
     )
-    parser.add_argument("--study", choices=STUDIES, default=default.study, help="what to look at (default: grid)")
+    parser.add_argument(
+        "--study", choices=list(STUDIES), default=default.study,
+        help="grid of sizes, or one large case of 100 million logits (default: grid)",
+    )  # fmt: skip
     parser.add_argument("--logits", type=int, nargs="+", default=default.logits, help="numbers of logits")
     parser.add_argument("--shares", type=float, nargs="+", default=default.shares, help="shares of positives, 0 to 1")
-    parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch's threads (default: 2)")
-    parser.add_argument("--budget", type=float, default=default.budget, help="seconds for each cell (default: 3)")
+    parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch threads (default: 2)")
+    parser.add_argument("--budget", type=float, default=default.budget, help="seconds per cell (default: 3)")
     parser.add_argument("--device", default=default.device, help="cpu, or cuda for the grid on a GPU")
     parser.add_argument("--out", type=Path, help="CSV file (default: losses[_STUDY].csv, or the next free name)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing: print this file's grid as a table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file with the environment and the rows")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print this CSV file as a table")
     values = vars(parser.parse_args(words))
     suffix = "" if values["study"] == "grid" else f"_{values['study']}"
     out = values.pop("out") or free_name(f"losses{suffix}.csv")
-    if table := values.pop("table"):
-        print(markdown(read_rows(table, "what", "concordet benchmark losses")))
+    json_out = values.pop("json")
+    if source := values.pop("table"):
+        print(markdown(read_rows(source, "case", "concordet benchmark losses")))
         return
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     options = Options(**(asdict(default) | values | {"out": out}))
-    main(options)
+    main(options, json_out)
     if options.study == "grid":
         print(markdown(read_rows(out)))
     print(f"written to {out}")

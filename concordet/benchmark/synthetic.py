@@ -1,4 +1,4 @@
-"""What the studies of the losses share: synthetic logits, the loop over positives, options."""
+"""Synthetic logits, the published loop over positives, and options, shared by the benchmark and the studies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 LOGITS: Final = (10_000, 100_000, 1_000_000)
 SHARES: Final = (0.001, 0.01, 0.02, 0.05)
 LOOPED: Final = 100
-"""Positives that the loop over positives really visits; its time is scaled up to all of them."""
+"""Number of positives that the loop visits; its time is scaled up to all positives."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Data:
 
 
 def loop_over_positives(data: Data, *, delta: float = 1.0, visited: int | None = None) -> Tensor:
-    """``[n]`` gradient of AP Loss as published (Algorithm 1 in the thesis): one vector of all negatives a positive."""
+    """``[n]`` gradient of AP Loss as published (Algorithm 1 in the thesis): per positive, a vector of all negatives."""
     logits, labels = data.logits.detach(), data.labels
     positives = logits[labels == 1]
     relevant = (labels == 0) & (logits >= positives.min() - delta)
@@ -72,7 +72,7 @@ def loop_over_positives(data: Data, *, delta: float = 1.0, visited: int | None =
 
 @dataclass(frozen=True)
 class Options:
-    """What to run: the thesis's grid by default."""
+    """Settings of a benchmark of losses; the thesis's grid by default."""
 
     study: str = "grid"
     logits: tuple[int, ...] = LOGITS

@@ -9,7 +9,7 @@ from concordet.benchmark.results import read_rows
 def test_rows_hold_every_program_with_the_same_ap(tmp_path):
     rows = run_cases([Case("tiny", 10, 3, 30, 100)], repeats=1)
     assert len({row["AP"] for row in rows}) == 1
-    assert [row["what"].split()[0] for row in rows] == ["concordet", "hotcoco", "pycocotools"]
+    assert [row["program"].split()[0].rstrip(",") for row in rows] == ["concordet", "hotcoco", "pycocotools"]
 
 
 def test_generated_files_have_the_size_asked_for_and_are_the_same_each_time(tmp_path):
@@ -21,7 +21,7 @@ def test_generated_files_have_the_size_asked_for_and_are_the_same_each_time(tmp_
     assert results.read_bytes() == before
 
 
-def test_command_writes_what_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_command_writes_the_files_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(CASES, "small", Case("small", 5, 2, 10, 20))
     run(
         [
@@ -38,6 +38,6 @@ def test_command_writes_what_is_asked_for(tmp_path, monkeypatch, capsys):
     content = json.loads((tmp_path / "new" / "a.json").read_text())
     assert len(content["rows"]) == 3
     assert content["environment"]["hotcoco"]
-    assert "# hotcoco: " in (tmp_path / "a.csv").read_text()
-    assert [row["what"] for row in read_rows(tmp_path / "a.csv")] == [row["what"] for row in content["rows"]]
-    assert "pycocotools AP alone" in capsys.readouterr().out
+    assert read_rows(tmp_path / "a.csv")[0]["hotcoco"] == content["environment"]["hotcoco"]
+    assert [row["program"] for row in read_rows(tmp_path / "a.csv")] == [row["program"] for row in content["rows"]]
+    assert "pycocotools, AP only" in capsys.readouterr().out

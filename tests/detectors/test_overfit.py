@@ -1,16 +1,9 @@
-"""Detectors learn a few images by heart (minutes each)."""
-
-import sys
-from pathlib import Path
+"""Detectors overfit a few images (minutes each)."""
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "studies"))
-
-import detection_transformers
-import overfit
-
 from concordet.detectors import list_detectors
+from studies import detection_transformers, overfit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

@@ -18,15 +18,3 @@ def test_code_on_the_page(page, capsys):
         exec(compile(block, page.name, "exec"), names)
         expected = re.findall(r"^# (.*)$", block, flags=re.M)
         assert capsys.readouterr().out.splitlines() == expected
-
-
-def test_tables_are_those_of_the_results():
-    from concordet.benchmark.losses import markdown
-    from concordet.benchmark.results import read_rows
-
-    root = PAGES[0].parents[2]
-    text = (root / "docs" / "losses" / "speed.md").read_text()
-    tables = re.findall(r"<!-- (\S+\.csv) -->\n(.*?)\n<!-- end -->", text, flags=re.S)
-    assert tables
-    for name, table in tables:
-        assert table == markdown(read_rows(root / "studies" / "results" / name))

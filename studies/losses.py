@@ -1,9 +1,21 @@
-"""Studies of the losses: exactness, the thesis's synthetic one, strength, balance and surfaces, each with its plot."""
+"""Studies of the losses, each with a plot: exactness, cost, strength of Spearman's loss, gradient balance, surfaces.
+
+    python -m studies.losses exactness      # gradient errors of the exact and the bucketed method
+    python -m studies.losses synthetic      # time and operations, Figure 4.1 of the thesis
+    python -m studies.losses spearman       # what the strength of soft ranks does
+    python -m studies.losses balance        # gradients of negatives and positives, Figure 4 of aLRP Loss
+    python -m studies.losses surfaces       # loss and gradient over score and IoU
+
+Writes studies/results/losses_STUDY.csv and the plots beside it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +25,12 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from concordet.benchmark.results import environment, write_rows
 from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
 from concordet.losses import functional
 from concordet.ranking.operator import compute_terms
 
+RESULTS = Path(__file__).parent / "results"
 COLORS = {"exact": "#0b6e99", "bucketed": "#c4551d", "loop": "#6b6b6b", "focal": "#5a8f29"}
 
 
@@ -69,7 +83,7 @@ def _gradient(data: Data, loss: str, method: str, own: float) -> tuple[Tensor, f
 
 
 def _plot_exactness(rows: list[dict[str, Any]], path: Path) -> None:
-    figure, axes = _figure(1, 2, 9, 3.4, sharey=True)
+    figure, axes = _subplots(1, 2, 9, 3.4, sharey=True)
     for axis, loss in zip(axes, ("AP", "RS"), strict=True):
         cells = [(regime, p) for regime in REGIMES for p in (5, 50, 500)]
         for method in ("exact", "bucketed"):
@@ -107,9 +121,7 @@ class _Operations(TorchDispatchMode):
 
 
 def synthetic(options: Options) -> list[dict[str, Any]]:
-    """Figure 4.1 of the thesis: time and operations over cardinalities and percentages, with ``exact`` added."""
-    import time
-
+    """Figure 4.1 of the thesis: time and operations over cardinality and share of positives, with ``exact`` added."""
     torch.set_num_threads(options.threads)
     rows = []
     for n in options.logits:
@@ -117,12 +129,12 @@ def synthetic(options: Options) -> list[dict[str, Any]]:
             data = Data.make(n, share)
             positives = int(data.labels.sum())
             visited = min(LOOPED, positives)
-            whats: dict[str, tuple[Callable[[], object], float]] = {
+            cases: dict[str, tuple[Callable[[], object], float]] = {
                 "exact": (partial(_update, data, "exact"), 1.0),
                 "bucketed": (partial(_update, data, "bucketed"), 1.0),
                 "loop": (partial(loop_over_positives, data, visited=visited), positives / visited),
             }
-            for what, (function, scale) in whats.items():
+            for case, (function, scale) in cases.items():
                 function()
                 times = []
                 for _ in range(3):
@@ -130,16 +142,16 @@ def synthetic(options: Options) -> list[dict[str, Any]]:
                     function()
                     times.append(time.perf_counter() - start)
                 with _Operations() as operations:
-                    if what == "loop":
+                    if case == "loop":
                         function()
                     else:  # under its operator, which would count as one operation
                         side = data.logits.detach()[:0]
-                        compute_terms(data.logits.detach(), data.labels, side, "ap", 1.0, 1.0, what, "", -1, True)
+                        compute_terms(data.logits.detach(), data.labels, side, "ap", 1.0, 1.0, case, "", -1, True)
                 rows.append(
                     {
                         "logits": n,
                         "share": share,
-                        "what": what,
+                        "case": case,
                         "seconds": round(sorted(times)[1] * scale, 5),
                         "operations": round(operations.count * scale),
                     }
@@ -153,12 +165,12 @@ def _update(data: Data, method: str) -> None:
 
 
 def _plot_synthetic(rows: list[dict[str, Any]], path: Path) -> None:
-    figure, axes = _figure(1, 2, 9, 3.4)
+    figure, axes = _subplots(1, 2, 9, 3.4)
     cells = list(dict.fromkeys((row["logits"], row["share"]) for row in rows))
     for axis, column, unit in zip(axes, ("seconds", "operations"), ("seconds", "elements written"), strict=True):
-        for what in ("loop", "bucketed", "exact"):
-            values = [row[column] for row in rows if row["what"] == what]
-            axis.semilogy(range(len(cells)), values, "o-", color=COLORS[what], label=f"AP {what}")
+        for case in ("loop", "bucketed", "exact"):
+            values = [row[column] for row in rows if row["case"] == case]
+            axis.semilogy(range(len(cells)), values, "o-", color=COLORS[case], label=f"AP {case}")
         axis.set_xticks(range(len(cells)), [f"{n:.0e}, {s:.1%}" for n, s in cells], rotation=45, ha="right")
         axis.set_ylabel(unit)
     axes[0].legend()
@@ -171,11 +183,10 @@ RELATIVE_STRENGTHS = (0.03, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7,
 
 
 def spearman(options: Options) -> list[dict[str, Any]]:
-    """What the strength of soft ranks does: nearness to Spearman's and Pearson's coefficient, and gradient that is
-    left.
+    """Strength of soft ranks: distance to Spearman's and Pearson's coefficients, and share of scores with a gradient.
 
-    Scores are Beta(2, 3), as of positives during training; IoUs rise with them through a convex curve and noise, so
-    that the coefficients differ.
+    Scores are Beta(2, 3), like those of positives during training. IoUs increase with them along a convex curve with
+    noise, so that the coefficients differ.
     """
     rows = []
     for n in (20, 200, 2000):
@@ -191,7 +202,7 @@ def spearman(options: Options) -> list[dict[str, Any]]:
                 x = scores.clone().requires_grad_()
                 soft = functional.correlation(x, ious, "spearman", strength=strength)
                 (gradient,) = torch.autograd.grad(soft, x)
-                # does a step along the gradient raise the true rank correlation?
+                # does a step along the gradient increase the true rank correlation?
                 stepped = scores + 0.05 * gradient / gradient.norm().clamp_min(1e-12) * math.sqrt(n) * 0.2
                 before = scipy.stats.spearmanr(scores, ious).statistic
                 parts.append(
@@ -217,7 +228,7 @@ def _beta(generator: torch.Generator, n: int, a: int, b: int) -> Tensor:
 
 
 def _plot_spearman(rows: list[dict[str, Any]], path: Path) -> None:
-    figure, axes = _figure(1, 3, 11, 3.4)
+    figure, axes = _subplots(1, 3, 11, 3.4)
     titles = (
         "distance to the rank correlation",
         "share of scores with gradient",
@@ -244,7 +255,7 @@ def _plot_spearman(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def balance(options: Options) -> list[dict[str, Any]]:
-    """aLRP's Figure 4 on synthetic logits: negatives' over positives' gradient while the two part ways in training."""
+    """aLRP Loss, Figure 4, on synthetic logits: gradient of negatives over that of positives as the two separate."""
     rows = []
     for step in range(41):
         part = step / 40
@@ -260,7 +271,7 @@ def balance(options: Options) -> list[dict[str, Any]]:
             (gradient,) = torch.autograd.grad(value, data.logits)
             negative, positive = (float(gradient[data.labels == y].double().abs().sum()) for y in (0, 1))
             rows.append({"progress": part, "loss": loss, "ratio": negative / positive})
-    figure, (axis,) = _figure(1, 1, 6, 3.4)
+    figure, (axis,) = _subplots(1, 1, 6, 3.4)
     for name in dict.fromkeys(row["loss"] for row in rows):
         own = [row for row in rows if row["loss"] == name]
         axis.semilogy([row["progress"] for row in own], [row["ratio"] for row in own], label=name)
@@ -275,7 +286,7 @@ def balance(options: Options) -> list[dict[str, Any]]:
 
 
 def _ranked(score: Tensor, iou: Tensor, loss: str) -> Tensor:
-    """A positive of this score and IoU among 40 negatives and 10 positives of the same scene, one at a time."""
+    """Loss of a positive with this score and IoU among 10 other positives and 40 negatives, point by point."""
     generator = torch.Generator().manual_seed(0)
     others = torch.cat([torch.randn(10, generator=generator), torch.randn(40, generator=generator) - 1]).double()
     quality = torch.cat([torch.rand(10, generator=generator), torch.zeros(40)]).double()
@@ -313,7 +324,7 @@ SURFACES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def surfaces(options: Options) -> list[dict[str, Any]]:
-    """Loss and gradient by the score over score and IoU of one positive (PSE Figure 3, Harmonic Figure 2)."""
+    """Loss and gradient of the score, over score and IoU of one positive (PSE Figure 3, Harmonic Figure 2)."""
     rows = []
     for name, function in SURFACES.items():
         steps = 25 if name in ("rank_sort", "alrp") else 101
@@ -323,12 +334,12 @@ def surfaces(options: Options) -> list[dict[str, Any]]:
         loss = function(score, iou)
         (gradient,) = torch.autograd.grad(loss.sum(), score)
         _plot_surface(name, score.detach(), iou, loss.detach(), gradient, options.out.with_name(f"surface_{name}.png"))
-        rows.append({"loss": name, "least": float(loss.detach().min()), "greatest": float(loss.detach().max())})
+        rows.append({"loss": name, "min": float(loss.detach().min()), "max": float(loss.detach().max())})
     return rows
 
 
 def _plot_surface(name: str, score: Tensor, iou: Tensor, loss: Tensor, gradient: Tensor, path: Path) -> None:
-    figure, axes = _figure(1, 2, 8, 3.2)
+    figure, axes = _subplots(1, 2, 8, 3.2)
     bound = float(gradient.abs().quantile(0.95))
     drawn = axes[0].contourf(score, iou, loss, levels=24, cmap="viridis")
     figure.colorbar(drawn, ax=axes[0])
@@ -348,7 +359,7 @@ def _plot_surface(name: str, score: Tensor, iou: Tensor, loss: Tensor, gradient:
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
-def _figure(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
+def _subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
     import matplotlib
 
     matplotlib.use("agg")
@@ -370,3 +381,32 @@ def _save(figure: Any, path: Path) -> None:
     figure.savefig(temporary, format=path.suffix[1:], metadata=stamp, dpi=90)
     pyplot.close(figure)
     temporary.replace(path)
+
+
+# --- command --------------------------------------------------------------------------------------------------------
+
+STUDIES: dict[str, Callable[[Options], list[dict[str, Any]]]] = {
+    "exactness": exactness,
+    "synthetic": synthetic,
+    "spearman": spearman,
+    "balance": balance,
+    "surfaces": surfaces,
+}
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Parses the command line, runs a study and writes its results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=list(STUDIES))
+    parser.add_argument("--threads", type=int, default=1, help="PyTorch threads (default: 1)")
+    parser.add_argument("--out", type=Path, help="CSV file (default: studies/results/losses_STUDY.csv)")
+    given = parser.parse_args(words)
+    out = given.out or RESULTS / f"losses_{given.study}.csv"
+    torch.set_num_threads(given.threads)
+    rows = STUDIES[given.study](replace(Options(), study=given.study, threads=given.threads, out=out))
+    write_rows(out, rows, {**environment(), "threads": str(given.threads)})
+    print(f"written to {out}")
+
+
+if __name__ == "__main__":
+    main()

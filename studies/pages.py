@@ -1,0 +1,157 @@
+"""Puts the tables of studies/results into the Markdown pages, between their markers.
+
+    python -m studies.pages            # updates every page
+    python -m studies.pages --check    # lists the pages that are out of date; status 1 if there are any
+
+A marker is a line ``<!-- table: NAME -->`` with NAME from ``TABLES``; ``<!-- end of table -->`` closes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from concordet.benchmark import detectors, losses
+from concordet.benchmark.results import caption, read_rows
+from concordet.benchmark.results import table as markdown_table
+from concordet.detectors import build_detector, list_detectors
+from concordet.detectors.architectures.registry import DETECTORS
+from concordet.files import replacing
+from studies import compare_losses, detection_transformers, gpu, learning, overfit, prior, rematching
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "studies" / "results"
+SHORT = ("AP", "AP50", "AP75", "oLRP")
+"""Metrics in the README's table."""
+
+
+def measured(name: str, what: str, table: Callable[[Sequence[Any]], str]) -> str:
+    """A line that says what was measured and where, and the table of a results file."""
+    rows = read_rows(RESULTS / f"{name}.csv")
+    where = caption(rows)
+    return f"{what}{'; ' + where if where else ''}.\n\n{table(rows)}"
+
+
+def one_thread(rows: list[dict[str, str]]) -> str:
+    """The grid of losses by processor time."""
+    return losses.markdown(rows, "cpu_ms", milliseconds=False)
+
+
+def large(rows: Sequence[Mapping[str, str]]) -> str:
+    """Memory with 100 million logits."""
+    lines = [[r["case"], f"{int(r['logits']):,}", f"{int(r['positives']):,}", r["peak_mb"]] for r in rows]
+    return markdown_table(["loss", "logits", "positives", "peak MB"], lines)
+
+
+def analyze(rows: Sequence[Mapping[str, str]]) -> str:
+    """Processor time and memory of analyses."""
+    lines = [
+        [r["program"], f"{int(r['images']):,}", r["classes"], f"{int(r['detections']):,}", r["cpu_s"], r["peak_mb"]]
+        for r in rows
+    ]
+    head = ["program", "images", "classes", "detections", "processor seconds", "peak MB"]
+    return markdown_table(head, lines)
+
+
+def parameters() -> str:
+    """One row per detector: what it is, its image size, its number of parameters."""
+    lines = []
+    for name in list_detectors():
+        entry = DETECTORS[name]
+        what = (entry.build.__doc__ or "").splitlines()[0].split(": ", 1)[-1].rstrip(".")
+        counts = [f"{millions(name, size):.1f} M" for size in ("full", "nano")]
+        lines.append([f"`{name}`", what, f"{entry.image_size[0]} x {entry.image_size[1]}", *counts])
+    return markdown_table(["detector", "description", "images", "full", "nano"], lines, text_columns=3)
+
+
+def millions(name: str, size: str) -> float:
+    """Millions of parameters with 80 classes, including those used only in training."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_detector(name, num_classes=80, size=size).parameters()) / 1e6
+
+
+LOSS_GRID = (
+    "`concordet benchmark losses --threads 1`: forward and backward as a multiple of torchvision's "
+    "`sigmoid_focal_loss` on the same logits, by the shortest processor time of all runs"
+)
+STEPS = (
+    "`concordet benchmark detectors --detectors faster_rcnn cascade_rcnn mask_rcnn --side 1024 --batch 1`: training "
+    "step at full size as a multiple of the step with the default loss, median (quartiles) of rounds in which all "
+    "losses take turns; the last column says how many times as many predictions a loss sees that does not sample"
+)
+TABLES: dict[str, Callable[[], str]] = {
+    "digits": lambda: measured("digits", compare_losses.what("digits", "examples/digits.yaml"), compare_losses.table),
+    "digits, short": lambda: compare_losses.table(read_rows(RESULTS / "digits.csv"), SHORT),
+    "bccd": lambda: measured("bccd", compare_losses.what("bccd", "examples/bccd.yaml"), compare_losses.table),
+    "prior": lambda: measured("prior", prior.WHAT, prior.table),
+    "learning": lambda: measured("learning", learning.WHAT, learning.table),
+    "overfit": lambda: measured("overfit", overfit.WHAT, overfit.table),
+    **{
+        f"transformers, {section}": partial(
+            measured, f"transformers_{section}", detection_transformers.WHATS[section], table
+        )
+        for section, table in detection_transformers.TABLES.items()
+    },
+    "rematching": lambda: measured("rematching", rematching.WHAT, rematching.table),
+    "losses": lambda: measured("losses_one_thread", LOSS_GRID, one_thread),
+    "large": lambda: measured("losses_large", "`concordet benchmark losses --study large`: peak memory", large),
+    "steps, two-stage": lambda: measured("detectors_two_stage", STEPS, detectors.markdown),
+    "analyze": lambda: measured("analyze", "`concordet benchmark analyze`, from files to metrics", analyze),
+    "gpu": gpu.text,
+    "parameters": parameters,
+}
+"""Every table that a page can include."""
+
+MARKED = re.compile(r"(<!-- table: ([^>]*?) -->\n)(?:.*?\n)??(<!-- end of table -->)", re.DOTALL)
+
+
+def pages() -> Iterator[Path]:
+    """Markdown pages of the project."""
+    yield from sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("studies/*.md")])
+
+
+def updated(text: str) -> str:
+    """A page with its tables made again.
+
+    Raises:
+        ValueError: A marker names a table that does not exist.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        begin, name, end = match.groups()
+        if name not in TABLES:
+            raise ValueError(f"table must be one of {', '.join(TABLES)}, got {name}; correct the marker")
+        return f"{begin}{TABLES[name]()}\n{end}"
+
+    return MARKED.sub(table, text)
+
+
+def main() -> None:
+    """Updates the pages, or checks them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if a page is out of date")
+    options = parser.parse_args()
+    old = []
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        new = updated(text)
+        if new != text:
+            old.append(page)
+            if not options.check:
+                with replacing(page) as temporary:
+                    temporary.write_text(new, encoding="utf-8")
+    for page in old:
+        print(f"{'out of date' if options.check else 'updated'}: {page.relative_to(ROOT)}")
+    if options.check and old:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
