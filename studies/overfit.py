@@ -105,7 +105,7 @@ def narrow_sparse_rcnn(*, num_classes: int, loss: str, backbone: str, image_size
         sparse_rcnn_criterion(loss),
         num_classes=num_classes,
         image_size=image_size,
-        inference=POSTPROCESS,
+        postprocess=POSTPROCESS,
     )
 
 

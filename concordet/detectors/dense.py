@@ -1,6 +1,6 @@
 """Dense detectors: one forward pass, from images to assigned predictions, losses and detections.
 
-What distinguishes RetinaNet, FCOS, SSD and their kin here is passed in: head, anchors, box coder, assigner, refiner.
+What distinguishes RetinaNet, FCOS, SSD and their kin is passed in: head, anchors, box coder, assigner, reassignment.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
-from concordet.assigned import BACKGROUND, IGNORED, Assigned
+from concordet.assigned import IGNORED, Assigned
 from concordet.detectors.base import Detections, Detector, Target, in_pixels
 from concordet.detectors.parts.assigners import Assigner, centers, ignore_inside, side_distances
-from concordet.detectors.parts.coders import BoxCodec, delta_codec, distance_codec
+from concordet.detectors.parts.coders import BoxCodec
+from concordet.detectors.parts.objects import Matching, Objects
 from concordet.detectors.parts.postprocess import PostProcess, suppress
 from concordet.detectors.parts.reassignment import Reassigner, Scene
 from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.losses.functional.reduction import at_least_float32
 
-__all__ = ["BoxCodec", "DenseDetector", "Predictions", "delta_codec", "distance_codec", "select"]
+__all__ = ["AnchorHead", "DenseDetector", "Predictions", "select"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Predictions:
     """Raw predictions of one stage for a batch: b images, a anchors over all levels, c classes."""
 
     logits: Tensor  # [b, a, c], with softmax [b, a, c + 1], the background last
-    regressions: Tensor  # [b, a, 4]
+    regressions: Tensor  # [b, a, d], d = 4 for most codecs
     qualities: Tensor | None  # [b, a]
     anchors: list[Tensor]  # b times [a, 4]
     level_sizes: list[int]
@@ -51,22 +52,147 @@ class Predictions:
         return scores if self.dropped is None else scores.masked_fill(self.dropped[..., None], 0.0)
 
 
-class DenseDetector(Detector):
+class AnchorHead(nn.Module):
+    """A dense detector without backbone and image transform: features to predictions, records and detections.
+
+    Args:
+        head: Features to (logits, regressions, qualities or None).
+        anchor_generator: torchvision's, or one with its interface.
+        codec: Regressions to boxes.
+        assigner: Anchors to objects.
+        softmax: The classifier is one softmax over classes and background.
+        postprocess: Thresholds.
+        reassign: Changes the assignment once predictions are known.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        anchor_generator: AnchorGenerator | DefaultBoxGenerator,
+        codec: BoxCodec,
+        assigner: Assigner,
+        *,
+        softmax: bool,
+        postprocess: PostProcess,
+        reassign: Reassigner | None = None,
+    ) -> None:
+        super().__init__()
+        self.head = head
+        self.anchor_generator = anchor_generator
+        self.codec = codec
+        self.assigner = assigner
+        self.reassign = reassign
+        self.softmax = softmax
+        self.postprocess = postprocess
+
+    def predict(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
+        """Raw predictions, one entry per stage, the one that detects last.
+
+        Args:
+            batch: Images at the network's input size.
+            features: ``[b, channels, h, w]`` per level, finest first.
+        """
+        logits, regressions, qualities = self.head(features)
+        anchors, level_sizes = self.anchors(batch, features)
+        return [
+            Predictions(
+                at_least_float32(logits),
+                at_least_float32(regressions),
+                None if qualities is None else at_least_float32(qualities),
+                anchors,
+                level_sizes,
+                batch.image_sizes,
+                softmax=self.softmax,
+            )
+        ]
+
+    def anchors(self, batch: ImageList, features: list[Tensor]) -> tuple[list[Tensor], list[int]]:
+        """Each image's anchors ``[a, 4]`` over all levels, and how many each level has."""
+        # Generators take shape, device and type from features; bf16 could not tell pixels apart.
+        like = [at_least_float32(x.new_empty(())).expand(x.shape) for x in features]
+        per_location = self.anchor_generator.num_anchors_per_location()
+        sizes = [x.shape[-2] * x.shape[-1] * k for x, k in zip(features, per_location, strict=True)]
+        return self.anchor_generator(batch, like), sizes
+
+    @torch.no_grad()
+    def match(self, predictions: Predictions, objects: Objects) -> list[Tensor]:
+        """``[a]`` per image: index of each anchor's object in its image, or a label without object."""
+        matches = []
+        each = zip(predictions.anchors, objects.boxes, objects.classes, objects.ignored, strict=True)
+        for i, (anchors, boxes, classes, ignored) in enumerate(each):
+            match = self.assigner(anchors, boxes, predictions.level_sizes)
+            if predictions.dropped is not None:
+                match = match.masked_fill(predictions.dropped[i], IGNORED)
+            match = ignore_inside(match, anchors, ignored)
+            if self.reassign is not None:
+                scene = Scene(
+                    predictions.logits[i].detach(),
+                    predictions.regressions[i].detach(),
+                    anchors,
+                    self.codec,
+                    boxes,
+                    classes,
+                    predictions.level_sizes,
+                )
+                match = ignore_inside(self.reassign(match, scene), anchors, ignored)
+            matches.append(match)
+        return matches
+
+    def assign(self, predictions: Predictions, objects: Objects) -> Assigned:
+        """The record of one stage: its predictions with the objects that their anchors are matched to."""
+        if predictions.class_agnostic:
+            objects = objects.class_agnostic()
+        matching = Matching.of(self.match(predictions, objects), objects)
+        anchors = torch.cat(predictions.anchors)[matching.positive]
+        deltas = predictions.regressions.flatten(0, 1)[matching.positive]
+        qualities = predictions.qualities
+        return matching.assigned(
+            predictions.logits.flatten(0, 1),
+            self.codec.decode(deltas, anchors),
+            deltas=deltas,
+            gt_deltas=self.codec.encode(matching.gt_boxes, anchors),
+            quality_logits=None if qualities is None else qualities.flatten()[matching.positive],
+            quality_targets=centerness(centers(anchors), matching.gt_boxes),
+            stage=predictions.stage,
+            softmax=predictions.softmax,
+        )
+
+    @torch.no_grad()
+    def select(self, predictions: Predictions) -> list[tuple[dict[str, Tensor], Tensor]]:
+        """Each image's detections at the network's input size, and the indices of their anchors."""
+        each = zip(
+            predictions.scores(), predictions.regressions, predictions.anchors, predictions.image_sizes, strict=True
+        )
+        return [
+            select(scores, regressions, anchors, predictions.level_sizes, self.codec, self.postprocess, size)
+            for scores, regressions, anchors, size in each
+        ]
+
+
+@dataclass(frozen=True)
+class DenseOutcome:
+    """A forward pass: predictions per stage, and the objects of the images."""
+
+    stages: list[Predictions]
+    objects: Objects
+
+
+class DenseDetector(AnchorHead, Detector):
     """A one-stage detector in torchvision's convention.
 
     Args:
-        backbone: features; has ``out_channels``.
-        head: features to (logits, regressions, qualities or None).
-        anchor_generator: torchvision's.
-        codec: regressions to boxes.
-        assigner: anchors to objects.
-        criterion: loss; of several stages a :class:`StagedCriterion`.
-        num_classes: foreground classes; labels outside are 1..num_classes.
+        backbone: Features; has ``out_channels``.
+        head: Features to (logits, regressions, qualities or None).
+        anchor_generator: torchvision's, or one with its interface.
+        codec: Regressions to boxes.
+        assigner: Anchors to objects.
+        criterion: Loss; of several stages a :class:`StagedCriterion`.
+        num_classes: Foreground classes; labels outside are 1..num_classes.
         image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
-        inference: thresholds.
-        refiner: changes the assignment once predictions are known.
-        fixed_size: images are resized to ``image_size`` (height, width), whatever their shape.
-        ignore_regions: anchors inside ``target["ignored_boxes"]`` (crowds, difficult objects) are neither positive nor
+        postprocess: Thresholds.
+        reassign: Changes the assignment once predictions are known.
+        fixed_size: Images are resized to ``image_size`` (height, width), whatever their shape.
+        ignore_regions: Anchors inside ``target["ignored_boxes"]`` (crowds, difficult objects) are neither positive nor
             negative.
     """
 
@@ -81,131 +207,40 @@ class DenseDetector(Detector):
         *,
         num_classes: int,
         image_size: tuple[int, int],
-        inference: PostProcess,
+        postprocess: PostProcess,
         ignore_regions: bool = True,
-        refiner: Reassigner | None = None,
+        reassign: Reassigner | None = None,
         fixed_size: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            head,
+            anchor_generator,
+            codec,
+            assigner,
+            softmax=bool(criterion.softmax),
+            postprocess=postprocess,
+            reassign=reassign,
+        )
         height, width = image_size
         fixed = {"fixed_size": (width, height), "size_divisible": 1} if fixed_size else {}
         self.transform = GeneralizedRCNNTransform(height, width, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], **fixed)
         self.backbone = backbone
-        self.head = head
-        self.anchor_generator = anchor_generator
-        self.codec = codec
-        self.assigner = assigner
-        self.refiner = refiner
         self.criterion = criterion
-        self.softmax = bool(criterion.softmax)
         self.num_classes = num_classes
-        self.inference = inference
         self.ignore_regions = ignore_regions
 
-    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> tuple[list[Predictions], list[Target]]:
-        batch, objects = self.transform(images, targets)
+    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> DenseOutcome:
+        batch, resized = self.transform(images, targets)
         features = list(self.backbone(batch.tensors).values())
-        return self._stages(batch, features), objects or []
+        objects = Objects.from_targets(resized or [], ignore_regions=self.ignore_regions)
+        return DenseOutcome(self.predict(batch, features), objects)
 
-    def _records(self, outcome: tuple[list[Predictions], list[Target]], *, trained: bool) -> list[Assigned]:
-        stages, objects = outcome
-        return [self._assign(predictions, objects) for predictions in stages]
+    def _records(self, outcome: DenseOutcome, *, trained: bool) -> list[Assigned]:
+        return [self.assign(predictions, outcome.objects) for predictions in outcome.stages]
 
-    def _stages(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
-        """Raw predictions, one record a stage."""
-        logits, regressions, qualities = self.head(features)
-        anchors, level_sizes = self._anchors(batch, features)
-        return [
-            Predictions(
-                at_least_float32(logits),
-                at_least_float32(regressions),
-                None if qualities is None else at_least_float32(qualities),
-                anchors,
-                level_sizes,
-                batch.image_sizes,
-                softmax=self.softmax,
-            )
-        ]
-
-    def _anchors(self, batch: ImageList, features: list[Tensor]) -> tuple[list[Tensor], list[int]]:
-        """Each image's anchors ``[a, 4]`` over all levels, and how many each level has."""
-        # Generators take shape, device and type from features; bf16 could not tell pixels apart.
-        like = [at_least_float32(x.new_empty(())).expand(x.shape) for x in features]
-        per_location = self.anchor_generator.num_anchors_per_location()
-        sizes = [x.shape[-2] * x.shape[-1] * k for x, k in zip(features, per_location, strict=True)]
-        return self.anchor_generator(batch, like), sizes
-
-    @torch.no_grad()
-    def _match(self, predictions: Predictions, objects: list[Target]) -> Tensor:
-        """``[b, a]`` index of each anchor's object in its image, or a label without object."""
-        matches = []
-        for i, (anchors, target) in enumerate(zip(predictions.anchors, objects, strict=True)):
-            real = target["labels"] > 0
-            boxes, ignored = target["boxes"][real], target["boxes"][~real & self.ignore_regions]
-            match = self.assigner(anchors, boxes, predictions.level_sizes)
-            if predictions.dropped is not None:
-                match = match.masked_fill(predictions.dropped[i], IGNORED)
-            match = ignore_inside(match, anchors, ignored)
-            if self.refiner is not None:
-                scene = Scene(
-                    predictions.logits[i].detach(),
-                    predictions.regressions[i].detach(),
-                    anchors,
-                    self.codec,
-                    boxes,
-                    target["labels"][real] - 1,
-                    predictions.level_sizes,
-                )
-                match = ignore_inside(self.refiner(match, scene), anchors, ignored)
-            matches.append(match)
-        return torch.stack(matches)
-
-    def _assign(self, predictions: Predictions, objects: list[Target]) -> Assigned:
-        matches = self._match(predictions, objects).flatten()  # [b * a]
-        count = len(predictions.anchors[0])
-        positive = torch.nonzero(matches >= 0).squeeze(1)
-        image_ids = positive // count
-        sizes = [int((t["labels"] > 0).sum()) for t in objects]
-        offsets = torch.tensor([0, *sizes[:-1]], device=matches.device).cumsum(0)
-        gt_ids = matches[positive] + offsets[image_ids]
-        boxes = torch.cat([t["boxes"][t["labels"] > 0] for t in objects])
-        classes = torch.cat([t["labels"][t["labels"] > 0] for t in objects]) - 1
-        labels = matches.clamp(max=BACKGROUND)
-        labels[positive] = torch.zeros_like(gt_ids) if predictions.class_agnostic else classes[gt_ids]
-        anchors = torch.cat(predictions.anchors)[positive]
-        deltas = predictions.regressions.flatten(0, 1)[positive]
-        gt_boxes = boxes[gt_ids]
-        return Assigned(
-            logits=predictions.logits.flatten(0, 1),
-            labels=labels,
-            positive=positive,
-            boxes=self.codec.decode(deltas, anchors),
-            gt_boxes=gt_boxes,
-            gt_ids=gt_ids,
-            image_ids=image_ids,
-            normalizer=torch.tensor(float(len(positive)), device=matches.device),
-            deltas=deltas,
-            gt_deltas=self.codec.encode(gt_boxes, anchors),
-            quality_logits=None if predictions.qualities is None else predictions.qualities.flatten()[positive],
-            quality_targets=centerness(centers(anchors), gt_boxes),
-            stage=predictions.stage,
-            softmax=predictions.softmax,
-        )
-
-    def _detections(self, outcome: tuple[list[Predictions], list[Target]], images: list[Tensor]) -> Detections:
-        predictions = outcome[0][-1]
-        return in_pixels([found for found, _ in self._select(predictions)], predictions.image_sizes, images)
-
-    @torch.no_grad()
-    def _select(self, predictions: Predictions) -> list[tuple[dict[str, Tensor], Tensor]]:
-        """Each image's detections at the network's input size, and the places of their anchors."""
-        each = zip(
-            predictions.scores(), predictions.regressions, predictions.anchors, predictions.image_sizes, strict=True
-        )
-        return [
-            select(scores, regressions, anchors, predictions.level_sizes, self.codec, self.inference, size)
-            for scores, regressions, anchors, size in each
-        ]
+    def _detections(self, outcome: DenseOutcome, images: list[Tensor]) -> Detections:
+        predictions = outcome.stages[-1]
+        return in_pixels([found for found, _ in self.select(predictions)], predictions.image_sizes, images)
 
 
 def select(
@@ -214,28 +249,32 @@ def select(
     anchors: Tensor,
     level_sizes: Sequence[int],
     codec: BoxCodec,
-    inference: PostProcess,
+    postprocess: PostProcess,
     image_size: tuple[int, int],
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One image's detections and the places of their anchors: threshold, best of each level, decode, clip, NMS.
+    """One image's detections and the indices of their anchors: threshold, best of each level, decode, clip, NMS.
 
     Args:
         scores: ``[a, c]`` in [0, 1].
-        regressions: ``[a, 4]``.
+        regressions: ``[a, d]``, d = 4 for most codecs.
         anchors: ``[a, 4]``.
+        level_sizes: Anchors per level.
+        codec: Regressions to boxes.
+        postprocess: Thresholds; ``topk`` candidates per level come before NMS.
+        image_size: Height and width, pixels.
     """
     num_classes = scores.shape[1]
     chosen, start = [], 0
     for size in level_sizes:
         flat = scores[start : start + size].flatten()
-        above = torch.nonzero(flat > inference.score_threshold).squeeze(1)
-        best = flat[above].topk(min(inference.topk, len(above))).indices
+        above = torch.nonzero(flat > postprocess.score_threshold).squeeze(1)
+        best = flat[above].topk(min(postprocess.topk, len(above))).indices
         chosen.append(above[best] + start * num_classes)
         start += size
     index = torch.cat(chosen)
     rows, labels, kept_scores = index // num_classes, index % num_classes, scores.flatten()[index]
     boxes = clip_boxes_to_image(codec.decode(regressions[rows], anchors[rows]), image_size)
-    found, kept = suppress(boxes, kept_scores, labels, inference)
+    found, kept = suppress(boxes, kept_scores, labels, postprocess)
     return found, rows[kept]
 
 

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from concordet.assigned import BACKGROUND, Assigned
+from concordet.assigned import Assigned
 from concordet.detectors.base import Detections, Detector, in_pixels
 from concordet.detectors.parts.assigners import ignore_inside
 from concordet.detectors.parts.hungarian import Costs, hungarian_match, in_units
+from concordet.detectors.parts.objects import Matching, Objects
 from concordet.detectors.parts.postprocess import PostProcess
-from concordet.detectors.parts.proposals import Objects, select_refined
+from concordet.detectors.parts.proposals import select_refined
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, build_criterion
 from concordet.losses.criteria.set_core import SetCore
 
@@ -42,7 +43,7 @@ class Outcome:
 
     stages: list[Stage]
     sizes: list[tuple[int, int]]  # of the images at the network's input
-    objects: list[Objects]
+    objects: Objects
 
 
 def per_layer_criterion(
@@ -99,7 +100,7 @@ class SetPredictor(Detector):
         criterion: loss, of all stages; says whether the classifier is a softmax.
         num_classes: foreground classes; labels outside are 1..num_classes.
         image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
-        inference: thresholds; ``topk`` candidates an image, and an NMS threshold of 1 drops nothing.
+        postprocess: thresholds; ``topk`` candidates an image, and an NMS threshold of 1 drops nothing.
         costs: of the matching.
         ignore_regions: boxes inside ``target["ignored_boxes"]`` are no background.
     """
@@ -112,7 +113,7 @@ class SetPredictor(Detector):
         *,
         num_classes: int,
         image_size: tuple[int, int],
-        inference: PostProcess,
+        postprocess: PostProcess,
         costs: Costs,
         ignore_regions: bool = True,
     ) -> None:
@@ -120,48 +121,41 @@ class SetPredictor(Detector):
         self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
         self.criterion = criterion
         self.num_classes = num_classes
-        self.inference = inference
+        self.postprocess = postprocess
         self.costs = costs
         self.ignore_regions = ignore_regions
 
     def _records(self, outcome: Outcome, *, trained: bool) -> list[Assigned]:
         return [self._record(stage, self._match(stage, outcome), outcome) for stage in outcome.stages]
 
+    def _objects(self, stage: Stage, outcome: Outcome) -> Objects:
+        return outcome.objects.class_agnostic() if stage.class_agnostic else outcome.objects
+
     @torch.no_grad()
     def _match(self, stage: Stage, outcome: Outcome) -> Tensor:
         """``[b, k]`` each prediction's object in its image, or a label without object."""
         matches = []
-        for logits, boxes, size, image in zip(stage.logits, stage.boxes, outcome.sizes, outcome.objects, strict=True):
-            classes = torch.zeros_like(image.classes) if stage.class_agnostic else image.classes
+        objects = self._objects(stage, outcome)
+        each = zip(stage.logits, stage.boxes, outcome.sizes, strict=True)
+        theirs = zip(objects.boxes, objects.classes, objects.ignored, strict=True)
+        for (logits, boxes, size), (gt_boxes, classes, ignored) in zip(each, theirs, strict=True):
             match = hungarian_match(
-                logits, boxes, image.boxes, classes, size, costs=self.costs, softmax=self.criterion.softmax
+                logits, boxes, gt_boxes, classes, size, costs=self.costs, softmax=self.criterion.softmax
             )
-            matches.append(ignore_inside(match, boxes, image.ignored) if self.ignore_regions else match)
+            matches.append(ignore_inside(match, boxes, ignored))
         return torch.stack(matches)
 
     def _record(self, stage: Stage, matches: Tensor, outcome: Outcome) -> Assigned:
         """The stage's record with ``[b, k]`` matches."""
-        per_image, match = matches.shape[1], matches.flatten()
-        objects = outcome.objects
-        positive = torch.nonzero(match >= 0).squeeze(1)
-        image_ids = positive // per_image
-        offsets = torch.tensor([0, *(len(o.classes) for o in objects[:-1])], device=match.device).cumsum(0)
-        gt_ids = match[positive] + offsets[image_ids]
-        labels = match.clamp(max=BACKGROUND)
-        labels[positive] = torch.zeros_like(gt_ids) if stage.class_agnostic else _joined(objects, "classes")[gt_ids]
-        boxes, gt_boxes = stage.boxes.flatten(0, 1)[positive], _joined(objects, "boxes")[gt_ids]
-        extents = boxes.new_tensor([[width, height, width, height] for height, width in outcome.sizes])[image_ids]
-        return Assigned(
-            logits=stage.logits.flatten(0, 1),
-            labels=labels,
-            positive=positive,
-            boxes=boxes,
-            gt_boxes=gt_boxes,
-            gt_ids=gt_ids,
-            image_ids=image_ids,
-            normalizer=torch.tensor(float(len(positive)), device=match.device),
+        matching = Matching.of(list(matches), self._objects(stage, outcome))
+        boxes = stage.boxes.flatten(0, 1)[matching.positive]
+        extents = boxes.new_tensor([[width, height, width, height] for height, width in outcome.sizes])
+        extents = extents[matching.image_ids]
+        return matching.assigned(
+            stage.logits.flatten(0, 1),
+            boxes,
             deltas=in_units(boxes, extents, self.costs.box_format),
-            gt_deltas=in_units(gt_boxes, extents, self.costs.box_format),
+            gt_deltas=in_units(matching.gt_boxes, extents, self.costs.box_format),
             stage=stage.name,
             softmax=self.criterion.softmax,
         )
@@ -171,7 +165,7 @@ class SetPredictor(Detector):
         stage = outcome.stages[-1]
         scores = class_scores(stage.logits, softmax=self.criterion.softmax)
         each = zip(scores, stage.boxes, outcome.sizes, strict=True)
-        results = [select_refined(s, boxes[:, None], self.inference, size) for s, boxes, size in each]
+        results = [select_refined(s, boxes[:, None], self.postprocess, size) for s, boxes, size in each]
         return in_pixels(results, outcome.sizes, images)
 
 
@@ -181,7 +175,3 @@ def class_scores(logits: Tensor, *, softmax: bool) -> Tensor:
         return logits.sigmoid()
     scores = logits.softmax(-1)[..., :-1]
     return torch.zeros_like(scores).scatter(-1, scores.argmax(-1, keepdim=True), scores.amax(-1, keepdim=True))
-
-
-def _joined(objects: Sequence[Objects], name: str) -> Tensor:
-    return torch.cat([getattr(o, name) for o in objects])

@@ -5,7 +5,7 @@ What distinguishes Faster, Cascade and Mask R-CNN is passed in: stages of the Ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -21,13 +21,12 @@ from concordet.assigned import Assigned
 from concordet.detectors.base import Detections, Detector, Target, in_pixels
 from concordet.detectors.networks.heads import init_prior_bias
 from concordet.detectors.parts.assigners import ignore_inside, iou_matches
+from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.proposals import (
-    Objects,
     RoIOutput,
     RPNOutput,
     make_record,
-    objects_of,
     roi_matches,
     sample,
     select_refined,
@@ -70,70 +69,43 @@ class BoxStage(nn.Module):
         return at_least_float32(logits), at_least_float32(deltas)
 
     @torch.no_grad()
-    def decode(self, refined: RoIOutput) -> list[Tensor]:
+    def decode(self, output: RoIOutput) -> list[Tensor]:
         """``[k, c or 1, 4]`` boxes of each image, without gradient."""
-        boxes = self.coder.decode_single(refined.deltas.flatten(1), torch.cat(refined.references))
-        return list(boxes.unflatten(1, (-1, 4)).split([len(b) for b in refined.references]))
+        boxes = self.coder.decode_single(output.deltas.flatten(1), torch.cat(output.references))
+        return list(boxes.unflatten(1, (-1, 4)).split([len(b) for b in output.references]))
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a forward pass gives; refined boxes are those of all proposals, where they were needed."""
+class TwoStageHead(nn.Module):
+    """A two-stage detector without backbone and image transform: features to proposals, boxes and records.
 
-    found: RPNOutput
-    objects: list[Objects]
-    refined: list[RoIOutput] | None
-
-
-class TwoStageDetector(Detector):
-    """A two-stage detector in torchvision's convention, as :class:`~concordet.detectors.dense.DenseDetector` is.
-
-    Records are named ``rpn`` and after the RoI head's stages.  With a softmax classifier (cross entropy, Harmonic loss)
-    losses are means over random minibatches of 256 anchors (half of them positive) and 512 proposals (a quarter) an
-    image, as torchvision takes them.  Losses with a sigmoid a class weigh negatives themselves and see every anchor and
-    every proposal.  In training objects' own boxes join the proposals; what :meth:`assigned` measures in evaluation
-    mode are proposals as at inference, all of them.
+    With a softmax classifier (cross entropy, Harmonic loss) losses are means over random minibatches of 256 anchors
+    (half of them positive) and 512 proposals (a quarter) per image, as torchvision takes them.  Losses with one sigmoid
+    per class weigh negatives themselves and see every anchor and every proposal.
 
     Args:
-        backbone: features; has ``out_channels``.
         rpn: torchvision's.
-        box_pool: features and boxes to ``[n, channels, h, w]``.
-        stages: of the RoI head; each refines the boxes of the one before it, and their logits are averaged.
-        criterion: loss; its stages are ``rpn`` and the RoI head's.
-        num_classes: foreground classes; labels outside are 1..num_classes.
-        image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
-        inference: thresholds; ``topk`` is the number of candidates an image before NMS.
-        ignore_regions: boxes inside ``target["ignored_boxes"]`` are neither positive nor negative.
+        box_pool: Features and boxes to ``[n, channels, h, w]``.
+        stages: Of the RoI head, by name; each refines the boxes of the one before it, and their logits are averaged.
+        postprocess: Thresholds; ``topk`` candidates per image come before NMS.
     """
-
-    criterion: StagedCriterion
 
     def __init__(
         self,
-        backbone: nn.Module,
         rpn: RegionProposalNetwork,
         box_pool: MultiScaleRoIAlign,
-        stages: Sequence[BoxStage],
-        criterion: StagedCriterion,
+        stages: Mapping[str, BoxStage],
         *,
-        num_classes: int,
-        image_size: tuple[int, int],
-        inference: PostProcess,
-        ignore_regions: bool = True,
+        postprocess: PostProcess,
     ) -> None:
         super().__init__()
-        self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-        self.backbone = backbone
         self.rpn = rpn
         self.box_pool = box_pool
+        self.stage_names = list(stages)
         # one stage keeps the names of torchvision's parameters
-        self.roi_heads = stages[0] if len(stages) == 1 else nn.ModuleList(stages)
-        self.criterion = criterion
-        self.stage_names = list(criterion.stages)[1:]
-        self.num_classes = num_classes
-        self.inference = inference
-        self.ignore_regions = ignore_regions
-        self.sampled = stages[0].softmax
+        heads = list(stages.values())
+        self.roi_heads = heads[0] if len(heads) == 1 else nn.ModuleList(heads)
+        self.postprocess = postprocess
+        self.sampled = heads[0].softmax
         self.roi_sampler = BalancedPositiveNegativeSampler(512, 0.25)
         if not self.sampled:
             init_prior_bias(rpn.head.cls_logits)
@@ -144,29 +116,13 @@ class TwoStageDetector(Detector):
         heads = self.roi_heads
         return [heads] if isinstance(heads, BoxStage) else [cast(BoxStage, stage) for stage in heads]
 
-    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Outcome:
-        found, objects = self._propose(images, targets)
-        # in training mode boxes are refined for the loss, which has proposals of its own
-        return Outcome(found, objects, None if self.training else self._refine(found, found.boxes))
+    def propose(self, batch: ImageList, features: dict[str, Tensor]) -> RPNOutput:
+        """The region proposal network's predictions, and the boxes that are kept of them.
 
-    def _records(self, outcome: Outcome, *, trained: bool) -> list[Assigned]:
-        if trained:
-            return self._trained(outcome.found, outcome.objects)
-        return self._measured(outcome.found, self._refined(outcome), outcome.objects)
-
-    @torch.no_grad()
-    def _detections(self, outcome: Outcome, images: list[Tensor]) -> Detections:
-        found = outcome.found
-        return in_pixels(self._select(found, self._refined(outcome)), found.image_sizes, images)
-
-    def _refined(self, outcome: Outcome) -> list[RoIOutput]:
-        return outcome.refined or self._refine(outcome.found, outcome.found.boxes)
-
-    def _propose(self, images: list[Tensor], targets: list[Target] | None) -> tuple[RPNOutput, list[Objects]]:
-        batch, resized = self.transform(images, targets)
-        return self._proposed(batch, self.backbone(batch.tensors)), [objects_of(t) for t in resized or []]
-
-    def _proposed(self, batch: ImageList, features: dict[str, Tensor]) -> RPNOutput:
+        Args:
+            batch: Images at the network's input size.
+            features: ``[b, channels, h, w]`` per level, finest first.
+        """
         levels = list(features.values())
         logits, deltas = self.rpn.head(levels)
         level_sizes = [x[0].numel() for x in logits]
@@ -189,86 +145,94 @@ class TwoStageDetector(Detector):
             level_sizes,
         )
 
-    def _pool(self, pool: MultiScaleRoIAlign, found: RPNOutput, boxes: list[Tensor]) -> Tensor:
+    def pool(self, pooler: MultiScaleRoIAlign, rpn: RPNOutput, boxes: list[Tensor]) -> Tensor:
+        """``[n, channels, h, w]`` features of ``[n_i, 4]`` boxes per image."""
         # strides come out exact for the padded size; for an image's own they would be rounded
-        return pool(found.features, boxes, [found.padded_size] * len(boxes))
+        return pooler(rpn.features, boxes, [rpn.padded_size] * len(boxes))
 
-    def _refine(self, found: RPNOutput, boxes: list[Tensor]) -> list[RoIOutput]:
-        """Every stage's predictions; each begins with the boxes of the one before, cut off at the images' borders."""
+    def refine(self, rpn: RPNOutput, boxes: list[Tensor]) -> list[RoIOutput]:
+        """Every stage's predictions; each begins with the boxes of the one before, clipped to the images.
+
+        Args:
+            rpn: Features of the images.
+            boxes: ``[n_i, 4]`` per image, with which the first stage begins.
+        """
         results: list[RoIOutput] = []
         stages = self.box_stages
         for stage in stages:
-            results.append(RoIOutput(boxes, *stage(self._pool(self.box_pool, found, boxes))))
+            results.append(RoIOutput(boxes, *stage(self.pool(self.box_pool, rpn, boxes))))
             if stage is not stages[-1]:
                 decoded = stage.decode(results[-1])
-                boxes = [clip_boxes_to_image(b[:, 0], s) for b, s in zip(decoded, found.image_sizes, strict=True)]
+                boxes = [clip_boxes_to_image(b[:, 0], s) for b, s in zip(decoded, rpn.image_sizes, strict=True)]
         return results
 
-    @torch.no_grad()
-    def _match_anchors(self, found: RPNOutput, objects: list[Objects]) -> list[Tensor]:
-        matches = []
-        for anchors, image in zip(found.anchors, objects, strict=True):
-            match = iou_matches(anchors, image.boxes, found.level_sizes, foreground=0.7, background=0.3)
-            matches.append(ignore_inside(match, anchors, image.ignored) if self.ignore_regions else match)
-        return matches
+    def training_records(self, rpn: RPNOutput, objects: Objects) -> tuple[list[Assigned], list[RoIOutput]]:
+        """What the loss sees: records of anchors and of each stage's boxes, sampled or all, and the stages' outputs."""
+        matches = self.match_anchors(rpn, objects)
+        proposals = self.rpn_record(
+            rpn, objects, matches, sample(matches, self.rpn.fg_bg_sampler) if self.sampled else None
+        )
+        rois = self.refine(rpn, self._training_boxes(rpn, objects))
+        return [proposals, *self.roi_records(rpn, rois, objects)], rois
 
-    @torch.no_grad()
-    def _match_boxes(self, boxes: list[Tensor], objects: list[Objects], foreground: float) -> list[Tensor]:
-        matches = []
-        for proposals, image in zip(boxes, objects, strict=True):
-            match = roi_matches(proposals, image.boxes, foreground=foreground)
-            matches.append(ignore_inside(match, proposals, image.ignored) if self.ignore_regions else match)
-        return matches
+    def inference_records(self, rpn: RPNOutput, rois: list[RoIOutput], objects: Objects) -> list[Assigned]:
+        """Records of everything that is seen at inference; the final one's logits are those that decide there."""
+        proposals = self.rpn_record(rpn, objects, self.match_anchors(rpn, objects))
+        rois = [*rois[:-1], replace(rois[-1], logits=mean_logits(rois))]
+        return [proposals, *self.roi_records(rpn, rois, objects)]
 
-    def _trained(self, found: RPNOutput, objects: list[Objects]) -> list[Assigned]:
-        """Records that the loss sees."""
-        proposals = self._trained_rpn_record(found, objects)  # samples first, as torchvision does
-        refined = self._refine(found, self._training_boxes(found, objects))
-        return [proposals, *self._roi_records(found, refined, objects)]
-
-    def _trained_rpn_record(self, found: RPNOutput, objects: list[Objects]) -> Assigned:
-        matches = self._match_anchors(found, objects)
-        rows = sample(matches, self.rpn.fg_bg_sampler) if self.sampled else None
-        return self._rpn_record(found, objects, matches, rows)
-
-    def _training_boxes(self, found: RPNOutput, objects: list[Objects]) -> list[Tensor]:
-        """``[k, 4]`` boxes of each image that the RoI head learns from."""
-        boxes = [torch.cat([b, o.boxes]) for b, o in zip(found.boxes, objects, strict=True)]
+    def _training_boxes(self, rpn: RPNOutput, objects: Objects) -> list[Tensor]:
+        """``[k, 4]`` boxes per image that the RoI head learns from."""
+        boxes = [torch.cat(pair) for pair in zip(rpn.boxes, objects.boxes, strict=True)]
         if self.sampled:
-            chosen = sample(self._match_boxes(boxes, objects, self.box_stages[0].foreground), self.roi_sampler)
+            chosen = sample(self.match_boxes(boxes, objects, self.box_stages[0].foreground), self.roi_sampler)
             boxes = [b[i] for b, i in zip(boxes, chosen, strict=True)]
         return boxes
 
-    def _measured(self, found: RPNOutput, refined: list[RoIOutput], objects: list[Objects]) -> list[Assigned]:
-        """Records over everything that is seen at inference; the final one's logits are those that decide there."""
-        proposals = self._rpn_record(found, objects, self._match_anchors(found, objects), None)
-        refined = [*refined[:-1], replace(refined[-1], logits=mean_logits(refined))]
-        return [proposals, *self._roi_records(found, refined, objects)]
+    @torch.no_grad()
+    def match_anchors(self, rpn: RPNOutput, objects: Objects) -> list[Tensor]:
+        """``[a]`` per image: index of each anchor's object, or a label without object."""
+        return [
+            ignore_inside(
+                iou_matches(anchors, boxes, rpn.level_sizes, foreground=0.7, background=0.3), anchors, ignored
+            )
+            for anchors, boxes, ignored in zip(rpn.anchors, objects.boxes, objects.ignored, strict=True)
+        ]
 
-    def _rpn_record(
-        self, found: RPNOutput, objects: list[Objects], matches: list[Tensor], rows: list[Tensor] | None
+    @torch.no_grad()
+    def match_boxes(self, boxes: list[Tensor], objects: Objects, foreground: float) -> list[Tensor]:
+        """``[n_i]`` per image: index of each box's object, or a label without object."""
+        return [
+            ignore_inside(roi_matches(proposals, gt_boxes, foreground=foreground), proposals, ignored)
+            for proposals, gt_boxes, ignored in zip(boxes, objects.boxes, objects.ignored, strict=True)
+        ]
+
+    def rpn_record(
+        self, rpn: RPNOutput, objects: Objects, matches: list[Tensor], rows: list[Tensor] | None = None
     ) -> Assigned:
-        logits, deltas, anchors = list(found.logits), list(found.deltas), found.anchors
+        """The record ``rpn`` of anchors: of those in ``rows`` per image, or of all."""
+        logits, deltas, anchors = list(rpn.logits), list(rpn.deltas), rpn.anchors
         if rows is not None:
             matches, logits, deltas, anchors = (
                 [x[i] for x, i in zip(values, rows, strict=True)] for values in (matches, logits, deltas, anchors)
             )
         return make_record(
             matches,
-            [replace(o, classes=torch.zeros_like(o.classes)) for o in objects],
+            objects.class_agnostic(),
             anchors,
             torch.cat(logits)[:, None],
             torch.cat(deltas)[:, None],
             self.rpn.box_coder,
             stage="rpn",
             softmax=False,
-            averaged=self.sampled,
+            mean_over_rows=self.sampled,
         )
 
-    def _roi_records(self, found: RPNOutput, refined: list[RoIOutput], objects: list[Objects]) -> list[Assigned]:
+    def roi_records(self, rpn: RPNOutput, rois: list[RoIOutput], objects: Objects) -> list[Assigned]:
+        """One record per stage of the RoI head."""
         return [
             make_record(
-                self._match_boxes(r.references, objects, stage.foreground),
+                self.match_boxes(r.references, objects, stage.foreground),
                 objects,
                 r.references,
                 r.logits,
@@ -276,21 +240,92 @@ class TwoStageDetector(Detector):
                 stage.coder,
                 stage=name,
                 softmax=stage.softmax,
-                averaged=self.sampled,
+                mean_over_rows=self.sampled,
             )
-            for name, stage, r in zip(self.stage_names, self.box_stages, refined, strict=True)
+            for name, stage, r in zip(self.stage_names, self.box_stages, rois, strict=True)
         ]
 
     @torch.no_grad()
-    def _select(self, found: RPNOutput, refined: list[RoIOutput]) -> Detections:
+    def select(self, rpn: RPNOutput, rois: list[RoIOutput]) -> Detections:
         """Detections at the network's input size."""
-        last, logits = self.box_stages[-1], mean_logits(refined)
+        last, logits = self.box_stages[-1], mean_logits(rois)
         scores = logits.softmax(-1)[:, :-1] if last.softmax else logits.sigmoid()
-        boxes = last.decode(refined[-1])
-        each = zip(scores.split([len(b) for b in boxes]), boxes, found.image_sizes, strict=True)
-        return [select_refined(s, b, self.inference, size) for s, b, size in each]
+        boxes = last.decode(rois[-1])
+        each = zip(scores.split([len(b) for b in boxes]), boxes, rpn.image_sizes, strict=True)
+        return [select_refined(s, b, self.postprocess, size) for s, b, size in each]
 
 
-def mean_logits(refined: Sequence[RoIOutput]) -> Tensor:
+@dataclass(frozen=True)
+class TwoStageOutcome:
+    """A forward pass; ``rois`` are of all proposals, None where they were not needed."""
+
+    rpn: RPNOutput
+    objects: Objects
+    rois: list[RoIOutput] | None
+
+
+class TwoStageDetector(TwoStageHead, Detector):
+    """A two-stage detector in torchvision's convention.
+
+    Records are named ``rpn`` and after the RoI head's stages.  In training objects' own boxes join the proposals; what
+    :meth:`assigned` measures in evaluation mode are proposals as at inference, all of them.
+
+    Args:
+        backbone: Features; has ``out_channels``.
+        rpn: torchvision's.
+        box_pool: Features and boxes to ``[n, channels, h, w]``.
+        stages: Of the RoI head.
+        criterion: Loss; its stages are ``rpn`` and the RoI head's.
+        num_classes: Foreground classes; labels outside are 1..num_classes.
+        image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
+        postprocess: Thresholds; ``topk`` candidates per image come before NMS.
+        ignore_regions: Boxes inside ``target["ignored_boxes"]`` are neither positive nor negative.
+    """
+
+    criterion: StagedCriterion
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        rpn: RegionProposalNetwork,
+        box_pool: MultiScaleRoIAlign,
+        stages: Sequence[BoxStage],
+        criterion: StagedCriterion,
+        *,
+        num_classes: int,
+        image_size: tuple[int, int],
+        postprocess: PostProcess,
+        ignore_regions: bool = True,
+    ) -> None:
+        named = dict(zip(list(criterion.stages)[1:], stages, strict=True))
+        super().__init__(rpn, box_pool, named, postprocess=postprocess)
+        self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self.backbone = backbone
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.ignore_regions = ignore_regions
+
+    def _predict(self, images: list[Tensor], targets: list[Target] | None) -> TwoStageOutcome:
+        batch, resized = self.transform(images, targets)
+        rpn = self.propose(batch, self.backbone(batch.tensors))
+        objects = Objects.from_targets(resized or [], ignore_regions=self.ignore_regions)
+        # in training mode boxes are refined for the loss, which has proposals of its own
+        return TwoStageOutcome(rpn, objects, None if self.training else self.refine(rpn, rpn.boxes))
+
+    def _records(self, outcome: TwoStageOutcome, *, trained: bool) -> list[Assigned]:
+        if trained:
+            return self.training_records(outcome.rpn, outcome.objects)[0]
+        return self.inference_records(outcome.rpn, self._rois(outcome), outcome.objects)
+
+    @torch.no_grad()
+    def _detections(self, outcome: TwoStageOutcome, images: list[Tensor]) -> Detections:
+        rpn = outcome.rpn
+        return in_pixels(self.select(rpn, self._rois(outcome)), rpn.image_sizes, images)
+
+    def _rois(self, outcome: TwoStageOutcome) -> list[RoIOutput]:
+        return outcome.rois or self.refine(outcome.rpn, outcome.rpn.boxes)
+
+
+def mean_logits(rois: Sequence[RoIOutput]) -> Tensor:
     """``[n, c]`` averaged over the stages, as mmdetection does."""
-    return torch.stack([r.logits for r in refined]).mean(0)
+    return torch.stack([r.logits for r in rois]).mean(0)

@@ -72,7 +72,7 @@ class TestExtraQueries:
         found = {r.stage: r for r in own if r.stage in QUERIES}
         memory, shapes = outcome.decoding["encoder_hidden_states"], outcome.decoding["spatial_shapes_list"]
         torch.manual_seed(0)
-        outcome_again = model.heads(outcome.batch, memory, shapes, outcome.targets)
+        outcome_again = model.heads(outcome.batch, memory, shapes, outcome.objects)
         unit = torch.tensor([96.0, 64, 96, 64])
         positives = outcome_again[1]["atss"]
         for image in range(3):
@@ -122,7 +122,7 @@ class TestExtraQueries:
             torch.nn.init.zeros_(tower.layers[-1].bias)
         outcome = model._predict(*batch(3, 2))
         memory, shapes = outcome.decoding["encoder_hidden_states"], outcome.decoding["spatial_shapes_list"]
-        _, positives = model.heads(outcome.batch, memory, shapes, outcome.targets)
+        _, positives = model.heads(outcome.batch, memory, shapes, outcome.objects)
         for record in model._query_records(outcome, positives):
             boxes = positives[record.stage.split("_")[0]].boxes
             unit = torch.tensor([96.0, 64, 96, 64])
@@ -156,7 +156,7 @@ class TestAuxiliaryHeads:
         model = build(NAME)
         outcome = model._predict(*batch(3, 2))
         memory, shapes = outcome.decoding["encoder_hidden_states"], outcome.decoding["spatial_shapes_list"]
-        _, positives = model.heads(outcome.batch, memory, shapes, outcome.targets)
+        _, positives = model.heads(outcome.batch, memory, shapes, outcome.objects)
         levels = dict(zip((8, 16, 32, 64), model.heads.adapter(memory, shapes), strict=True))
         atss = positives["atss"]
         for image, box, feature in zip(atss.record.image_ids, atss.boxes, atss.features, strict=True):

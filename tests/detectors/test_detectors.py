@@ -9,7 +9,8 @@ from torchvision.models import detection
 from concordet.assigned import IGNORED
 from concordet.boxes import paired_iou
 from concordet.detectors import build_detector, list_detectors
-from concordet.detectors.dense import centerness, delta_codec, select
+from concordet.detectors.dense import centerness, select
+from concordet.detectors.parts.coders import delta_codec
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.losses import build_criterion, list_losses
 
@@ -296,9 +297,9 @@ def test_centerness_is_the_papers_formula():
 
 def test_scores_of_ranking_losses_have_no_threshold():
     """Their scores have an order but no scale: 0.05 would drop whatever comes below it."""
-    assert build("fcos", "rank_sort+pse").inference.score_threshold == 0
-    assert build("fcos", "rank_sort", score_threshold=0.1).inference.score_threshold == 0.1
-    assert build("fcos", "focal+concordance").inference.score_threshold == 0.05
+    assert build("fcos", "rank_sort+pse").postprocess.score_threshold == 0
+    assert build("fcos", "rank_sort", score_threshold=0.1).postprocess.score_threshold == 0.1
+    assert build("fcos", "focal+concordance").postprocess.score_threshold == 0.05
 
 
 def test_a_criterion_object_is_taken():
@@ -311,9 +312,9 @@ def test_a_criterion_object_is_taken():
 @pytest.mark.parametrize("name", CODED)
 def test_perfect_regression_has_iou_one(name):
     model = build(name)
-    stages, objects = model._predict(*batch(4, 2))
-    for predictions in stages:
-        record = model._assign(predictions, objects)
+    outcome = model._predict(*batch(4, 2))
+    for predictions in outcome.stages:
+        record = model.assign(predictions, outcome.objects)
         anchors = torch.cat(predictions.anchors)[record.positive]
         boxes = model.codec.decode(record.gt_deltas, anchors)
         torch.testing.assert_close(paired_iou(boxes, record.gt_boxes), torch.ones(len(record.positive)))

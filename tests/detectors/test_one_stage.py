@@ -159,7 +159,7 @@ def test_foveabox_has_its_own_focal_loss():
 class TestRefineDet:
     def test_the_second_stage_starts_where_the_first_ends(self):
         model = build("refinedet")
-        (first, second), _ = model._predict(*batch(3, 2))
+        first, second = model._predict(*batch(3, 2)).stages
         for i in range(2):
             boxes = model.codec.decode(first.regressions[i], first.anchors[i])
             torch.testing.assert_close(second.anchors[i], boxes)
@@ -185,10 +185,10 @@ class TestRefineDet:
 
     def test_losses_without_softmax_rule_out_nothing(self):
         model = build("refinedet", "rank_sort+pse")
-        assert model._predict(*batch(2))[0][-1].dropped is None
+        assert model._predict(*batch(2)).stages[-1].dropped is None
         assert set(model.criterion.stages["arm"].couplings) == set()
         assert set(model.criterion.stages["odm"].couplings) == {"pse"}
-        assert model.inference.score_threshold == 0
+        assert model.postprocess.score_threshold == 0
 
     def test_a_criterion_object_serves_both_stages(self):
         criterion = build_criterion("alrp")

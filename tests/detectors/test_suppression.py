@@ -112,7 +112,7 @@ def test_paa_detects_as_published():
     torch.nn.init.zeros_(model.head.classification_head.cls_logits.bias)
     torch.nn.init.normal_(model.head.regression_head.bbox_ctrness.weight, std=0.3)
     image, _ = scene(3)
-    (predictions,), _ = model._predict([image], None)
+    (predictions,) = model._predict([image], None).stages
     scores = (predictions.logits[0].sigmoid() * predictions.qualities[0].sigmoid()[:, None]).sqrt()
     boxes = model.codec.decode(predictions.regressions[0], predictions.anchors[0])
     boxes = torch.stack([boxes[:, 0::2].clamp(0, 96), boxes[:, 1::2].clamp(0, 64)], 2).flatten(1)

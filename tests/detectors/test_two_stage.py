@@ -34,7 +34,7 @@ def torchvision_twin(ours):
         "rpn_pre_nms_top_n_test": 500,
         "rpn_post_nms_top_n_train": 200,
         "rpn_post_nms_top_n_test": 200,
-        "box_score_thresh": ours.inference.score_threshold,
+        "box_score_thresh": ours.postprocess.score_threshold,
         "min_size": 64,
         "max_size": 96,
     }
@@ -134,7 +134,7 @@ class TestRecords:
         rpn, *rois = model.assigned(images, targets)
         anchors = model.rpn.anchor_generator(ImageList(torch.zeros(3, 3, 64, 96), [(64, 96)] * 3), _levels())
         assert len(rpn.labels) == 3 * len(anchors[0])
-        found, _ = model._propose(images, targets)
+        found = model._predict(images, targets).rpn
         for record in rois:
             assert not record.softmax
             assert record.logits.shape == (sum(len(b) for b in found.boxes) + 7, 3)  # and the objects' own boxes
@@ -156,7 +156,7 @@ class TestRecords:
         state = torch.get_rng_state()
         *_, last = model.assigned(images, targets)
         assert torch.equal(torch.get_rng_state(), state)
-        found, _ = model._propose(images, None)
+        found = model._predict(images, None).rpn
         assert len(last.labels) == sum(len(b) for b in found.boxes)
         detections, records = model.detections_and_assigned(images, targets)
         torch.testing.assert_close(records[-1].confidences(), last.confidences())
@@ -168,16 +168,17 @@ def _levels():
 
 
 def _references(model, scenes):
-    found, objects = model._propose(*scenes)
-    boxes = [torch.cat([b, o.boxes]) for b, o in zip(found.boxes, objects, strict=True)]
-    return [torch.cat(found.anchors), *(torch.cat(r.references) for r in model._refine(found, boxes))]
+    outcome = model._predict(*scenes)
+    found = outcome.rpn
+    boxes = [torch.cat(pair) for pair in zip(found.boxes, outcome.objects.boxes, strict=True)]
+    return [torch.cat(found.anchors), *(torch.cat(r.references) for r in model.refine(found, boxes))]
 
 
 class TestCascade:
     def test_each_stage_begins_with_the_boxes_of_the_one_before(self):
         model = build("cascade_rcnn", "rank_sort")
-        found, _ = model._propose(*batch(2, 3))
-        first, second, third = model._refine(found, found.boxes)
+        found = model._predict(*batch(2, 3)).rpn
+        first, second, third = model.refine(found, found.boxes)
         for before, after, stage in ((first, second, model.box_stages[0]), (second, third, model.box_stages[1])):
             decoded = stage.coder.decode_single(before.deltas[:, 0], torch.cat(before.references))
             decoded[:, 0::2].clamp_(0, 96)
@@ -225,8 +226,8 @@ class TestCascade:
     def test_scores_are_those_of_the_averaged_logits(self):
         model = build("cascade_rcnn", "rank_sort").eval()
         images, targets = batch(4)
-        found, _ = model._propose(images, None)
-        scores = sum(r.logits for r in model._refine(found, found.boxes)).div(3).sigmoid()
+        found = model._predict(images, None).rpn
+        scores = sum(r.logits for r in model.refine(found, found.boxes)).div(3).sigmoid()
         (detected,) = model(images)
         assert detected["scores"][0] == scores.max()
         record = model.assigned(images, targets)[-1]
@@ -291,7 +292,7 @@ class TestCriteria:
         model = build("faster_rcnn", criterion)
         assert model.criterion.stages["roi"] is criterion
         assert not model.criterion.stages["rpn"].calibrated
-        assert model.inference.score_threshold == 0
+        assert model.postprocess.score_threshold == 0
         stages = build("cascade_rcnn", build_criterion("alrp")).criterion.stages
         assert len({id(stage.core) for stage in stages.values()}) == 4  # state of their own
         staged = StagedCriterion({"rpn": build_criterion("ce"), "roi": build_criterion("focal")})

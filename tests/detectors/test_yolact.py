@@ -50,7 +50,7 @@ class TestMasks:
         """6.125 times the mean over positives of (sum of cross entropies within the box) / (the box's area)."""
         images, targets = batch(2, 3)
         model = build("yolact").eval()
-        (predictions,), _ = model._predict(images, model._checked(images, targets))
+        (predictions,) = model._predict(images, model._checked(images, targets)).stages
         (record,) = model.assigned(images, targets)
         masks = [mask for target in targets for mask in target["masks"]]
         chosen = predictions.coefficients.flatten(0, 1)[record.positive]

@@ -22,7 +22,8 @@ from concordet.detectors.architectures.dense import fcos, ssd
 from concordet.detectors.dense import centerness
 from concordet.detectors.parts.assigners import centers
 from concordet.detectors.parts.coders import BoxCodec, distance_codec
-from concordet.detectors.parts.proposals import Objects, make_record
+from concordet.detectors.parts.objects import Objects
+from concordet.detectors.parts.proposals import make_record
 from concordet.detectors.parts.reassignment import hardest_kept
 from concordet.detectors.parts.records import mean_count
 from concordet.losses.criteria import Criterion, LossDefaults
@@ -84,17 +85,16 @@ def _record(
     first_class: int,
     softmax: bool = False,
 ) -> Assigned:
-    none = logits.new_zeros(0, 4)
     record = make_record(
         matches,
-        [Objects(t["boxes"], t["labels"] - first_class, none, None) for t in targets],
+        Objects.of([t["boxes"] for t in targets], [t["labels"] - first_class for t in targets]),
         anchors,
         logits.float().flatten(0, 1),
         regressions.float().flatten(0, 1)[:, None],
         coder,
         stage="",
         softmax=softmax,
-        averaged=False,
+        mean_over_rows=False,
     )
     return replace(record, normalizer=mean_count(record.normalizer))
 

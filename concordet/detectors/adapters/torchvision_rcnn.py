@@ -18,7 +18,8 @@ from torchvision.ops import box_iou
 from concordet.assigned import BACKGROUND, IGNORED
 from concordet.detectors.adapters.installation import Change, Loss, keeps_own, log_odds, named_terms, no_terms
 from concordet.detectors.architectures.two_stage.faster_rcnn import faster_rcnn_criterion
-from concordet.detectors.parts.proposals import Objects, make_record
+from concordet.detectors.parts.objects import Objects
+from concordet.detectors.parts.proposals import make_record
 from concordet.detectors.parts.records import mean_count
 from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.losses.criteria.cores import Terms
@@ -87,14 +88,14 @@ class ProposalLoss:
                 rpn.proposal_matcher(box_iou(b, a)) if len(b) else torch.full((len(a),), BACKGROUND, device=a.device)
                 for b, a in zip(boxes, anchors, strict=True)
             ],
-            [Objects(t["boxes"], torch.zeros_like(t["labels"]), t["boxes"][:0], None) for t in targets],
+            Objects.of(boxes, [t["labels"] for t in targets]).class_agnostic(),
             anchors,
             logits,
             deltas[:, None],
             rpn.box_coder,
             stage="rpn",
             softmax=False,
-            averaged=False,
+            mean_over_rows=False,
         )
         return named_terms(self.criterion, replace(record, normalizer=mean_count(record.normalizer)))
 
@@ -150,14 +151,14 @@ class RoILoss:
         deltas = deltas.unflatten(1, (-1, 4))
         record = make_record(
             [torch.where(image > 0, m, c) for image, m, c in zip(labels, matched, codes, strict=True)],
-            [Objects(t["boxes"], t["labels"] - 1, t["boxes"][:0], None) for t in targets],
+            Objects.of([t["boxes"] for t in targets], [t["labels"] - 1 for t in targets]),
             proposals,
             logits if softmax else log_odds(logits),
             deltas[:, 1:] if deltas.shape[1] > 1 else deltas,
             self.heads.box_coder,
             stage="roi",
             softmax=softmax,
-            averaged=softmax,
+            mean_over_rows=softmax,
         )
         return named_terms(self.criterion, replace(record, normalizer=mean_count(record.normalizer)))
 

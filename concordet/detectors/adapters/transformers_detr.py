@@ -26,6 +26,7 @@ from transformers.loss import (
 
 from concordet.assigned import BACKGROUND, Assigned
 from concordet.detectors.adapters.installation import Change, Loss, criterion_for, keeps_own, log_odds, named_terms
+from concordet.detectors.parts.objects import first_indices
 from concordet.detectors.parts.records import mean_count
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
@@ -192,7 +193,7 @@ def transformers_record(outputs: Outputs, targets: Targets, matches: Matches, *,
     logits, boxes = outputs["logits"], outputs["pred_boxes"]
     device, queries = logits.device, logits.shape[1]
     counts = [len(t["class_labels"]) for t in targets]
-    firsts = torch.tensor([0, *counts[:-1]]).cumsum(0)
+    firsts = first_indices(counts, torch.device("cpu"))
     places = torch.cat([rows + i * queries for i, (rows, _) in enumerate(matches)])
     objects = torch.cat([own + first for (_, own), first in zip(matches, firsts, strict=True)])
     order = places.argsort()

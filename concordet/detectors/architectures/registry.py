@@ -39,7 +39,7 @@ class Entry:
     build: Callable[..., nn.Module]
     defaults: LossDefaults
     image_size: tuple[int, int] = (800, 1333)
-    inference: PostProcess = field(default_factory=PostProcess)
+    postprocess: PostProcess = field(default_factory=PostProcess)
     criterion: Callable[..., StagedCriterion] | None = None
     quality_head: bool = False
     options: Callable[[Size], dict[str, Any]] = lambda size: {}
@@ -50,11 +50,11 @@ class Entry:
 TWO_STAGE_INFERENCE = PostProcess(nms_threshold=0.5, topk=5000)
 
 DETECTORS: dict[str, Entry] = {
-    "retinanet": Entry(retinanet.retinanet, retinanet.DEFAULTS, inference=PostProcess(nms_threshold=0.5)),
+    "retinanet": Entry(retinanet.retinanet, retinanet.DEFAULTS, postprocess=PostProcess(nms_threshold=0.5)),
     "fcos": Entry(fcos.fcos, fcos.DEFAULTS, quality_head=True),
     "atss": Entry(atss.atss, atss.DEFAULTS, quality_head=True),
-    "foveabox": Entry(foveabox.foveabox, foveabox.DEFAULTS, inference=PostProcess(nms_threshold=0.5)),
-    "paa": Entry(paa.paa, paa.DEFAULTS, inference=PostProcess(score_voting=True), quality_head=True),
+    "foveabox": Entry(foveabox.foveabox, foveabox.DEFAULTS, postprocess=PostProcess(nms_threshold=0.5)),
+    "paa": Entry(paa.paa, paa.DEFAULTS, postprocess=PostProcess(score_voting=True), quality_head=True),
     "ssd": Entry(ssd.ssd, ssd.DEFAULTS, (300, 300), ssd.POSTPROCESS),
     "dssd": Entry(dssd.dssd, dssd.DEFAULTS, (320, 320), dssd.POSTPROCESS),
     "refinedet": Entry(
@@ -63,19 +63,19 @@ DETECTORS: dict[str, Entry] = {
     "faster_rcnn": Entry(
         faster_rcnn.faster_rcnn,
         faster_rcnn.DEFAULTS,
-        inference=TWO_STAGE_INFERENCE,
+        postprocess=TWO_STAGE_INFERENCE,
         criterion=faster_rcnn.faster_rcnn_criterion,
     ),
     "cascade_rcnn": Entry(
         cascade_rcnn.cascade_rcnn,
         cascade_rcnn.DEFAULTS,
-        inference=TWO_STAGE_INFERENCE,
+        postprocess=TWO_STAGE_INFERENCE,
         criterion=cascade_rcnn.cascade_rcnn_criterion,
     ),
     "mask_rcnn": Entry(
         mask_rcnn.mask_rcnn,
         mask_rcnn.DEFAULTS,
-        inference=TWO_STAGE_INFERENCE,
+        postprocess=TWO_STAGE_INFERENCE,
         criterion=mask_rcnn.mask_rcnn_criterion,
         masks=True,
     ),
@@ -83,13 +83,13 @@ DETECTORS: dict[str, Entry] = {
     "sparse_rcnn": Entry(
         sparse_rcnn.sparse_rcnn,
         sparse_rcnn.DEFAULTS,
-        inference=set_prediction.POSTPROCESS,
+        postprocess=set_prediction.POSTPROCESS,
         criterion=sparse_rcnn.sparse_rcnn_criterion,
     ),
     "detr": Entry(
         detr.detr,
         detr.DEFAULTS,
-        inference=set_prediction.POSTPROCESS,
+        postprocess=set_prediction.POSTPROCESS,
         criterion=detr.detr_criterion,
         options=detr.detr_options,
         load=detection_transformer.load_network,
@@ -97,7 +97,7 @@ DETECTORS: dict[str, Entry] = {
     "deformable_detr": Entry(
         deformable_detr.deformable_detr,
         deformable_detr.DEFAULTS,
-        inference=set_prediction.POSTPROCESS,
+        postprocess=set_prediction.POSTPROCESS,
         criterion=deformable_detr.deformable_detr_criterion,
         options=deformable_detr.deformable_detr_options,
         load=detection_transformer.load_network,
@@ -105,7 +105,7 @@ DETECTORS: dict[str, Entry] = {
     "co_detr": Entry(
         co_detr.co_detr,
         deformable_detr.DEFAULTS,
-        inference=set_prediction.POSTPROCESS,
+        postprocess=set_prediction.POSTPROCESS,
         criterion=co_detr.co_detr_criterion,
         options=co_detr.co_detr_options,
     ),
@@ -199,7 +199,7 @@ def build_detector(
     unknown = [k for k in options if k not in known]
     if unknown:
         raise ValueError(f"unknown option {unknown[0]!r} for detector {name!r}; choose one of {', '.join(known)}")
-    inference = {k: v for k, v in options.items() if k not in own}
+    postprocess = {k: v for k, v in options.items() if k not in own}
     own = {**own, **{k: v for k, v in options.items() if k in own}}
     criterion: Criterion | StagedCriterion
     if entry.criterion is not None:
@@ -209,7 +209,7 @@ def build_detector(
     if isinstance(criterion, Criterion) and criterion.quality is not None and not entry.quality_head:
         raise ValueError(f"{name} has no auxiliary head for {criterion.quality!r} in loss {loss!r}; leave that out")
     if not criterion.calibrated:
-        inference.setdefault("score_threshold", 0.0)
+        postprocess.setdefault("score_threshold", 0.0)
     model = entry.build(
         criterion,
         num_classes=num_classes,
@@ -217,7 +217,7 @@ def build_detector(
         backbone=backbone,
         pretrained=weights is not None,
         image_size=image_size or (entry.image_size if size == "full" else NANO_IMAGE_SIZE),
-        inference=PostProcess(**{**vars(entry.inference), **inference}),
+        postprocess=PostProcess(**{**vars(entry.postprocess), **postprocess}),
         ignore_regions=ignore_regions,
         **own,
     )

@@ -51,9 +51,9 @@ class PostProcess:
             raise ValueError(f"sigma of soft suppression must be above 0, got {self.sigma}")
 
 
-def hard(boxes: Tensor, scores: Tensor, groups: Tensor, inference: PostProcess) -> tuple[Tensor, Tensor]:
+def hard(boxes: Tensor, scores: Tensor, groups: Tensor, postprocess: PostProcess) -> tuple[Tensor, Tensor]:
     """Drops a box where a better one of its group overlaps it by more than the threshold (torchvision's)."""
-    kept = batched_nms(boxes, scores, groups, inference.nms_threshold)[: inference.detections_per_image]
+    kept = batched_nms(boxes, scores, groups, postprocess.nms_threshold)[: postprocess.detections_per_image]
     return kept, scores[kept]
 
 
@@ -61,7 +61,7 @@ def soft(
     boxes: Tensor,
     scores: Tensor,
     groups: Tensor,
-    inference: PostProcess,
+    postprocess: PostProcess,
     *,
     decay: Callable[[Tensor, PostProcess], Tensor],
 ) -> tuple[Tensor, Tensor]:
@@ -71,32 +71,32 @@ def soft(
     """
     left = scores.clone()
     kept, values = [], []
-    for _ in range(min(len(scores), inference.detections_per_image)):
+    for _ in range(min(len(scores), postprocess.detections_per_image)):
         value, best = left.max(0)
         kept.append(best)
         values.append(value)
         overlaps = paired_iou(boxes[best], boxes)
-        left = torch.where(groups == groups[best], left * decay(overlaps, inference), left)
+        left = torch.where(groups == groups[best], left * decay(overlaps, postprocess), left)
         left[best] = -1.0
     if not kept:
         return groups.new_zeros(0), scores
     value = torch.stack(values)
-    enough = value > inference.score_threshold
+    enough = value > postprocess.score_threshold
     return torch.stack(kept)[enough], value[enough]
 
 
-def gaussian_decay(overlaps: Tensor, inference: PostProcess) -> Tensor:
+def gaussian_decay(overlaps: Tensor, postprocess: PostProcess) -> Tensor:
     """exp(-IoU^2 / sigma); Bodla et al. 2017, Sec. 3, the last equation."""
-    return torch.exp(-(overlaps**2) / inference.sigma)
+    return torch.exp(-(overlaps**2) / postprocess.sigma)
 
 
-def linear_decay(overlaps: Tensor, inference: PostProcess) -> Tensor:
+def linear_decay(overlaps: Tensor, postprocess: PostProcess) -> Tensor:
     """1 - IoU above the threshold, else 1; ibid., the equation before it."""
-    return torch.where(overlaps > inference.nms_threshold, 1 - overlaps, 1.0)
+    return torch.where(overlaps > postprocess.nms_threshold, 1 - overlaps, 1.0)
 
 
 def fast(
-    boxes: Tensor, scores: Tensor, groups: Tensor, inference: PostProcess, *, candidates: int = 200
+    boxes: Tensor, scores: Tensor, groups: Tensor, postprocess: PostProcess, *, candidates: int = 200
 ) -> tuple[Tensor, Tensor]:
     """Drops a box where any better one of its group overlaps it by more than the threshold, itself dropped or not.
 
@@ -107,9 +107,9 @@ def fast(
     for group in groups.unique():
         best = order[groups[order] == group][:candidates]
         overlaps = paired_iou(boxes[best][:, None], boxes[best][None]).triu(diagonal=1)  # [better, worse]
-        kept.append(best[overlaps.amax(0) <= inference.nms_threshold])
+        kept.append(best[overlaps.amax(0) <= postprocess.nms_threshold])
     chosen = torch.cat(kept)
-    chosen = chosen[scores[chosen].argsort(descending=True, stable=True)][: inference.detections_per_image]
+    chosen = chosen[scores[chosen].argsort(descending=True, stable=True)][: postprocess.detections_per_image]
     return chosen, scores[chosen]
 
 
@@ -139,14 +139,16 @@ def voted_boxes(kept: Tensor, kept_groups: Tensor, boxes: Tensor, scores: Tensor
     return torch.where(total > 0, weights @ boxes / total.clamp(min=torch.finfo(total.dtype).tiny), kept)
 
 
-def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, inference: PostProcess) -> tuple[dict[str, Tensor], Tensor]:
+def suppress(
+    boxes: Tensor, scores: Tensor, labels: Tensor, postprocess: PostProcess
+) -> tuple[dict[str, Tensor], Tensor]:
     """One image's detections of candidate boxes, and their places ``[k]`` among the candidates.
 
     Args:
         boxes: ``[n, 4]`` xyxy, within the image.
         scores: ``[n]`` in [0, 1].
         labels: ``[n]`` 0..c-1.
-        inference: thresholds.
+        postprocess: thresholds.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 9.5]])
@@ -159,9 +161,9 @@ def suppress(boxes: Tensor, scores: Tensor, labels: Tensor, inference: PostProce
         >>> suppress(boxes, scores, labels, PostProcess(nms="soft"))[0]["scores"]
         tensor([0.9000, 0.7000, 0.1583])
     """
-    groups = labels if inference.class_wise else torch.zeros_like(labels)
-    places, values = SUPPRESSIONS[inference.nms](boxes, scores, groups, inference)
+    groups = labels if postprocess.class_wise else torch.zeros_like(labels)
+    places, values = SUPPRESSIONS[postprocess.nms](boxes, scores, groups, postprocess)
     kept = boxes[places]
-    if inference.score_voting:
+    if postprocess.score_voting:
         kept = voted_boxes(kept, groups[places], boxes, scores, groups)
     return {"boxes": kept, "labels": labels[places] + 1, "scores": values}, places

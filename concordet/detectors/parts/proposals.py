@@ -13,31 +13,15 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_iou, clip_boxes_to_image, remove_small_boxes
 
-from concordet.assigned import BACKGROUND, IGNORED, Assigned
+from concordet.assigned import BACKGROUND, Assigned
 from concordet.detectors.networks.backbones import Size
+from concordet.detectors.parts.objects import Matching, Objects
 from concordet.detectors.parts.postprocess import PostProcess, suppress
-from concordet.detectors.parts.targets import Target
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, build_criterion
 from concordet.losses.criteria.box import BoxTerm
 
 RPN_USUAL = LossDefaults("ce", BoxTerm("smooth_l1"), positive_iou=0.7)
 RPN_RANKING_WEIGHT = 0.2
-
-
-@dataclass(frozen=True)
-class Objects:
-    """One image's objects, at the network's input size."""
-
-    boxes: Tensor  # [m, 4]
-    classes: Tensor  # [m], 0..c-1
-    ignored: Tensor  # [k, 4]
-    masks: Tensor | None  # [m, h, w] uint8
-
-
-def objects_of(target: Target) -> Objects:
-    """From a resized target, in which ignored regions are boxes of label 0 at the end."""
-    real = target["labels"] > 0
-    return Objects(target["boxes"][real], target["labels"][real] - 1, target["boxes"][~real], target.get("masks"))
 
 
 @dataclass(frozen=True)
@@ -142,7 +126,7 @@ def sample(matches: Sequence[Tensor], sampler: BalancedPositiveNegativeSampler) 
 
 def make_record(
     matches: Sequence[Tensor],
-    objects: Sequence[Objects],
+    objects: Objects,
     references: Sequence[Tensor],
     logits: Tensor,
     deltas: Tensor,
@@ -150,66 +134,52 @@ def make_record(
     *,
     stage: str,
     softmax: bool,
-    averaged: bool,
+    mean_over_rows: bool,
 ) -> Assigned:
-    """A stage's record.
+    """One stage's predictions on boxes, with the objects that the boxes are matched to.
 
     Args:
-        matches: ``[n_i]`` for each image: the place of its object, or a label without object.
-        objects: of the images.
-        references: ``[n_i, 4]`` boxes that were refined.
-        logits: ``[n, c]`` or ``[n, c + 1]`` over the batch.
+        matches: ``[n_i]`` per image: index of its object in the image, or a label without object.
+        objects: Those of the images.
+        references: ``[n_i, 4]`` per image: anchors or proposals, from which the deltas lead to boxes.
+        logits: ``[n, c]``, with ``softmax`` ``[n, c + 1]``.
         deltas: ``[n, c or 1, 4]``.
-        coder: deltas to boxes.
-        stage: its name.
-        softmax: of the classifier.
-        averaged: losses are means over all rows that are used; otherwise they are divided by the positives.
+        coder: Deltas to boxes.
+        stage: Name of the stage.
+        softmax: The classifier is one softmax over classes and background.
+        mean_over_rows: Losses are means over all rows that are used; otherwise they are divided by the positives.
     """
-    match = torch.cat(list(matches))
-    device = match.device
-    images = torch.repeat_interleave(torch.tensor([len(m) for m in matches], device=device))
-    positive = torch.nonzero(match >= 0).squeeze(1)
-    offsets = torch.tensor([0, *(len(o.classes) for o in objects[:-1])], device=device).cumsum(0)
-    gt_ids = match[positive] + offsets[images[positive]]
-    labels = match.clamp(max=BACKGROUND)
-    labels[positive] = torch.cat([o.classes for o in objects])[gt_ids]
-    own = deltas[positive, labels[positive] if deltas.shape[1] > 1 else 0]
-    boxes = torch.cat(list(references))[positive]
-    gt_boxes = torch.cat([o.boxes for o in objects])[gt_ids]
-    count = int((labels != IGNORED).sum()) if averaged else len(positive)
-    return Assigned(
-        logits=logits,
-        labels=labels,
-        positive=positive,
-        boxes=coder.decode_single(own, boxes),
-        gt_boxes=gt_boxes,
-        gt_ids=gt_ids,
-        image_ids=images[positive],
-        normalizer=torch.tensor(float(count), device=device),
+    matching = Matching.of(matches, objects)
+    own = deltas[matching.positive, matching.classes if deltas.shape[1] > 1 else 0]
+    boxes = torch.cat(list(references))[matching.positive]
+    return matching.assigned(
+        logits,
+        coder.decode_single(own, boxes),
         deltas=own,
-        gt_deltas=coder.encode_single(gt_boxes, boxes),
+        gt_deltas=coder.encode_single(matching.gt_boxes, boxes),
         stage=stage,
         softmax=softmax,
+        mean_over_rows=mean_over_rows,
     )
 
 
 def select_refined(
-    scores: Tensor, boxes: Tensor, inference: PostProcess, image_size: tuple[int, int]
+    scores: Tensor, boxes: Tensor, postprocess: PostProcess, image_size: tuple[int, int]
 ) -> dict[str, Tensor]:
     """One image's detections: threshold, best candidates, clip, NMS within classes.
 
     Args:
         scores: ``[k, c]`` in [0, 1].
         boxes: ``[k, c or 1, 4]``.
-        inference: thresholds; ``topk`` candidates an image come before NMS.
+        postprocess: thresholds; ``topk`` candidates an image come before NMS.
         image_size: height and width, pixels.
     """
     num_classes = scores.shape[1]
     flat = scores.flatten()
-    above = torch.nonzero(flat > inference.score_threshold).squeeze(1)
-    index = above[flat[above].topk(min(inference.topk, len(above))).indices]
+    above = torch.nonzero(flat > postprocess.score_threshold).squeeze(1)
+    index = above[flat[above].topk(min(postprocess.topk, len(above))).indices]
     rows, labels = index // num_classes, index % num_classes
     candidates = clip_boxes_to_image(boxes[rows, labels if boxes.shape[1] > 1 else 0], image_size)
     large = remove_small_boxes(candidates, 1e-2)
     candidates, labels, kept = candidates[large], labels[large], flat[index[large]]
-    return suppress(candidates, kept, labels, inference)[0]
+    return suppress(candidates, kept, labels, postprocess)[0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from concordet.assigned import Assigned
+from concordet.detectors.parts.objects import first_indices
 from concordet.distributed import world
 
 
@@ -30,11 +31,11 @@ def merge_records(parts: Sequence[Assigned], places: Sequence[Sequence[int]], co
     if len(parts) == 1 and list(places[0]) == list(range(len(counts))):
         return parts[0]
     device = parts[0].positive.device
-    first = torch.tensor([0, *counts[:-1]], device=device).cumsum(0)  # each image's first object in the batch
+    first = first_indices(counts, device)
     merged: dict[str, list[Any]] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Assigned)}
     for i, (part, images) in enumerate(zip(parts, places, strict=True)):
         where = torch.tensor(images, device=device)
-        own = torch.tensor([0, *(counts[k] for k in images[:-1])], device=device).cumsum(0)
+        own = first_indices([counts[k] for k in images], device)
         merged["image_ids"][i] = where[part.image_ids]
         merged["gt_ids"][i] = part.gt_ids + (first[where] - own)[part.image_ids]
         merged["positive"][i] = part.positive + sum(len(other.labels) for other in parts[:i])

@@ -7,11 +7,12 @@ from typing import Any
 
 from torchvision.models.detection.fcos import FCOSClassificationHead
 
-from concordet.detectors.dense import DenseDetector, delta_codec
+from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import Pyramid, Size, pyramid
 from concordet.detectors.networks.heads import DenseHead, RegressionHead
 from concordet.detectors.parts.anchors import GridAnchors
 from concordet.detectors.parts.assigners import atss_matches
+from concordet.detectors.parts.coders import delta_codec
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
 

@@ -7,10 +7,11 @@ from typing import Any
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSClassificationHead
 
-from concordet.detectors.dense import DenseDetector, distance_codec
+from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.networks.heads import DenseHead, RegressionHead
 from concordet.detectors.parts.assigners import fcos_matches
+from concordet.detectors.parts.coders import distance_codec
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
 

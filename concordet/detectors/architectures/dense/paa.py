@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from concordet.detectors.architectures.dense.atss import atss_parts
-from concordet.detectors.dense import DenseDetector, delta_codec
+from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import Size
 from concordet.detectors.parts.assigners import iou_matches
+from concordet.detectors.parts.coders import delta_codec
 from concordet.detectors.parts.reassignment import mixture_matches
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
@@ -40,6 +41,6 @@ def paa(
         partial(iou_matches, foreground=0.1, background=0.1, own_best=True),
         criterion,
         num_classes=num_classes,
-        refiner=mixture_matches,
+        reassign=mixture_matches,
         **settings,
     )

@@ -165,9 +165,9 @@ class RefineHead(nn.Module):
 class RefineDet(DenseDetector):
     """A :class:`DenseDetector` whose second stage regresses from the boxes of the first."""
 
-    def _stages(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
+    def predict(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
         (arm_logits, arm_deltas), (logits, deltas) = self.head(features)
-        anchors, level_sizes = self._anchors(batch, features)
+        anchors, level_sizes = self.anchors(batch, features)
         softmax = cast(StagedCriterion, self.criterion).softmax
         sizes = batch.image_sizes
         first = Predictions(

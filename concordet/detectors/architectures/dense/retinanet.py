@@ -6,10 +6,11 @@ from typing import Any
 
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
-from concordet.detectors.dense import DenseDetector, delta_codec
+from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.networks.heads import RetinaHead, set_depth
 from concordet.detectors.parts.assigners import iou_matches
+from concordet.detectors.parts.coders import delta_codec
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
 

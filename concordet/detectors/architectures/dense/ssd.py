@@ -13,10 +13,11 @@ from torchvision.models.detection.ssd import SSDFeatureExtractorVGG, SSDHead
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
-from concordet.detectors.dense import DenseDetector, delta_codec
+from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import BOTTLENECKS, Size, features, resnet
 from concordet.detectors.networks.heads import init_prior_bias
 from concordet.detectors.parts.assigners import ssd_matches
+from concordet.detectors.parts.coders import delta_codec
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.reassignment import hard_negatives
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
@@ -212,7 +213,7 @@ def multibox_detector(
         delta_codec((10.0, 10.0, 5.0, 5.0)),
         ssd_matches,
         criterion,
-        refiner=hard_negatives if criterion.softmax else None,
+        reassign=hard_negatives if criterion.softmax else None,
         fixed_size=True,
         **settings,
     )

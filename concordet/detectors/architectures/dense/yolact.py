@@ -12,11 +12,13 @@ from torchvision.models.detection.image_list import ImageList
 
 from concordet.assigned import Assigned
 from concordet.detectors.base import Detections, in_pixels
-from concordet.detectors.dense import DenseDetector, Predictions, delta_codec
+from concordet.detectors.dense import DenseDetector, DenseOutcome, Predictions
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.networks.heads import flatten_level, init_prior_bias
 from concordet.detectors.parts.anchors import GridAnchors
 from concordet.detectors.parts.assigners import yolact_matches
+from concordet.detectors.parts.coders import delta_codec
+from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.reassignment import hard_negatives
 from concordet.detectors.parts.targets import Target, add_masks, require_masks
@@ -64,7 +66,7 @@ def yolact(
         protonet=protonet(channels, count, depth),
         segmentation=nn.Conv2d(channels, num_classes, 1) if criterion.calibrated else None,
         num_classes=num_classes,
-        refiner=hard_negatives if criterion.softmax else None,
+        reassign=hard_negatives if criterion.softmax else None,
         fixed_size=True,
         **settings,
     )
@@ -182,9 +184,9 @@ class Yolact(DenseDetector):
     def _checked(self, images: list[Tensor], targets: list[Target]) -> list[Target]:
         return add_masks(super()._checked(images, targets), images, targets)
 
-    def _stages(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
+    def predict(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
         logits, regressions, coefficients = self.head(features)
-        anchors, level_sizes = self._anchors(batch, features)
+        anchors, level_sizes = self.anchors(batch, features)
         return [
             MaskPredictions(
                 logits=at_least_float32(logits),
@@ -200,16 +202,16 @@ class Yolact(DenseDetector):
             )
         ]
 
-    def _records(self, outcome: tuple[list[Predictions], list[Target]], *, trained: bool) -> list[Assigned]:
-        predictions, objects = cast(MaskPredictions, outcome[0][-1]), outcome[1]
+    def _records(self, outcome: DenseOutcome, *, trained: bool) -> list[Assigned]:
+        predictions, objects = cast(MaskPredictions, outcome.stages[-1]), outcome.objects
         if trained:
-            require_masks([target.get("masks") for target in objects], "yolact")
+            require_masks(objects.masks, "yolact")
         (record,) = super()._records(outcome, trained=trained)
-        if any("masks" not in target for target in objects):  # validation images of a data set without masks
+        if any(masks is None for masks in objects.masks):  # validation images of a data set without masks
             return [record]
         return [self._with_segments(self._with_masks(record, predictions, objects), predictions, objects)]
 
-    def _with_masks(self, record: Assigned, predictions: MaskPredictions, objects: list[Target]) -> Assigned:
+    def _with_masks(self, record: Assigned, predictions: MaskPredictions, objects: Objects) -> Assigned:
         shape = height_and_width(predictions.prototypes)
         chosen = predictions.coefficients.flatten(0, 1)[record.positive]
         counts = torch.bincount(record.image_ids, minlength=len(objects)).tolist()
@@ -217,7 +219,7 @@ class Yolact(DenseDetector):
             (own @ prototypes.flatten(1)).unflatten(1, shape)
             for own, prototypes in zip(chosen.split(counts), predictions.prototypes, strict=True)
         ]
-        masks = torch.cat([resized(target["masks"], shape) > 0.5 for target in objects])
+        masks = torch.cat([resized(cast(Tensor, own), shape) > 0.5 for own in objects.masks])
         kept = inside(record.gt_boxes, predictions.image_sizes[0], shape)
         extents = on_map(record.gt_boxes, predictions.image_sizes[0], shape)
         areas = (extents[:, 2:] - extents[:, :2]).prod(1).clamp(min=1.0)  # objects below a pixel have one
@@ -228,26 +230,26 @@ class Yolact(DenseDetector):
             mask_weights=kept / areas[:, None, None],
         )
 
-    def _with_segments(self, record: Assigned, predictions: MaskPredictions, objects: list[Target]) -> Assigned:
+    def _with_segments(self, record: Assigned, predictions: MaskPredictions, objects: Objects) -> Assigned:
         if self.segmentation is None:
             return record
         logits = self.segmentation(predictions.finest)
         shape = height_and_width(logits)
         targets = []
-        for target, size in zip(objects, predictions.image_sizes, strict=True):
-            real = target["labels"] > 0
+        each = zip(objects.masks, objects.classes, objects.ignored, predictions.image_sizes, strict=True)
+        for masks, own, regions, size in each:
             classes = at_least_float32(torch.zeros_like(logits[0]))
-            masks = (resized(target["masks"], shape) > 0.5).to(classes.dtype)
-            classes = classes.index_add(0, target["labels"][real] - 1, masks).clamp(max=1)
-            ignored = inside(target["boxes"][~real & self.ignore_regions], size, shape, margin=0.0).any(0)
+            covered = (resized(cast(Tensor, masks), shape) > 0.5).to(classes.dtype)
+            classes = classes.index_add(0, own, covered).clamp(max=1)
+            ignored = inside(regions, size, shape, margin=0.0).any(0)
             targets.append(torch.where(ignored & (classes == 0), -1.0, classes))
         return replace(record, segment_logits=logits, segment_targets=torch.stack(targets))
 
     @torch.no_grad()
-    def _detections(self, outcome: tuple[list[Predictions], list[Target]], images: list[Tensor]) -> Detections:
-        predictions = cast(MaskPredictions, outcome[0][-1])
+    def _detections(self, outcome: DenseOutcome, images: list[Tensor]) -> Detections:
+        predictions = cast(MaskPredictions, outcome.stages[-1])
         results = []
-        for i, (found, rows) in enumerate(self._select(predictions)):
+        for i, (found, rows) in enumerate(self.select(predictions)):
             prototypes = predictions.prototypes[i]
             shape = height_and_width(prototypes)
             masks = (predictions.coefficients[i, rows] @ prototypes.flatten(1)).sigmoid().unflatten(1, shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,13 @@ from torchvision.models.detection.image_list import ImageList
 from concordet.assigned import Assigned
 from concordet.detectors.architectures.dense.atss import CODEC, atss_head
 from concordet.detectors.architectures.two_stage.faster_rcnn import box_pool, box_stage
-from concordet.detectors.dense import DenseDetector
+from concordet.detectors.dense import AnchorHead
 from concordet.detectors.networks.backbones import Size
 from concordet.detectors.parts.assigners import atss_matches
-from concordet.detectors.parts.proposals import objects_of, region_proposals
-from concordet.detectors.parts.targets import Target
-from concordet.detectors.two_stage import TwoStageDetector
+from concordet.detectors.parts.objects import Objects
+from concordet.detectors.parts.postprocess import PostProcess
+from concordet.detectors.parts.proposals import region_proposals
+from concordet.detectors.two_stage import TwoStageHead
 from concordet.losses.criteria import Criterion, StagedCriterion
 
 MOST = 300  # extra queries of a head and an image, as published
@@ -62,8 +63,7 @@ class AuxiliaryHeads(nn.Module):
         strides: of its levels.
         criterion: with stages of these names.
         num_classes: foreground classes.
-        size: of the heads.
-        **settings: of detectors.
+        size: Of the heads.
     """
 
     def __init__(
@@ -74,30 +74,23 @@ class AuxiliaryHeads(nn.Module):
         *,
         num_classes: int,
         size: Size,
-        **settings: Any,
     ) -> None:
         super().__init__()
         self.adapter = Adapter(channels)
         strides = [*strides, 2 * strides[-1]]
         own = cast(Criterion, criterion.stages["atss"])
         head, anchors = atss_head(own, num_classes, size, channels, strides)
-        self.atss = DenseDetector(
-            nn.Identity(), head, anchors, CODEC, atss_matches, own, num_classes=num_classes, **settings
-        )
+        self.atss = AnchorHead(head, anchors, CODEC, atss_matches, softmax=own.softmax, postprocess=PostProcess())
         staged = StagedCriterion({name: cast(Criterion, criterion.stages[name]) for name in ("rpn", "roi")})
-        self.rcnn = TwoStageDetector(
-            nn.Identity(),
+        self.rcnn = TwoStageHead(
             region_proposals(channels, strides, staged, size=size),
             box_pool(size),
-            [box_stage(staged, num_classes, size, channels)],
-            staged,
-            num_classes=num_classes,
-            **settings,
+            {"roi": box_stage(staged, num_classes, size, channels)},
+            postprocess=PostProcess(),
         )
-        del self.atss.criterion, self.rcnn.criterion  # they are stages of the whole detector's
 
     def forward(
-        self, batch: ImageList, memory: Tensor, shapes: Sequence[tuple[int, int]], targets: list[Target]
+        self, batch: ImageList, memory: Tensor, shapes: Sequence[tuple[int, int]], objects: Objects
     ) -> tuple[list[Assigned], dict[str, Positives]]:
         """The heads' records, and what they found positive.
 
@@ -105,28 +98,25 @@ class AuxiliaryHeads(nn.Module):
             batch: images at the network's input size.
             memory: ``[b, n, d]`` the encoder's output.
             shapes: height and width of each of its levels.
-            targets: resized.
+            objects: Of the images.
         """
         levels = self.adapter(memory, shapes)
-        rpn, rcnn = self._rcnn(batch, levels, targets)
-        atss = self._atss(batch, levels, targets)
+        rpn, rcnn = self._rcnn(batch, levels, objects)
+        atss = self._atss(batch, levels, objects)
         return [rpn, rcnn.record, atss.record], {"rcnn": rcnn, "atss": atss}
 
-    def _atss(self, batch: ImageList, levels: list[Tensor], targets: list[Target]) -> Positives:
-        (predictions,) = self.atss._stages(batch, levels)
-        record = self.atss._assign(replace(predictions, stage="atss"), targets)
+    def _atss(self, batch: ImageList, levels: list[Tensor], objects: Objects) -> Positives:
+        (predictions,) = self.atss.predict(batch, levels)
+        record = self.atss.assign(replace(predictions, stage="atss"), objects)
         where = torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2).flatten(0, 1)  # one anchor a location
         return Positives(record, torch.cat(predictions.anchors)[record.positive], where[record.positive])
 
-    def _rcnn(self, batch: ImageList, levels: list[Tensor], targets: list[Target]) -> tuple[Assigned, Positives]:
-        head, objects = self.rcnn, [objects_of(t) for t in targets]
-        found = head._proposed(batch, {str(i): x for i, x in enumerate(levels)})
-        proposals = head._trained_rpn_record(found, objects)
-        refined = head._refine(found, head._training_boxes(found, objects))
-        (record,) = head._roi_records(found, refined, objects)
-        boxes = torch.cat(refined[0].references)[record.positive]
+    def _rcnn(self, batch: ImageList, levels: list[Tensor], objects: Objects) -> tuple[Assigned, Positives]:
+        rpn = self.rcnn.propose(batch, {str(i): x for i, x in enumerate(levels)})
+        (proposals, record), (rois,) = self.rcnn.training_records(rpn, objects)
+        boxes = torch.cat(rois.references)[record.positive]
         each = [boxes[record.image_ids == i] for i in range(len(objects))]
-        return proposals, Positives(record, boxes, head._pool(head.box_pool, found, each).mean(dim=(2, 3)))
+        return proposals, Positives(record, boxes, self.rcnn.pool(self.rcnn.box_pool, rpn, each).mean(dim=(2, 3)))
 
 
 class QueryMaker(nn.Module):

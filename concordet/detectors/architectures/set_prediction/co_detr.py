@@ -24,6 +24,7 @@ from concordet.detectors.architectures.set_prediction.deformable_detr import (
 from concordet.detectors.architectures.set_prediction.detection_transformer import costs_for, to_pixels
 from concordet.detectors.networks.backbones import Size, features
 from concordet.detectors.parts.hungarian import in_units
+from concordet.detectors.parts.objects import Matching
 from concordet.detectors.parts.proposals import staged_criterion
 from concordet.detectors.parts.targets import Target
 from concordet.detectors.set_prediction import Outcome, per_layer_criterion
@@ -122,7 +123,7 @@ def co_detr(
     if auxiliary:
         levels = [maps.strides[0] * 2**i for i in range(network.config.num_feature_levels)]
         channels = network.config.d_model
-        heads = AuxiliaryHeads(channels, levels, criterion, num_classes=num_classes, size=size, **settings)
+        heads = AuxiliaryHeads(channels, levels, criterion, num_classes=num_classes, size=size)
     return CoDETR(network, heads, criterion, num_classes=num_classes, **settings)
 
 
@@ -131,7 +132,6 @@ class CoOutcome(Outcome):
     """A forward pass, with what the auxiliary heads and their queries need."""
 
     batch: ImageList
-    targets: list[Target]  # resized
     decoding: dict[str, Any]  # what the decoder was called with
 
 
@@ -165,14 +165,14 @@ class CoDETR(DeformableDETR):
 
         with calls_of(self.network.model.decoder) as calls:
             outcome = super()._outcome(batch, targets)
-        return CoOutcome(**vars(outcome), batch=batch, targets=targets, decoding=calls[0])
+        return CoOutcome(**vars(outcome), batch=batch, decoding=calls[0])
 
     def _records(self, outcome: Outcome, *, trained: bool) -> list[Assigned]:
         records = super()._records(outcome, trained=trained)
         if not trained or self.heads is None or not isinstance(outcome, CoOutcome):
             return records
         memory, shapes = (outcome.decoding[key] for key in ("encoder_hidden_states", "spatial_shapes_list"))
-        own, positives = self.heads(outcome.batch, memory, shapes, outcome.targets)
+        own, positives = self.heads(outcome.batch, memory, shapes, outcome.objects)
         return [*own, *self._query_records(outcome, positives), *records]
 
     def _query_records(self, outcome: CoOutcome, positives: dict[str, Positives]) -> list[Assigned]:
@@ -252,21 +252,16 @@ class Queries:
 
     def stage(self, name: str, logits: Tensor, boxes: Tensor) -> Assigned:
         """The record of predictions ``[k, c]`` and ``[k, 4]``, pixels, for these queries."""
-        record, count = self.record, len(self.kept)
-        gt_boxes = record.gt_boxes[self.kept]
-        return Assigned(
-            logits=logits,
-            labels=record.labels[record.positive[self.kept]],
-            positive=torch.arange(count, device=logits.device),
-            boxes=boxes,
-            gt_boxes=gt_boxes,
-            gt_ids=record.gt_ids[self.kept],
-            image_ids=record.image_ids[self.kept],
-            normalizer=torch.tensor(float(count), device=logits.device),
-            deltas=in_units(boxes, self.extents, "cxcywh"),
-            gt_deltas=in_units(gt_boxes, self.extents, "cxcywh"),
-            stage=name,
+        record = self.record
+        matching = Matching(
+            record.labels[record.positive[self.kept]],
+            torch.arange(len(self.kept), device=logits.device),
+            record.gt_ids[self.kept],
+            record.image_ids[self.kept],
+            record.gt_boxes[self.kept],
         )
+        deltas, gt_deltas = (in_units(b, self.extents, "cxcywh") for b in (boxes, matching.gt_boxes))
+        return matching.assigned(logits, boxes, deltas=deltas, gt_deltas=gt_deltas, stage=name)
 
 
 def places_in_image(image_ids: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from concordet.detectors.architectures.set_prediction.detection_transformer impo
 )
 from concordet.detectors.networks.backbones import Features, Size, features
 from concordet.detectors.parts.hungarian import Costs
-from concordet.detectors.parts.proposals import objects_of
+from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.targets import Target
 from concordet.detectors.set_prediction import Outcome, Stage, per_layer_criterion
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
@@ -168,7 +168,7 @@ class DeformableDETR(DetectionTransformer):
             # every location is classified as object or not, by the first class's logit (Appendix A.4)
             boxes = to_pixels(at_least_float32(out.enc_outputs_coord_logits).sigmoid(), batch.image_sizes)
             stages.insert(0, Stage(ENCODER, at_least_float32(out.enc_outputs_class), boxes, class_agnostic=True))
-        return Outcome(stages, batch.image_sizes, [objects_of(t) for t in targets])
+        return Outcome(stages, batch.image_sizes, Objects.from_targets(targets, ignore_regions=self.ignore_regions))
 
     def _check_locations(self, padded: tuple[int, int]) -> None:
         """Two stages choose their queries among the locations of all levels."""

@@ -14,7 +14,7 @@ from concordet.detectors.architectures.set_prediction.detection_transformer impo
     to_pixels,
 )
 from concordet.detectors.networks.backbones import Size, features
-from concordet.detectors.parts.proposals import objects_of
+from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.targets import Target
 from concordet.detectors.set_prediction import Outcome, Stage, per_layer_criterion
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
@@ -110,4 +110,6 @@ class DETR(DetectionTransformer):
             Stage(f"layer{i}", own, to_pixels(found, batch.image_sizes))
             for i, (own, found) in enumerate(zip(logits, boxes, strict=True), 1)
         ]
-        return Outcome(stages, batch.image_sizes, [objects_of(t) for t in resized or []])
+        return Outcome(
+            stages, batch.image_sizes, Objects.from_targets(resized or [], ignore_regions=self.ignore_regions)
+        )

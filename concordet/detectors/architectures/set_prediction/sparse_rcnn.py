@@ -14,7 +14,7 @@ from concordet.detectors.architectures.two_stage.faster_rcnn import box_pool
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.networks.heads import init_prior_bias
 from concordet.detectors.parts.hungarian import Costs
-from concordet.detectors.parts.proposals import objects_of
+from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.targets import Target
 from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, per_layer_criterion
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
@@ -169,4 +169,6 @@ class SparseRCNN(SetPredictor):
             decoded = CODER.decode_single(deltas.flatten(0, 1), boxes.flatten(0, 1)).view_as(boxes)
             stages.append(Stage(name, logits, decoded))
             boxes = decoded.detach()
-        return Outcome(stages, batch.image_sizes, [objects_of(t) for t in resized or []])
+        return Outcome(
+            stages, batch.image_sizes, Objects.from_targets(resized or [], ignore_regions=self.ignore_regions)
+        )

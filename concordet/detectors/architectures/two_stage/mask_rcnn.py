@@ -17,9 +17,10 @@ from concordet.assigned import Assigned
 from concordet.detectors.architectures.two_stage.faster_rcnn import DEFAULTS, box_pool
 from concordet.detectors.base import Detections
 from concordet.detectors.networks.backbones import Size, pyramid
-from concordet.detectors.parts.proposals import Objects, RoIOutput, RPNOutput, region_proposals, staged_criterion
+from concordet.detectors.parts.objects import Objects
+from concordet.detectors.parts.proposals import RoIOutput, RPNOutput, region_proposals, staged_criterion
 from concordet.detectors.parts.targets import Target, add_masks, require_masks
-from concordet.detectors.two_stage import BoxStage, Outcome, TwoStageDetector
+from concordet.detectors.two_stage import BoxStage, TwoStageDetector, TwoStageOutcome
 from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.losses.functional.reduction import at_least_float32
 
@@ -105,36 +106,39 @@ class MaskRCNN(TwoStageDetector):
     def _checked(self, images: list[Tensor], targets: list[Target]) -> list[Target]:
         return add_masks(super()._checked(images, targets), images, targets)
 
-    def _trained(self, found: RPNOutput, objects: list[Objects]) -> list[Assigned]:
-        require_masks([o.masks for o in objects], "mask_rcnn")
-        return super()._trained(found, objects)
+    def training_records(self, rpn: RPNOutput, objects: Objects) -> tuple[list[Assigned], list[RoIOutput]]:
+        """As the base class's; ValueError for images without masks."""
+        require_masks(objects.masks, "mask_rcnn")
+        return super().training_records(rpn, objects)
 
-    def _roi_records(self, found: RPNOutput, refined: list[RoIOutput], objects: list[Objects]) -> list[Assigned]:
-        (record,) = super()._roi_records(found, refined, objects)
-        if any(o.masks is None for o in objects):  # validation images of a data set without masks
+    def roi_records(self, rpn: RPNOutput, rois: list[RoIOutput], objects: Objects) -> list[Assigned]:
+        """The record of the RoI head, with masks where all images have them."""
+        (record,) = super().roi_records(rpn, rois, objects)
+        if any(masks is None for masks in objects.masks):  # validation images of a data set without masks
             return [record]
         counts = torch.bincount(record.image_ids, minlength=len(objects)).tolist()
-        boxes = list(torch.cat(refined[0].references)[record.positive].split(counts))
+        boxes = list(torch.cat(rois[0].references)[record.positive].split(counts))
         stage = cast(MaskStage, self.box_stages[0])
-        logits = stage.masks(self._pool(self.mask_pool, found, boxes), record.labels[record.positive])
-        firsts = torch.tensor([0, *(len(o.classes) for o in objects[:-1])]).cumsum(0).tolist()
+        logits = stage.masks(self.pool(self.mask_pool, rpn, boxes), record.labels[record.positive])
+        own = (record.gt_ids - objects.offsets[record.image_ids]).split(counts)  # indices in the image
         targets = [
-            project_masks_on_boxes(cast(Tensor, o.masks), b, ids - first, logits.shape[-1])
-            for o, b, ids, first in zip(objects, boxes, record.gt_ids.split(counts), firsts, strict=True)
+            project_masks_on_boxes(cast(Tensor, masks), b, ids, logits.shape[-1])
+            for masks, b, ids in zip(objects.masks, boxes, own, strict=True)
         ]
         return [replace(record, mask_logits=logits, mask_targets=torch.cat(targets))]
 
-    def _select(self, found: RPNOutput, refined: list[RoIOutput]) -> Detections:
-        results = super()._select(found, refined)
+    def select(self, rpn: RPNOutput, rois: list[RoIOutput]) -> Detections:
+        """Detections at the network's input size, with masks in the frames of their boxes."""
+        results = super().select(rpn, rois)
         boxes = [r["boxes"] for r in results]
         classes = torch.cat([r["labels"] for r in results]) - 1
-        masks = cast(MaskStage, self.box_stages[0]).masks(self._pool(self.mask_pool, found, boxes), classes)
+        masks = cast(MaskStage, self.box_stages[0]).masks(self.pool(self.mask_pool, rpn, boxes), classes)
         for result, own in zip(results, masks.sigmoid().split([len(b) for b in boxes]), strict=True):
             result["masks"] = own[:, None]
         return results
 
     @torch.no_grad()
-    def _detections(self, outcome: Outcome, images: list[Tensor]) -> Detections:
+    def _detections(self, outcome: TwoStageOutcome, images: list[Tensor]) -> Detections:
         results = super()._detections(outcome, images)
         for result, image in zip(results, images, strict=True):
             result["masks"] = paste_masks_in_image(result["masks"], result["boxes"], tuple(image.shape[-2:]))
