@@ -1,4 +1,4 @@
-"""What the documents show runs as it stands, and their links lead somewhere."""
+"""Examples in the documents run, links have a target, and every name is documented."""
 
 import re
 from pathlib import Path
@@ -6,36 +6,65 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [path.relative_to(ROOT) for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])]
+PAGES = [
+    path.relative_to(ROOT)
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("studies/*.md")])
+]
 
 
-TESTED_MORE = {"docs/losses", "docs/measures.md"}  # by tests/losses/test_docs.py and tests/measures/test_docs.py
+TESTED_ELSEWHERE = {"docs/losses", "docs/measures.md"}
+"""Pages whose printed output is tested too, by tests/losses/test_docs.py and tests/measures/test_docs.py."""
 
 
 def blocks(page):
-    if {str(page), str(page.parent)} & TESTED_MORE:
+    if {str(page), str(page.parent)} & TESTED_ELSEWHERE:
         return []
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=str)
 def test_python_runs(page):
-    """The blocks of a page one after the other, as a reader tries them."""
+    """Runs the code blocks of a page one after the other, as a reader would."""
     names = {}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), names)
 
 
-def test_names_stand_in_the_tables():
+def test_every_name_is_documented():
     from concordet.detectors import list_detectors
     from concordet.losses import list_losses
 
-    text = (ROOT / "README.md").read_text()
-    for name in (*list_detectors(), *list_losses()):
-        assert f"`{name}`" in text, name
+    for page, names in (("detectors", list_detectors()), ("losses", list_losses())):
+        text = (ROOT / "docs" / page / "README.md").read_text(encoding="utf-8")
+        assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_the_readme_is_short_and_needs_few_relative_links():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert links(text) == ["docs/images/analysis.png", "docs/README.md"]  # others would break on a registry's page
+
+
+def links(text):
+    """Relative targets of links and pictures."""
+    pairs = re.findall(r"""\]\((?!https?:|#)([^)#]+)|<img src="([^"]+)\"""", text)
+    return [markdown or html for markdown, html in pairs]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_links_lead_somewhere(page):
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (ROOT / page).read_text())
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+def test_links_have_a_target(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert [link for link in links(text) if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def anchors(path):
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_anchors_have_a_heading(page):
+    pairs = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    targets = [((ROOT / page).parent / path if path else ROOT / page, anchor) for path, anchor in pairs]
+    assert [f"{path}#{anchor}" for path, anchor in targets if anchor not in anchors(path)] == []
