@@ -1,16 +1,17 @@
 """Soft counts, the definitions made of them, and the engine that turns a definition into a loss. See README.md."""
 
 from concordet.ranking.counts import Counts, step, step_at_zero
-from concordet.ranking.definitions import Definition, Payers, Result, Side, Term
-from concordet.ranking.operator import METHODS, ranking_loss, register
+from concordet.ranking.definitions import AuxKind, Definition, Result, Support, Term
+from concordet.ranking.operator import METHODS, RankingOptions, ranking_loss, register
 
 __all__ = [
     "METHODS",
+    "AuxKind",
     "Counts",
     "Definition",
-    "Payers",
+    "RankingOptions",
     "Result",
-    "Side",
+    "Support",
     "Term",
     "ranking_loss",
     "register",

@@ -21,7 +21,7 @@ from concordet.ranking.intervals import Intervals
 from concordet.ranking.sums import binned_sums, on_host
 
 BACKENDS = {"torch": "concordet.ranking.backend_torch", "triton": "concordet.ranking.backend_triton"}
-"""Modules with ``place_and_sum`` and ``spread``.  ``auto``, the default, is triton on CUDA, torch elsewhere."""
+"""Modules with ``locate_and_sum`` and ``spread``.  ``auto``, the default, is triton on CUDA, torch elsewhere."""
 
 CHUNK = 1 << 19
 """Keys taken at a time on a CPU, so that what is made of them stays small and in its cache."""
@@ -69,7 +69,7 @@ def backend_for(keys: Tensor) -> ModuleType:
     return import_module(BACKENDS[name])
 
 
-def place_and_sum(axis: Intervals, keys: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def locate_and_sum(axis: Intervals, keys: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """``[n]`` int32 interval of each key; ``[2p + 1]`` float64 weight, and weight times coordinate, on each interval.
 
     Args:
@@ -77,7 +77,7 @@ def place_and_sum(axis: Intervals, keys: Tensor, weights: Tensor | None) -> tupl
         keys: ``[n]`` finite keys.
         weights: ``[n]`` float64, or None for one each.
     """
-    places = [axis.place(keys[rows]) for rows in _chunks(keys)]
+    places = [axis.locate(keys[rows]) for rows in _chunks(keys)]
     interval = torch.cat(places) if places else keys.new_empty(0, dtype=torch.int32)
     size = len(axis.origin)
     weight = torch.zeros(size, dtype=torch.float64, device=keys.device)

@@ -18,14 +18,14 @@ from torch import Tensor
 from concordet.ranking.intervals import Intervals
 
 BLOCK = 1024
-SPARE = 1 << 15
+MAX_BINS = 1 << 15
 """Bins are repeated up to about this many, so that few positives do not make all blocks add to the same ones."""
 
 MAX_COPIES = 512
 
 
 @triton.jit
-def _place_and_sum(
+def _locate_and_sum(
     keys, weights, thresholds, origin, live, interval, weight, moment, n, size, top, copies,
     WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -70,18 +70,18 @@ def _spread(keys, interval, origin, constant, slope, out, n, BLOCK: tl.constexpr
     tl.store(out + row, share, mask=inside)
 
 
-def place_and_sum(axis: Intervals, keys: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`concordet.ranking.backend_torch.place_and_sum`; the first interval, which no window reaches, has
+def locate_and_sum(axis: Intervals, keys: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """See :func:`concordet.ranking.backend_torch.locate_and_sum`; the first interval, which no window reaches, has
     sums 0."""
     _check(keys)
     size, bins = len(axis.thresholds), len(axis.origin)
-    copies = max(1, min(MAX_COPIES, SPARE // bins))
+    copies = max(1, min(MAX_COPIES, MAX_BINS // bins))
     interval = torch.empty(keys.shape, dtype=torch.int32, device=keys.device)
     weight = torch.zeros(copies, bins, dtype=torch.float64, device=keys.device)
     moment = torch.zeros_like(weight)
     top = 1 << (size.bit_length() - 1)
     _launch(
-        _place_and_sum, keys, keys if weights is None else weights, axis.thresholds, axis.origin,
+        _locate_and_sum, keys, keys if weights is None else weights, axis.thresholds, axis.origin,
         axis.live.view(torch.uint8), interval, weight, moment, len(keys), size, top, copies,
         WEIGHTED=weights is not None,
     )  # fmt: skip

@@ -59,7 +59,7 @@ class BucketedCounts(ExactCounts):
         # buckets are those of all processes already: nothing is left to add up
         super().__init__(positives, prototypes, delta, weights=sizes)
 
-    def spread_to_negatives(self, amount: Tensor) -> Tensor:
+    def spread_to_negatives(self, coefficients: Tensor) -> Tensor:
         """A prototype's share H b / FP goes to its b negatives in equal parts (Eq. 3.33)."""
-        share = super().spread_to_negatives(amount).index_select(0, self._bucket)
+        share = super().spread_to_negatives(coefficients).index_select(0, self._bucket)
         return torch.zeros_like(self._all_negatives).index_copy_(0, self._kept, share.to(self._all_negatives.dtype))

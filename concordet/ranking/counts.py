@@ -13,10 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-
-def nowhere(dtype: torch.dtype) -> float:
-    """The logit of a key that is no negative: far below every positive, so that H is 0."""
-    return torch.finfo(dtype).min
+MASKED_LOGIT = {dtype: torch.finfo(dtype).min for dtype in (torch.float32, torch.float64)}
+"""Logit of a key that is no negative: far below every positive, so that H is 0."""
 
 
 def step(difference: Tensor, delta: float) -> Tensor:
@@ -41,7 +39,7 @@ def step_at_zero(delta: float) -> float:
 class Counts(Protocol):
     """Soft counts of p positives s_i among each other and among n keys; float64, in the positives' order.
 
-    Keys are the negatives' logits, finite, and :func:`nowhere` at all other places.  With several processes, positives
+    Keys are the negatives' logits, finite, and a :data:`MASKED_LOGIT` elsewhere. With several processes, positives
     are those of all, keys a process's own, and what is counted of negatives is added up over all.
 
     Attributes:
@@ -62,7 +60,7 @@ class Counts(Protocol):
         """``[p, c]`` the same over those k that also have q_k >= q_i."""
         ...
 
-    def spread_to_negatives(self, amount: Tensor) -> Tensor:
+    def spread_to_negatives(self, coefficients: Tensor) -> Tensor:
         """``[n]`` sum over positives i of a_i H(s_j - s_i) for every key j, in the keys' dtype; 0 where it is no
         negative.
 
@@ -70,6 +68,6 @@ class Counts(Protocol):
         """
         ...
 
-    def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
+    def spread_to_worse(self, coefficients: Tensor, quality: Tensor) -> Tensor:
         """``[p]`` sum over positives i of a_i H(s_k - s_i) [q_k < q_i] for every positive k."""
         ...

@@ -8,11 +8,11 @@ from torch import Tensor
 from concordet.distributed import SINGLE_PROCESS, SingleProcess
 from concordet.ranking.backend_torch import backend_for
 from concordet.ranking.counts import step_at_zero
-from concordet.ranking.intervals import Intervals, cut
+from concordet.ranking.intervals import Intervals, build_intervals
 from concordet.ranking.quadratic import PositivePairs
 from concordet.ranking.sums import WaveletTree, binned_sums, prefix_sums, suffix_sums
 
-FEW = 256
+MAX_PAIRWISE_POSITIVES = 256
 """Positives up to which their pairs are looked at one by one: a matrix this small is made faster than a tree."""
 
 
@@ -33,20 +33,20 @@ def count_above(axis: Intervals, delta: float, weight: Tensor, moment: Tensor) -
     return full + (moment - (axis.local - delta) * inside) / (2 * delta)
 
 
-def lines(axis: Intervals, delta: float, amount: Tensor) -> tuple[Tensor, Tensor]:
+def interval_lines(axis: Intervals, delta: float, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """``[2p + 1]`` constant and slope of G(k) = sum_i a_i H(k - t_i) on every interval, amounts in ascending order.
 
     At t_i - d the line a_i (k - t_i + d) / 2d is added; at t_i + d it is taken off again and a_i is added instead.
     """
     size = len(axis.thresholds)
-    closed = amount.new_zeros(size).index_copy_(0, axis.upper, amount)
+    closed = coefficients.new_zeros(size).index_copy_(0, axis.upper, coefficients)
     constant = prefix_sums(closed)
     if delta == 0:
         return constant, torch.zeros_like(constant)
-    rise = amount / (2 * delta)
-    slope = amount.new_zeros(size).index_copy_(0, axis.lower, rise).index_copy_(0, axis.upper, -rise)
+    rise = coefficients / (2 * delta)
+    slope = coefficients.new_zeros(size).index_copy_(0, axis.lower, rise).index_copy_(0, axis.upper, -rise)
     shift = (delta - axis.local) * rise
-    offset = amount.new_zeros(size).index_copy_(0, axis.lower, shift).index_copy_(0, axis.upper, -shift)
+    offset = coefficients.new_zeros(size).index_copy_(0, axis.lower, shift).index_copy_(0, axis.upper, -shift)
     slope = torch.where(axis.live, prefix_sums(slope), 0.0)
     offset = torch.where(axis.live, prefix_sums(offset), 0.0)
     return constant + offset, slope
@@ -55,7 +55,7 @@ def lines(axis: Intervals, delta: float, amount: Tensor) -> tuple[Tensor, Tensor
 class ExactCounts:
     """Soft counts by intervals (positives and negatives) and by a wavelet tree (positives by score and quality).
 
-    Among :data:`FEW` positives or fewer, by the matrix of their pairs.
+    Among :data:`MAX_PAIRWISE_POSITIVES` positives or fewer, by the matrix of their pairs.
     """
 
     def __init__(
@@ -71,13 +71,13 @@ class ExactCounts:
         self._processes = processes
         self.positives = positives.double()
         self._delta = delta
-        self._pairs = PositivePairs(positives, delta) if len(positives) <= FEW else None
+        self._pairs = PositivePairs(positives, delta) if len(positives) <= MAX_PAIRWISE_POSITIVES else None
         self._negatives = negatives
         self._passes = backend_for(negatives)
-        self._axis = axis = cut(positives, delta, negatives.dtype)
-        self._interval, self._weight, self._moment = self._passes.place_and_sum(axis, negatives, weights)
+        self._axis = axis = build_intervals(positives, delta, negatives.dtype)
+        self._interval, self._weight, self._moment = self._passes.locate_and_sum(axis, negatives, weights)
         ascending = positives.index_select(0, axis.order).to(negatives.dtype)
-        self._positive_interval = axis.place(ascending)
+        self._positive_interval = axis.locate(ascending)
         self._tree: tuple[Tensor, tuple[Tensor, Tensor, Tensor, WaveletTree]] | None = None
 
     def negatives_above(self) -> Tensor:
@@ -112,15 +112,15 @@ class ExactCounts:
         )
         return self._unsort(total - step_at_zero(self._delta) * ascending)
 
-    def spread_to_negatives(self, amount: Tensor) -> Tensor:
-        constant, slope = lines(self._axis, self._delta, amount.index_select(0, self._axis.order))
+    def spread_to_negatives(self, coefficients: Tensor) -> Tensor:
+        constant, slope = interval_lines(self._axis, self._delta, coefficients.index_select(0, self._axis.order))
         return self._passes.spread(self._axis, self._negatives, self._interval, constant, slope)
 
-    def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
+    def spread_to_worse(self, coefficients: Tensor, quality: Tensor) -> Tensor:
         if self._pairs is not None:
-            return self._pairs.spread_to_worse(amount, quality)
+            return self._pairs.spread_to_worse(coefficients, quality)
         axis, p = self._axis, len(self.positives)
-        ascending = amount.index_select(0, axis.order)[:, None]
+        ascending = coefficients.index_select(0, axis.order)[:, None]
         # steps that have ended, and begun, at or below s_k: prefixes of the ascending order
         edges = torch.zeros(2 * p, dtype=torch.int32, device=quality.device)
         ended = prefix_sums(edges.index_fill_(0, axis.upper, 1)).index_select(0, self._positive_interval)

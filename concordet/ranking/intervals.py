@@ -39,7 +39,7 @@ class Grid:
     padded: Tensor
     steps: tuple[int, ...]
 
-    def place(self, keys: Tensor) -> Tensor:
+    def locate(self, keys: Tensor) -> Tensor:
         """``[n]`` int32, thresholds at or below each finite key."""
         interval = self.first.index_select(0, _cells(keys, self.low, self.scale, len(self.first)))
         for step in self.steps:
@@ -96,10 +96,10 @@ class Intervals:
     live: Tensor
     grid: Grid | None
 
-    def place(self, keys: Tensor) -> Tensor:
+    def locate(self, keys: Tensor) -> Tensor:
         """``[n]`` int32, the interval of every finite key."""
         if self.grid is not None:
-            return self.grid.place(keys)
+            return self.grid.locate(keys)
         return torch.searchsorted(self.thresholds, keys, right=True, out_int32=True)
 
     def coordinate(self, keys: Tensor, interval: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ def sort_ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.index_select(0, order), order
 
 
-def cut(positives: Tensor, delta: float, dtype: torch.dtype) -> Intervals:
+def build_intervals(positives: Tensor, delta: float, dtype: torch.dtype) -> Intervals:
     """Cut the axis at the thresholds of ``[p]`` finite positives (p > 0), for keys of ``dtype``."""
     p = len(positives)
     ascending, order = sort_ascending(positives)

@@ -27,9 +27,9 @@ class PositivePairs:
         better = quality[None, :] >= quality[:, None]  # [p, p] q_k >= q_i
         return _weighted(self._above_positive * better, weights)
 
-    def spread_to_worse(self, amount: Tensor, quality: Tensor) -> Tensor:
+    def spread_to_worse(self, coefficients: Tensor, quality: Tensor) -> Tensor:
         worse = quality[None, :] < quality[:, None]  # [p, p] q_k < q_i
-        return _weighted((self._above_positive * worse).T, amount[:, None]).squeeze(1)
+        return _weighted((self._above_positive * worse).T, coefficients[:, None]).squeeze(1)
 
 
 def _weighted(pairs: Tensor, weights: Tensor) -> Tensor:
@@ -55,5 +55,5 @@ class QuadraticCounts(PositivePairs):
     def negatives_above(self) -> Tensor:
         return self._processes.all_sum(self._above_negative.sum(dim=1))
 
-    def spread_to_negatives(self, amount: Tensor) -> Tensor:
-        return (amount[:, None] * self._above_negative).sum(dim=0).to(self._dtype)
+    def spread_to_negatives(self, coefficients: Tensor) -> Tensor:
+        return (coefficients[:, None] * self._above_negative).sum(dim=0).to(self._dtype)

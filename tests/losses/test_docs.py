@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-PAGES = sorted((Path(__file__).parents[2] / "docs" / "losses").glob("*.md"))
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = sorted([*(DOCS / "losses").glob("*.md"), DOCS / "extend" / "ranking_loss.md"])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -13,10 +13,13 @@ import torch.multiprocessing as mp
 
 from concordet.losses import functional as F
 from concordet.losses.functional.correlations import COEFFICIENTS
+from concordet.ranking import exact
 from tests.ranking.cases import random_case
 
 WORLDS = (2, 3, 4)
 METHODS = ("exact", "quadratic", "bucketed")
+TREES = "exact, positives by a tree"
+"""Method "exact" as it counts many positives among each other; the batches here have few."""
 COLLECTIVES = [name for name in dir(dist) if name.startswith(("all_", "broadcast", "gather", "reduce", "scatter"))]
 
 
@@ -76,18 +79,20 @@ def results(case, logits, labels, side, group=None):
         (gradient,) = torch.autograd.grad(1.5 * value, leaf, retain_graph=True)
         found[name] = (value.detach(), gradient / 1.5)
 
-    for method in METHODS:
-        for delta in (0.0, 0.7) if case == "ties" else (0.7,):
-            shared = {"group": group, "method": method, "delta": delta}
-            keep(("ap", method, delta), F.ap_loss(logits, labels, **shared))
-            keep(("interpolated ap", method, delta), F.ap_loss(logits, labels, interpolated=True, **shared))
-            ranking, sorting = F.rank_sort_loss(logits, labels, side, **shared)
-            keep(("ranking", method, delta), ranking)
-            keep(("sorting", method, delta), sorting)
-            keep(("ndcg", method, delta), F.ndcg_loss(logits, labels, **shared))
-            classification, localization = F.alrp_loss(logits, labels, errors, **shared)
-            keep(("alrp", method, delta), classification)
-            keep(("alrp localization", method, delta), localization, errors)
+    for method in (*METHODS, TREES):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(exact, "MAX_PAIRWISE_POSITIVES", 0 if method == TREES else 256)
+            for delta in (0.0, 0.7) if case == "ties" else (0.7,):
+                shared = {"group": group, "method": "exact" if method == TREES else method, "delta": delta}
+                keep(("ap", method, delta), F.ap_loss(logits, labels, **shared))
+                keep(("interpolated ap", method, delta), F.ap_loss(logits, labels, interpolated=True, **shared))
+                ranking, sorting = F.rank_sort_loss(logits, labels, side, **shared)
+                keep(("ranking", method, delta), ranking)
+                keep(("sorting", method, delta), sorting)
+                keep(("ndcg", method, delta), F.ndcg_loss(logits, labels, **shared))
+                classification, localization = F.alrp_loss(logits, labels, errors, **shared)
+                keep(("alrp", method, delta), classification)
+                keep(("alrp localization", method, delta), localization, errors)
     positive = labels == 1
     for coefficient in COEFFICIENTS:
         loss = F.correlation_loss(logits[positive].sigmoid(), side[positive], coefficient=coefficient, group=group)

@@ -15,6 +15,8 @@ from tests.ranking.cases import CASES, DELTAS, TOLERANCE, adversarial, random_ca
 
 METHODS = ["exact", "quadratic", "bucketed"]
 
+pytestmark = pytest.mark.usefixtures("positives_by")
+
 
 def _run(name, logits, labels, side, **options):
     logits = logits.clone().requires_grad_()
@@ -182,11 +184,13 @@ def test_bad_input_is_refused_with_a_sentence():
 @pytest.mark.parametrize("name", CASES)
 def test_operator_is_registered_correctly(name):
     """Fake kernel, autograd and aliasing, by PyTorch's own checks."""
-    from concordet.ranking.operator import _ranking
+    from concordet.ranking.operator import RankingOptions, _ranking
 
     logits, labels, side = random_case(5, 30, seed=6)
     side = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else side[:0]
-    arguments = (logits.requires_grad_(), labels, side, name, 1.0, 1.0, "auto", "", -1, True)
+    settings = [1.0] if name == "interpolated_ap" else [0.0] if name == "ap" else []
+    name = "ap" if settings else name
+    arguments = (logits.requires_grad_(), labels, side, name, settings, True, *RankingOptions())
     torch.library.opcheck(
         _ranking, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )

@@ -8,10 +8,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from concordet.ranking import backend_torch as passes
-from concordet.ranking import intervals, sums
+from concordet.ranking import exact, intervals, sums
 from concordet.ranking import operator as engine
 from concordet.ranking.exact import ExactCounts
-from concordet.ranking.operator import compute_terms
+from concordet.ranking.operator import UNKNOWN, RankingOptions, compute_terms
 from tests.ranking.cases import CASES, DELTAS, TOLERANCE, random_case, values_and_gradients
 
 SIZES = [(1, 0), (1, 1), (2, 127), (3, 1000), (40, 1023), (129, 1024), (7, 2500)]
@@ -51,6 +51,10 @@ def as_on_a_device(monkeypatch):
 
 
 class TestKernels:
+    @pytest.fixture(autouse=True)
+    def many_positives(self, monkeypatch):
+        monkeypatch.setattr(exact, "MAX_PAIRWISE_POSITIVES", 0)
+
     @pytest.mark.parametrize("name", CASES)
     @pytest.mark.parametrize(("p", "n"), SIZES)
     def test_equal_quadratic(self, name, p, n, poisoned):
@@ -111,6 +115,7 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("positives_by")
 class TestNoWaiting:
     @pytest.mark.parametrize("name", CASES)
     @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -119,28 +124,32 @@ class TestNoWaiting:
         logits, labels, side = random_case(30, 500, seed=5)
         side = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else side[:0]
         with passes.use_backend(backend):
-            arguments = (logits, labels, side, name, delta, 1.0, "auto", "")
-            expected = compute_terms(*arguments, 30, True)
+            settings = [1.0] if name == "interpolated_ap" else [0.0] if name == "ap" else []
+            name = "ap" if settings else name
+            options = RankingOptions(delta=delta, n_positives=30)
+            arguments = (logits, labels, side, name, settings, True)
+            expected = compute_terms(*arguments, *options)
             with NoWaiting():
-                got = compute_terms(*arguments, 30, True)
+                got = compute_terms(*arguments, *options)
         for mine, other in zip(got, expected, strict=True):
             torch.testing.assert_close(mine, other)
         with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
-            compute_terms(*arguments[:3], "ap", *arguments[4:], -1, True)
+            compute_terms(logits, labels, logits[:0], "ap", [0.0], True, *options._replace(n_positives=UNKNOWN))
 
     def test_the_same_as_on_the_host(self, monkeypatch):
         logits, labels, side = random_case(30, 500, seed=6)
-        expected = compute_terms(logits, labels, side, "rank_sort", 0.5, 0.5, "auto", "", -1, True)
+        options = RankingOptions(delta=0.5, self_relation=0.5)
+        expected = compute_terms(logits, labels, side, "rank_sort", [], True, *options)
         for module in (engine, intervals, passes, sums):
             monkeypatch.setattr(module, "on_host", lambda tensor: False)
         for deterministic in (False, True):
             monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda now=deterministic: now)
-            got = compute_terms(logits, labels, side, "rank_sort", 0.5, 0.5, "auto", "", 30, True)
+            got = compute_terms(logits, labels, side, "rank_sort", [], True, *options._replace(n_positives=30))
             for mine, other in zip(got, expected, strict=True):
                 torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize("told", [29, 31])
     def test_a_wrong_number_of_positives_is_not_silent(self, told, as_on_a_device):
         logits, labels, side = random_case(30, 500, seed=7)
-        values, _, _ = compute_terms(logits, labels, side[:0], "ap", 1.0, 1.0, "auto", "", told, True)
+        values, _, _ = compute_terms(logits, labels, side[:0], "ap", [0.0], True, *RankingOptions(n_positives=told))
         assert values.isnan().all()

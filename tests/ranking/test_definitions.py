@@ -1,45 +1,68 @@
-"""A new ranking loss is a definition and nothing else: the example of docs/losses/add_your_own.md."""
+"""A new ranking loss is a definition and nothing else: NDCG@k, the example of docs/extend/ranking_loss.md."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
 from concordet.losses import functional as F
-from concordet.ranking import Definition, Result, Side, Term, ranking_loss, register
+from concordet.ranking import Definition, RankingOptions, Result, Term, ranking_loss, register
 from tests.ranking.cases import random_case
 
 
-def reciprocal_rank(counts, own, side):
-    """1 - 1 / (1 + N(i)): how far each positive is from the top of the negatives."""
-    false = counts.negatives_above()
-    error = 1 - 1 / (1 + false)
-    return Result(terms=(Term(value=error, error=error, mass=false),))
+def ndcg_at_k(counts, aux, *, self_relation, k):
+    false_positives = counts.negatives_above()
+    rank = self_relation + counts.positives_above(torch.ones_like(aux)[:, None])[:, 0] + false_positives
+    gain = torch.where(rank <= k, 1 / torch.log2(1 + rank), 0)
+    p = len(rank)
+    ideal = (1 / torch.log2(torch.arange(2.0, min(p, int(k)) + 2, dtype=torch.float64))).sum()
+    value = 1 - p * gain / ideal
+    return Result(terms=(Term(value=value, error=p * (1 - gain) / ideal, pmf_denominator=false_positives),))
 
 
-RECIPROCAL = register(Definition(name="test_reciprocal", n_terms=1, side=Side.NONE, compute=reciprocal_rank))
+NDCG_AT_K = register(Definition(name="test_ndcg_at_k", compute=ndcg_at_k, settings={"k": 10}))
+
+
+def run(logits, labels, k=None, **options):
+    leaf = logits.clone().requires_grad_()
+    settings = {} if k is None else {"k": k}
+    values, _ = ranking_loss(NDCG_AT_K, leaf, labels, options=RankingOptions(**options), **settings)
+    values[0].backward()
+    return float(values[0].detach()), leaf.grad
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0])
-def test_a_definition_is_a_loss(delta):
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_a_definition_is_a_loss(delta, k):
     logits, labels, _ = random_case(8, 50, seed=1)
-    results = {}
-    for method in ("quadratic", "exact"):
-        s = logits.clone().requires_grad_()
-        values, _ = ranking_loss(RECIPROCAL, s, labels, delta=delta, self_relation=1.0, method=method)
-        values[0].backward()
-        results[method] = (values.detach(), s.grad)
-    torch.testing.assert_close(results["exact"], results["quadratic"], rtol=1e-10, atol=1e-12)
+    expected_value, expected = run(logits, labels, k, delta=delta, method="quadratic")
+    value, gradient = run(logits, labels, k, delta=delta, method="exact")
+    assert value == pytest.approx(expected_value, rel=1e-12)
+    torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-12)
     # the definition again, by hand
-    x = logits[labels == 0][None] - logits[labels == 1][:, None]
-    false = ((x / (2 * delta) + 0.5).clamp(0, 1) if delta else (x >= 0).double()).sum(1)
-    assert float(results["exact"][0]) == pytest.approx(float((1 - 1 / (1 + false)).mean()))
+    s, positives = logits.tolist(), [i for i, y in enumerate(labels.tolist()) if y == 1]
+    gains = 0.0
+    for i in positives:
+        others = [j for j, y in enumerate(labels.tolist()) if y in (0, 1) and j != i]
+        steps = [min(max((s[j] - s[i]) / 2 + 0.5, 0), 1) if delta else float(s[j] >= s[i]) for j in others]
+        gains += 1 / math.log2(2 + sum(steps)) if 1 + sum(steps) <= k else 0.0
+    ideal = sum(1 / math.log2(1 + i) for i in range(1, min(len(positives), k) + 1))
+    assert value == pytest.approx(1 - gains / ideal)
 
 
-def test_names_are_taken_once():
-    assert register(RECIPROCAL) is RECIPROCAL
-    with pytest.raises(ValueError, match="'ap' is registered already"):
-        register(Definition(name="ap", n_terms=1, side=Side.NONE, compute=reciprocal_rank))
+def test_settings_have_defaults_and_others_are_refused():
+    logits, labels, _ = random_case(8, 50, seed=1)
+    assert run(logits, labels)[0] == run(logits, labels, 10)[0] != run(logits, labels, 3)[0]
+    with pytest.raises(ValueError, match="settings of 'test_ndcg_at_k' must be among k, got 'depth'; leave it out"):
+        ranking_loss(NDCG_AT_K, logits, labels, depth=3)
+
+
+def test_names_are_unique():
+    assert register(NDCG_AT_K) is NDCG_AT_K
+    with pytest.raises(ValueError, match="name must be free, got 'ap', which is registered"):
+        register(Definition(name="ap", compute=ndcg_at_k))
 
 
 def test_self_relation_counts_in_every_definition():

@@ -39,8 +39,8 @@ def test_kernels_compile_for_a_gpu_with_64_bit_addresses(dtype, wide):
     spread = {"keys": f"*{dtype}", "interval": "*i32", "origin": "*fp64", "constant": "*fp64", "slope": "*fp64"}
     spread |= {"out": f"*{dtype}", "n": rows}
     for kernel, types, options in (
-        (kernels._place_and_sum, place, {"WEIGHTED": True, "BLOCK": kernels.BLOCK}),
-        (kernels._place_and_sum, place, {"WEIGHTED": False, "BLOCK": kernels.BLOCK}),
+        (kernels._locate_and_sum, place, {"WEIGHTED": True, "BLOCK": kernels.BLOCK}),
+        (kernels._locate_and_sum, place, {"WEIGHTED": False, "BLOCK": kernels.BLOCK}),
         (kernels._spread, spread, {"BLOCK": kernels.BLOCK}),
     ):
         source = ASTSource(kernel, signature=types | dict.fromkeys(options, "constexpr"), constexprs=options)

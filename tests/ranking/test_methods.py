@@ -17,6 +17,8 @@ from tests.ranking.cases import (
 )
 from tests.ranking.scalar import bucketed
 
+pytestmark = pytest.mark.usefixtures("positives_by")
+
 
 def _run(name, logits, labels, side, **options):
     logits = logits.clone().requires_grad_()

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from concordet.ranking import exact
-from concordet.ranking.counts import nowhere, step
+from concordet.ranking.counts import MASKED_LOGIT, step
 from concordet.ranking.exact import ExactCounts
-from concordet.ranking.intervals import cut, sort_ascending
+from concordet.ranking.intervals import build_intervals, sort_ascending
 from concordet.ranking.quadratic import QuadraticCounts
 from concordet.ranking.sums import WaveletTree, prefix_sums, suffix_sums
 
@@ -42,12 +42,12 @@ def test_intervals_hold_the_keys_that_the_reals_say(dtype, delta, values, keys):
     from fractions import Fraction
 
     positives, d = torch.tensor(values, dtype=dtype), Fraction(delta)
-    axis = cut(positives, delta, dtype)
+    axis = build_intervals(positives, delta, dtype)
     near = [v + s * delta for v in values for s in (-1, 0, 1)]
     keys = torch.tensor([*keys, *values, *near], dtype=torch.float64).to(dtype)
     keys = keys[keys.isfinite()]
     # t - d <= k, in exact arithmetic; float32 thresholds are rounded to float64 first, which moves them by 1e-16 of it
-    interval = axis.place(keys)
+    interval = axis.locate(keys)
     if dtype == torch.float64:
         for key, m in zip(keys.tolist(), interval.tolist(), strict=True):
             below = sum(Fraction(v) - d <= Fraction(key) for v in positives.tolist())
@@ -63,7 +63,7 @@ def test_counts_and_their_adjoints(dtype):
     """<a, count(w)> = <spread(a), w>: the adjoint, for both pairs of sums."""
     generator = torch.Generator().manual_seed(3)
     s, k = torch.randn(40, generator=generator, dtype=dtype), torch.randn(300, generator=generator, dtype=dtype)
-    k[::7] = nowhere(dtype)
+    k[::7] = MASKED_LOGIT[dtype]
     quality = (torch.rand(40, generator=generator).double() * 5).round() / 5
     a, w = (torch.rand(40, generator=generator).double() for _ in range(2))
     for method in (ExactCounts, QuadraticCounts):
@@ -80,7 +80,7 @@ def test_counts_and_their_adjoints(dtype):
 @pytest.mark.parametrize("delta", [0.0, 0.5])
 @pytest.mark.parametrize("p", [1, 7, 8])
 def test_few_positives_are_counted_by_pairs_and_many_by_a_tree(monkeypatch, p, delta):
-    monkeypatch.setattr(exact, "FEW", 7)
+    monkeypatch.setattr(exact, "MAX_PAIRWISE_POSITIVES", 7)
     generator = torch.Generator().manual_seed(p)
     s, k = (torch.randn(n, generator=generator).mul(4).round() / 4 for n in (p, 30))  # with ties
     quality = (torch.rand(p, generator=generator).double() * 5).round() / 5

@@ -18,9 +18,10 @@ from concordet.losses.functional.checks import (
     check_positive,
     check_same,
 )
-from concordet.ranking import METHODS, ranking_loss, step_at_zero
+from concordet.ranking import METHODS, RankingOptions, ranking_loss, step_at_zero
 from concordet.ranking.definitions import ALRP as ALRP_DEFINITION
-from concordet.ranking.definitions import AP, INTERPOLATED_AP, NDCG, RANK_SORT, Definition
+from concordet.ranking.definitions import AP, NDCG, RANK_SORT, Definition
+from concordet.ranking.operator import UNKNOWN
 
 
 class ALRP(NamedTuple):
@@ -93,9 +94,9 @@ def ap_loss(
         >>> loss.detach(), logits.grad
         (tensor(0.5000), tensor([ 0.5000, -0.5000,  0.0000]))
     """
-    definition = INTERPOLATED_AP if interpolated else AP
+    settings = {"interpolated": float(interpolated)}
     values, _ = _rank(
-        "ap_loss", definition, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives
+        "ap_loss", AP, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives, **settings
     )
     return values[0]
 
@@ -268,13 +269,14 @@ def _rank(
     definition: Definition,
     logits: Tensor,
     labels: Tensor,
-    side: Tensor | None,
+    aux: Tensor | None,
     delta: float,
     self_relation: float | None,
     published_relation: float,
     method: str,
     group: dist.ProcessGroup | None,
     n_positives: int | None = None,
+    **settings: float,
 ) -> tuple[Tensor, Tensor]:
     check_floating(where, "logits", logits, 1)
     check_integer(where, "labels", labels)
@@ -287,14 +289,11 @@ def _rank(
     labels = labels.long()
     check_labels(where, labels)
     check_finite(where, "logits", logits)
-    return ranking_loss(
-        definition,
-        logits,
-        labels,
-        side,
+    options = RankingOptions(
         delta=float(delta),
         self_relation=float(self_relation),
         method=method,
-        group=None if group is None else group.group_name,
-        n_positives=n_positives,
+        group="" if group is None else group.group_name,
+        n_positives=UNKNOWN if n_positives is None else n_positives,
     )
+    return ranking_loss(definition, logits, labels, aux, options=options, **settings)
