@@ -146,7 +146,9 @@ def synthetic(options: Options) -> list[dict[str, Any]]:
                         function()
                     else:  # under its operator, which would count as one operation
                         side = data.logits.detach()[:0]
-                        compute_terms(data.logits.detach(), data.labels, side, "ap", [0.0], True, 1.0, 1.0, case, "", -1)
+                        compute_terms(
+                            data.logits.detach(), data.labels, side, "ap", [0.0], True, 1.0, 1.0, case, "", -1
+                        )
                 rows.append(
                     {
                         "logits": n,
