@@ -27,7 +27,7 @@ from concordet.benchmark.results import environment, merge_rows, write_rows
 from concordet.benchmark.results import table as markdown_table
 from concordet.data import load_dataset
 from concordet.data.targets import DetectionDataset
-from concordet.detectors import build_detector, list_detectors
+from concordet.detectors import Detector, Resize, build_detector, list_detectors
 from concordet.detectors.architectures.set_prediction.sparse_rcnn import (
     STAGES,
     SparseHead,
@@ -93,7 +93,7 @@ def together(scenes: DetectionDataset, rows: Iterable[int]) -> Batch:
     return list(images), list(targets)
 
 
-def narrow_sparse_rcnn(*, num_classes: int, loss: str, backbone: str, image_size: tuple[int, int]) -> nn.Module:
+def narrow_sparse_rcnn(*, num_classes: int, loss: str, backbone: str, image_size: tuple[int, int]) -> Detector:
     """Sparse R-CNN with its levels, pooling, boxes and six heads, at a quarter of the width."""
     maps = Pyramid(features("full", backbone, levels=STRIDES), 64, LastLevelMaxPool())
     pool = box_pool("full")
@@ -104,7 +104,7 @@ def narrow_sparse_rcnn(*, num_classes: int, loss: str, backbone: str, image_size
         SparseHead(100, 64, stages),
         sparse_rcnn_criterion(loss),
         num_classes=num_classes,
-        image_size=image_size,
+        resize=Resize.within(*image_size),
         postprocess=POSTPROCESS,
     )
 

@@ -67,7 +67,7 @@ def parameters() -> str:
         entry = DETECTORS[name]
         what = (entry.build.__doc__ or "").splitlines()[0].split(": ", 1)[-1].rstrip(".")
         counts = [f"{millions(name, size):.1f} M" for size in ("full", "nano")]
-        lines.append([f"`{name}`", what, f"{entry.image_size[0]} x {entry.image_size[1]}", *counts])
+        lines.append([f"`{name}`", what, " x ".join(map(str, entry.resize.size)), *counts])
     return markdown_table(["detector", "description", "images", "full", "nano"], lines, text_columns=3)
 
 

@@ -14,6 +14,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 
 from concordet.assigned import Assigned
 from concordet.detectors.parts.records import mean_count, merge_records
+from concordet.detectors.parts.resize import Resize
 from concordet.detectors.parts.targets import Target, checked_targets
 from concordet.losses.criteria import Criterion, StagedCriterion
 
@@ -36,6 +37,7 @@ class Detector(nn.Module, ABC):
     outcome.  A record's normalizer is the count of its own batch; this class averages it over processes.
     """
 
+    resize: Resize
     transform: GeneralizedRCNNTransform
     criterion: Criterion | StagedCriterion
     num_classes: int

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 from concordet.assigned import IGNORED, Assigned
@@ -22,6 +21,7 @@ from concordet.detectors.parts.coders import BoxCodec
 from concordet.detectors.parts.objects import Matching, Objects
 from concordet.detectors.parts.postprocess import PostProcess, suppress
 from concordet.detectors.parts.reassignment import Reassigner, Scene
+from concordet.detectors.parts.resize import Resize
 from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.losses.functional.reduction import at_least_float32
 
@@ -188,10 +188,9 @@ class DenseDetector(AnchorHead, Detector):
         assigner: Anchors to objects.
         criterion: Loss; of several stages a :class:`StagedCriterion`.
         num_classes: Foreground classes; labels outside are 1..num_classes.
-        image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
+        resize: How images come to the network's input size.
         postprocess: Thresholds.
         reassign: Changes the assignment once predictions are known.
-        fixed_size: Images are resized to ``image_size`` (height, width), whatever their shape.
         ignore_regions: Anchors inside ``target["ignored_boxes"]`` (crowds, difficult objects) are neither positive nor
             negative.
     """
@@ -206,11 +205,10 @@ class DenseDetector(AnchorHead, Detector):
         criterion: Criterion | StagedCriterion,
         *,
         num_classes: int,
-        image_size: tuple[int, int],
+        resize: Resize,
         postprocess: PostProcess,
         ignore_regions: bool = True,
         reassign: Reassigner | None = None,
-        fixed_size: bool = False,
     ) -> None:
         super().__init__(
             head,
@@ -221,9 +219,8 @@ class DenseDetector(AnchorHead, Detector):
             postprocess=postprocess,
             reassign=reassign,
         )
-        height, width = image_size
-        fixed = {"fixed_size": (width, height), "size_divisible": 1} if fixed_size else {}
-        self.transform = GeneralizedRCNNTransform(height, width, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], **fixed)
+        self.resize = resize
+        self.transform = resize.transform()
         self.backbone = backbone
         self.criterion = criterion
         self.num_classes = num_classes

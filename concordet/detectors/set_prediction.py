@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from concordet.assigned import Assigned
 from concordet.detectors.base import Detections, Detector, in_pixels
@@ -20,6 +19,7 @@ from concordet.detectors.parts.hungarian import Costs, hungarian_match, in_units
 from concordet.detectors.parts.objects import Matching, Objects
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.proposals import select_refined
+from concordet.detectors.parts.resize import Resize
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, build_criterion
 from concordet.losses.criteria.set_core import SetCore
 
@@ -99,7 +99,7 @@ class SetPredictor(Detector):
     Args:
         criterion: loss, of all stages; says whether the classifier is a softmax.
         num_classes: foreground classes; labels outside are 1..num_classes.
-        image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
+        resize: How images come to the network's input size.
         postprocess: thresholds; ``topk`` candidates an image, and an NMS threshold of 1 drops nothing.
         costs: of the matching.
         ignore_regions: boxes inside ``target["ignored_boxes"]`` are no background.
@@ -112,13 +112,14 @@ class SetPredictor(Detector):
         criterion: StagedCriterion,
         *,
         num_classes: int,
-        image_size: tuple[int, int],
+        resize: Resize,
         postprocess: PostProcess,
         costs: Costs,
         ignore_regions: bool = True,
     ) -> None:
         super().__init__()
-        self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self.resize = resize
+        self.transform = resize.transform()
         self.criterion = criterion
         self.num_classes = num_classes
         self.postprocess = postprocess

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from concordet.assigned import Assigned
@@ -31,6 +30,7 @@ from concordet.detectors.parts.proposals import (
     sample,
     select_refined,
 )
+from concordet.detectors.parts.resize import Resize
 from concordet.losses.criteria import StagedCriterion
 from concordet.losses.functional.reduction import at_least_float32
 
@@ -277,7 +277,7 @@ class TwoStageDetector(TwoStageHead, Detector):
         stages: Of the RoI head.
         criterion: Loss; its stages are ``rpn`` and the RoI head's.
         num_classes: Foreground classes; labels outside are 1..num_classes.
-        image_size: (least shorter side, greatest longer side) that images are resized to, pixels.
+        resize: How images come to the network's input size.
         postprocess: Thresholds; ``topk`` candidates per image come before NMS.
         ignore_regions: Boxes inside ``target["ignored_boxes"]`` are neither positive nor negative.
     """
@@ -293,13 +293,14 @@ class TwoStageDetector(TwoStageHead, Detector):
         criterion: StagedCriterion,
         *,
         num_classes: int,
-        image_size: tuple[int, int],
+        resize: Resize,
         postprocess: PostProcess,
         ignore_regions: bool = True,
     ) -> None:
         named = dict(zip(list(criterion.stages)[1:], stages, strict=True))
         super().__init__(rpn, box_pool, named, postprocess=postprocess)
-        self.transform = GeneralizedRCNNTransform(*image_size, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        self.resize = resize
+        self.transform = resize.transform()
         self.backbone = backbone
         self.criterion = criterion
         self.num_classes = num_classes

@@ -36,7 +36,8 @@ def detector_options(config: TrainConfig) -> dict[str, Any]:
     """Keyword arguments of ``build_detector`` beyond the named ones."""
     options = dict(config.options)
     if config.image_size is not None:
-        options["image_size"] = list(config.image_size)
+        size = config.image_size
+        options["image_size"] = size if isinstance(size, int) else list(size)
     return options
 
 

@@ -100,7 +100,9 @@ class TrainConfig:
         backbone: Backbone; the published default when not given.
         weights: What to start from: a checkpoint of the same detector, size and classes, a file of torchvision's
             weights, or their name (ResNet50_Weights.IMAGENET1K_V1); from scratch when not given.
-        image_size: Shorter and longer side that images are resized to within the detector; its own when not given.
+        image_size: Size of the network's input in pixels: [shorter, longer] side for detectors that keep the shape of
+            images, [height, width] for SSD, DSSD, RefineDet and YOLACT, or one number (see build_detector); the
+            detector's default when not given.
         options: Further options of the detector, by name.
         data: Images and annotations.
         optim: Optimisation.
@@ -125,7 +127,7 @@ class TrainConfig:
     loss: str = "default"
     backbone: str | None = None
     weights: str | None = None
-    image_size: tuple[int, int] | None = None
+    image_size: int | tuple[int, int] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -216,7 +218,8 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
     """The configuration as plain dicts, lists, strings and numbers."""
-    return asdict(config) | {"image_size": list(config.image_size) if config.image_size else None}
+    size = config.image_size
+    return asdict(config) | {"image_size": list(size) if isinstance(size, tuple) else size}
 
 
 def from_dict(values: dict[str, Any]) -> TrainConfig:
@@ -232,7 +235,7 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     values = dict(values)
     for name, kind in (("data", DataConfig), ("optim", OptimConfig)):
         values[name] = _made(kind, values.get(name) or {}, f"{name}.")
-    if values.get("image_size"):
+    if isinstance(values.get("image_size"), list | tuple):
         values["image_size"] = tuple(values["image_size"])
     return _made(TrainConfig, values)
 

@@ -2,115 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+import re
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
-from torch import nn
 from torchvision.models import WeightsEnum
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from concordet.detectors import set_prediction
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.dense import atss, dssd, fcos, foveabox, paa, refinedet, retinanet, ssd, yolact
-from concordet.detectors.architectures.set_prediction import (
-    co_detr,
-    deformable_detr,
-    detection_transformer,
-    detr,
-    sparse_rcnn,
-)
+from concordet.detectors.architectures.set_prediction import co_detr, deformable_detr, detr, sparse_rcnn
 from concordet.detectors.architectures.two_stage import cascade_rcnn, faster_rcnn, mask_rcnn
+from concordet.detectors.base import Detector
 from concordet.detectors.networks.backbones import Size
-from concordet.detectors.networks.weights import load_weights
 from concordet.detectors.parts.postprocess import PostProcess
-from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, build_criterion
+from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A detector of the zoo: how it is built, its published loss and image size, thresholds.
-
-    ``criterion`` makes the criterion of a detector with several stages; ``quality_head`` says that it can have an
-    auxiliary head.  ``options`` names the detector's own options with their defaults at a size, which ``build`` and
-    ``criterion`` then take; ``load`` loads weights.  ``masks``: it learns and predicts instance masks.
-    """
-
-    build: Callable[..., nn.Module]
-    defaults: LossDefaults
-    image_size: tuple[int, int] = (800, 1333)
-    postprocess: PostProcess = field(default_factory=PostProcess)
-    criterion: Callable[..., StagedCriterion] | None = None
-    quality_head: bool = False
-    options: Callable[[Size], dict[str, Any]] = lambda size: {}
-    load: Callable[[nn.Module, str | Path | WeightsEnum], None] = load_weights
-    masks: bool = False
-
-
-TWO_STAGE_INFERENCE = PostProcess(nms_threshold=0.5, topk=5000)
-
-DETECTORS: dict[str, Entry] = {
-    "retinanet": Entry(retinanet.retinanet, retinanet.DEFAULTS, postprocess=PostProcess(nms_threshold=0.5)),
-    "fcos": Entry(fcos.fcos, fcos.DEFAULTS, quality_head=True),
-    "atss": Entry(atss.atss, atss.DEFAULTS, quality_head=True),
-    "foveabox": Entry(foveabox.foveabox, foveabox.DEFAULTS, postprocess=PostProcess(nms_threshold=0.5)),
-    "paa": Entry(paa.paa, paa.DEFAULTS, postprocess=PostProcess(score_voting=True), quality_head=True),
-    "ssd": Entry(ssd.ssd, ssd.DEFAULTS, (300, 300), ssd.POSTPROCESS),
-    "dssd": Entry(dssd.dssd, dssd.DEFAULTS, (320, 320), dssd.POSTPROCESS),
-    "refinedet": Entry(
-        refinedet.refinedet, refinedet.DEFAULTS, (320, 320), refinedet.POSTPROCESS, refinedet.refinedet_criterion
-    ),
-    "faster_rcnn": Entry(
-        faster_rcnn.faster_rcnn,
-        faster_rcnn.DEFAULTS,
-        postprocess=TWO_STAGE_INFERENCE,
-        criterion=faster_rcnn.faster_rcnn_criterion,
-    ),
-    "cascade_rcnn": Entry(
-        cascade_rcnn.cascade_rcnn,
-        cascade_rcnn.DEFAULTS,
-        postprocess=TWO_STAGE_INFERENCE,
-        criterion=cascade_rcnn.cascade_rcnn_criterion,
-    ),
-    "mask_rcnn": Entry(
-        mask_rcnn.mask_rcnn,
-        mask_rcnn.DEFAULTS,
-        postprocess=TWO_STAGE_INFERENCE,
-        criterion=mask_rcnn.mask_rcnn_criterion,
-        masks=True,
-    ),
-    "yolact": Entry(yolact.yolact, yolact.DEFAULTS, (550, 550), yolact.POSTPROCESS, masks=True),
-    "sparse_rcnn": Entry(
-        sparse_rcnn.sparse_rcnn,
-        sparse_rcnn.DEFAULTS,
-        postprocess=set_prediction.POSTPROCESS,
-        criterion=sparse_rcnn.sparse_rcnn_criterion,
-    ),
-    "detr": Entry(
-        detr.detr,
-        detr.DEFAULTS,
-        postprocess=set_prediction.POSTPROCESS,
-        criterion=detr.detr_criterion,
-        options=detr.detr_options,
-        load=detection_transformer.load_network,
-    ),
-    "deformable_detr": Entry(
-        deformable_detr.deformable_detr,
-        deformable_detr.DEFAULTS,
-        postprocess=set_prediction.POSTPROCESS,
-        criterion=deformable_detr.deformable_detr_criterion,
-        options=deformable_detr.deformable_detr_options,
-        load=detection_transformer.load_network,
-    ),
-    "co_detr": Entry(
-        co_detr.co_detr,
-        deformable_detr.DEFAULTS,
-        postprocess=set_prediction.POSTPROCESS,
-        criterion=co_detr.co_detr_criterion,
-        options=co_detr.co_detr_options,
-    ),
+DETECTORS: dict[str, Architecture] = {
+    "retinanet": retinanet.ARCHITECTURE,
+    "fcos": fcos.ARCHITECTURE,
+    "atss": atss.ARCHITECTURE,
+    "foveabox": foveabox.ARCHITECTURE,
+    "paa": paa.ARCHITECTURE,
+    "ssd": ssd.ARCHITECTURE,
+    "dssd": dssd.ARCHITECTURE,
+    "refinedet": refinedet.ARCHITECTURE,
+    "faster_rcnn": faster_rcnn.ARCHITECTURE,
+    "cascade_rcnn": cascade_rcnn.ARCHITECTURE,
+    "mask_rcnn": mask_rcnn.ARCHITECTURE,
+    "yolact": yolact.ARCHITECTURE,
+    "sparse_rcnn": sparse_rcnn.ARCHITECTURE,
+    "detr": detr.ARCHITECTURE,
+    "deformable_detr": deformable_detr.ARCHITECTURE,
+    "co_detr": co_detr.ARCHITECTURE,
 }
-NANO_IMAGE_SIZE = (240, 320)
+
+
+def register_detector(name: str, architecture: Architecture) -> None:
+    """Makes a detector of one's own available by name, in :func:`build_detector` and on the command line.
+
+    Args:
+        name: Lowercase letters, digits and underscores.
+        architecture: How the detector is built, and its defaults.
+
+    Raises:
+        ValueError: For a name that is malformed or taken. Registering a detector of the same build function again (in
+            a notebook) replaces it.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> from concordet.detectors.parts.postprocess import PostProcess
+        >>> soft = replace(DETECTORS["fcos"], postprocess=PostProcess(nms="soft"))
+        >>> register_detector("doc_soft_fcos", soft)
+        >>> build_detector("doc_soft_fcos", num_classes=3, size="nano").postprocess.nms
+        'soft'
+        >>> del DETECTORS["doc_soft_fcos"]
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"name of a detector must be lowercase letters, digits and underscores, got {name!r}")
+    if name in DETECTORS and _origin(DETECTORS[name]) != _origin(architecture):
+        raise ValueError(f"name of a detector must be new, got {name!r}, which exists; choose another")
+    DETECTORS[name] = architecture
+
+
+def _origin(architecture: Architecture) -> tuple[str, str]:
+    build = architecture.build
+    return build.__module__, build.__qualname__
 
 
 def list_detectors() -> list[str]:
@@ -141,11 +99,11 @@ def build_detector(
     size: Size = "full",
     backbone: str | None = None,
     weights: str | Path | WeightsEnum | None = None,
-    image_size: tuple[int, int] | None = None,
+    image_size: int | Sequence[int] | None = None,
     train_sizes: Sequence[int] = (),
     ignore_regions: bool = True,
     **options: Any,
-) -> nn.Module:
+) -> Detector:
     """A detector in torchvision's convention with the loss of one's choice.
 
     Args:
@@ -162,9 +120,12 @@ def build_detector(
         weights: file or torchvision enumeration, of the whole detector or of its backbone, for DETR and
             Deformable DETR also a folder that Transformers' ``save_pretrained`` wrote; None starts from scratch.
             With weights, batch norms and the first two stages are frozen, as torchvision does.
-        image_size: (shorter side, longer side) images are resized to, keeping their shape; None: (800, 1333), nano
-            (240, 320).  For SSD, DSSD, RefineDet and YOLACT (height, width), whatever the shape; None: 300, 320
-            or 550 pixels.
+        image_size: Size of the network's input in pixels.  Most detectors keep the shape of images: (shorter, longer)
+            are the most that their sides may have, one number is the shorter side, with the longer one in the same
+            proportion as the default's; None is (800, 1333), nano (240, 320).  SSD, DSSD, RefineDet and YOLACT stretch
+            every image to (height, width), or to a square with sides of one number; None is 300, 320 or 550 pixels,
+            nano (240, 320).  ``model.resize`` says which
+            (:class:`~concordet.detectors.parts.resize.Resize`).
         train_sizes: shorter sides of multi-scale training: each training image is resized to one of them or of
             ``image_size``'s, drawn at random.
         ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.
@@ -210,34 +171,37 @@ def build_detector(
         raise ValueError(f"{name} has no auxiliary head for {criterion.quality!r} in loss {loss!r}; leave that out")
     if not criterion.calibrated:
         postprocess.setdefault("score_threshold", 0.0)
+    resize = entry.resize_for(size)
+    if image_size is not None:
+        resize = resize.of(image_size)
     model = entry.build(
         criterion,
         num_classes=num_classes,
         size=size,
         backbone=backbone,
         pretrained=weights is not None,
-        image_size=image_size or (entry.image_size if size == "full" else NANO_IMAGE_SIZE),
+        resize=resize,
         postprocess=PostProcess(**{**vars(entry.postprocess), **postprocess}),
         ignore_regions=ignore_regions,
         **own,
     )
     if train_sizes:
-        _train_at(cast(GeneralizedRCNNTransform, model.transform), train_sizes, name)
+        _train_at(model, train_sizes, name)
     if weights is not None:
         entry.load(model, weights)
     return model
 
 
-def _entry(name: str) -> Entry:
+def _entry(name: str) -> Architecture:
     if name not in DETECTORS:
         raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
     return DETECTORS[name]
 
 
-def _train_at(transform: GeneralizedRCNNTransform, sides: Sequence[int], name: str) -> None:
+def _train_at(model: Detector, sides: Sequence[int], name: str) -> None:
     """Lets torchvision's transform draw the shorter side in training; of several it takes the last one otherwise."""
-    if transform.fixed_size is not None:
+    if not model.resize.keeps_shape:
         raise ValueError(f"{name} resizes all images to one size; leave train_sizes out, or take another detector")
     if any(side < 1 for side in sides):
-        raise ValueError(f"train_sizes are shorter sides in pixels, from 1 on, got {list(sides)}")
-    transform.min_size = (*sides, transform.min_size[-1])
+        raise ValueError(f"train_sizes must be shorter sides in pixels, from 1 on, got {list(sides)}")
+    model.transform.min_size = (*sides, model.transform.min_size[-1])

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchvision.models.detection.fcos import FCOSClassificationHead
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import Pyramid, Size, pyramid
 from concordet.detectors.networks.heads import DenseHead, RegressionHead
@@ -16,6 +17,15 @@ from concordet.detectors.parts.coders import delta_codec
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
 
+
+class Preset(NamedTuple):
+    """What differs between the sizes."""
+
+    anchor_scale: int  # side of an anchor, in strides
+    convs: int  # layers of each tower
+
+
+FULL, NANO = Preset(8, 4), Preset(4, 2)
 DEFAULTS = LossDefaults("focal", BoxTerm("giou", weight=2.0, weighting="quality"), quality="centerness")
 CODEC = delta_codec((10.0, 10.0, 5.0, 5.0))
 
@@ -32,11 +42,13 @@ def atss_head(
     criterion: Criterion, num_classes: int, size: Size, channels: int, strides: Sequence[int]
 ) -> tuple[DenseHead, GridAnchors]:
     """Head and anchors for levels of these strides."""
-    scale, convs = (4, 2) if size == "nano" else (8, 4)
-    anchors = GridAnchors([(scale * s,) for s in strides], [(1.0,)] * len(strides), strides=strides, offset=0.0)
+    preset = NANO if size == "nano" else FULL
+    anchors = GridAnchors(
+        [(preset.anchor_scale * s,) for s in strides], [(1.0,)] * len(strides), strides=strides, offset=0.0
+    )
     head = DenseHead(
-        FCOSClassificationHead(channels, 1, num_classes, convs),
-        RegressionHead(channels, 1, num_convs=convs, quality=criterion.quality is not None, levels=len(strides)),
+        FCOSClassificationHead(channels, 1, num_classes, preset.convs),
+        RegressionHead(channels, 1, num_convs=preset.convs, quality=criterion.quality is not None, levels=len(strides)),
     )
     return head, anchors
 
@@ -62,3 +74,6 @@ def atss(
         num_classes=num_classes,
         **settings,
     )
+
+
+ARCHITECTURE = Architecture(atss, DEFAULTS, quality_head=True)

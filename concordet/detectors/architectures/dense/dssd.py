@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.dense.ssd import (
     DEFAULTS,
     POSTPROCESS,
@@ -19,9 +20,22 @@ from concordet.detectors.architectures.dense.ssd import (
 )
 from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import Size
+from concordet.detectors.parts.resize import Resize
 from concordet.losses.criteria import Criterion
 
-__all__ = ["DEFAULTS", "POSTPROCESS", "dssd"]
+__all__ = ["ARCHITECTURE", "dssd"]
+
+
+class Preset(NamedTuple):
+    """What differs between the sizes."""
+
+    channels: int  # of the deconvolution modules
+    hidden: int  # inside the prediction modules
+    outputs: int  # of the prediction modules
+    ratios: list[float]  # aspect ratios of default boxes, beside 1
+
+
+FULL, NANO = Preset(512, 256, 1024, [1.6, 2.0, 3.0]), Preset(32, 16, 32, [2.0])
 
 
 def conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
@@ -102,24 +116,27 @@ def dssd(
     size: Size,
     backbone: str | None,
     pretrained: bool,
-    image_size: tuple[int, int],
+    resize: Resize,
     **settings: Any,
 ) -> DenseDetector:
-    """DSSD: eight default boxes a location (aspect ratios 1, 1.6, 2, 3) on six levels, seven from 512 pixels on.
+    """DSSD: eight default boxes per location (aspect ratios 1, 1.6, 2, 3) on six levels, seven from 512 pixels on.
 
-    Follows the paper's figures (the published Caffe model's parameters are not counted anywhere): ResNet-101 with
+    Follows the paper's numbers (the published Caffe model's parameters are not counted anywhere): ResNet-101 with
     conv5_x at stride 16, levels of 1024 channels, deconvolution modules of 512, prediction modules of 256 and 1024.
     New layers have group norms where the paper has batch norms, which one pixel of one image cannot feed; both have as
     many parameters, 152.5 M at 80 classes.  320 and 512 pixels as HarmonicDet has them, not 321 and 513.  Losses and
-    sampling are SSD's.  Nano: four levels of 32 channels, four boxes a location, 0.5 M at 3 classes.
+    sampling are SSD's.  Nano: four levels of 32 channels, four boxes per location, 0.5 M at 3 classes.
     """
-    maps = multibox_features(size, backbone, image_size, pretrained, default_backbone="resnet101", width=32)
+    maps = multibox_features(size, backbone, resize.size, pretrained, default_backbone="resnet101", width=NANO.channels)
     if size == "full" and not isinstance(maps, ResNetFeatures):
         raise ValueError(f"dssd is built on a ResNet; take another backbone than {backbone!r}, or detector 'ssd'")
     levels = len(maps.out_channels)
-    widths, ratios = ((32, 16, 32), [2.0]) if size == "nano" else ((512, 256, 1024), [1.6, 2.0, 3.0])
-    anchors = DefaultBoxGenerator([ratios] * levels, scales=SCALES[levels])
+    preset = NANO if size == "nano" else FULL
+    anchors = DefaultBoxGenerator([preset.ratios] * levels, scales=SCALES[levels])
     per_location = anchors.num_anchors_per_location()
-    head = DeconvolutionHead(maps.out_channels, *widths, per_location, num_classes, criterion.softmax)
-    settings |= {"num_classes": num_classes, "image_size": image_size}
+    head = DeconvolutionHead(maps.out_channels, *preset[:3], per_location, num_classes, criterion.softmax)
+    settings |= {"num_classes": num_classes, "resize": resize}
     return multibox_detector(DenseDetector, maps, head, anchors, criterion, **settings)
+
+
+ARCHITECTURE = Architecture(dssd, DEFAULTS, Resize.exactly(320, 320), POSTPROCESS)

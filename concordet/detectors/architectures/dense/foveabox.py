@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.networks.heads import RetinaHead, set_depth
 from concordet.detectors.parts.anchors import GridAnchors
 from concordet.detectors.parts.assigners import fovea_matches
 from concordet.detectors.parts.coders import log_distance_codec
+from concordet.detectors.parts.postprocess import PostProcess
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
 
+FULL_CONVS, NANO_CONVS = 4, 2  # layers of each tower
 DEFAULTS = LossDefaults("focal", BoxTerm("smooth_l1", beta=0.11), focal=(0.4, 1.5))
 
 
@@ -31,7 +34,7 @@ def foveabox(
     head = RetinaHead(features.out_channels, 1, num_classes)
     return DenseDetector(
         features,
-        set_depth(head, 2 if size == "nano" else 4),
+        set_depth(head, NANO_CONVS if size == "nano" else FULL_CONVS),
         points,
         log_distance_codec(),
         fovea_matches,
@@ -39,3 +42,6 @@ def foveabox(
         num_classes=num_classes,
         **settings,
     )
+
+
+ARCHITECTURE = Architecture(foveabox, DEFAULTS, postprocess=PostProcess(nms_threshold=0.5))

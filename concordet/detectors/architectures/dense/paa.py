@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.dense.atss import atss_parts
 from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import Size
 from concordet.detectors.parts.assigners import iou_matches
 from concordet.detectors.parts.coders import delta_codec
+from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.reassignment import mixture_matches
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
@@ -44,3 +46,6 @@ def paa(
         reassign=mixture_matches,
         **settings,
     )
+
+
+ARCHITECTURE = Architecture(paa, DEFAULTS, postprocess=PostProcess(score_voting=True), quality_head=True)

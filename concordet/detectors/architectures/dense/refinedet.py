@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.vgg import cfgs, make_layers
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.dense.ssd import (
     DEFAULTS,
     POSTPROCESS,
@@ -23,11 +24,21 @@ from concordet.detectors.architectures.dense.ssd import (
 from concordet.detectors.dense import DenseDetector, Predictions
 from concordet.detectors.networks.backbones import Size, features
 from concordet.detectors.parts.anchors import GridAnchors
+from concordet.detectors.parts.resize import Resize
 from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
 from concordet.losses.functional.reduction import at_least_float32
 
-__all__ = ["DEFAULTS", "POSTPROCESS", "refinedet", "refinedet_criterion"]
+__all__ = ["ARCHITECTURE", "refinedet", "refinedet_criterion"]
 
+
+class Preset(NamedTuple):
+    """What differs between the sizes."""
+
+    anchor_scale: int  # side of an anchor, in strides
+    channels: int  # of the second stage
+
+
+FULL, NANO = Preset(4, 256), Preset(2, 32)
 STAGES = ("arm", "odm")
 NEGATIVE_ANCHOR = 0.01
 
@@ -206,27 +217,28 @@ def refinedet(
     size: Size,
     backbone: str | None,
     pretrained: bool,
-    image_size: tuple[int, int],
+    resize: Resize,
     **settings: Any,
 ) -> DenseDetector:
-    """RefineDet: three anchors of four strides a location on four levels, refined once, then classified.
+    """RefineDet: three anchors of four strides per location on four levels, refined once, then classified.
 
     Follows the published Caffe model: 36.1 M parameters on VGG-16 at 80 classes, as its PyTorch port
     (``luuuyi/RefineDet.PyTorch``) has, 320 or 512 pixels.  With a softmax in both stages (cross entropy, Harmonic loss)
     anchors that the first one gives an objectness below 0.01 are ruled out, and both learn from the hardest three
-    negatives a positive; every other loss has sigmoids, all anchors and all negatives.  ``backbone`` may be
-    any that :func:`~concordet.detectors.networks.backbones.features` knows, ``resnet101`` as published (without
-    batch norms in
-    the transfer connections).  Nano: levels of 32
-    channels, 0.5 M at 3 classes.
+    negatives per positive; every other loss has sigmoids, all anchors and all negatives.  ``backbone`` may be any that
+    :func:`~concordet.detectors.networks.backbones.features` knows, ``resnet101`` as published (without batch norms in
+    the transfer connections).  Nano: levels of 32 channels, 0.5 M at 3 classes.
     """
     maps: RefineVGG | RefineFeatures | NanoFeatures
     if size == "nano":
-        maps = NanoFeatures(32, backbone)
+        maps = NanoFeatures(NANO.channels, backbone)
     else:
         maps = RefineVGG(pretrained) if backbone in (None, "vgg16") else RefineFeatures(backbone, pretrained)
-    scale, channels = (2, 32) if size == "nano" else (4, 256)
+    scale, channels = NANO if size == "nano" else FULL
     anchors = GridAnchors([(scale * s,) for s in (8, 16, 32, 64)], [(0.5, 1.0, 2.0)] * 4)
     head = RefineHead(maps.out_channels, channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax)
-    settings |= {"num_classes": num_classes, "image_size": image_size}
+    settings |= {"num_classes": num_classes, "resize": resize}
     return multibox_detector(RefineDet, maps, head, anchors, criterion, **settings)
+
+
+ARCHITECTURE = Architecture(refinedet, DEFAULTS, Resize.exactly(320, 320), POSTPROCESS, refinedet_criterion)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.networks.heads import RetinaHead, set_depth
 from concordet.detectors.parts.assigners import iou_matches
 from concordet.detectors.parts.coders import delta_codec
+from concordet.detectors.parts.postprocess import PostProcess
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
 
+
+class Preset(NamedTuple):
+    """What differs between the sizes."""
+
+    anchor_scale: float  # side of the smallest anchor, in strides
+    octaves: int  # anchor sides per level
+    convs: int  # layers of each tower
+
+
+FULL, NANO = Preset(4.0, 3, 4), Preset(2.5, 2, 2)
 DEFAULTS = LossDefaults("focal", BoxTerm("l1"))
 
 
@@ -29,7 +41,7 @@ def retinanet(
     strides on, 0.6 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)
-    scale, octaves, convs = (2.5, 2, 2) if size == "nano" else (4.0, 3, 4)
+    scale, octaves, convs = NANO if size == "nano" else FULL
     sizes = tuple(tuple(int(scale * stride * 2 ** (k / octaves)) for k in range(octaves)) for stride in strides)
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     head = RetinaHead(features.out_channels, anchors.num_anchors_per_location()[0], num_classes)
@@ -43,3 +55,6 @@ def retinanet(
         num_classes=num_classes,
         **settings,
     )
+
+
+ARCHITECTURE = Architecture(retinanet, DEFAULTS, postprocess=PostProcess(nms_threshold=0.5))

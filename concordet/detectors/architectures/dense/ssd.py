@@ -13,6 +13,7 @@ from torchvision.models.detection.ssd import SSDFeatureExtractorVGG, SSDHead
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.vgg import cfgs, make_layers
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.dense import DenseDetector
 from concordet.detectors.networks.backbones import BOTTLENECKS, Size, features, resnet
 from concordet.detectors.networks.heads import init_prior_bias
@@ -20,6 +21,7 @@ from concordet.detectors.parts.assigners import ssd_matches
 from concordet.detectors.parts.coders import delta_codec
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.reassignment import hard_negatives
+from concordet.detectors.parts.resize import Resize
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
 from concordet.losses.criteria.box import BoxTerm
 
@@ -33,6 +35,7 @@ SCALES = {
 """Sides of default boxes, as shares of the image, by number of levels: nano, 300 and 512 pixels (COCO's)."""
 RATIOS = {4: [[2]] * 4, 6: [[2], [2, 3], [2, 3], [2, 3], [2], [2]], 7: [[2], *[[2, 3]] * 4, [2], [2]]}
 STEPS = {(300, 300): [8, 16, 32, 64, 100, 300], (512, 512): [8, 16, 32, 64, 128, 256, 512]}
+NANO_WIDTH = 40  # channels of the nano levels
 CAFFE_MEAN = (0.48235, 0.45882, 0.40784)
 
 
@@ -214,7 +217,6 @@ def multibox_detector(
         ssd_matches,
         criterion,
         reassign=hard_negatives if criterion.softmax else None,
-        fixed_size=True,
         **settings,
     )
 
@@ -226,21 +228,25 @@ def ssd(
     size: Size,
     backbone: str | None,
     pretrained: bool,
-    image_size: tuple[int, int],
+    resize: Resize,
     **settings: Any,
 ) -> DenseDetector:
     """SSD: default boxes on six levels (seven from 512 pixels on), each object's best box and those of IoU 0.5.
 
     Follows torchvision's ``ssd300_vgg16``, whose weights load: 34.3 M parameters at 80 classes with the softmax, as
     there; 512 pixels: 36.0 M, as mmdetection's ``ssd512``.  With cross entropy or Harmonic loss a softmax learns from
-    the hardest three negatives a positive; every other loss has a sigmoid a class and all negatives.  ``backbone`` may
-    be a ResNet with bottlenecks, as DSSD has it.  Nano: four levels, 0.4 M at 3 classes.
+    the hardest three negatives per positive; every other loss has one sigmoid per class and all negatives.
+    ``backbone`` may be a ResNet with bottlenecks, as DSSD has it.  Nano: four levels, 0.4 M at 3 classes.  Departures
+    from mmdetection: default boxes of the last level are cut off at the image, as in torchvision, and losses are
+    normalized by the batch's positives (there: each image counts at least 1).
     """
-    maps = multibox_features(size, backbone, image_size, pretrained, default_backbone="vgg16", width=40)
+    maps = multibox_features(size, backbone, resize.size, pretrained, default_backbone="vgg16", width=NANO_WIDTH)
     levels = len(maps.out_channels)
-    height, width = image_size
-    steps = STEPS.get((height, width)) if isinstance(maps, VGGFeatures) else None
+    steps = STEPS.get(resize.size) if isinstance(maps, VGGFeatures) else None
     anchors = DefaultBoxGenerator(RATIOS[levels], scales=SCALES[levels], steps=steps)
     head = MultiBoxHead(maps.out_channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax)
-    settings |= {"num_classes": num_classes, "image_size": image_size}
+    settings |= {"num_classes": num_classes, "resize": resize}
     return multibox_detector(DenseDetector, maps, head, anchors, criterion, **settings)
+
+
+ARCHITECTURE = Architecture(ssd, DEFAULTS, Resize.exactly(300, 300), POSTPROCESS)

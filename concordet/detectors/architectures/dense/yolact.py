@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from concordet.assigned import Assigned
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.base import Detections, in_pixels
 from concordet.detectors.dense import DenseDetector, DenseOutcome, Predictions
 from concordet.detectors.networks.backbones import Size, pyramid
@@ -21,12 +22,22 @@ from concordet.detectors.parts.coders import delta_codec
 from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.reassignment import hard_negatives
+from concordet.detectors.parts.resize import Resize
 from concordet.detectors.parts.targets import Target, add_masks, require_masks
 from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.criteria.mask import MaskTerm
 from concordet.losses.functional.reduction import at_least_float32
 
+
+class Preset(NamedTuple):
+    """What differs between the sizes."""
+
+    depth: int  # convolutions before the prototypes
+    prototypes: int
+
+
+FULL, NANO = Preset(3, 32), Preset(1, 16)
 DEFAULTS = LossDefaults("ce", BoxTerm("smooth_l1", 1.5, beta=1.0), softmax=True, mask=MaskTerm(weight=6.125))
 POSTPROCESS = PostProcess(nms_threshold=0.5, nms="fast")
 
@@ -53,7 +64,7 @@ def yolact(
     16 coefficients, 0.7 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)
-    channels, depth, count = features.out_channels, *((1, 16) if size == "nano" else (3, 32))
+    channels, (depth, count) = features.out_channels, NANO if size == "nano" else FULL
     anchors = GridAnchors([(3 * s,) for s in strides], [(0.5, 1.0, 2.0)] * len(strides))
     outputs = num_classes + int(criterion.softmax)
     return Yolact(
@@ -67,7 +78,6 @@ def yolact(
         segmentation=nn.Conv2d(channels, num_classes, 1) if criterion.calibrated else None,
         num_classes=num_classes,
         reassign=hard_negatives if criterion.softmax else None,
-        fixed_size=True,
         **settings,
     )
 
@@ -256,3 +266,6 @@ class Yolact(DenseDetector):
             masks = masks * inside(found["boxes"], predictions.image_sizes[i], shape)
             results.append(found | {"masks": resized(masks, height_and_width(images[i]))[:, None]})
         return in_pixels(results, predictions.image_sizes, images)
+
+
+ARCHITECTURE = Architecture(yolact, DEFAULTS, Resize.exactly(550, 550), POSTPROCESS, masks=True)

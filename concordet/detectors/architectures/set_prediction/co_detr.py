@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from concordet.assigned import Assigned
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.dense import atss
 from concordet.detectors.architectures.set_prediction.auxiliary_heads import MOST, AuxiliaryHeads, Positives, QueryMaker
 from concordet.detectors.architectures.set_prediction.deformable_detr import (
@@ -27,7 +28,7 @@ from concordet.detectors.parts.hungarian import in_units
 from concordet.detectors.parts.objects import Matching
 from concordet.detectors.parts.proposals import staged_criterion
 from concordet.detectors.parts.targets import Target
-from concordet.detectors.set_prediction import Outcome, per_layer_criterion
+from concordet.detectors.set_prediction import POSTPROCESS, Outcome, per_layer_criterion
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, build_criterion
 from concordet.losses.criteria.box import BoxTerm
 
@@ -281,3 +282,8 @@ def at_most(image_ids: Tensor, most: int) -> Tensor:
     order = torch.randperm(len(image_ids), device=image_ids.device)
     order = order[image_ids[order].argsort(stable=True)]
     return order[places_in_image(image_ids[order]) < most].sort().values
+
+
+ARCHITECTURE = Architecture(
+    co_detr, DEFAULTS, postprocess=POSTPROCESS, criterion=co_detr_criterion, options=co_detr_options
+)

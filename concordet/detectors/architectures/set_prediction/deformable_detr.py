@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torchvision.models.detection.image_list import ImageList
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.set_prediction.detection_transformer import (
     DetectionTransformer,
     check_queries,
     costs_for,
+    load_network,
     needs_transformers,
     to_pixels,
 )
@@ -18,7 +20,7 @@ from concordet.detectors.networks.backbones import Features, Size, features
 from concordet.detectors.parts.hungarian import Costs
 from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.targets import Target
-from concordet.detectors.set_prediction import Outcome, Stage, per_layer_criterion
+from concordet.detectors.set_prediction import POSTPROCESS, Outcome, Stage, per_layer_criterion
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.functional.reduction import at_least_float32
@@ -182,3 +184,13 @@ class DeformableDETR(DetectionTransformer):
                 f"images of {padded[0]} x {padded[1]} pixels have {count} locations, of which two_stage=True chooses "
                 f"{config.num_queries}; take a larger image_size or fewer num_queries"
             )
+
+
+ARCHITECTURE = Architecture(
+    deformable_detr,
+    DEFAULTS,
+    postprocess=POSTPROCESS,
+    criterion=deformable_detr_criterion,
+    options=deformable_detr_options,
+    load=load_network,
+)

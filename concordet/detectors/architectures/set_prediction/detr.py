@@ -6,17 +6,19 @@ from typing import Any
 
 from torch import Tensor
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.set_prediction.detection_transformer import (
     DetectionTransformer,
     check_queries,
     costs_for,
+    load_network,
     needs_transformers,
     to_pixels,
 )
 from concordet.detectors.networks.backbones import Size, features
 from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.targets import Target
-from concordet.detectors.set_prediction import Outcome, Stage, per_layer_criterion
+from concordet.detectors.set_prediction import POSTPROCESS, Outcome, Stage, per_layer_criterion
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.functional.reduction import at_least_float32
@@ -113,3 +115,8 @@ class DETR(DetectionTransformer):
         return Outcome(
             stages, batch.image_sizes, Objects.from_targets(resized or [], ignore_regions=self.ignore_regions)
         )
+
+
+ARCHITECTURE = Architecture(
+    detr, DEFAULTS, postprocess=POSTPROCESS, criterion=detr_criterion, options=detr_options, load=load_network
+)

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import MultiScaleRoIAlign
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.two_stage.faster_rcnn import box_pool
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.networks.heads import init_prior_bias
 from concordet.detectors.parts.hungarian import Costs
 from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.targets import Target
-from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage, per_layer_criterion
+from concordet.detectors.set_prediction import POSTPROCESS, Outcome, SetPredictor, Stage, per_layer_criterion
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.functional.reduction import at_least_float32
@@ -172,3 +173,6 @@ class SparseRCNN(SetPredictor):
         return Outcome(
             stages, batch.image_sizes, Objects.from_targets(resized or [], ignore_regions=self.ignore_regions)
         )
+
+
+ARCHITECTURE = Architecture(sparse_rcnn, DEFAULTS, postprocess=POSTPROCESS, criterion=sparse_rcnn_criterion)

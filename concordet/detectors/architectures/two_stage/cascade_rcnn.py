@@ -8,13 +8,15 @@ from torch import nn
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 
-from concordet.detectors.architectures.two_stage.faster_rcnn import box_pool
+from concordet.detectors.architectures.architecture import Architecture
+from concordet.detectors.architectures.two_stage.faster_rcnn import POSTPROCESS, box_pool
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.parts.proposals import region_proposals, staged_criterion
 from concordet.detectors.two_stage import BoxStage, TwoStageDetector
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
 from concordet.losses.criteria.box import BoxTerm
 
+FULL_WIDTH, NANO_WIDTH = 1024, 64  # of the fully connected layers
 STAGES = {"roi1": 1.0, "roi2": 0.5, "roi3": 0.25}
 FOREGROUND = (0.5, 0.6, 0.7)
 CODER_STDS = ((0.1, 0.2), (0.05, 0.1), (0.033, 0.067))
@@ -48,7 +50,7 @@ def cascade_rcnn(
     it freezes).  Nano: features pooled to 5 x 5, heads 64 wide, 0.8 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
-    width = 64 if size == "nano" else 1024
+    width = NANO_WIDTH if size == "nano" else FULL_WIDTH
     pool = box_pool(size)
     stages = []
     for name, foreground, stds in zip(STAGES, FOREGROUND, CODER_STDS, strict=True):
@@ -74,3 +76,6 @@ def cascade_rcnn(
         num_classes=num_classes,
         **settings,
     )
+
+
+ARCHITECTURE = Architecture(cascade_rcnn, DEFAULTS, postprocess=POSTPROCESS, criterion=cascade_rcnn_criterion)

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign
 
+from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.networks.backbones import Size, pyramid
+from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.proposals import region_proposals, staged_criterion
 from concordet.detectors.two_stage import BoxStage, TwoStageDetector
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
 from concordet.losses.criteria.box import BoxTerm
 
+
+class Preset(NamedTuple):
+    """What differs between the sizes."""
+
+    levels: int  # of the pyramid that boxes are pooled from
+    side: int  # of the pooled features
+    canonical: int  # pixels; a box of this side is pooled from the level of stride 16
+    width: int  # of the fully connected layers
+
+
+FULL, NANO = Preset(4, 7, 224, 1024), Preset(3, 5, 96, 128)
+POSTPROCESS = PostProcess(nms_threshold=0.5, topk=5000)
 DEFAULTS = LossDefaults("ce", BoxTerm("smooth_l1"), softmax=True)
 
 
@@ -31,13 +45,13 @@ def faster_rcnn(
     pretrained: bool,
     **settings: Any,
 ) -> TwoStageDetector:
-    """Faster R-CNN: proposals from three anchors a location on P2..P6, two fully connected layers, a box a class.
+    """Faster R-CNN: proposals from three anchors per location on P2..P6, two fully connected layers, one box per class.
 
     Follows torchvision's ``fasterrcnn_resnet50_fpn``, whose weights' names it keeps: smooth L1 with beta 1/9 (in
     mmdetection L1), and each object's best anchors are positive whatever their IoU (in mmdetection from 0.3 on).  41.8
     M parameters at ResNet-50 and 80 classes, as that one's and mmdetection's (which prints 41.5 M, without what it
-    freezes).  Nano: levels P3..P5, six anchors a location, features pooled to 5 x 5 and 128 wide, 0.7 M parameters at 3
-    classes.
+    freezes).  Nano: levels P3..P5, six anchors per location, features pooled to 5 x 5 and 128 wide, 0.7 M parameters at
+    3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     return TwoStageDetector(
@@ -54,7 +68,7 @@ def faster_rcnn(
 def box_stage(criterion: StagedCriterion, num_classes: int, size: Size, channels: int) -> BoxStage:
     """The RoI head on what :func:`box_pool` gives of features of so many channels."""
     softmax = bool(criterion.stages["roi"].softmax)
-    width = 128 if size == "nano" else 1024
+    width = (NANO if size == "nano" else FULL).width
     return BoxStage(
         TwoMLPHead(channels * box_pool(size).output_size[0] ** 2, width),
         FastRCNNPredictor(width, num_classes + int(softmax)),
@@ -66,6 +80,9 @@ def box_stage(criterion: StagedCriterion, num_classes: int, size: Size, channels
 
 def box_pool(size: Size, side: int | None = None) -> MultiScaleRoIAlign:
     """RoIAlign to ``side`` (None: 7, nano 5); a box of 224 pixels (nano: 96) is taken from the level of stride 16."""
-    if size == "nano":
-        return MultiScaleRoIAlign(["0", "1", "2"], side or 5, 2, canonical_scale=96)
-    return MultiScaleRoIAlign(["0", "1", "2", "3"], side or 7, 2)
+    preset = NANO if size == "nano" else FULL
+    levels = [str(i) for i in range(preset.levels)]
+    return MultiScaleRoIAlign(levels, side or preset.side, 2, canonical_scale=preset.canonical)
+
+
+ARCHITECTURE = Architecture(faster_rcnn, DEFAULTS, postprocess=POSTPROCESS, criterion=faster_rcnn_criterion)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from torchvision.ops import MultiScaleRoIAlign
 
 from concordet.assigned import Assigned
-from concordet.detectors.architectures.two_stage.faster_rcnn import DEFAULTS, box_pool
+from concordet.detectors.architectures.architecture import Architecture
+from concordet.detectors.architectures.two_stage.faster_rcnn import DEFAULTS, POSTPROCESS, box_pool
 from concordet.detectors.base import Detections
 from concordet.detectors.networks.backbones import Size, pyramid
 from concordet.detectors.parts.objects import Objects
@@ -23,6 +24,17 @@ from concordet.detectors.parts.targets import Target, add_masks, require_masks
 from concordet.detectors.two_stage import BoxStage, TwoStageDetector, TwoStageOutcome
 from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.losses.functional.reduction import at_least_float32
+
+
+class Preset(NamedTuple):
+    """What differs between the sizes."""
+
+    width: int  # of the fully connected layers
+    layers: list[int]  # channels of the mask branch's convolutions
+    side: int  # of the features that masks are made of
+
+
+FULL, NANO = Preset(1024, [256] * 4, 14), Preset(128, [32, 32], 7)
 
 
 def mask_rcnn_criterion(loss: str | Criterion | StagedCriterion) -> StagedCriterion:
@@ -49,7 +61,7 @@ def mask_rcnn(
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     channels = features.out_channels
     softmax = bool(criterion.stages["roi"].softmax)
-    width, layers, side = (128, [32, 32], 7) if size == "nano" else (1024, [256] * 4, 14)
+    width, layers, side = NANO if size == "nano" else FULL
     outputs = num_classes + int(softmax)
     pool = box_pool(size)
     stage = MaskStage(
@@ -143,3 +155,6 @@ class MaskRCNN(TwoStageDetector):
         for result, image in zip(results, images, strict=True):
             result["masks"] = paste_masks_in_image(result["masks"], result["boxes"], tuple(image.shape[-2:]))
         return results
+
+
+ARCHITECTURE = Architecture(mask_rcnn, DEFAULTS, postprocess=POSTPROCESS, criterion=mask_rcnn_criterion, masks=True)
