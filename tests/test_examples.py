@@ -13,7 +13,7 @@ from transformers import DeformableDetrForObjectDetection, DetrImageProcessor
 
 from concordet.data import load_dataset
 from concordet.detectors import install
-from tests.detectors.tiny_models import set_predictor, torchvision_model
+from tests.detectors.adapters.tiny_models import set_predictor, torchvision_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

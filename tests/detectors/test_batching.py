@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from concordet.detectors import list_detectors
-
-from ..detections import assert_same_detections
-from .test_detectors import build, scene
+from tests.detections import assert_same_detections
+from tests.detectors.scenes import build, scene
 
 SIZES = [(40, 90), (70, 60), (64, 96), (33, 80), (70, 60)]  # of two to four padded sizes, two of one shape
 SIDE = 96  # boxes are compared in units of the image

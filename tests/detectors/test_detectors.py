@@ -13,43 +13,13 @@ from concordet.detectors.dense import centerness, select
 from concordet.detectors.parts.coders import delta_codec
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.losses import build_criterion, list_losses
+from tests.detectors.scenes import batch, build, scene
 
 DETECTORS = list_detectors()
 REGIONS, QUERIES = ("faster_rcnn", "cascade_rcnn", "mask_rcnn"), ("sparse_rcnn", "detr", "deformable_detr", "co_detr")
 CODED = [name for name in DETECTORS if name not in (*REGIONS, *QUERIES)]
 """Detectors whose boxes are coded by one codec; the others have tests of it in their own files."""
 SET_PREDICTORS = ("sparse_rcnn", "detr", "deformable_detr", "co_detr")  # which match predictions, and may be larger
-
-
-def scene(count, height=64, width=96, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(count, 2, generator=generator) * torch.tensor([width - 30.0, height - 30.0])
-    extent = 6 + 24 * torch.rand(count, 2, generator=generator)
-    target = {
-        "boxes": torch.cat([corner, corner + extent], 1),
-        "labels": torch.randint(1, 4, (count,), generator=generator),
-    }
-    target["masks"] = ellipses(target["boxes"], height, width)
-    return torch.rand(3, height, width, generator=generator), target
-
-
-def ellipses(boxes, height, width):
-    """``[n, height, width]`` uint8: the ellipse in each box, for detectors that learn from masks."""
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    across = (x - centre[:, 0, None, None]) / half[:, 0, None, None]
-    down = (y - centre[:, 1, None, None]) / half[:, 1, None, None]
-    return (across**2 + down**2 <= 1).to(torch.uint8)
-
-
-def batch(*counts, **size):
-    images, targets = zip(*(scene(n, seed=i, **size) for i, n in enumerate(counts)), strict=True)
-    return list(images), list(targets)
-
-
-def build(name, loss="default", **options):
-    torch.manual_seed(0)
-    return build_detector(name, num_classes=3, size="nano", loss=loss, image_size=(64, 96), **options)
 
 
 class TestAgainstTorchvision:

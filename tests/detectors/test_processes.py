@@ -10,8 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from concordet.detectors import list_detectors
-
-from .test_detectors import batch, build
+from tests.detectors.scenes import batch, build
 
 # ranking losses rank a process's own batch unless they are told otherwise, see tests/engine/test_global_ranking.py
 SAMPLING = {"faster_rcnn", "cascade_rcnn", "mask_rcnn", "co_detr"}  # with their usual loss, at random

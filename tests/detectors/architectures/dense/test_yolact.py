@@ -12,8 +12,7 @@ from concordet.assigned import BACKGROUND, IGNORED
 from concordet.detectors import build_detector
 from concordet.detectors.architectures.dense.yolact import inside
 from concordet.losses.criteria.mask import mask_losses, segmentation_term
-
-from .test_detectors import batch, build, scene
+from tests.detectors.scenes import batch, build, scene
 
 HEIGHT, WIDTH = 64, 96  # of the images, and of the network's input
 ROWS, COLUMNS = 16, 24  # of the prototypes

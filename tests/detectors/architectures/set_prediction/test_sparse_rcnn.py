@@ -16,7 +16,7 @@ from concordet.detectors.architectures.set_prediction.sparse_rcnn import CODER, 
 from concordet.detectors.parts.hungarian import hungarian_match
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
-from tests.detectors.test_detectors import batch, build
+from tests.detectors.scenes import batch, build
 
 
 def pair_cost(logits, box, gt_box, label, size):

@@ -11,8 +11,8 @@ from concordet.detectors import build_detector
 from concordet.detectors.networks.transformers_deformable import GivenConfig, valid_pixels
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
-from tests.detectors.test_deformable_detr import TERMS, theirs, unequal
-from tests.detectors.test_detectors import batch, build
+from tests.detectors.architectures.set_prediction.test_deformable_detr import TERMS, theirs, unequal
+from tests.detectors.scenes import batch, build
 
 NAME = "detr"
 

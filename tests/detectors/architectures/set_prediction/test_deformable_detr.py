@@ -12,7 +12,7 @@ from concordet.detectors.networks.transformers_deformable import valid_pixels
 from concordet.detectors.parts.hungarian import Costs, hungarian_match
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
-from tests.detectors.test_detectors import batch, build, scene
+from tests.detectors.scenes import batch, build, scene
 
 NAME = "deformable_detr"
 SHAPES = [{}, {"box_refine": True}, {"two_stage": True}]

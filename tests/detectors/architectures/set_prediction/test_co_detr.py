@@ -11,8 +11,8 @@ from concordet.detectors.architectures.set_prediction.co_detr import MOST, at_mo
 from concordet.detectors.architectures.set_prediction.detection_transformer import to_pixels
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
-from tests.detectors.test_deformable_detr import spread, unequal
-from tests.detectors.test_detectors import batch, build
+from tests.detectors.architectures.set_prediction.test_deformable_detr import spread, unequal
+from tests.detectors.scenes import batch, build
 
 NAME = "co_detr"
 DECODER = ["encoder", "layer1", "layer2"]

@@ -16,7 +16,7 @@ from concordet.detectors import build_detector
 from concordet.detectors.parts.proposals import roi_matches, sample
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
-from tests.detectors.test_detectors import batch, build
+from tests.detectors.scenes import batch, build
 
 TWO_STAGE = ["faster_rcnn", "cascade_rcnn", "mask_rcnn"]
 

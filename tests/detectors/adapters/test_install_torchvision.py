@@ -18,8 +18,8 @@ from concordet.detectors.adapters import torchvision_rcnn as rcnn
 from concordet.detectors.adapters.installation import log_odds
 from concordet.losses import build_criterion, functional
 from concordet.losses.criteria import Criterion
-from tests.detectors.test_detectors import batch
-from tests.detectors.tiny_models import TORCHVISION, gradient, learned, torchvision_model
+from tests.detectors.adapters.tiny_models import TORCHVISION, gradient, learned, torchvision_model
+from tests.detectors.scenes import batch
 
 OWN = {
     "RetinaNet": {"classification", "bbox_regression"},

@@ -10,8 +10,7 @@ from torchvision.ops import box_iou
 
 from concordet.detectors import build_detector
 from concordet.detectors.parts.postprocess import PostProcess, suppress, voted_boxes
-
-from .test_detectors import build, scene
+from tests.detectors.scenes import build, scene
 
 
 def candidates(count, seed=0, classes=3):
