@@ -1,11 +1,16 @@
 """Image files of any kind as 8-bit RGB, and what their headers say.
 
 Modes are read as Pillow's ``convert("RGB")`` and so torchvision's data sets read them (alpha is dropped, palettes are
-looked up, CMYK is converted), but for 16-bit greyscale, which ``convert`` would cut off at 255: its high byte is taken.
+looked up, CMYK is converted), but for 16-bit grayscale, which ``convert`` would cut off at 255: its high byte is taken.
 """
 
 from __future__ import annotations
 
+import stat
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +19,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
+
+LONGEST_ASPECT: Final = 100
+"""Ratio of an image's sides from which it is refused: resized for a detector, its shorter side would vanish."""
 
 _ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
@@ -39,7 +47,7 @@ class Header:
         """Which of the summary's counts this image belongs to."""
         found = []
         if self.mode in ("1", "L", "LA", *_WIDE):
-            found.append("greyscale_images")
+            found.append("grayscale_images")
         if self.mode in _WIDE:
             found.append("16-bit_images")
         if self.mode in ("CMYK", "YCCK"):
@@ -50,6 +58,10 @@ class Header:
             found.append("images_with_alpha")
         return found
 
+    def is_quarter_turned(self) -> bool:
+        """Whether width and height change places when the image is turned upright."""
+        return self.orientation in _QUARTER_TURNS
+
     def turned(self, size: tuple[int, int] | None) -> bool:
         """Whether annotations made for an image of ``size`` (width, height) refer to the image turned upright.
 
@@ -57,7 +69,7 @@ class Header:
         turned size.  Where it cannot decide (no size, a square, a half turn, a mirror image) the stored pixels are
         taken, as torchvision's data sets do and as COCO's annotations are made.
         """
-        if self.orientation not in _QUARTER_TURNS or size is None:
+        if not self.is_quarter_turned() or size is None:
             return False
         return size == (self.height, self.width) and size != (self.width, self.height)
 
@@ -66,51 +78,89 @@ def read_header(path: Path) -> Header:
     """Reads a header, without the pixels.
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing or no image.
+        FileNotFoundError, ValueError: The file is missing, no image, or an image that :func:`read_rgb` refuses.
     """
-    try:
-        with Image.open(path) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            orientation = orientation if orientation in range(1, 9) else 1
-            return Header(image.width, image.height, image.mode, orientation)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: the image file is missing; restore it or remove its annotations") from None
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(_unreadable(path, error)) from error
+    with _opened(path) as image:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        orientation = orientation if orientation in range(1, 9) else 1
+        return Header(image.width, image.height, image.mode, orientation)
 
 
 def read_rgb(path: Path, *, turn: bool = False, max_size: int | None = None) -> Image.Image:
     """Decodes an image as 8-bit RGB.
 
     Args:
-        path: the file.
-        turn: upright by its EXIF orientation.
-        max_size: longest side of what is returned; larger images are made smaller (JPEG files already in decoding).
+        path: Image file.
+        turn: Whether to turn it upright by its EXIF orientation.
+        max_size: Longest side of the result; larger images are made smaller (JPEG files already in decoding).
 
     Raises:
-        FileNotFoundError, ValueError: the file is missing, truncated or no image.
+        FileNotFoundError, ValueError: The file is missing, truncated, or no image.
+    """
+    with _opened(path) as image:
+        size = _fitting(image.size, max_size)
+        if size != image.size:
+            image.draft("RGB" if image.mode == "RGB" else None, size)
+        decoded = ImageOps.exif_transpose(image) if turn else image
+        rgb = _to_rgb(decoded)
+        size = size[::-1] if turn and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS else size
+        return rgb.resize(size, Image.Resampling.BILINEAR) if rgb.size != size else rgb
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An open image, and one sentence for whatever goes wrong with it."""
+    require_file(path, "the image file", "restore it or remove its annotations")
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            # broken metadata does not matter, and what is beyond Pillow's limit of pixels is an error all the same
+            if max(image.size) > LONGEST_ASPECT * min(image.size):
+                raise ValueError(
+                    f"its sides are {image.width} and {image.height} pixels, more than {LONGEST_ASPECT} to 1"
+                )
+            if image.mode == "F":
+                raise ValueError("its pixels are floating point numbers, whose range is not known")
+            yield image
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        MemoryError,
+        struct.error,
+        Image.DecompressionBombError,
+    ) as error:
+        reason = "no image format is recognized" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise ValueError(
+            f"{path}: the image cannot be decoded ({reason}); replace the file or remove it from the data set"
+        ) from error
+
+
+def require_file(path: Path, what: str, fix: str = "name another file") -> Path:
+    """``path``, after seeing that it is a regular file: reading a pipe or a device might never end.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It is something else, or cannot be looked at.
     """
     try:
-        with Image.open(path) as image:
-            size = _fitting(image.size, max_size)
-            if size != image.size:
-                image.draft("RGB" if image.mode == "RGB" else None, size)
-            decoded = ImageOps.exif_transpose(image) if turn else image
-            rgb = _to_rgb(decoded)
-            size = size[::-1] if turn and image.getexif().get(_ORIENTATION, 1) in _QUARTER_TURNS else size
-            return rgb.resize(size, Image.Resampling.BILINEAR) if rgb.size != size else rgb
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: the image file is missing; restore it or remove its annotations") from None
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(_unreadable(path, error)) from error
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path}: {what} is missing; {fix}") from None
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{str(path)!r}: {what} cannot be opened ({reason}); {fix}") from None
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{path}: {what} must be a file, got a folder; {fix}")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: {what} must be a regular file, got a pipe or a device; {fix}")
+    return path
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE:
         values = np.asarray(image).astype(np.int64) >> 8
         return Image.fromarray(np.clip(values, 0, 255).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("its pixels are floating point numbers, whose range is not known")
     image.load()  # convert() of an RGB image would leave the file unread
     return image.convert("RGB")
 
@@ -120,10 +170,3 @@ def _fitting(size: tuple[int, int], max_size: int | None) -> tuple[int, int]:
     if max_size is None or longest <= max_size:
         return size
     return max(round(size[0] * max_size / longest), 1), max(round(size[1] * max_size / longest), 1)
-
-
-def _unreadable(path: Path, error: Exception) -> str:
-    if path.is_dir():
-        return f"{path}: a folder stands where an image file is expected"
-    reason = "no image format is recognised" if isinstance(error, UnidentifiedImageError) else str(error)
-    return f"{path}: the image cannot be decoded ({reason}); replace the file or remove it from the data set"

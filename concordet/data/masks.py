@@ -1,4 +1,4 @@
-"""COCO's segmentations as pixels: hotcoco rasterises them, as it does when it evaluates them."""
+"""COCO's segmentations as pixels: hotcoco rasterizes them, as it does when it evaluates them."""
 
 from __future__ import annotations
 
@@ -41,29 +41,66 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> NDArray[n
     """
     from hotcoco import mask as coco
 
+    check_segmentation(segmentation, height, width)
     if not segmentation:
         return np.zeros((height, width), np.uint8)
     if isinstance(segmentation, dict):
-        counts = segmentation.get("counts")
-        if list(segmentation.get("size", ())) != [height, width]:
-            raise ValueError(f"run lengths of a mask have size {segmentation.get('size')} instead of {[height, width]}")
-        if isinstance(counts, list) and (sum(counts) != height * width or min(counts) < 0):
-            raise ValueError(f"run lengths of a mask add up to {sum(counts)} pixels instead of {height * width}")
-        if not isinstance(counts, list | str | bytes):
-            raise ValueError(f"counts of a mask are {type(counts).__name__} instead of a list or a string")
         return np.ascontiguousarray(coco.decode(coco.frPyObjects(segmentation, height, width)))
-    if not isinstance(segmentation, list) or not all(isinstance(part, list) for part in segmentation):
-        raise ValueError("a segmentation is neither a list of polygons nor run lengths")
-    polygons = [part for part in segmentation if len(part) >= 6]
-    if any(len(part) % 2 for part in polygons):
-        raise ValueError("a polygon has an odd number of coordinates")
+    polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
     if not polygons:
         return np.zeros((height, width), np.uint8)
     return np.ascontiguousarray(coco.decode(coco.merge(coco.frPyObjects(polygons, height, width))))
 
 
+def check_segmentation(segmentation: Any, height: int, width: int) -> None:
+    """Sees that a segmentation can be decoded for an image of this size, without decoding it.
+
+    Raises:
+        ValueError: It is neither None, nor a list of polygons, nor run lengths of such an image.
+
+    Example:
+        >>> check_segmentation([[0, 0, 2, 0, 2, 1]], 2, 3)
+    """
+    if segmentation is None or segmentation == []:
+        return
+    if isinstance(segmentation, dict):
+        _check_run_lengths(segmentation, height, width)
+        return
+    if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
+        raise ValueError("a segmentation is neither a list of polygons nor run lengths")
+    for polygon in segmentation:
+        if len(polygon) % 2 and len(polygon) >= 6:
+            raise ValueError("a polygon has an odd number of coordinates")
+        for value in polygon:
+            # NaN and infinities fail the comparison, and so do whole numbers that no float can hold
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+                raise ValueError(f"a polygon has the coordinate {str(value)[:40]}, which is no finite number")
+
+
+def _check_run_lengths(segmentation: dict[str, Any], height: int, width: int) -> None:
+    from hotcoco import mask as coco
+
+    size, counts = segmentation.get("size"), segmentation.get("counts")
+    if not isinstance(size, list | tuple) or list(size) != [height, width]:
+        raise ValueError(f"run lengths of a mask have size {str(size)[:40]} instead of {[height, width]}")
+    if isinstance(counts, list):
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError("run lengths of a mask are not all whole numbers from 0")
+        if sum(counts) != height * width:
+            raise ValueError(f"run lengths of a mask add up to {sum(counts)} pixels instead of {height * width}")
+    elif isinstance(counts, str | bytes):
+        try:
+            area = coco.area({"size": [height, width], "counts": counts})
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"run lengths of a mask cannot be read ({error})") from error
+        if area > height * width:
+            raise ValueError(f"run lengths of a mask have {area} pixels, more than the {height * width} of the image")
+    else:
+        raise ValueError(f"counts of a mask are {type(counts).__name__} instead of a list or a string")
+
+
 def masks_to_original(masks: Tensor, target: dict[str, Any]) -> Tensor:
-    """Masks ``[n, 1, h, w]`` in [0, 1] in pixels of the given image, in pixels of the original one.
+    """Masks ``[n, 1, h, w]`` in [0, 1] in pixels of the resized image, in pixels of the original one.
 
     As :func:`~concordet.data.to_original` does with boxes; bilinear, before anything is rounded to 0 and 1.
 

@@ -1,11 +1,12 @@
-"""What a data set gives for one image, and the way back to the pixels of the original image."""
+"""What a data set returns for one image, and the way back to the pixels of the original image."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
 from PIL import Image
@@ -13,31 +14,65 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+if TYPE_CHECKING:
+    from concordet.data.paths import Listing
+
 Target = dict[str, Any]
 Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a folder or file was recognized as.
+
+    Attributes:
+        description: What it is, in words, such as "Pascal VOC, images and annotations in one folder".
+        parts: Arguments of the data set's class for each part: "train", "val" and "test", or "all" where the images
+            are not divided.
+    """
+
+    description: str
+    parts: dict[str, dict[str, Any]]
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     """A map-style data set of ``(image, target)`` with what training and evaluation need to know about it.
 
     Without ``transforms`` an image is float ``[3, H, W]`` in 0..1 and a target holds plain tensors; transforms get what
-    :meth:`sample` gives.  A target holds
+    :meth:`sample` returns.  A target holds
 
-    - ``boxes`` ``[n, 4]`` float32 xyxy pixels of the given image, ``labels`` ``[n]`` int64 1..C, ``image_id`` int;
+    - ``boxes`` ``[n, 4]`` float32 xyxy pixels of the returned image, ``labels`` ``[n]`` int64 1..C, ``image_id`` int;
     - ``ignored_boxes`` ``[k, 4]``: crowd regions and difficult objects, which are neither objects nor background;
     - ``masks`` ``[n, H, W]`` uint8, where asked for;
-    - ``scale`` ``[2]`` width and height of the given image over those of the original (see :func:`to_original`).
+    - ``scale`` ``[2]`` width and height of the returned image over those of the original (see :func:`to_original`).
 
     Attributes:
-        class_names: the class of label i + 1 is ``class_names[i]``.
-        category_ids: the category id in :meth:`ground_truth` of label i + 1 is ``category_ids[i]``.
-        default_flip: which flips leave objects of these classes what they are: "none", "horizontal" or "both".
+        class_names: The class of label i + 1 is ``class_names[i]``.
+        category_ids: The category id in :meth:`ground_truth` of label i + 1 is ``category_ids[i]``.
+        default_flip: Which flips leave objects of these classes what they are: "none", "horizontal" or "both".
+        default_splits: ``split`` of the training and of the validation part where the user names none.
+        looks_for: What :meth:`recognize` goes by, for the error where nothing is recognized.
     """
+
+    default_splits: ClassVar[Mapping[str, str]] = {"train": "train", "val": "val"}
+    looks_for: ClassVar[str] = ""
 
     class_names: list[str]
     category_ids: list[int]
     default_flip: str = "horizontal"
     transforms: Transforms | None = None
+
+    @classmethod
+    def recognize(cls, listing: Listing) -> Layout | None:
+        """The layout of this data set that the files in a folder have, or None; ``concordet train PATH`` asks it.
+
+        Args:
+            listing: Files below the folder; one file where the user named a file.
+
+        Raises:
+            ValueError: The files are of this form, but how they belong together is not clear.
+        """
+        return None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -101,7 +136,7 @@ def to_plain(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 
 def to_original(boxes: Tensor, target: Target) -> Tensor:
-    """Boxes ``[n, 4]`` xyxy in pixels of the given image, in pixels of the original one.
+    """Boxes ``[n, 4]`` xyxy in pixels of the returned image, in pixels of the original one.
 
     It undoes the resizing of ``max_size``, not random crops and flips: use it with evaluation transforms.
 
@@ -125,15 +160,43 @@ def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[
     return list(images), list(targets)
 
 
-def describe(summary: dict[str, int]) -> str:
-    """One line from :meth:`DetectionDataset.summary`, the counts of what is not there left out.
+def describe(summary: Mapping[str, int]) -> str:
+    """One line from :meth:`DetectionDataset.summary`, without the counts that are 0.
 
     Example:
-        >>> describe({"images": 1200, "objects": 5000, "crowd": 0, "clipped_boxes": 3})
-        '1,200 images, 5,000 objects, 3 clipped boxes'
+        >>> describe({"images": 1200, "objects": 5000, "classes": 1, "crowds": 0, "boxes_clipped": 1})
+        '1,200 images, 5,000 objects, 1 class, 1 box clipped'
     """
     shown = {name: count for name, count in summary.items() if count or name in ("images", "objects")}
-    return ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in shown.items())
+    return ", ".join(
+        f"{count:,} {_singular(name) if count == 1 else name}".replace("_", " ") for name, count in shown.items()
+    )
+
+
+def _singular(name: str) -> str:
+    """A count's name for 1: its first plural noun in the singular."""
+    for plural, one in _SINGULARS.items():
+        if plural in name.split("_"):
+            words = name.split("_")
+            words[words.index(plural)] = one
+            return "_".join(words)
+    return name
+
+
+_SINGULARS: Final = {
+    "boxes": "box",
+    "classes": "class",
+    "images": "image",
+    "objects": "object",
+    "regions": "region",
+    "areas": "area",
+    "segments": "segment",
+    "orientations": "orientation",
+    "headers": "header",
+    "sizes": "size",
+    "ids": "id",
+    "supercategories": "supercategory",
+}
 
 
 def _boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:

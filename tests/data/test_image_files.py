@@ -13,12 +13,12 @@ GREY = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
 @pytest.mark.parametrize(
     ("name", "mode", "kinds"),
     [
-        ("grey.png", "L", ["greyscale_images"]),
-        ("bits.png", "1", ["greyscale_images"]),
+        ("grey.png", "L", ["grayscale_images"]),
+        ("bits.png", "1", ["grayscale_images"]),
         ("cmyk.jpg", "CMYK", ["cmyk_images"]),
         ("palette.png", "P", ["palette_images"]),
         ("alpha.png", "RGBA", ["images_with_alpha"]),
-        ("grey_alpha.png", "LA", ["greyscale_images", "images_with_alpha"]),
+        ("grey_alpha.png", "LA", ["grayscale_images", "images_with_alpha"]),
         ("plain.jpg", "RGB", []),
         ("anim.gif", "RGB", ["palette_images"]),
     ],
@@ -39,7 +39,7 @@ def test_sixteen_bits_keep_their_high_byte(tmp_path, suffix):
     path = tmp_path / f"deep.{suffix}"
     deep = GREY.astype(np.uint16) * 257
     Image.fromarray(deep).save(path)
-    assert read_header(path).kinds() == ["greyscale_images", "16-bit_images"]
+    assert read_header(path).kinds() == ["grayscale_images", "16-bit_images"]
     np.testing.assert_array_equal(np.asarray(read_rgb(path))[..., 1], GREY)
 
 
@@ -127,5 +127,5 @@ def test_truncated_png(tmp_path, picture, keep):
 def test_missing_and_folder(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no\.jpg: the image file is missing"):
         read_rgb(tmp_path / "no.jpg")
-    with pytest.raises(ValueError, match="a folder stands where an image file is expected"):
+    with pytest.raises(ValueError, match="the image file must be a file, got a folder"):
         read_header(tmp_path)

@@ -15,12 +15,14 @@ from torchvision import tv_tensors
 
 from concordet.data.digits.scenes import Draws, Scene, draw_scene, split_digits
 from concordet.data.masks import encode_mask
+from concordet.data.registry import register_dataset
 from concordet.data.targets import DetectionDataset, Target, Transforms, make_target
 
 NUMERALS: Final = tuple("0123456789")
 DEFAULT_LENGTH: Final = {"train": 4000, "val": 500}
 
 
+@register_dataset("digits")
 class DigitScenes(DetectionDataset):
     """Scenes of handwritten digits among clutter, made on the fly from the 1797 digits of scikit-learn.
 

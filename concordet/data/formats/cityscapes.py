@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from concordet.data.file_dataset import FileDataset
+from concordet.data.images import require_file
 from concordet.data.masks import encode_mask
-from concordet.data.records import FileDataset, Record
+from concordet.data.paths import Listing
+from concordet.data.records import Annotations, Record
+from concordet.data.registry import register_dataset
+from concordet.data.targets import Layout
 
 INSTANCE_CLASSES: Final = {
     24: "person",
@@ -30,23 +36,29 @@ _NOT_EVALUATED: Final = (29, 30)  # caravan, trailer
 _IMAGE, _MASK = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 
 
+@register_dataset("cityscapes")
 class CityscapesFolder(FileDataset):
     """Cityscapes (Cordts et al. 2016) with a box around each instance's visible pixels.
 
     In ``*_gtFine_instanceIds.png`` a value of 1000 * label id + n is instance n, a bare label id is stuff or a group
     whose members are not told apart.  Each connected part of a group becomes an ignored region.  Caravans and
-    trailers, which the benchmark leaves out, are left out.  Image ids are places in the sorted list of images.
+    trailers, which the benchmark leaves out, are left out. Image ids are indices in the sorted list of images.
 
     Args:
-        root: the folder with ``leftImg8bit`` and ``gtFine``.
+        root: Folder with ``leftImg8bit`` and ``gtFine``.
         split: "train" or "val".
-        masks: whether targets and ground truth carry masks.
-        **options: as :class:`~concordet.data.records.FileDataset`.
+        masks: Whether targets and ground truth carry masks.
+        **options: Options of :class:`~concordet.data.file_dataset.FileDataset`.
 
     Raises:
-        FileNotFoundError: a folder or an annotation is missing.
-        ValueError: an annotation cannot be read, or there is no image.
+        FileNotFoundError: A folder or an annotation is missing.
+        ValueError: An annotation cannot be read, or there is no image.
+
+    Example:
+        >>> dataset = CityscapesFolder("cityscapes", "val")  # doctest: +SKIP
     """
+
+    looks_for = "leftImg8bit and gtFine with *_gtFine_instanceIds.png (Cityscapes)"
 
     def __init__(self, root: str | Path, split: str = "train", *, masks: bool = False, **options: Any) -> None:
         root = Path(root)
@@ -60,16 +72,26 @@ class CityscapesFolder(FileDataset):
         counts: Counter[str] = Counter()
 
         def read(item: tuple[int, Path]) -> tuple[Record, Counter[str]]:
-            place, path = item
+            index, path = item
             name = path.name.removesuffix(_IMAGE) + _MASK
-            return _record(path, root / "gtFine" / split / path.parent.name / name, place, labels, masks)
+            return _record(path, root / "gtFine" / split / path.parent.name / name, index, labels, masks)
 
         with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and counting leave the interpreter lock
             results = list(pool.map(read, enumerate(paths)))
-        for _, found in results:
-            counts.update(found)
+        for _, counted in results:
+            counts.update(counted)
         records = [record for record, _ in results]
-        super().__init__(records, list(INSTANCE_CLASSES.values()), counts=counts, masks=masks, **options)
+        names = list(INSTANCE_CLASSES.values())
+        super().__init__(Annotations(records, names, folder, (root, folder), counts=counts), masks=masks, **options)
+
+    @classmethod
+    def recognize(cls, listing: Listing) -> Layout | None:
+        parts: dict[str, dict[str, Any]] = {}
+        for path in listing.files:
+            folders = path.relative_to(listing.root).parts
+            if path.name.endswith(_MASK) and len(folders) >= 4 and folders[-4] == "gtFine":
+                parts[folders[-3]] = {"root": path.parents[3], "split": folders[-3]}
+        return Layout("Cityscapes", {p: o for p, o in parts.items() if p != "test"}) if "train" in parts else None
 
 
 def _record(
@@ -80,7 +102,7 @@ def _record(
     counts: Counter[str] = Counter()
     values = _read_ids(source)
     boxes: list[tuple[int, int, int, int]] = []
-    found, ignored, areas, segmentations = [], [], [], []
+    chosen, ignored, areas, segmentations = [], [], [], []
     present = np.flatnonzero(np.bincount(values.ravel()))
     compact = np.zeros(int(present[-1]) + 1, np.int32)
     compact[present] = np.arange(1, len(present) + 1)
@@ -102,40 +124,41 @@ def _record(
             y, x = inner
             boxes.append((left + x.start, top + y.start, left + x.stop, top + y.stop))
             shape = parts[inner] == part
-            found.append(labels[label_id])
+            chosen.append(labels[label_id])
             ignored.append(group)
             areas.append(int(shape.sum()))
             if masks:
-                segmentations.append(_place(shape, boxes[-1], values.shape))
+                segmentations.append(_encode_within(shape, boxes[-1], values.shape))
     record = Record(
         path=path,
         image_id=image_id,
         size=(values.shape[1], values.shape[0]),
         boxes=np.array(boxes, np.float64).reshape(-1, 4),
-        labels=np.array(found, np.int64),
+        labels=np.array(chosen, np.int64),
         ignored=np.array(ignored, bool),
         areas=np.array(areas, np.float64),
         ids=np.zeros(len(boxes), np.int64),
         segmentations=segmentations if masks else None,
-        extra={"file_name": f"{path.parent.name}/{path.name}"},
+        name=f"{path.parent.name}/{path.name}",
     )
     return record, counts
 
 
 def _read_ids(source: Path) -> NDArray[np.int32]:
+    require_file(source, "the annotation", "restore it or remove its image")
     try:
         with Image.open(source) as image:
             values = np.asarray(image)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{source}: the annotation is missing; restore it or remove its image") from None
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{source}: the annotation cannot be decoded ({error}); fetch the file again") from error
     if values.ndim != 2 or values.dtype.kind not in "iu":
         raise ValueError(f"{source}: expected one channel of instance ids, not {image.mode}; fetch the file again")
+    if values.size and not 0 <= values.min() <= values.max() < 2**16:
+        raise ValueError(f"{source}: instance ids must be from 0 to 65535, got {values.max()}; fetch the file again")
     return values.astype(np.int32)
 
 
-def _place(shape: NDArray[np.bool_], box: tuple[int, int, int, int], size: tuple[int, ...]) -> dict[str, Any]:
+def _encode_within(shape: NDArray[np.bool_], box: tuple[int, int, int, int], size: tuple[int, ...]) -> dict[str, Any]:
     """Run lengths of a part within the whole image."""
     whole = np.zeros(size, np.uint8)
     whole[box[1] : box[3], box[0] : box[2]] = shape

@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from concordet.data.formats.coco import choose_categories, image_name, read_json, read_records
-from concordet.data.records import FileDataset
-from concordet.data.targets import Target
+from concordet.data.file_dataset import FileDataset
+from concordet.data.formats.coco import ImageFinder, image_name, is_id, read_annotations, read_coco_json, recognize_json
+from concordet.data.paths import Listing
+from concordet.data.registry import register_dataset
+from concordet.data.targets import Layout, Target
 
-_LAYOUT = "annotations/lvis_v1_{split}.json, with train2017/ and val2017/ beside it"
+LAYOUT: Final = "annotations/lvis_v1_{split}.json, with train2017/ and val2017/ beside it"
+
+_LISTS: Final = {"neg_category_ids": "negative_labels", "not_exhaustive_category_ids": "not_exhaustive_labels"}
 
 
+@register_dataset("lvis")
 class LvisFolder(FileDataset):
     """LVIS v1 (Gupta et al. 2019), whose annotations are federated: of an image only some categories are known.
 
     Targets also have ``negative_labels`` int64 (categories verified to be absent from the image) and
     ``not_exhaustive_labels`` int64 (present, but not every object of theirs is annotated); of all other categories
-    nothing is known.  :meth:`ground_truth` keeps both lists and the categories' frequencies, which evaluation needs.
+    nothing is known. :meth:`ground_truth` keeps both lists and the categories' frequencies, which evaluation needs.
 
     Args:
-        root: the folder with ``annotations/lvis_v1_<split>.json`` and COCO's folders ``train2017`` and ``val2017``.
+        root: Folder with ``annotations/lvis_v1_<split>.json`` and COCO's folders ``train2017`` and ``val2017``.
         split: "train" or "val".
-        annotations: the annotation file, where it does not lie there; relative to ``root`` if given.
-        images: the folder that holds COCO's folders, likewise; None is ``root``.
-        classes: names to keep, in the order of their labels; None is all.
-        masks: whether targets carry masks.
-        **options: as :class:`~concordet.data.records.FileDataset`.
+        annotations: Annotation file, if it lies elsewhere; relative to ``root`` if that is given.
+        images: Folder that holds COCO's folders, if it lies elsewhere; None is ``root``.
+        classes: Names to keep, in the order of their labels; classes cannot be merged, since an image may know of one
+            of them and not of the other. None keeps all.
+        masks: Whether targets carry masks.
+        **options: Options of :class:`~concordet.data.file_dataset.FileDataset`.
 
     Raises:
-        FileNotFoundError, ValueError: as :class:`~concordet.data.formats.coco.CocoFolder`; and an image without
-        LVIS's lists.
+        FileNotFoundError, ValueError: As :class:`~concordet.data.formats.coco.CocoFolder`; and an image without
+            LVIS's lists.
     """
+
+    looks_for = "the same with neg_category_ids (LVIS)"
 
     def __init__(
         self,
@@ -45,31 +52,36 @@ class LvisFolder(FileDataset):
         *,
         annotations: str | Path | None = None,
         images: str | Path | None = None,
-        classes: Sequence[str] | None = None,
+        classes: Any = None,
         masks: bool = False,
         **options: Any,
     ) -> None:
-        file, folder = _locate(root, split, annotations, images)
-        data = read_json(file)
-        categories = choose_categories(data, file, classes)
-        counts: Counter[str] = Counter()
-        records = read_records(data, file, folder, categories, masks, counts)
-        lists = {entry["id"]: _lists(entry, file, set(categories)) for entry in data["images"]}
-        for record in records:
-            record.extra = (record.extra or {}) | lists[record.image_id]
+        if isinstance(classes, Mapping) and any(classes.values()):
+            raise ValueError(
+                f"classes must be a list of names for LVIS, got {dict(classes)}; its classes cannot be merged"
+            )
+        outside = bool(options.get("allow_outside"))
+        finder = ImageFinder(root, split, annotations, images, LAYOUT, outside, images_default="")
+        data = read_coco_json(finder.file)
+        read = read_annotations(data, finder, masks)
+        known = {entry["id"] for entry in data["categories"]}
+        lists = {entry["id"]: _lists(entry, finder.file, known) for entry in data["images"]}
         self._frequencies = {entry["id"]: entry.get("frequency") for entry in data["categories"]}
-        super().__init__(
-            records, list(categories.values()), category_ids=list(categories), counts=counts, masks=masks, **options
-        )
+        super().__init__(read, classes=classes, masks=masks, **options)
+        self._label_of = {category: label for label, category in enumerate(self.category_ids, start=1)}
+        for record in self._records:
+            kept = {key: [i for i in ids if i in self._label_of] for key, ids in lists[record.image_id].items()}
+            record.extra = (record.extra or {}) | kept
+
+    @classmethod
+    def recognize(cls, listing: Listing) -> Layout | None:
+        return recognize_json(listing, "LVIS", lvis=True)
 
     def sample(self, index: int) -> tuple[Tensor, Target]:
         image, target = super().sample(index)
         extra = self._records[index].extra or {}
-        for name, ids in (
-            ("negative_labels", extra["neg_category_ids"]),
-            ("not_exhaustive_labels", extra["not_exhaustive_category_ids"]),
-        ):
-            target[name] = torch.tensor([self.category_ids.index(number) + 1 for number in ids], dtype=torch.int64)
+        for key, name in _LISTS.items():
+            target[name] = torch.tensor([self._label_of[number] for number in extra[key]], dtype=torch.int64)
         return image, target
 
     def ground_truth(self) -> dict[str, Any]:
@@ -79,24 +91,15 @@ class LvisFolder(FileDataset):
         return truth
 
 
-def _locate(
-    root: str | Path | None, split: str, annotations: str | Path | None, images: str | Path | None
-) -> tuple[Path, Path]:
-    if root is None and (annotations is None or images is None):
-        raise ValueError(f"a data set in LVIS's form needs root (with {_LAYOUT}), or annotations and images")
-    base = Path(root) if root is not None else Path()
-    file = base / (annotations if annotations is not None else f"annotations/lvis_v1_{split}.json")
-    folder = base / (images if images is not None else "")
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: no such annotation file; LVIS's layout is {_LAYOUT.format(split=split)}")
-    return file, folder
-
-
-def _lists(entry: dict[str, Any], file: Path, kept: set[int]) -> dict[str, list[int]]:
-    """The image's two lists, without categories that are left out."""
-    found = {}
-    for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+def _lists(entry: dict[str, Any], file: Path, known: set[int]) -> dict[str, list[int]]:
+    """The image's two lists of categories."""
+    for key in _LISTS:
         if not isinstance(entry.get(key), list):
             raise ValueError(f"{file}: image {image_name(entry)} has no list {key!r}; read the file as 'coco' instead")
-        found[key] = [number for number in entry[key] if number in kept]
-    return found
+        for number in entry[key]:
+            if not is_id(number) or number not in known:
+                raise ValueError(
+                    f"{file}: image {image_name(entry)} has {key} {str(number)[:40]}, which is not in 'categories'; "
+                    "correct or remove it"
+                )
+    return {key: entry[key] for key in _LISTS}

@@ -81,9 +81,9 @@ def test_lvis_ground_truth_is_evaluated_as_lvis(lvis):
 
 
 def test_broken_lvis(lvis):
-    with pytest.raises(FileNotFoundError, match=r"lvis_v1_train\.json: no such annotation file"):
+    with pytest.raises(FileNotFoundError, match=r"lvis_v1_train\.json: the annotation file is missing; LVIS's layout"):
         LvisFolder(lvis, "train")
-    with pytest.raises(ValueError, match="LVIS's form needs root"):
+    with pytest.raises(ValueError, match="root must be the folder with"):
         LvisFolder()
     path = lvis / "annotations" / "lvis_v1_val.json"
     path.write_text(path.read_text().replace("neg_category_ids", "other"))

@@ -1,0 +1,89 @@
+"""Which classes to keep, and which to merge."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from concordet.data.records import Annotations
+
+Classes = Sequence[str] | Mapping[str, str | None]
+"""Names to keep in the order of their labels, or a new name (None: leave out) for some of the names."""
+
+
+def select_classes(annotations: Annotations, classes: Classes | None) -> Annotations:
+    """The annotations with some classes left out, renamed or merged.
+
+    Args:
+        annotations: What a reader found.
+        classes: A list keeps these classes, in this order.  A mapping gives classes new names: classes with the same
+            new name are merged, classes with None are left out, classes that it does not name stay as they are.  A
+            merged class has the category id of its first member.  None keeps all.
+
+    Raises:
+        ValueError: ``classes`` names a class that there is not, or leaves none.
+
+    Example:
+        >>> from pathlib import Path
+        >>> cells = Annotations([], ["Platelets", "RBC", "WBC"], Path("cells.json"))
+        >>> select_classes(cells, {"RBC": "cell", "WBC": "cell", "Platelets": None}).class_names
+        ['cell']
+    """
+    if classes is None:
+        return annotations
+    names = annotations.class_names
+    new_names = _new_names(annotations, classes)
+    kept = list(dict.fromkeys(name for name in new_names.values() if name is not None))
+    if not kept:
+        raise ValueError(
+            f"{annotations.source}: classes must keep a class, got {classes!r}; keep one of {_list(names)}"
+        )
+    if isinstance(classes, Mapping):  # in the order of the classes that they are made of
+        kept = list(dict.fromkeys(name for key in names if (name := new_names.get(key)) is not None))
+    ids = annotations.category_ids or list(range(1, len(names) + 1))
+    first = {new: ids[names.index(old)] for old, new in reversed(new_names.items()) if new and old in names}
+    spare = iter(range(max(ids, default=0) + 1, max(ids, default=0) + 1 + len(kept)))
+    labels = {name: label for label, name in enumerate(kept, start=1)}
+    table = np.array([0] + [labels.get(new_names.get(name) or "", 0) for name in names], np.int64)
+    counts = Counter(annotations.counts)
+    records = []
+    for record in annotations.records:
+        moved = table[record.labels]
+        keep = moved > 0
+        counts["objects_of_other_classes_left_out"] += int((~keep).sum())
+        records.append(replace(record, labels=moved) if keep.all() else replace(record, labels=moved).only(keep))
+    category_ids = [first[name] if name in first else next(spare) for name in kept]
+    return replace(annotations, records=records, class_names=kept, category_ids=category_ids, counts=counts)
+
+
+def _new_names(annotations: Annotations, classes: Classes) -> dict[str, str | None]:
+    """New name, or None, by old name; for a list in its order."""
+    names, source = annotations.class_names, annotations.source
+    if isinstance(classes, str) or not isinstance(classes, Sequence | Mapping):
+        raise ValueError(
+            f"classes must be a list of names or a mapping of names, got {classes!r}; such as ['cat'] or "
+            "{'tabby': 'cat', 'dog': None}"
+        )
+    wrong = [
+        name
+        for name in (*classes, *(classes.values() if isinstance(classes, Mapping) else ()))
+        if name is not None and (not isinstance(name, str) or not name)
+    ]
+    if wrong or None in classes:
+        raise ValueError(f"classes must be names, got {[*wrong, None][0]!r}; put numbers that are names in quotes")
+    if not isinstance(classes, Mapping) and len(set(classes)) < len(classes):
+        raise ValueError(f"classes must be different names, got {list(classes)}; name each once")
+    unknown = [name for name in classes if name not in names]
+    if unknown and names and (annotations.closed or len(unknown) == len(classes)):
+        raise ValueError(f"{source}: classes must be among {_list(names)}, got {_list(unknown)}; correct the names")
+    if isinstance(classes, Mapping):
+        return {name: classes.get(name, name) for name in names}
+    return {name: name for name in classes}
+
+
+def _list(names: Sequence[str], most: int = 20) -> str:
+    shown = ", ".join(map(str, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

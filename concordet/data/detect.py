@@ -1,0 +1,130 @@
+"""Recognizes what a folder or file of images and annotations is, and opens its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from concordet.data.paths import Listing
+from concordet.data.registry import dataset_class, list_datasets
+from concordet.data.targets import DetectionDataset, Layout
+
+_ARCHIVES: Final = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
+
+_LAST_RESORT: Final = "csv"
+"""Taken only where nothing else is recognized: many data sets have tables of their annotations beside them."""
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set that was recognized.
+
+    Attributes:
+        path: The folder or file that was named.
+        name: Data set, one of :func:`~concordet.data.list_datasets`.
+        layout: What it was recognized as, and its parts.
+    """
+
+    path: Path
+    name: str
+    layout: Layout
+
+    @property
+    def parts(self) -> list[str]:
+        """Parts that can be opened, "train" and "val" always among them where there are training images."""
+        present = self.layout.parts
+        if "val" in present or not {"train", "all"} & set(present):
+            return list(present)
+        return ["train", "val", *(part for part in present if part == "test")]
+
+    def open(
+        self, part: str = "train", *, val_fraction: float = 0.2, val_seed: int = 0, **options: Any
+    ) -> DetectionDataset:
+        """One part as a data set.
+
+        Args:
+            part: "train", "val" or "test". Where no images are given for "val", a seeded share of the training images
+                is held out, by image.
+            val_fraction: Share of the images to hold out.
+            val_seed: Seed of which images are held out.
+            **options: Further options of the data set's class, such as ``classes``, ``masks`` and ``max_size``.
+
+        Raises:
+            ValueError: There is no such part, or the data is broken.
+        """
+        if part not in self.parts:
+            raise ValueError(f"{self.path}: the part must be one of {', '.join(self.parts)}, got {part!r}")
+        present = self.layout.parts
+        if part in present and ("val" in present or part == "test"):
+            return dataset_class(self.name)(**present[part], **options)
+        base = present["train"] if "train" in present else present["all"]
+        held = {"part": part, "val_fraction": val_fraction, "val_seed": val_seed}
+        return dataset_class(self.name)(**base, **held, **options)
+
+    def open_all(self, **options: Any) -> dict[str, DetectionDataset]:
+        """All images as they are divided on the disk: by "train", "val" and "test", or as "all"."""
+        return {part: dataset_class(self.name)(**o, **options) for part, o in self.layout.parts.items()}
+
+    def sentence(self, **options: Any) -> str:
+        """What it is, with numbers of images and classes.
+
+        For example "Pascal VOC, images and annotations in one folder: 296 images, 6 classes".
+        """
+        return count_sentence(self.layout.description, self.open_all(check_images=False, **options))
+
+
+def count_sentence(description: str, parts: dict[str, DetectionDataset]) -> str:
+    """A description with the numbers of images and classes of the parts."""
+    images = sum(map(len, parts.values()))
+    classes = len({name for part in parts.values() for name in part.class_names})
+    return f"{description}: {images:,} image{'s' * (images != 1)}, {classes} class{'es' * (classes != 1)}"
+
+
+def detect_format(path: str | Path, name: str | None = None) -> DataSource:
+    """What a folder or file of images and annotations is.
+
+    YOLO, COCO (also as Roboflow exports both), LVIS, Pascal VOC in any folders, Cityscapes and tables of boxes are
+    recognized, with the parts for training, validation and test that names of folders and files tell.
+
+    Args:
+        path: Folder of a data set, or an annotation file (``data.yaml``, JSON, CSV).
+        name: Data set to recognize it as, one of :func:`~concordet.data.list_datasets`; None tries all of them.
+
+    Raises:
+        FileNotFoundError: There is nothing at ``path``.
+        ValueError: Nothing is recognized, or several things.
+
+    Example:
+        >>> source = detect_format("cells")  # doctest: +SKIP
+        >>> print(source.sentence())  # doctest: +SKIP
+        Pascal VOC, images and annotations in one folder: 296 images, 6 classes
+        >>> train, val = source.open("train"), source.open("val")  # doctest: +SKIP
+    """
+    path = Path(path)
+    if path.is_dir():
+        listing = Listing.of(path)
+    elif path.is_file():
+        if path.suffix.lower() in _ARCHIVES:
+            raise ValueError(f"{path} must be a folder or an annotation file, got an archive; unpack it first")
+        listing = Listing(path.parent, [path], named=True)
+    else:
+        raise FileNotFoundError(f"{path}: there is no such file or folder of data; correct the path")
+    names = list_datasets() if name is None else [name]
+    layouts: dict[str, Layout] = {}
+    for candidate in names:
+        if candidate == _LAST_RESORT and layouts:
+            continue
+        layout = dataset_class(candidate).recognize(listing)
+        if layout is not None and layout.parts:
+            layouts[candidate] = layout
+    if len(layouts) > 1:
+        layouts.pop(_LAST_RESORT, None)
+    if len(layouts) > 1:
+        forms = " and ".join(f"{layout.description} ({name})" for name, layout in layouts.items())
+        raise ValueError(f"{path} holds {forms}; choose one with --data.name, or name its folder or file")
+    if not layouts:
+        looked = ", ".join(text for candidate in names if (text := dataset_class(candidate).looks_for))
+        raise ValueError(f"{path}: no data set is recognized among {len(listing.files):,} files; looked for {looked}")
+    ((recognized, layout),) = layouts.items()
+    return DataSource(path, recognized, layout)

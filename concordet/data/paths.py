@@ -1,0 +1,197 @@
+"""Where image and annotation files lie: listings, look-up by name, and the rule that they stay inside the data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from concordet import files
+from concordet.data.images import SUFFIXES, require_file
+from concordet.data.records import Record
+from concordet.data.splits import part_of
+
+ALLOW: Final = "move the file, or allow it with allow_outside=True (--data.allow_outside true)"
+
+MAX_DEPTH: Final = 6
+"""Folders below a data set that are searched."""
+
+
+@dataclass
+class Listing:
+    """All files below a folder, hidden ones left out, by folder and in order of name.
+
+    Attributes:
+        root: The folder, or the folder of the file that was named.
+        files: Paths of the files below ``root``.
+        named: Whether the user named the one file, not the folder.
+    """
+
+    root: Path
+    files: list[Path]
+    named: bool = False
+    _images: dict[str, list[Path]] | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, root: Path) -> Listing:
+        """Lists a folder; links to folders are followed only where they stay inside it."""
+        files: list[Path] = []
+        real_root = os.path.realpath(root)
+        for folder, folders, names in os.walk(root, followlinks=True):
+            depth = len(Path(folder).relative_to(root).parts)
+            folders[:] = sorted(
+                name
+                for name in folders
+                if not name.startswith((".", "__")) and depth < MAX_DEPTH and _is_safe_folder(folder, name, real_root)
+            )
+            files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
+        return cls(root, files)
+
+    def with_suffix(self, *suffixes: str) -> list[Path]:
+        """Files whose names end so, in any case."""
+        return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    def images(self) -> dict[str, list[Path]]:
+        """Image files by name and by stem, both in lower case."""
+        if self._images is None:
+            self._images = {}
+            for path in self.with_suffix(*SUFFIXES):
+                for key in {path.name.lower(), path.stem.lower()}:
+                    self._images.setdefault(key, []).append(path)
+        return self._images
+
+    def find_image(self, name: str, near: Path, part: str | None = None) -> Path | None:
+        """The image file that an annotation file in the folder ``near`` calls ``name``.
+
+        It is the file of that name (or, for a name without suffix, of that stem) anywhere below the root: of several
+        the one in the folders that ``name`` has, then in those of the same part, then the nearest to ``near``.
+
+        Raises:
+            ValueError: Several files fit equally well.
+        """
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if not parts:
+            return None
+        candidates = self.images().get(parts[-1].lower(), [])
+        if not candidates and "." in parts[-1]:  # an export may name .jpg what is a .png
+            candidates = self.images().get(PurePosixPath(parts[-1]).stem.lower(), [])
+        if len(candidates) < 2:
+            return candidates[0] if candidates else None
+
+        def closeness(path: Path) -> tuple[int, int, int, int]:
+            return (
+                _common(reversed(path.parts), reversed(parts)),
+                int(path.name == parts[-1]),
+                int(part is not None and part_of(path.relative_to(self.root)) == part),
+                _common(path.parts, near.parts),
+            )
+
+        best = max(map(closeness, candidates))
+        chosen = [path for path in candidates if closeness(path) == best]
+        if len(chosen) > 1:
+            raise ValueError(
+                f"{near}: image {name!r} may be {chosen[0]} or {chosen[1]}; name the folder of the images, or give the "
+                "files different names"
+            )
+        return chosen[0]
+
+
+def _common(a: Iterable[str], b: Iterable[str]) -> int:
+    number = 0
+    for one, other in zip(a, b, strict=False):
+        if one.lower() != other.lower():
+            break
+        number += 1
+    return number
+
+
+def _is_safe_folder(folder: str, name: str, root: str) -> bool:
+    path = os.path.join(folder, name)
+    if not os.path.islink(path):
+        return True
+    target = os.path.realpath(path)
+    # a link to a folder above itself would never end
+    return is_inside(target, root) and not is_inside(os.path.realpath(folder), target)
+
+
+def is_inside(path: str, folder: str) -> bool:
+    """Whether a resolved path is the resolved folder or lies below it.
+
+    Example:
+        >>> is_inside("/data/images/a.jpg", "/data/images"), is_inside("/data/images2/a.jpg", "/data/images")
+        (True, False)
+    """
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+def require_inside(path: Path, folders: Sequence[Path], where: str, allow_outside: bool = False) -> Path:
+    """``path``, after seeing that it stays in one of the folders once links are resolved.
+
+    Args:
+        path: Path made from what an annotation file says.
+        folders: Folders it may lie in.
+        where: File and record that named it, for the error.
+        allow_outside: Skip the check.
+
+    Raises:
+        ValueError: It leads outside.
+    """
+    if not allow_outside and not any(is_inside(os.path.realpath(path), os.path.realpath(f)) for f in folders):
+        raise ValueError(f"{where} names {path}, which leads outside {folders[0]}; {ALLOW}")
+    return path
+
+
+def read_text(path: Path, what: str) -> str:
+    """Text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        FileNotFoundError, ValueError: It is missing, no regular file, or not text.
+    """
+    return files.read_text(require_file(path, what))
+
+
+def image_faults(records: Sequence[Record], folders: Sequence[Path], source: Path) -> dict[int, Exception]:
+    """What is wrong with the paths of image files, by index: missing, no regular file, or outside ``folders``.
+
+    Each folder is listed once, which is faster than asking for each file.  An empty ``folders`` allows any place.
+    """
+    roots = [os.path.realpath(folder) for folder in folders]
+    listings: dict[str, tuple[bool, dict[str, bool]]] = {}
+    faults: dict[int, Exception] = {}
+    for index, record in enumerate(records):
+        folder, _, name = str(record.path).rpartition(os.sep)
+        if folder not in listings:
+            listings[folder] = _list_folder(folder or ".", roots)
+        inside, entries = listings[folder]
+        plain = entries.get(name)
+        if plain is None:
+            faults[index] = FileNotFoundError(
+                f"{record.path}: the image file is missing; restore it or remove its annotations"
+            )
+        if plain and inside:
+            continue
+        where = f"{source}: image {record.image_id}"
+        try:
+            if roots:
+                require_inside(record.path, folders, where)
+            if plain is not None:
+                require_file(record.path, "the image file", "replace it or remove its annotations")
+        except (ValueError, FileNotFoundError) as error:
+            faults[index] = error
+    return faults
+
+
+def _list_folder(folder: str, roots: Sequence[str]) -> tuple[bool, dict[str, bool]]:
+    """Whether a folder is inside the roots, and its entries with whether each is a regular file and no link."""
+    try:
+        with os.scandir(folder) as entries:
+            found = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}
+    except (OSError, ValueError):
+        found = {}
+    try:
+        real = os.path.realpath(folder)
+    except (OSError, ValueError):
+        return False, found
+    return not roots or any(is_inside(real, root) for root in roots), found

@@ -1,0 +1,85 @@
+"""Parts of a data set: which names mean training, validation and test, and holding out images where none is given."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PARTS: Final = ("train", "val", "test")
+
+
+def part_of(path: str | Path) -> str | None:
+    """ "train", "val" or "test" by the last word in a relative path that says so.
+
+    Example:
+        >>> part_of("Training/Annotations"), part_of("valid/_annotations.coco.json"), part_of("instances_val2017.json")
+        ('train', 'val', 'val')
+        >>> part_of("images/street") is None
+        True
+    """
+    for piece in reversed(Path(path).parts):
+        for word in reversed(re.findall(r"[a-z]+", piece.lower())):
+            if word in ("train", "training", "trainset", "trainval"):
+                return "train"
+            if word in ("val", "valid", "validation", "validate", "valset", "dev", "eval"):
+                return "val"
+            if word in ("test", "testing", "testset"):
+                return "test"
+    return None
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """A seeded share of the images that is held out for validation.
+
+    Which images these are depends on the seed and the names of the images only, not on their order or on the folder
+    that the data set lies in; an image that is added or removed moves no other.  The copies that Roboflow's
+    augmentation makes of a photograph (``name.rf.<hash>.jpg``) stay together.
+
+    Attributes:
+        part: "train" or "val".
+        fraction: Share of the images that "val" has.
+        seed: Another seed holds out other images.
+    """
+
+    part: str
+    fraction: float = 0.2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.part not in ("train", "val"):
+            raise ValueError(f"part must be 'train' or 'val', got {self.part!r}; no images are held out for others")
+        if not 0 < self.fraction < 1:
+            raise ValueError(f"val_fraction must be above 0 and below 1, got {self.fraction}; 0.2 holds out a fifth")
+
+    def indices(self, names: Sequence[str]) -> list[int]:
+        """Indices of this part among images of these names, in order.
+
+        Raises:
+            ValueError: There are not two images.
+
+        Example:
+            >>> names = [f"{i}.jpg" for i in range(10)]
+            >>> HoldOut("val", 0.2).indices(names), len(HoldOut("train", 0.2).indices(names))
+            ([5, 6], 8)
+        """
+        groups: dict[str, list[int]] = {}
+        for index, name in enumerate(names):
+            groups.setdefault(re.sub(r"\.rf\.[0-9a-zA-Z]+(?=\.\w+$)", "", name), []).append(index)
+        if len(groups) < 2:
+            raise ValueError(
+                f"the data set must have at least 2 images to hold some out for validation, got {len(groups)}; add "
+                "images, or give a validation part"
+            )
+        order = sorted(groups, key=lambda name: hashlib.sha256(f"{self.seed}/{name}".encode()).digest())
+        wanted = min(max(round(self.fraction * len(names)), 1), len(names) - 1)
+        held: set[int] = set()
+        for name in order[:-1]:
+            if len(held) >= wanted:
+                break
+            held.update(groups[name])
+        return [index for index in range(len(names)) if (index in held) == (self.part == "val")]
