@@ -1,9 +1,9 @@
-# Two commands for a new user: `make demo` and `make test`.  Both install what they need when run first.
+# Two commands for a new user: `make demo` and `make test`. Both install what they need first.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-processors lint clean
 
 demo: $(READY)
 	$(BIN)/concordet demo --out runs/demo
@@ -13,6 +13,17 @@ test: $(READY) lint
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# Results must not depend on the processor: other vector instructions, other numbers of threads, and a busy machine,
+# each of which changes the order of sums. TESTS chooses what runs.
+TESTS ?= tests/losses tests/ranking tests/detectors tests/measures
+test-processors: $(READY)
+	ATEN_CPU_CAPABILITY=default $(BIN)/python -m pytest $(TESTS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/python -m pytest $(TESTS)
+	ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=4 $(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -c 'while True: pass' & busy=$$!; $(BIN)/python -m pytest $(TESTS); status=$$?; kill $$busy; exit $$status
 
 lint: $(READY)
 	$(BIN)/ruff check .
