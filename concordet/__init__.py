@@ -1,4 +1,4 @@
-"""concordet: losses and measures that make a detector's confidence agree with its localisation.
+"""concordet: losses and measures that make a detector's confidence agree with its localization.
 
 The parts, in the order in which they import one another:
 
@@ -9,6 +9,18 @@ The parts, in the order in which they import one another:
 * :mod:`concordet.measures`, :mod:`concordet.data` -- beside them, importing no loss.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from concordet.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from concordet.engine.predictor import Predictor, load
+
+__all__ = ["Predictor", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Predictor", "load"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("concordet.engine.predictor"), name)

@@ -12,83 +12,90 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "analyze",
-        "Measures how well scores and IoUs agree in any detector's results, and what a better ranking is worth.",
+        "Measures how well scores and IoUs agree in the results of any detector, and what a better ranking is worth.",
         "concordet analyze instances_val2017.json results.json --images val2017 --html report.html --json out.json",
         "concordet analyze annotations.json ours.json --compare theirs.json",
     )
-    options.add_argument("ground_truth", type=str, help="annotations in COCO form")
-    options.add_argument("detections", type=str, help="results in COCO form, or a folder of text files")
-    options.add_argument("--images", type=str | None, help="folder of the images, for the page's pictures")
-    options.add_argument("--html", type=str | None, help="write a page")
-    options.add_argument("--json", type=str | None, help="write the figures")
-    options.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="bbox or segm")
-    options.add_argument("--lvis", action="store_true", help="judge by LVIS's federated rules")
-    options.add_argument("--max_dets", "--max-dets", type=int | None, help="detections kept per image and class")
-    options.add_argument("--raw", type=str | None, help="the detector's output before NMS: adds beta_img")
-    options.add_argument("--compare", type=str | None, help="a second results file, with intervals of the difference")
-    options.add_argument("--resamples", type=int, default=1000, help="bootstrap draws of --compare")
+    options.add_argument("ground_truth", type=str, help="Annotations as a COCO file.")
+    options.add_argument("detections", type=str, help="Results as a COCO file, or as a folder of text files.")
+    options.add_argument("--html", type=str | None, help="HTML page to write.")
+    options.add_argument("--images", type=str | None, help="Folder with the images, for pictures on the page.")
+    options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
+    options.add_argument("--compare", type=str | None, help="Second results file to compare with.")
+    options.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="Kind of IoU: bbox or segm.")
+    options.add_argument("--lvis", action="store_true", help="evaluate by LVIS's federated rules")
+    options.add_argument(
+        "--max_dets",
+        "--max-dets",
+        type=int | None,
+        help="Detections kept per image; by default 100, and 300 with --lvis.",
+    )
+    options.add_argument("--raw", type=str | None, help="Results before NMS, for beta_img.")
+    options.add_argument("--resamples", type=int, default=1000, help="Bootstrap samples of --compare.")
+    options.add_force()
     return options
 
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    from concordet.errors import UsageError
-    from concordet.files import writable, write_json
+    from concordet.cli.outputs import check_outputs, messages
+    from concordet.errors import UsageError, unknown
+    from concordet.files import write_json
 
-    given = parser().parse_args(words)
-    if given.iou_type not in ("bbox", "segm"):
-        raise UsageError(f"iou_type is bbox or segm, not {given.iou_type}")
-    for name in (given.html, given.json):
-        if name is not None:
-            writable(Path(name).parent)
-    if given.images is not None and not Path(given.images).is_dir():
-        raise ValueError(f"{given.images} is not a folder; name the folder that holds the images")
+    args = parser().parse_args(words)
+    if args.iou_type not in ("bbox", "segm"):
+        raise UsageError(unknown("iou_type", args.iou_type, ("bbox", "segm")))
+    inputs = (args.ground_truth, args.detections, args.compare, args.raw, args.images)
+    check_outputs({"--html": args.html, "--json": args.json}, inputs, force=args.force)
+    if args.images is not None and not Path(args.images).is_dir():
+        raise ValueError(f"images must be a folder, got {args.images}; name the folder that holds the images")
 
     from concordet.measures import analyze, compare
 
-    rules: dict[str, Any] = {"iou_type": given.iou_type, "lvis": given.lvis, "max_dets": given.max_dets}
-    analysis = analyze(given.ground_truth, given.detections, raw_detections=given.raw, **rules)
-    figures = analysis.to_dict()
+    rules: dict[str, Any] = {"iou_type": args.iou_type, "lvis": args.lvis, "max_dets": args.max_dets}
+    analysis = analyze(args.ground_truth, args.detections, raw_detections=args.raw, **rules)
+    values = analysis.to_dict()
     difference = None
-    if given.compare is not None:
-        other = analyze(given.ground_truth, given.compare, **rules)
-        difference = compare(given.ground_truth, given.detections, given.compare, n_resamples=given.resamples, **rules)
-        figures["comparison"] = {"other": other.to_dict(), "difference": difference}
-    if given.html is not None:
+    if args.compare is not None:
+        other = analyze(args.ground_truth, args.compare, **rules)
+        difference = compare(args.ground_truth, args.detections, args.compare, n_resamples=args.resamples, **rules)
+        values["comparison"] = {"other": other.to_dict(), "difference": difference}
+    if args.html is not None:
         from concordet.report import write_analysis
 
-        images = None if given.images is None else Path(given.images)
-        names = {"title": Path(given.detections).name}
-        if given.compare is not None:
-            names |= {"other": Path(given.compare).name}
+        images = None if args.images is None else Path(args.images)
+        names = {"title": Path(args.detections).name}
+        if args.compare is not None:
+            names |= {"other": Path(args.compare).name}
             if names["title"] == names["other"]:
                 # run folders all call their results detections.json
                 names = {
                     key: f"{Path(name).absolute().parent.name}/{Path(name).name}"
-                    for key, name in (("title", given.detections), ("other", given.compare))
+                    for key, name in (("title", args.detections), ("other", args.compare))
                 }
-        write_analysis(analysis, Path(given.html), images=images, comparison=difference, **names)
-    if given.json is not None:
-        write_json(given.json, figures)
-    print(analysis.sentence)
-    print_figures(figures)
-    if given.html is not None:
-        print(f"page: {given.html}")
+        write_analysis(analysis, Path(args.html), images=images, comparison=difference, **names)
+    with messages(args.json, args.html):
+        print(analysis.sentence)
+        print_metrics(values)
+        if args.html is not None:
+            print(f"page: {args.html}")
+    if args.json is not None:
+        write_json(args.json, values)
 
 
-def print_figures(figures: dict[str, Any]) -> None:
-    """A table of the figures, and of the difference to a second results file where there is one."""
+def print_metrics(values: dict[str, Any]) -> None:
+    """Prints a table of the metrics, with the difference to a second results file where there is one."""
     from rich.console import Console
     from rich.table import Table
 
     from concordet.measures.metrics import ANALYSIS
 
-    comparison = figures.get("comparison")
-    table = Table("figure", *("first", "second", "difference", "95 % interval") if comparison else ("value",))
+    comparison = values.get("comparison")
+    table = Table("metric", *("first", "second", "difference", "95 % interval") if comparison else ("value",))
     for column in table.columns[1:]:
         column.justify = "right"
     for metric in ANALYSIS:
-        value = figures.get(metric.key)
+        value = values.get(metric.key)
         if not comparison:
             table.add_row(metric.title, metric.text(value))
             continue
@@ -102,5 +109,5 @@ def print_figures(figures: dict[str, Any]) -> None:
             "" if low is None else f"{metric.text(low)} to {metric.text(high)}",
         )
     Console().print(table)
-    for note in figures.get("notes") or []:
+    for note in values.get("notes") or []:
         print(f"note: {note}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from importlib.util import find_spec
 
-from concordet.errors import UsageError
+from concordet.errors import UsageError, unknown
 
-# what is timed; the module of its name in concordet.benchmark parses and runs it, with a function run(words)
+# what is timed; the function run(words) of the module concordet.benchmark.KIND parses and runs it
 KINDS = {
     "losses": "every loss and back end over numbers of logits and shares of positives",
     "detectors": "a training step of every detector with every loss",
@@ -19,7 +19,8 @@ def usage() -> str:
     """The text of ``concordet benchmark --help``."""
     lines = "\n".join(f"  {name:<10} {text}" for name, text in KINDS.items())
     return (
-        "usage: concordet benchmark KIND ...\n\nTimes parts of concordet and what one would use instead.\n\n"
+        "usage: concordet benchmark KIND ...\n\n"
+        "Times losses, training steps and analyses, and the alternatives to them.\n\n"
         f"kinds:\n{lines}\n\nexample:\n  concordet benchmark losses\n"
     )
 
@@ -29,11 +30,13 @@ def run(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         print(usage(), end="")
         if not words:
-            raise UsageError(f"name what to time: {', '.join(KINDS)}")
+            raise UsageError(f"benchmark must be one of {', '.join(KINDS)}, got none; name one")
         return
     if words[0] not in KINDS:
-        raise UsageError(f"there is no benchmark {words[0]}; choose one of {', '.join(KINDS)}")
+        raise UsageError(unknown("benchmark", words[0], KINDS))
     module = f"concordet.benchmark.{words[0]}"
     if find_spec("concordet.benchmark") is None or find_spec(module) is None:
-        raise ValueError(f"the benchmark {words[0]} is not part of this version of concordet")
+        raise ValueError(
+            f"the benchmark {words[0]} must be installed, got a version of concordet without it; install it again"
+        )
     import_module(module).run(words[1:])

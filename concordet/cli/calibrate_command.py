@@ -18,29 +18,37 @@ def parser() -> Parser:
         "concordet calibrate runs/first",
         "concordet calibrate --apply calibrator.json results.json --results calibrated.json",
     )
-    options.add_argument("ground_truth", type=str, help="annotations in COCO form, or a run folder")
-    options.add_argument("detections", type=str | None, nargs="?", help="results in COCO form")
-    options.add_argument("--out", type=str | None, help="calibrator to write, JSON")
-    options.add_argument("--results", type=str | None, help="calibrated results to write, COCO JSON")
-    options.add_argument("--apply", type=str | None, help="calibrator to apply instead of fitting one")
+    options.add_argument("ground_truth", type=str, help="Annotations as a COCO file, or a run folder.")
+    options.add_argument("detections", type=str | None, nargs="?", help="Results as a COCO file.")
+    options.add_argument("--out", type=str | None, help="JSON file for the calibrator.")
+    options.add_argument("--results", type=str | None, help="COCO results file for the calibrated detections.")
+    options.add_argument("--apply", type=str | None, help="Calibrator to apply instead of fitting one.")
     options.add_argument(
-        "--method", type=str, default="isotonic", help="kind of map: isotonic, linear, platt or temperature"
+        "--method", type=str, default="isotonic", help="Kind of map: isotonic, linear, platt or temperature."
     )
     options.add_argument(
         "--one_map", "--one-map", action="store_true", help="fit one map for all classes instead of one per class"
     )
-    options.add_argument("--folds", type=int, default=5, help="parts of the images for cross-fitting the report")
-    options.add_argument("--resamples", type=int, default=1000, help="bootstrap draws of the intervals")
-    options.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="bbox or segm")
+    options.add_argument("--folds", type=int, default=5, help="Parts of the images for cross-fitting the report.")
+    options.add_argument("--resamples", type=int, default=1000, help="Bootstrap samples of the intervals.")
+    options.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="Kind of IoU: bbox or segm.")
     options.add_argument("--lvis", action="store_true", help="match by LVIS's federated rules")
-    options.add_argument("--max_dets", "--max-dets", type=int | None, help="detections kept per image and class")
-    options.add_argument("--json", type=str | None, help="write the report as JSON")
-    options.add_argument("--html", type=str | None, help="write the report as a page")
+    options.add_argument(
+        "--max_dets",
+        "--max-dets",
+        type=int | None,
+        help="Detections kept per image; by default 100, and 300 with --lvis.",
+    )
+    options.add_argument("--json", type=str | None, help="JSON file for the report; - is standard output.")
+    options.add_argument("--html", type=str | None, help="HTML page with the report.")
+    options.add_force()
     return options
 
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
+    from concordet.cli.outputs import check_outputs, messages
+
     options = parser().parse_args(words)
     if options.apply is not None:
         _apply(options)
@@ -52,7 +60,7 @@ def run(words: list[str]) -> None:
     outputs = {name: getattr(options, name) for name in ("out", "results", "json", "html")}
     if not any(outputs.values()):
         raise UsageError("an output must be named, got none; give --out CALIBRATOR.json, --results, --json or --html")
-    _check_outputs(outputs, [truth, detections])
+    check_outputs({f"--{name}": path for name, path in outputs.items()}, [truth, detections], force=options.force)
 
     from concordet.calibration import evaluate_calibration
     from concordet.files import write_json
@@ -78,22 +86,25 @@ def run(words: list[str]) -> None:
         from concordet.report import write_calibration
 
         write_calibration(calibrator, report, Path(options.html), title=Path(detections).name)
-    _print(report, outputs)
+    with messages(*outputs.values()):
+        _print(report, outputs)
 
 
 def _apply(options: Any) -> None:
     from concordet.calibration import Calibrator
+    from concordet.cli.outputs import check_outputs, messages
 
     # with --apply the only positional argument is the results file
     detections = options.detections or options.ground_truth
     if options.results is None:
         raise UsageError("--results must name the file to write with --apply, got none")
-    _check_outputs({"results": options.results}, [detections, options.apply])
+    check_outputs({"--results": options.results}, [detections, options.apply], force=options.force)
     calibrator = Calibrator.load(options.apply)
     count = _write_results(calibrator, detections, options.results)
     n_images = calibrator.fit.get("n_images", "?")
-    print(f"{count} detections calibrated with {options.apply} (fitted on {n_images} images)")
-    print(f"results: {options.results}")
+    with messages(options.results):
+        print(f"{count} detections calibrated with {options.apply} (fitted on {n_images} images)")
+        print(f"results: {options.results}")
 
 
 def _inputs(options: Any) -> tuple[str, str]:
@@ -110,20 +121,6 @@ def _inputs(options: Any) -> tuple[str, str]:
     if options.out is None:
         options.out = str(folder / "calibrator.json")
     return str(truth), str(detections)
-
-
-def _check_outputs(outputs: dict[str, str | None], inputs: list[str]) -> None:
-    from concordet.files import writable
-
-    taken = {Path(name).resolve(): name for name in inputs}
-    for option, name in outputs.items():
-        if name is None:
-            continue
-        path = Path(name)
-        if path.resolve() in taken:
-            raise UsageError(f"--{option} must be a file of its own, got {name}, which is {taken[path.resolve()]}")
-        taken[path.resolve()] = f"--{option}"
-        writable(path.parent)
 
 
 def _write_results(calibrator: Any, source: str, out: str) -> int:

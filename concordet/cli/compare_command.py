@@ -11,32 +11,34 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "compare",
-        "Puts evaluated runs side by side: a table here, and a page with plots and pictures that opens offline.",
-        "concordet compare runs/usual runs/coupled --out comparison.html",
+        "Compares evaluated runs: a table here, and a page with plots and pictures that opens offline.",
+        "concordet compare runs/default runs/coupled --out comparison.html",
     )
-    options.add_argument("runs", nargs="+", type=str, help="run folders that hold an evaluation")
+    options.add_argument("runs", nargs="+", type=str, help="Run folders that hold an evaluation.")
     options.add_argument(
-        "--out", type=str | None, help="the page; comparison.html here, or the next free name, when not given"
+        "--out", type=str | None, help="HTML page to write; by default comparison.html, or the next free name."
     )
-    options.add_argument("--json", type=str | None, help="write the figures to this file too")
+    options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
+    options.add_force()
     return options
 
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    given = parser().parse_args(words)
+    args = parser().parse_args(words)
 
+    from concordet.cli.outputs import check_outputs, messages
     from concordet.cli.tables import print_runs
-    from concordet.files import free_name, writable, write_json
+    from concordet.files import free_name, write_json
     from concordet.report import comparison_rows, write_comparison
 
-    folders = [Path(name) for name in given.runs]
-    page = Path(given.out) if given.out else free_name(Path("comparison.html"))
+    folders = [Path(name) for name in args.runs]
+    page = Path(args.out) if args.out else free_name(Path("comparison.html"))
     rows = comparison_rows(folders)
-    for path in (page, *([Path(given.json)] if given.json else [])):
-        writable(path.parent)
+    check_outputs({"--out": page, "--json": args.json}, args.runs, force=args.force)
     write_comparison(folders, page)
-    if given.json:
-        write_json(given.json, rows)
-    print_runs(folders)
-    print(f"page: {page}")
+    with messages(args.json, page):
+        print_runs(folders)
+        print(f"page: {page}")
+    if args.json:
+        write_json(args.json, rows)

@@ -12,57 +12,82 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "evaluate",
-        "Measures a trained detector on the evaluated part of its data, or on other data.",
+        "Measures a trained detector on the evaluation data of its run, or on other data.",
         "concordet evaluate runs/voc",
-        "concordet evaluate runs/voc --checkpoint best --out runs/voc-best --json figures.json",
+        "concordet evaluate runs/voc/checkpoints/best.ckpt --out runs/voc-best --json metrics.json",
         "concordet evaluate runs/voc --split train --out runs/voc-on-train",
     )
-    options.add_argument("run", type=str, help="run folder")
-    options.add_argument("--checkpoint", type=str, default="last", help="last, best, or a checkpoint file")
-    options.add_argument("--out", type=str | None, help="folder to write to; the run folder when not given")
-    options.add_argument("--root", type=str | None, help="the data lies here now")
-    options.add_argument("--split", type=str | None, help="evaluate this part of the data")
-    options.add_argument("--annotations", type=str | None, help="evaluate on this annotation file")
-    options.add_argument("--images", type=str | None, help="its images")
-    options.add_argument("--batch_size", type=int | None, help="images at a time; the run's when not given")
-    options.add_argument("--workers", type=int | None, help="processes that load images; the run's when not given")
-    options.add_argument("--accelerator", type=str, default="auto", help="auto, cpu or gpu")
-    options.add_argument("--averaged", type=bool, default=True, help="use the averaged weights where there are some")
-    options.add_argument("--json", type=str | None, help="write the figures to this file too")
+    options.add_argument("run", type=str, help="Run folder, or a checkpoint in one.")
+    options.add_argument(
+        "--checkpoint", type=str | None, help="Checkpoint of the run: last, best or a file; by default last."
+    )
+    options.add_argument(
+        "--out",
+        type=str | None,
+        help="Folder to write to; by default the run folder, and evaluation-NAME in it for a checkpoint NAME other "
+        "than the last.",
+    )
+    options.add_argument("--root", type=str | None, help="Folder of the data set; by default the run's.")
+    options.add_argument("--split", type=str | None, help="Split of the data; by default the run's evaluation split.")
+    options.add_argument("--annotations", type=str | None, help="COCO file to evaluate on.")
+    options.add_argument("--images", type=str | None, help="Folder with the images of --annotations.")
+    options.add_argument("--batch_size", type=int | None, help="Images per batch; by default the run's.")
+    options.add_argument("--workers", type=int | None, help="Processes that load images; by default the run's.")
+    options.add_argument("--accelerator", type=str, default="auto", help="Device: auto, cpu or gpu.")
+    options.add_argument("--averaged", type=bool, default=True, help="Whether to use the averaged weights.")
+    options.add_argument("--plugins", type=str | None, help="Python file or module that registers the loss of the run.")
+    options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
+    options.add_force()
     return options
 
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    given = parser().parse_args(words)
+    args = parser().parse_args(words)
 
+    from concordet.cli.outputs import check_outputs, messages
     from concordet.cli.tables import print_runs
+    from concordet.engine.checkpoint import run_of
     from concordet.engine.config import load_config
     from concordet.engine.evaluation import evaluate_run
-    from concordet.files import writable, write_json
+    from concordet.engine.plugins import import_plugins
+    from concordet.errors import UsageError
+    from concordet.files import write_json
 
-    folder = Path(given.run)
+    given = Path(args.run)
+    folder = run_of(given)
+    if folder is None:
+        raise ValueError(
+            f"run must be a run folder or a checkpoint in one, got {given}; name one that `concordet train` made"
+        )
+    if given.is_file() and args.checkpoint is not None:
+        raise UsageError(f"checkpoint must be left out where a file is evaluated, got {args.checkpoint}; name one")
+    checkpoint = str(given) if given.is_file() else args.checkpoint or "last"
+    name = Path(checkpoint).stem
+    out = Path(args.out) if args.out else folder if name == "last" else folder / f"evaluation-{name}"
     data = load_config(folder / "config.yaml").data
     settings = {
-        "root": given.root,
-        "val_split": given.split,
-        "val_annotations": given.annotations,
-        "val_images": given.images,
-        "batch_size": given.batch_size,
-        "workers": given.workers,
+        "root": args.root,
+        "val_split": args.split,
+        "val_annotations": args.annotations,
+        "val_images": args.images,
+        "batch_size": args.batch_size,
+        "workers": args.workers,
     }
     data = replace(data, **{name: value for name, value in settings.items() if value is not None})
-    if given.json is not None:
-        writable(Path(given.json).parent)
-    out = Path(given.out) if given.out else folder
+    check_outputs({"--json": args.json}, (args.annotations,), force=args.force)
+    import_plugins([args.plugins] if args.plugins else None)
     report = evaluate_run(
         folder,
-        checkpoint=given.checkpoint,
+        checkpoint=checkpoint,
         data=data,
         out=out,
-        accelerator=given.accelerator,
-        averaged=given.averaged,
+        accelerator=args.accelerator,
+        averaged=args.averaged,
     )
-    if given.json is not None:
-        write_json(given.json, report)
-    print_runs([out])
+    with messages(args.json):
+        print_runs([out])
+        if out != folder:
+            print(f"evaluation: {out}")
+    if args.json is not None:
+        write_json(args.json, report)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from concordet.cli.options import Parser
-from concordet.errors import UsageError
+from concordet.errors import UsageError, unknown
 
 KINDS = ("detectors", "losses", "measures", "datasets", "recipes")
 
@@ -16,57 +14,56 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "list",
-        "Names the detectors, losses, measures, data sets and recipes there are; losses with a leading + are added to "
-        "another, and a recipe is a configuration behind a row of a paper's table, for concordet train --config NAME.",
+        "Lists detectors, losses, measures, data sets and recipes.\n\n"
+        "Losses with a leading + are couplings, added to another loss. A recipe is the configuration behind a row of\n"
+        "a paper's table, for concordet train --config NAME.",
         "concordet list losses",
         "concordet list detectors --json detectors.json",
         "concordet list recipes",
     )
-    options.add_argument("kind", nargs="?", type=str, help=f"{', '.join(KINDS)}; all of them when not given")
+    options.add_argument("kind", nargs="?", type=str, help=f"What to list: {', '.join(KINDS)}; everything by default.")
     options.add_argument(
-        "--json",
-        type=str | None,
-        help="write a list of the names, of recipes a list of what they are, to this file (- is the output)",
+        "--json", type=str | None, help="File for the names, and for what recipes are, as JSON; - is standard output."
     )
+    options.add_force()
     return options
 
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    from concordet.files import writable, write_json
+    from concordet.cli.outputs import check_outputs
+    from concordet.files import write_json
 
-    given = parser().parse_args(words)
-    if given.kind is not None and given.kind not in KINDS:
-        raise UsageError(f"there is no list of {given.kind}; choose one of {', '.join(KINDS)}")
-    found: Any
-    if given.kind is None:
-        found = {kind: names(kind) for kind in KINDS}
-    elif given.kind == "recipes":
+    args = parser().parse_args(words)
+    if args.kind is not None and args.kind not in KINDS:
+        raise UsageError(unknown("kind", args.kind, KINDS))
+    check_outputs({"--json": args.json}, force=args.force)
+    content: Any
+    if args.kind is None:
+        content = {kind: names(kind) for kind in KINDS}
+    elif args.kind == "recipes":
         from concordet.engine.recipes import describe_recipe
 
-        found = [describe_recipe(name) for name in names("recipes")]
+        content = [describe_recipe(name) for name in names("recipes")]
     else:
-        found = names(given.kind)
-    if given.json is None:
-        show(given.kind, found)
-    elif given.json == "-":
-        print(json.dumps(found))
+        content = names(args.kind)
+    if args.json is None:
+        show(args.kind, content)
     else:
-        writable(Path(given.json).parent)
-        write_json(Path(given.json), found)
+        write_json(args.json, content)
 
 
-def show(kind: str | None, found: Any) -> None:
-    """Prints names, a table of recipes, or everything with the recipes counted."""
+def show(kind: str | None, content: Any) -> None:
+    """Prints names, a table of recipes, or everything with the number of recipes."""
     if kind == "recipes":
         from concordet.cli.tables import print_recipes
 
-        print_recipes(found)
+        print_recipes(content)
     elif kind is not None:
-        print("\n".join(found))
+        print("\n".join(content))
     else:
-        found = found | {"recipes": [f"{len(found['recipes'])} of them: concordet list recipes"]}
-        print("\n".join(f"{kind}:\n" + "\n".join(f"  {name}" for name in found[kind]) for kind in KINDS))
+        content = content | {"recipes": [f"{len(content['recipes'])} of them: concordet list recipes"]}
+        print("\n".join(f"{kind}:\n" + "\n".join(f"  {name}" for name in content[kind]) for kind in KINDS))
 
 
 def names(kind: str) -> list[str]:
@@ -87,6 +84,7 @@ def names(kind: str) -> list[str]:
         from concordet.engine.recipes import list_recipes
 
         return list_recipes()
-    from concordet.report import MASK_METRICS, METRICS
+    from concordet.measures import metrics
 
-    return [metric.key for metric in (*METRICS, *MASK_METRICS)]
+    tables = [value for value in vars(metrics).values() if isinstance(value, tuple)]
+    return list(dict.fromkeys(metric.key for table in tables for metric in table if isinstance(metric, metrics.Metric)))

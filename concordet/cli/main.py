@@ -1,27 +1,30 @@
-"""Picks the command, and turns what goes wrong into one sentence and an exit status."""
+"""Runs a command, and turns what goes wrong into one sentence and an exit status."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
-from concordet.errors import DivergedError, InterruptedRun, UsageError
+from concordet.errors import DivergedError, InterruptedRun, LostProcess, UsageError, unknown
 from concordet.version import __version__
 
-# command: what it does; the module of its name parses and runs it
+# command: what it does; the module COMMAND_command parses and runs it
 COMMANDS = {
-    "demo": "train a small detector twice, with its usual and with a coupled loss, and compare",
+    "demo": "train a small detector twice, with its default and with a coupled loss, and compare",
     "train": "train a detector with the loss of your choice",
     "evaluate": "measure a trained detector: AP, score-IoU correlations, oLRP",
     "predict": "detect objects in images, as COCO results and as pictures",
     "analyze": "measure the detections of any detector from COCO files",
     "calibrate": "fit scores to expected IoUs, and keep the order of detections",
-    "compare": "put evaluated runs side by side in a table and a page",
+    "compare": "compare evaluated runs in a table and a page",
     "benchmark": "time losses, analysis and detectors",
-    "list": "name the detectors, losses, measures, data sets and recipes there are",
+    "list": "list detectors, losses, measures, data sets and recipes",
 }
 
 EXAMPLE = "concordet train --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/first"
@@ -33,7 +36,7 @@ def usage() -> str:
     commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
         "usage: concordet [--debug] COMMAND ...\n\n"
-        "Makes an object detector's confidence agree with its localisation.\n\n"
+        "Makes an object detector's confidence agree with its localization.\n\n"
         f"commands:\n{commands}\n\n"
         "options:\n"
         "  --debug    show where an error comes from\n"
@@ -47,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        arguments: Words after ``concordet``; those of this process when not given.
+        arguments: Words after ``concordet``; by default those of this process.
 
     Returns:
-        The exit status: 0, 1 (failed) or 2 (bad usage).
+        The exit status: 0, 1 (failed), 2 (bad usage) or 130 (stopped by Ctrl-C or SIGTERM).
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
@@ -62,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"concordet {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        return complain(f"there is no command {words[0]}; choose one of {', '.join(COMMANDS)}", 2)
+        return complain(unknown("command", words[0], COMMANDS), 2)
+    before = _stop_on_sigterm()
     try:
         import_module(f"concordet.cli.{words[0]}_command").run(words[1:])
         # what is still unwritten must fail here, not after the exit status is decided
@@ -74,8 +78,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         if isinstance(error, DivergedError) and os.environ.get("LOCAL_RANK", "0") != "0":
             return 1  # every process stops for this; the first one says so
-        return complain(sentence(error), 2 if isinstance(error, UsageError) else 1)
+        return complain(sentence(error), exit_status(error))
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     return 0
+
+
+def _stop_on_sigterm() -> Any:
+    """Makes SIGTERM do what Ctrl-C does; returns the handler from before, or None in a thread, which has none."""
+    if threading.current_thread() is not threading.main_thread():
+        return None
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    return signal.signal(signal.SIGTERM, stop) or signal.SIG_DFL
+
+
+def exit_status(error: BaseException) -> int:
+    """The exit status for an error, as a shell expects it.
+
+    Example:
+        >>> exit_status(UsageError("x")), exit_status(KeyboardInterrupt()), exit_status(OSError())
+        (2, 130, 1)
+    """
+    if isinstance(error, UsageError):
+        return 2
+    stopped = isinstance(error, KeyboardInterrupt) or _is_stopped_worker(error)
+    if stopped or (isinstance(error, InterruptedRun) and not isinstance(error, LostProcess)):
+        return 130
+    return 1
+
+
+def _is_stopped_worker(error: BaseException) -> bool:
+    """Whether a data loader reports that SIGTERM reached its processes before it reached this one."""
+    return "DataLoader worker" in str(error) and "killed by signal: Terminated" in str(error)
 
 
 def complain(message: str, status: int) -> int:
@@ -87,20 +125,31 @@ def complain(message: str, status: int) -> int:
 def sentence(error: BaseException) -> str:
     """What went wrong in one line, for people."""
     if isinstance(error, BrokenPipeError):
-        # whoever read the output has left; Python would complain once more when it closes it
+        # Python would complain once more when it closes the output
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "the output was closed before everything was written"
-    if isinstance(error, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
-    if isinstance(error, OSError) and error.strerror:
-        where = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror}{where}"
+    if isinstance(error, KeyboardInterrupt) or _is_stopped_worker(error):
+        return "stopped"
+    text = " ".join(_original(str(error)).split())
+    if isinstance(error, OSError):
+        if error.strerror:
+            return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        return text or type(error).__name__
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("concordet"):
         return f"this needs the package {error.name}; install it with: pip install 'concordet[all]'"
-    text = " ".join(_original(str(error)).split())
-    if isinstance(error, (ValueError, InterruptedRun)) and text:
+    if isinstance(error, UnicodeError):
+        return f"a text file must be in UTF-8, got other bytes ({text}); --debug shows which file"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "the memory is not enough; give a smaller --data.batch_size, or smaller images"
+    if "DataLoader worker" in text and "killed by signal" in text:
+        return "a process that loads images was killed, probably for lack of memory; give fewer --data.workers"
+    if text and (isinstance(error, (ValueError, InterruptedRun)) or type(error).__name__ in _NAMED):
         return text
     return f"{type(error).__name__}: {text} (an unexpected failure: --debug shows where it comes from)"
+
+
+_NAMED = ("DecompressionBombError", "DataLoaderError", "ParseError", "Error")
+"""Errors of libraries that are not imported here and whose message is a sentence: Pillow, XML, CSV."""
 
 
 def _original(message: str) -> str:

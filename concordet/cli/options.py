@@ -1,27 +1,56 @@
-"""What the commands' option parsers share."""
+"""What the option parsers of the commands share."""
 
 from __future__ import annotations
 
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Sequence
+import re
+from argparse import Action, RawDescriptionHelpFormatter
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
-from concordet.errors import UsageError
+from concordet.errors import UsageError, closest
+
+# what messages call the types of options
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "dict": "a mapping such as '{name: value}'",
+    "list": "a list such as '[1, 2]'",
+    "list[str]": "a list of texts",
+    "list[float]": "a list of numbers",
+    "tuple[int, int]": "two whole numbers such as '[240, 320]'",
+    "NoneType": "null",
+}
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Examples stay as they are written, a line each."""
+    """Descriptions and examples as they are written, defaults where they say something, a usage of one line."""
+
+    def _get_help_string(self, action: Action) -> str:
+        text = action.help or ""
+        if getattr(action, "_jsonargparse_preexpanded_help", False) or not action.option_strings:
+            return text
+        if action.default in (None, {}, "==SUPPRESS==") or "default" in text:
+            return text
+        if action.nargs == 0:  # a switch
+            return text
+        return f"{text} (default: %(default)s)"
+
+    def _format_usage(self, usage: Any, actions: Iterable[Action], *args: Any, **kwargs: Any) -> str:
+        words = [f"{a.dest} [...]" if a.nargs == "+" else a.dest for a in actions if not a.option_strings]
+        return f"usage: {' '.join([self._prog, *words, '[options]'])}\n\n"
 
 
 class Parser(ArgumentParser):
     """Options of one command; a mistake in them is a :class:`UsageError`.
 
     Args:
-        command: its name.
-        description: one sentence.
-        examples: lines shown at the end of the help.
+        command: Name of the command.
+        description: One sentence.
+        examples: Lines shown at the end of the help.
     """
 
     def __init__(self, command: str, description: str, *examples: str, **options: Any) -> None:
@@ -32,26 +61,70 @@ class Parser(ArgumentParser):
             epilog=f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
             exit_on_error=True,
             formatter_class=_Formatter,
+            allow_abbrev=False,
             **options,
         )
 
+    def add_force(self) -> None:
+        """Adds ``--force``, for commands that write files."""
+        self.add_argument("--force", action="store_true", help="overwrite files that concordet did not write")
+
     def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]
         """Also takes ``--two-words`` for ``--two_words``, and a yes-or-no option without a value for yes."""
-        return super().parse_args(self._spelled(args), **options)
+        return super().parse_args(self._normalized(args), **options)
 
-    def _spelled(self, words: Sequence[str]) -> list[str]:
+    def _normalized(self, words: Sequence[str]) -> list[str]:
         switches = {name for a in self._actions if a.metavar == "{true,false}" for name in a.option_strings}
-        spelled = []
+        normalized = []
         for word, following in zip(words, [*words[1:], "--"], strict=False):
             if word.startswith("--"):
                 name, *value = word.split("=", 1)
                 word = "=".join(["--" + name[2:].replace("-", "_"), *value])
-            spelled.append(word)
+            normalized.append(word)
             if word in switches and following.startswith("--"):
-                spelled.append("true")
-        return spelled
+                normalized.append("true")
+        return normalized
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises, where argparse would print the usage and leave."""
+        """Raises, where argparse would print the usage and exit."""
         text = " ".join(str(message).split())
-        raise UsageError(f"{text}; see {self.prog} --help") from ex
+        text = _wrong_type(text) or self._unknown_option(text) or text
+        raise UsageError(text if ";" in text else f"{text}; see {self.prog} --help") from ex
+
+    def _unknown_option(self, text: str) -> str | None:
+        match = re.match(r"unrecognized arguments: (--[^\s=]+)", text, flags=re.IGNORECASE)
+        if match is None:
+            return None
+        word = match[1]
+        names = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        same = [name for name in names if name.rpartition(".")[2] == word.removeprefix("--")]
+        meant = same[0] if len(same) == 1 else closest(word, names) or self._closest_last_part(word, names)
+        if meant is None:
+            return f"{word} is not an option of {self.prog}; see {self.prog} --help"
+        return f"{word} is not an option of {self.prog}; did you mean {meant}?"
+
+    @staticmethod
+    def _closest_last_part(word: str, names: Sequence[str]) -> str | None:
+        parts = {name.rpartition(".")[2]: name for name in reversed(names)}
+        match = closest(word.removeprefix("--"), parts)
+        return None if match is None else parts[match]
+
+
+def _wrong_type(text: str) -> str | None:
+    """jsonargparse's message about a value of the wrong type, as ours is written."""
+    name = re.search(r'Parser key "([\w.]+)"', text)
+    value = re.search(r"(?:Given value|Got value): (.*)$", text)
+    if name is None or value is None:
+        return None
+    subtypes = re.search(r"Subtypes: \[(.*?)\] Errors", text)
+    expected = subtypes[1] if subtypes else text.partition("Expected a")[2].lstrip("n").partition(". Got value")[0]
+    choices = re.search(r"Literal\[(.*)\]", expected)
+    if choices:
+        words = re.findall(r"'(.*?)'", choices[1])
+        match = closest(value[1], words)
+        fix = f"; did you mean {match}?" if match else ""
+        return f"{name[1]} must be one of {', '.join(words)}, got {value[1]}{fix}"
+    found = re.findall(r"<class '(\w+)'>|([a-z]+\[[^\]]*\])", expected)
+    types = [_TYPES.get(plain or generic, plain or generic) for plain, generic in found]
+    types = [word for word in types if word != "null"]
+    return f"{name[1]} must be {' or '.join(types)}, got {value[1]}" if types else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from concordet.cli.options import Parser
 
@@ -11,23 +12,29 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "predict",
-        "Detects objects in images, as COCO results and as pictures.",
+        "Detects objects in images, and writes COCO results and pictures.",
         "concordet predict runs/voc photos --out results.json --draw drawn",
         "concordet predict runs/voc/checkpoints/best.ckpt 'photos/*.jpg' --annotations test.json --out results.json",
     )
-    options.add_argument("checkpoint", type=str, help="checkpoint file, or run folder (its last one)")
-    options.add_argument("images", nargs="+", type=str, help="image files, folders, patterns")
-    options.add_argument("--out", type=str | None, help="COCO results file to write")
-    options.add_argument("--draw", type=str | None, help="folder for pictures with the detections drawn in")
-    options.add_argument("--annotations", type=str | None, help="COCO file with the images' ids, by file name")
+    options.add_argument("checkpoint", type=str, help="Checkpoint file, or run folder (then its last checkpoint).")
+    options.add_argument("images", nargs="+", type=str, help="Image files, folders and patterns.")
+    options.add_argument("--out", type=str | None, help="COCO results file to write; - is standard output.")
+    options.add_argument("--draw", type=str | None, help="Folder for pictures with the detections.")
     options.add_argument(
+        "--threshold",
         "--score_threshold",
         type=float | None,
-        help="least score of a drawn detection; by default each class's best by LRP in the run's evaluation, or 0.3",
+        help="Lowest score of a detection that is written or drawn; by default all are written, and drawn from the "
+        "threshold per class that the evaluation found best (LRP), or from 0.3.",
     )
-    options.add_argument("--skip_unreadable", type=bool, default=False, help="leave unreadable images out")
-    options.add_argument("--accelerator", type=str, default="auto", help="auto, cpu or gpu")
-    options.add_argument("--json", type=str | None, help="the same as --out")
+    options.add_argument("--annotations", type=str | None, help="COCO file with the ids of the images, by file name.")
+    options.add_argument(
+        "--skip_unreadable", type=bool, default=True, help="Whether to go on after an image that cannot be read."
+    )
+    options.add_argument("--accelerator", type=str, default="auto", help="Device: auto, cpu or gpu.")
+    options.add_argument("--plugins", type=str | None, help="Python file or module that registers the loss of the run.")
+    options.add_argument("--json", type=str | None, help="Another name of --out.")
+    options.add_force()
     return options
 
 
@@ -35,29 +42,41 @@ def run(words: list[str]) -> None:
     """Parses and runs."""
     from concordet.errors import UsageError
 
-    given = parser().parse_args(words)
-    out = given.out or given.json
-    if out is None and given.draw is None:
-        raise UsageError("nothing to write: give --out FILE for COCO results, or --draw FOLDER for pictures")
-    if given.score_threshold is not None and not 0 <= given.score_threshold <= 1:
-        raise UsageError(f"score_threshold must be in 0..1, not {given.score_threshold}")
+    args = parser().parse_args(words)
+    if args.out is not None and args.json is not None:
+        raise UsageError(f"json must be left out where --out is given, got {args.json}; they are the same")
+    out = args.out or args.json
+    if out is None and args.draw is None:
+        raise UsageError("an output must be given, got none; add --out FILE for COCO results, or --draw FOLDER")
+    if args.threshold is not None and not 0 <= args.threshold <= 1:
+        raise UsageError(f"threshold must be between 0 and 1, got {args.threshold}; give another score")
 
-    from concordet.engine.prediction import predict
+    from concordet.cli.outputs import check_outputs, messages
+    from concordet.engine.plugins import import_plugins
+    from concordet.engine.prediction import find_images, predict
+    from concordet.files import write_json
 
-    done = predict(
-        given.checkpoint,
-        given.images,
-        out=out,
-        draw=given.draw,
-        annotations=given.annotations,
-        score_threshold=given.score_threshold,
-        skip_unreadable=given.skip_unreadable,
-        accelerator=given.accelerator,
-    )
-    for why in done.unreadable.values():
-        print(f"left out: {why}", file=sys.stderr)
-    print(f"{len(done.results)} detections in {done.images} images")
+    paths = find_images(args.images)
+    check_outputs({"--out": out}, [args.checkpoint, args.annotations, *paths], force=args.force)
+    if args.draw is not None and Path(args.draw).is_file():
+        raise UsageError(f"draw must be a folder, got the file {args.draw}; name another")
+    import_plugins([args.plugins] if args.plugins else None)
+    with messages(out):
+        done = predict(
+            args.checkpoint,
+            paths,
+            draw=args.draw,
+            annotations=args.annotations,
+            threshold=args.threshold,
+            skip_unreadable=args.skip_unreadable,
+            accelerator=args.accelerator,
+        )
+        for reason in done.unreadable.values():
+            print(f"skipped: {reason}", file=sys.stderr)
+        print(f"{len(done.results)} detections in {done.images} images")
+        if done.pictures:
+            print(f"pictures: {done.pictures[0].parent}, {done.drawn} detections drawn {done.drawn_from}")
+        if out is not None and out != "-":
+            print(f"results: {out}")
     if out is not None:
-        print(f"results: {out}")
-    if given.draw is not None:
-        print(f"pictures: {given.draw}")
+        write_json(out, done.results, indent=None)

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from shlex import quote
+from tempfile import TemporaryDirectory
 
 from concordet.cli.options import Parser
-from concordet.engine.config import TrainConfig, load_config, to_dict
+from concordet.engine.config import (
+    TrainConfig,
+    check_settings,
+    load_config,
+    read_settings,
+    rename_settings,
+    to_dict,
+)
 from concordet.engine.recipes import with_recipes
 from concordet.errors import UsageError
-from concordet.files import read_json, writable, write_json
+from concordet.files import read_json, write_json
+
+OWN = ("config", "out", "resume", "json", "force")
+"""Options of the command that are not settings of the run."""
 
 
 def parser() -> Parser:
@@ -20,61 +36,126 @@ def parser() -> Parser:
         "concordet train --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/digits",
         "concordet train --detector atss --data.name voc --data.root VOC2007 --config run.yaml --out runs/voc",
         "concordet train --config harmonic_loss/faster_rcnn_r50_harmonic --data.root COCO --out runs/harmonic",
+        "concordet train --plugins my_loss.py --loss 'my_loss+concordance(0.3)' --out runs/mine",
         "concordet train --resume runs/voc",
     )
-    options.add_argument(
-        "--config",
-        action="config",
-        help="YAML file with settings, such as a run's config.yaml, or the name of a recipe (concordet list recipes)",
-    )
-    options.add_argument("--out", type=str | None, help="run folder; must not exist yet")
+    options.add_argument("--out", type=str | None, help="Run folder to make.")
     options.add_argument(
         "--resume",
         nargs="?",
         const="",
         default=None,
-        help="continue the run in this folder (or in --out) from its last finished epoch",
+        help="Run folder to continue, here or in --out, from its newest checkpoint.",
     )
-    options.add_argument("--json", type=str | None, help="write the figures of the evaluation to this file too")
+    options.add_argument(
+        "--config",
+        action="config",
+        help="YAML file with settings, such as a run's config.yaml, or name of a recipe (concordet list recipes).",
+    )
+    options.add_argument("--json", type=str | None, help="JSON file for the evaluation; - is standard output.")
+    options.add_force()
     options.add_class_arguments(TrainConfig)
     return options
 
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    words = with_recipes(words)
-    options = parser()
-    folder = _folder_to_resume(words)
-    if folder is not None:
-        # the run's own settings are what is not given again
-        known = to_dict(load_config(folder / "config.yaml"))
-        options.set_defaults(_dotted(known))
-    given = options.instantiate(options.parse_args(words))
-    out = folder or (Path(given.out) if given.out else None)
+    from concordet.cli.outputs import check_outputs, messages
+
+    with checked_configs(two_sides(with_recipes(words))) as words:
+        options = parser()
+        folder = _folder_to_resume(words)
+        if folder is not None:
+            # the run's own settings are those that are not given again
+            options.set_defaults(_dotted(to_dict(load_config(folder / "config.yaml"))))
+        args = options.instantiate(options.parse_args(words))
+    out = folder or (Path(args.out) if args.out else None)
     if out is None:
-        raise UsageError("give a folder for the run with --out, such as --out runs/first")
-    settings = given.as_dict()
-    for name in ("config", "out", "resume", "json"):
+        raise UsageError("out must be a folder for the run, got none; add for example --out runs/first")
+    settings = args.as_dict()
+    for name in OWN:
         settings.pop(name)
     config = TrainConfig(**settings)
-    if given.json is not None:
-        if not config.evaluate:
-            raise UsageError("--json has the figures of the evaluation, and evaluate is false; leave one of them out")
-        writable(Path(given.json).parent)
+    if args.json is not None and not config.evaluate:
+        raise UsageError("evaluate must be true where --json is given, got false; leave one of them out")
+    check_outputs({"--json": args.json}, force=args.force)
 
+    from concordet.engine.plugins import absolute
     from concordet.engine.training.fit import train
     from concordet.engine.training.launch import Launch
 
+    config = replace(config, plugins=absolute(config.plugins))
     launch = Launch.of(config)
-    done = train(config, out, resume=folder is not None, launch=launch)
+    train(config, out, resume=folder is not None, launch=launch)
     if not launch.is_main:
         return
-    if given.json is not None:
-        write_json(given.json, read_json(done / "evaluation.json"))
-    if (done / "evaluation.json").is_file():
+    with messages(args.json):
+        print_end(out)
+    if args.json is not None:
+        write_json(args.json, read_json(out / "evaluation.json"))
+
+
+def print_end(out: Path) -> None:
+    """Prints the metrics of a run, its checkpoints, and what to do next."""
+    from concordet.engine.checkpoint import checkpoint_path
+
+    evaluated = (out / "evaluation.json").is_file()
+    if evaluated:
         from concordet.cli.tables import print_runs
 
-        print_runs([done])
+        print_runs([out])
+    best = checkpoint_path(out, "best")
+    best = best if best.is_file() else checkpoint_path(out)
+    print(f"checkpoint: {best}")
+    print(f"next: concordet predict {quote(str(best))} PHOTOS --draw pictures")
+    if evaluated:
+        print(f"page: concordet compare {quote(str(out))} --out {quote(str(out / 'page.html'))}")
+
+
+def two_sides(words: list[str]) -> list[str]:
+    """Words in which ``--image_size 240 320`` is one value.
+
+    Example:
+        >>> two_sides(["--image_size", "240", "320", "--out", "x"])
+        ['--image_size', '[240, 320]', '--out', 'x']
+    """
+    words = list(words)
+    for index, word in enumerate(words[:-2]):
+        if word in ("--image_size", "--image-size") and all(side.isdigit() for side in words[index + 1 : index + 3]):
+            words[index + 1 : index + 3] = [f"[{words[index + 1]}, {words[index + 2]}]"]
+            break
+    return words
+
+
+@contextmanager
+def checked_configs(words: list[str]) -> Iterator[list[str]]:
+    """Words in which every file after ``--config`` is checked, and settings of older versions have their new names.
+
+    Raises:
+        UsageError: a file cannot be read, or has a setting that does not exist.
+    """
+    import yaml
+
+    words = list(words)
+    with TemporaryDirectory() as folder:
+        for index, word in enumerate(words):
+            option, equals, name = word.partition("=")
+            if option != "--config" or (not equals and index + 1 == len(words)):
+                continue
+            path = Path(name if equals else words[index + 1])
+            try:
+                values = read_settings(path)
+                notes = rename_settings(values)
+                check_settings(values, others=OWN)
+            except ValueError as error:
+                text = str(error)
+                raise UsageError(text if str(path) in text else f"{path}: {text}") from error
+            if notes:
+                print(f"{path}: {', '.join(notes)}", file=sys.stderr)
+                path = Path(folder) / f"{index}.yaml"
+                path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+                words[index : index + 2 - bool(equals)] = [f"--config={path}"] if equals else ["--config", str(path)]
+        yield words
 
 
 def _folder_to_resume(words: list[str]) -> Path | None:
@@ -82,20 +163,20 @@ def _folder_to_resume(words: list[str]) -> Path | None:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--out")
     first.add_argument("--resume", nargs="?", const="", default=None)
-    given, _ = first.parse_known_args(words)
-    if given.resume is None:
+    args, _ = first.parse_known_args(words)
+    if args.resume is None:
         return None
-    folder = given.resume or given.out
+    folder = args.resume or args.out
     if not folder:
-        raise UsageError("--resume needs the folder of the run to continue, such as --resume runs/first")
+        raise UsageError("resume must be the folder of a run, got none; add for example --resume runs/first")
     return Path(folder)
 
 
 def _dotted(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+    dotted: dict[str, object] = {}
     for name, value in settings.items():
         if prefix == "" and name in ("data", "optim") and isinstance(value, dict):
-            found |= _dotted(value, f"{name}.")
+            dotted |= _dotted(value, f"{name}.")
         else:
-            found[prefix + name] = value
-    return found
+            dotted[prefix + name] = value
+    return dotted

@@ -8,7 +8,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_WHERE = {
+from concordet.errors import DivergedError, InterruptedRun, UsageError
+
+_MODULES = {
     "DataConfig": "config",
     "OptimConfig": "config",
     "TrainConfig": "config",
@@ -19,18 +21,16 @@ _WHERE = {
     "run_detector": "evaluation",
     "load_detector": "checkpoint",
     "predict": "prediction",
+    "Predictor": "predictor",
+    "load": "predictor",
     "DetectionModule": "training.module",
     "DetectionData": "data",
-    "DivergedError": "errors",
-    "InterruptedRun": "errors",
-    "UsageError": "errors",
 }
 
-__all__ = sorted(_WHERE)
+__all__ = [*_MODULES, "DivergedError", "InterruptedRun", "UsageError"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    package = "concordet" if _WHERE[name] == "errors" else __name__
-    return getattr(import_module(f"{package}.{_WHERE[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""Checkpoints: what they say about themselves, and how a detector comes back from one."""
+"""Checkpoints: what they hold beside weights, and how a detector is loaded from one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PREFIX = "model."
 
 
 def describe(config: TrainConfig, class_names: list[str], category_ids: list[int]) -> dict[str, Any]:
-    """What a checkpoint carries beside weights: plain strings, numbers and lists, enough to rebuild the detector."""
+    """What a checkpoint holds beside weights: plain strings, numbers and lists, enough to rebuild the detector."""
     return {
         "format": 1,
         "version": __version__,
@@ -49,17 +49,37 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"there is no checkpoint at {path}; name a .ckpt file or a run folder that holds one")
+        raise ValueError(
+            f"checkpoint must be a file, got {path}, which does not exist; name a .ckpt file or a run folder"
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoints
         raise ValueError(
-            f"{path} is no checkpoint of concordet, or was cut short; name another file, such as checkpoints/last.ckpt "
-            "of a run folder"
+            f"{path} is not a checkpoint of concordet, or was cut short; name another file, such as "
+            "checkpoints/last.ckpt of a run folder"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get(KEY), dict) or "state_dict" not in content:
         raise ValueError(f"{path} is a checkpoint, but not one of concordet; name one that `concordet train` wrote")
+    for key, kind in _FIELDS.items():
+        if not isinstance(content[KEY].get(key), kind):
+            raise ValueError(
+                f"{path} must hold {key}, as concordet's checkpoints do, got {content[KEY].get(key)!r}; name another"
+            )
     return content
+
+
+_FIELDS: dict[str, Any] = {
+    "detector": str,
+    "size": str,
+    "loss": str,
+    "backbone": (str, type(None)),
+    "num_classes": int,
+    "class_names": list,
+    "category_ids": list,
+    "options": dict,
+}
+"""What :func:`describe` writes, by type."""
 
 
 def weights_of(content: dict[str, Any], *, averaged: bool = True) -> dict[str, Tensor]:
@@ -70,25 +90,33 @@ def weights_of(content: dict[str, Any], *, averaged: bool = True) -> dict[str, T
     return {name.removeprefix(_PREFIX): value for name, value in state.items() if name.startswith(_PREFIX)}
 
 
-def checkpoint_path(place: str | Path, which: str = "last") -> Path:
-    """The checkpoint file that a run folder, or the file itself, stands for."""
-    place = Path(place)
-    return place / "checkpoints" / f"{which}.ckpt" if place.is_dir() else place
+def checkpoint_path(path: str | Path, which: str = "last") -> Path:
+    """The checkpoint file of a run folder, or the file itself."""
+    path = Path(path)
+    return path / "checkpoints" / f"{which}.ckpt" if path.is_dir() else path
+
+
+def run_of(path: str | Path) -> Path | None:
+    """The run folder that a path names or that holds a checkpoint; None for a checkpoint elsewhere."""
+    path = Path(path)
+    folders = [path] if path.is_dir() else [path.parent, *path.parents[1:2]]
+    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
 def load_detector(path: str | Path, *, averaged: bool = True) -> tuple[nn.Module, dict[str, Any]]:
-    """A detector as a checkpoint has it, in evaluation mode on the CPU.
+    """The detector of a checkpoint, in evaluation mode on the CPU.
 
     Args:
-        path: A checkpoint file, or a run folder (then its ``checkpoints/last.ckpt``).
-        averaged: Take the averaged (EMA) weights where the checkpoint has them.
+        path: Checkpoint file, or run folder (then its ``checkpoints/last.ckpt``).
+        averaged: Whether to take the averaged (EMA) weights where the checkpoint has them.
 
     Returns:
-        The detector, and what the checkpoint says of it: ``detector``, ``size``, ``loss``, ``num_classes``,
-        ``class_names``, ``category_ids``, ``options``.
+        The detector and its description: ``detector``, ``size``, ``loss``, ``num_classes``, ``class_names``,
+        ``category_ids``, ``options``.
 
     Raises:
-        ValueError: the file is missing, no checkpoint of concordet, or does not fit what it says of itself.
+        ValueError: the file is missing or not a checkpoint of concordet, its weights do not fit its description, or
+            some of them are not finite.
     """
     from concordet.detectors import build_detector
 
@@ -103,12 +131,16 @@ def load_detector(path: str | Path, *, averaged: bool = True) -> tuple[nn.Module
         backbone=meta["backbone"],
         **meta["options"],
     )
-    load_weights(model, weights_of(content, averaged=averaged), path)
+    state = weights_of(content, averaged=averaged)
+    load_weights(model, state, path)
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"the weights in {path} must be finite, got others in {name}; name an earlier checkpoint")
     return model.eval(), meta
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    """Puts a checkpoint's weights into a detector, all of them or none.
+    """Loads a checkpoint's weights into a detector, all of them or none.
 
     Raises:
         ValueError: names or shapes differ.
@@ -116,11 +148,11 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
     own = model.state_dict()
     # batch norms that were frozen in training have no such counter
     state = {n: v for n, v in own.items() if n.endswith("num_batches_tracked")} | state
-    missing, left_over = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
-    if missing or left_over or shaped:
-        name = (shaped or missing or left_over)[0]
-        count = len(missing) + len(left_over) + len(shaped)
+    if missing or surplus or shaped:
+        name = (shaped or missing or surplus)[0]
+        count = len(missing) + len(surplus) + len(shaped)
         raise ValueError(
             f"the weights in {path} are not those of this detector: {count} tensors differ, the first is {name}; "
             "use the version and the detector that it was written with"
@@ -129,7 +161,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
 
 
 def is_ours(path: str | Path) -> bool:
-    """Whether this is a run folder, or a file that holds one of our checkpoints."""
+    """Whether a path is a run folder, or a checkpoint of concordet."""
     path = checkpoint_path(path)
     try:
         return bool(read_checkpoint(path))
@@ -138,15 +170,15 @@ def is_ours(path: str | Path) -> bool:
 
 
 def start_from(model: nn.Module, path: str | Path, wanted: dict[str, Any]) -> None:
-    """Puts the weights of a checkpoint of the same detector, size and classes into ``model``; the loss may differ.
+    """Loads the weights of a checkpoint of the same detector, size and classes into ``model``; the loss may differ.
 
     Args:
-        model: The detector that will be trained.
-        path: A checkpoint or a run folder.
-        wanted: What :func:`describe` says of the new run.
+        model: Detector that will be trained.
+        path: Checkpoint or run folder.
+        wanted: Description of the new run by :func:`describe`.
 
     Raises:
-        ValueError: the checkpoint is of another detector, size or number of classes; the sentence says which.
+        ValueError: the checkpoint is of another detector, size or number of classes; the message says which.
     """
     path = checkpoint_path(path)
     content = read_checkpoint(path)
@@ -165,20 +197,21 @@ def start_from(model: nn.Module, path: str | Path, wanted: dict[str, Any]) -> No
 
 def check_same(meta: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
     """Raises a ValueError that says in what a checkpoint differs from the detector that is wanted."""
-    for key, word in (("detector", "detector"), ("size", "size"), ("backbone", "backbone")):
+    for key in ("detector", "size", "backbone"):
         if key in wanted and meta[key] != wanted[key]:
             raise ValueError(
-                f"{path} is a checkpoint of the {word} {meta[key]}, but {wanted[key]} is asked for; "
-                f"name another checkpoint, or ask for {meta[key]}"
+                f"{key} must be {meta[key]}, which {path} is a checkpoint of, got {wanted[key]}; name another "
+                f"checkpoint, or use {meta[key]}"
             )
     if meta["num_classes"] != wanted["num_classes"]:
         raise ValueError(
-            f"{path} was trained on {meta['num_classes']} classes ({_few(meta['class_names'])}), but the data has "
-            f"{wanted['num_classes']} ({_few(wanted['class_names'])}); name another checkpoint or other data"
+            f"the data must have the {meta['num_classes']} classes that {path} was trained on "
+            f"({_few(meta['class_names'])}), got {wanted['num_classes']} ({_few(wanted['class_names'])}); name another "
+            "checkpoint or other data"
         )
     if meta["class_names"] != wanted["class_names"]:
         raise ValueError(
-            f"{path} was trained on the classes {_few(meta['class_names'])}, but the data has "
+            f"the data must have the classes that {path} was trained on ({_few(meta['class_names'])}), got "
             f"{_few(wanted['class_names'])}; name another checkpoint or other data"
         )
 

@@ -1,18 +1,25 @@
-"""What a run consists of, as typed dataclasses: printable, saved beside the run, read back from there.
+"""The configuration of a run as typed dataclasses: printable, saved in the run folder, read back from there.
 
 Nothing here imports torch, so that ``concordet train --help`` is quick.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from concordet.errors import UsageError
-from concordet.files import replacing
+from concordet.errors import UsageError, closest
+from concordet.files import read_text, write_text
 
 Schedule = Literal["onecycle", "cosine", "step", "constant"]
+
+MAX_IMAGE_SIDE = 16_384
+"""Pixels; beyond, a mistyped number is likelier than an image."""
+
+MAX_SETTINGS = 100_000
+"""Values in a configuration file, aliases expanded."""
 
 
 @dataclass
@@ -20,20 +27,20 @@ class DataConfig:
     """Images and annotations.
 
     Args:
-        name: Data set: digits (made on the fly), coco, voc, ...; `concordet list datasets` names them.
-        root: Folder of the data set, as its publisher lays it out.
-        train_split: Which part trains; the data set's own default when not given (VOC: trainval, digits: train).
-        val_split: Which part is evaluated; the data set's own default when not given (VOC: test, digits: val).
-        train_annotations: Annotation file of the training part, for COCO files that do not lie in the usual place.
-        val_annotations: Annotation file of the evaluated part.
-        train_images: Folder of the training images, likewise.
-        val_images: Folder of the evaluated images.
-        train_options: Further options of the data set for training, by name (digits: length, size, seed, ...).
-        val_options: The same for evaluation.
-        batch_size: Images a step and process.
-        workers: Processes that load images; 0 loads in the training process.
-        augment: none; flip (mirrors half of the images, where the classes allow it: a mirrored digit is none); jitter
-            (scale and place, and flips); ssd (colours, zoom, crops and flips).
+        name: Name of the data set: digits (generated), coco, voc, ...; see `concordet list datasets`.
+        root: Folder of the data set, laid out as its publisher does.
+        train_split: Name of the training split; by default the data set's own (voc: trainval, digits: train).
+        val_split: Name of the evaluation split; by default the data set's own (voc: test, digits: val).
+        train_annotations: COCO file with the training annotations, for other layouts than COCO's.
+        val_annotations: COCO file with the evaluation annotations, for other layouts than COCO's.
+        train_images: Folder with the training images, for other layouts than COCO's.
+        val_images: Folder with the evaluation images, for other layouts than COCO's.
+        train_options: Further options of the training data, by name (digits: length, size, seed, ...).
+        val_options: Further options of the evaluation data, by name.
+        batch_size: Images per step and process.
+        workers: Processes that load images; 0 loads them in the training process.
+        augment: Augmentation of training images: none; flip (half of the images, if the classes allow it: a mirrored
+            digit is not a digit); jitter (scale and position, and flips); ssd (colors, zoom, crops and flips).
     """
 
     name: str = "digits"
@@ -53,29 +60,29 @@ class DataConfig:
 
 @dataclass
 class OptimConfig:
-    """Optimisation.
+    """Optimization.
 
     Args:
-        optimizer: adamw, or sgd with Nesterov momentum.
-        lr: Highest learning rate, for the whole batch of all processes.
-        backbone_lr: Factor on it for the backbone (DETR: 0.1).
-        weight_decay: Of weights; norms and biases have none.
-        momentum: Of sgd.
+        optimizer: Optimizer: adamw, or sgd with Nesterov momentum.
+        lr: Peak learning rate, for the batch of all processes together.
+        backbone_lr_factor: Factor on the learning rate of the backbone (DETR: 0.1).
+        weight_decay: Weight decay; norms and biases have none.
+        momentum: Momentum of SGD.
         epochs: Passes over the training images.
-        steps: Updates instead of epochs; it wins where both are given.
-        schedule: onecycle and cosine fall to zero, step falls at the milestones.
-        milestones: Epochs after which step falls; when not given 2/3 and 11/12 of the run.
-        drop: Factor of each fall.
-        warmup: Updates that the learning rate rises over, or below 1 their share of the run; when not given 0.3 for
-            onecycle, else at most 500 updates and a tenth of the run.
-        clip: Largest gradient norm; 0 switches clipping off.
-        ema: Decay of the averaged weights that are evaluated and saved; 0 switches averaging off.
-        accumulate: Batches that are added up to one update.
+        steps: Updates of the weights; overrides epochs.
+        schedule: Learning-rate schedule: onecycle and cosine fall to zero, step falls at the milestones.
+        milestones: Epochs after which the step schedule falls; by default 2/3 and 11/12 of the run.
+        drop: Factor of each fall of the step schedule.
+        warmup: Updates during which the learning rate rises, or, below 1, their share of the run; by default 0.3 for
+            onecycle, otherwise a tenth of the run and at most 500 updates.
+        clip: Largest gradient norm; 0 disables clipping.
+        ema: Decay of the averaged weights (EMA), which are evaluated and saved; 0 disables averaging.
+        accumulate: Batches per update.
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
-    backbone_lr: float = 1.0
+    backbone_lr_factor: float = 1.0
     weight_decay: float = 1e-4
     momentum: float = 0.9
     epochs: int = 12
@@ -91,35 +98,37 @@ class OptimConfig:
 
 @dataclass
 class TrainConfig:
-    """One run.
+    """Run.
 
     Args:
-        detector: Name of the detector; `concordet list detectors` names them.
-        size: full is the published architecture, nano one for CPUs and demonstrations.
-        loss: Name of the loss, couplings added with +, such as focal+concordance(0.3); `concordet list losses`.
-        backbone: Backbone; the published default when not given.
-        weights: What to start from: a checkpoint of the same detector, size and classes, a file of torchvision's
-            weights, or their name (ResNet50_Weights.IMAGENET1K_V1); from scratch when not given.
+        detector: Name of the detector; see `concordet list detectors`.
+        size: Size of the detector: full as published, nano for CPUs and small data sets.
+        loss: Name of the loss, with couplings after +, such as focal+concordance(0.3); see `concordet list losses`.
+        backbone: Name of the backbone; by default the published one.
+        weights: Weights to start from: a checkpoint of the same detector, size and classes, a file of torchvision's
+            weights, or their name (ResNet50_Weights.IMAGENET1K_V1); by default random weights.
         image_size: Size of the network's input in pixels: [shorter, longer] side for detectors that keep the shape of
-            images, [height, width] for SSD, DSSD, RefineDet and YOLACT, or one number (see build_detector); the
-            detector's default when not given.
+            images, [height, width] for SSD, DSSD, RefineDet and YOLACT, or one number; by default the detector's own.
         options: Further options of the detector, by name.
         data: Images and annotations.
-        optim: Optimisation.
-        precision: 32, or bf16 for automatic mixed precision.
-        accelerator: auto takes a GPU where there is one.
-        devices: Processes on this machine, one a device; auto takes every GPU, or one process on a CPU.
-        nodes: Machines; torchrun knows it without.
+        optim: Optimization.
+        plugins: Python file or module, or a list of them, that registers losses and couplings; imported before the
+            name of the loss is read.
+        precision: Floating-point precision: 32, or bf16 for automatic mixed precision.
+        accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
+        devices: Processes on this machine, one per device; auto takes every GPU, or one process on a CPU.
+        nodes: Number of machines; torchrun sets it.
         timeout: Seconds that processes wait for one another before they give up.
-        seed: Of weights, order and augmentation.
-        compile: Compile the backbone (torch.compile).
-        sync_batchnorm: Batch norms see the batch of all processes (GPUs only).
-        global_ranking: Ranking and correlation losses see the batch of all processes, as one process with all of it
-            would; without, each process ranks its own, as published.
-        val_every: Epochs between evaluations during training; 0 never evaluates.
-        evaluate: Evaluate the run at its end.
+        seed: Seed of weights, order and augmentation.
+        compile: Whether to compile the backbone (torch.compile).
+        sync_batchnorm: Whether batch norms see the batch of all processes (GPUs only).
+        global_ranking: Whether ranking and correlation losses see the batch of all processes, as one process with all
+            of it would; by default each process ranks its own batch, as in the papers.
+        val_every: Epochs between evaluations; the last epoch is always evaluated, and 0 evaluates none.
+        evaluate: Whether to evaluate the run at its end.
         log_every: Updates between two rows of metrics.csv.
-        paper: What a paper reports of this run, in recipes; it changes nothing.
+        checkpoint_minutes: Minutes between checkpoints within an epoch; 0 writes them at the end of epochs only.
+        paper: Results that a paper reports for this run, in recipes; they change nothing.
     """
 
     detector: str = "fcos"
@@ -131,6 +140,7 @@ class TrainConfig:
     options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    plugins: list[str] | str | None = None
     precision: Literal["32", "bf16"] = "32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     devices: str = "auto"
@@ -143,6 +153,7 @@ class TrainConfig:
     val_every: int = 1
     evaluate: bool = True
     log_every: int = 10
+    checkpoint_minutes: float = 30.0
     paper: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -151,7 +162,9 @@ class TrainConfig:
             ("data.workers", self.data.workers, 0),
             ("optim.epochs", self.optim.epochs, 1),
             ("optim.accumulate", self.optim.accumulate, 1),
+            ("optim.backbone_lr_factor", self.optim.backbone_lr_factor, 0),
             ("optim.clip", self.optim.clip, 0),
+            ("optim.momentum", self.optim.momentum, 0),
             ("optim.warmup", self.optim.warmup or 0, 0),
             ("optim.weight_decay", self.optim.weight_decay, 0),
             ("optim.steps", 1 if self.optim.steps is None else self.optim.steps, 1),
@@ -159,27 +172,37 @@ class TrainConfig:
             ("timeout", self.timeout, 1),
             ("val_every", self.val_every, 0),
             ("log_every", self.log_every, 1),
+            ("checkpoint_minutes", self.checkpoint_minutes, 0),
         ):
-            if not value >= least:
-                raise UsageError(f"{name} must be at least {least}, not {value}")
+            if not least <= value < math.inf:
+                raise UsageError(f"{name} must be at least {least}, got {value}; give another number")
         milestones = self.optim.milestones or []
         if milestones != sorted(set(milestones)) or not all(0 < m < self.optim.epochs for m in milestones):
             raise UsageError(
-                f"optim.milestones are epochs in ascending order within the {self.optim.epochs} of the run, not "
+                f"optim.milestones must be epochs in ascending order within the {self.optim.epochs} of the run, got "
                 f"{milestones}; give others, or null for 2/3 and 11/12 of the run"
             )
         if milestones and self.optim.schedule != "step":
-            raise UsageError(f"optim.milestones belong to the schedule step, not to {self.optim.schedule}")
+            raise UsageError(
+                f"optim.schedule must be step with optim.milestones, got {self.optim.schedule}; leave one of them out"
+            )
         if not 0 < self.optim.drop < 1:
-            raise UsageError(f"optim.drop is a factor above 0 and below 1, not {self.optim.drop}")
-        if not self.optim.lr > 0:
-            raise UsageError(f"optim.lr must be above 0, not {self.optim.lr}")
+            raise UsageError(f"optim.drop must be above 0 and below 1, got {self.optim.drop}; give another factor")
+        if not 0 < self.optim.lr < math.inf:
+            raise UsageError(f"optim.lr must be above 0, got {self.optim.lr}; give another learning rate")
         if not 0 <= self.optim.ema < 1:
-            raise UsageError(f"optim.ema is a decay in [0, 1), not {self.optim.ema}")
+            raise UsageError(f"optim.ema must be at least 0 and below 1, got {self.optim.ema}; give another decay")
+        sides = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ()
+        if not all(1 <= side <= MAX_IMAGE_SIDE for side in sides):
+            raise UsageError(
+                f"image_size must be between 1 and {MAX_IMAGE_SIDE} pixels, got {list(sides)}; give another"
+            )
+        if isinstance(self.plugins, str):
+            self.plugins = [self.plugins]
 
 
-# What may change when a run is continued: where it runs and where its files lie, not what it computes.
-# Batches may, since as many are added up as keep the images of an update.
+# What may change when a run is continued: where it runs and where its files are, not what it computes.
+# Batches may, since as many are accumulated as keep the images of an update.
 MAY_CHANGE = (
     "data.root",
     "data.batch_size",
@@ -188,6 +211,7 @@ MAY_CHANGE = (
     "data.val_annotations",
     "data.train_images",
     "data.val_images",
+    "plugins",
     "accelerator",
     "devices",
     "nodes",
@@ -196,7 +220,11 @@ MAY_CHANGE = (
     "val_every",
     "evaluate",
     "log_every",
+    "checkpoint_minutes",
 )
+
+RENAMED = {("optim", "backbone_lr"): "backbone_lr_factor"}
+"""(section, old name) of settings that were renamed, and their names now; files with the old names are read."""
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -206,14 +234,14 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         >>> flat(TrainConfig())["optim.lr"]
         0.001
     """
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):
-            found |= flat(value, f"{prefix}{item.name}.")
+            settings |= flat(value, f"{prefix}{item.name}.")
         else:
-            found[f"{prefix}{item.name}"] = list(value) if isinstance(value, tuple) else value
-    return found
+            settings[f"{prefix}{item.name}"] = list(value) if isinstance(value, tuple) else value
+    return settings
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:
@@ -226,34 +254,81 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     """The configuration that :func:`to_dict` was made from.
 
     Raises:
-        ValueError: a setting that no run has.
+        ValueError: a setting does not exist or has a value of the wrong type.
 
     Example:
         >>> from_dict(to_dict(TrainConfig(detector="atss", image_size=(240, 320)))).image_size
         (240, 320)
     """
     values = dict(values)
-    for name, kind in (("data", DataConfig), ("optim", OptimConfig)):
-        values[name] = _made(kind, values.get(name) or {}, f"{name}.")
-    if isinstance(values.get("image_size"), list | tuple):
-        values["image_size"] = tuple(values["image_size"])
-    return _made(TrainConfig, values)
+    check_settings(values)
+    try:
+        for name, section in _SECTIONS.items():
+            values[name] = section(**(values.get(name) or {}))
+        if isinstance(values.get("image_size"), list):
+            values["image_size"] = tuple(values["image_size"])
+        return TrainConfig(**values)
+    except TypeError as error:
+        raise ValueError(f"settings must have the types that `concordet train --help` shows, got: {error}") from error
 
 
-def _made(kind: type[Any], values: dict[str, Any], prefix: str = "") -> Any:
-    known = {item.name for item in fields(kind)}
+_SECTIONS: dict[str, type[Any]] = {"data": DataConfig, "optim": OptimConfig}
+
+
+def check_settings(values: dict[str, Any], *, others: tuple[str, ...] = ()) -> None:
+    """Raises a ValueError where a setting does not exist, or a section is not a mapping.
+
+    Args:
+        values: Settings, those of a section in a dict of its own.
+        others: Names that are allowed beside those of :class:`TrainConfig`.
+
+    Example:
+        >>> check_settings({"optim": 3})
+        Traceback (most recent call last):
+        ValueError: optim must be a mapping of settings, got 3; write for example optim: {lr: 0.001}
+    """
+    _check_names(values, TrainConfig, "", others)
+    for name, section in _SECTIONS.items():
+        inside = values.get(name)
+        if inside is None:
+            continue
+        if not isinstance(inside, dict):
+            example = "{lr: 0.001}" if name == "optim" else "{name: voc}"
+            raise ValueError(f"{name} must be a mapping of settings, got {inside}; write for example {name}: {example}")
+        _check_names(inside, section, f"{name}.", ())
+
+
+def _check_names(values: dict[str, Any], section: type[Any], prefix: str, others: tuple[str, ...]) -> None:
+    known = [item.name for item in fields(section)]
     for name in values:
-        if name not in known:
-            raise ValueError(f"{prefix}{name} is no setting of a run; it has {', '.join(sorted(known))}")
-    return kind(**values)
+        if name not in (*known, *others):
+            match = closest(str(name), known)
+            fix = f"choose one of {', '.join(sorted(known))}" if match is None else f"did you mean {prefix}{match}?"
+            raise ValueError(f"{prefix}{name} is not a setting of a run; {fix}")
+
+
+def rename_settings(values: dict[str, Any]) -> list[str]:
+    """Gives settings of older versions their present names, in place, and returns a note for each.
+
+    Example:
+        >>> values = {"optim": {"backbone_lr": 0.1}}
+        >>> rename_settings(values), values
+        (['optim.backbone_lr is now called optim.backbone_lr_factor'], {'optim': {'backbone_lr_factor': 0.1}})
+    """
+    notes = []
+    for (section, old), new in RENAMED.items():
+        inside = values.get(section)
+        if isinstance(inside, dict) and old in inside:
+            inside[new] = inside.pop(old)
+            notes.append(f"{section}.{old} is now called {section}.{new}")
+    return notes
 
 
 def save_config(path: Path, config: TrainConfig) -> None:
     """Writes the configuration as YAML."""
     import yaml
 
-    with replacing(path) as temporary:
-        temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def load_config(path: Path) -> TrainConfig:
@@ -262,16 +337,53 @@ def load_config(path: Path) -> TrainConfig:
     Raises:
         ValueError: there is no such file, or it is not a run's configuration.
     """
-    import yaml
-
     if not path.is_file():
         raise ValueError(
-            f"{path.parent} is no run folder: it has no {path.name}; name a folder that `concordet train` made"
+            f"{path.parent} is not a run folder: it has no {path.name}; name a folder that `concordet train` made"
         )
+    values = read_settings(path)
+    rename_settings(values)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return from_dict(values)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file, as they are there.
+
+    Raises:
+        ValueError: the file cannot be read, is not YAML, or holds something else than settings.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is not valid YAML (it is nested too deeply); correct it") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no settings; name a folder that `concordet train` made")
-    return from_dict(values)
+        raise ValueError(f"{path} must hold settings, such as detector: fcos, got {_shown(values)}; name another file")
+    if _count(values, {}) > MAX_SETTINGS:
+        raise ValueError(f"{path} must hold at most {MAX_SETTINGS} values, got more; write them without aliases")
+    return values
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _count(value: Any, known: dict[int, float]) -> float:
+    """Values within a value, counted each time that an alias repeats them; infinity where one contains itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is counted
+        known[id(value)] = 1 + sum(
+            _count(item, known) for item in (value.values() if isinstance(value, dict) else value)
+        )
+    return known[id(value)]

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from concordet.engine.config import DataConfig
 from concordet.engine.seeding import mix, seeded
-from concordet.errors import UsageError
+from concordet.errors import UsageError, unknown
 
 Part = Literal["train", "val"]
 
@@ -40,7 +40,7 @@ def build_dataset(config: DataConfig, part: Part, *, augment: bool = False, mask
     if masks:
         options.setdefault("masks", True)
     if config.name not in list_datasets():
-        raise UsageError(f"there is no data set {config.name}; choose one of {', '.join(list_datasets())}")
+        raise UsageError(unknown("data.name", config.name, list_datasets()))
     if "split" not in options and "annotations" not in options:
         options["split"] = default_split(config.name, part)
     dataset = load_dataset(config.name, **options)

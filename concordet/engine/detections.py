@@ -1,4 +1,4 @@
-"""Detections in COCO's results form."""
+"""Detections as COCO results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from concordet.data import to_original
 from concordet.data.masks import encode_mask, masks_to_original
 
-MASK_FIGURES = ("AP", "AP50", "AP75")
+MASK_METRICS = ("AP", "AP50", "AP75")
 
 
 def batch_results(
@@ -18,16 +18,16 @@ def batch_results(
     """Detections of a batch as COCO results in the pixels of the original images, whatever size the data set gave.
 
     Args:
-        detections: boxes and masks in pixels of the given images; see :func:`coco_results`.
-        targets: of the same images, for their ``image_id`` and ``scale``.
-        category_ids: the data set's id of each class, in the order of labels.
+        detections: Boxes and masks in pixels of the detector's input; see :func:`coco_results`.
+        targets: Targets of the same images, for their ``image_id`` and ``scale``.
+        category_ids: The data set's id of each class, in the order of labels.
     """
     results = []
-    for found, target in zip(detections, targets, strict=True):  # one by one: an image's masks are large
-        moved = found | {"boxes": to_original(found["boxes"], target)}
-        if "masks" in found:
-            moved["masks"] = masks_to_original(found["masks"], target)
-        results += coco_results([moved], [int(target["image_id"])], category_ids)
+    for detection, target in zip(detections, targets, strict=True):  # one by one: an image's masks are large
+        original = detection | {"boxes": to_original(detection["boxes"], target)}
+        if "masks" in detection:
+            original["masks"] = masks_to_original(detection["masks"], target)
+        results += coco_results([original], [int(target["image_id"])], category_ids)
     return results
 
 
@@ -37,10 +37,10 @@ def coco_results(
     """Detections of a batch as COCO results.
 
     Args:
-        detections: for each image ``boxes`` ``[k, 4]`` xyxy in the image's pixels, ``labels`` ``[k]`` 1..c and
+        detections: Per image ``boxes`` ``[k, 4]`` xyxy in the image's pixels, ``labels`` ``[k]`` 1..c and
             ``scores`` ``[k]``; optionally ``masks`` ``[k, 1, h, w]``, above 0.5 where the object is.
-        image_ids: of the same images.
-        category_ids: the data set's id of each class, in the order of labels.
+        image_ids: Ids of the same images.
+        category_ids: The data set's id of each class, in the order of labels.
 
     Returns:
         ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`` each, and run lengths as
@@ -54,13 +54,17 @@ def coco_results(
         [{'image_id': 7, 'category_id': 90, 'bbox': [1.0, 2.0, 3.0, 6.0], 'score': 0.5}]
     """
     results = []
-    for found, image_id in zip(detections, image_ids, strict=True):
-        boxes = found["boxes"].detach().double().cpu()
+    for detection, image_id in zip(detections, image_ids, strict=True):
+        boxes = detection["boxes"].detach().double().cpu()
         sizes = boxes[:, 2:] - boxes[:, :2]
         rows = zip(
-            boxes[:, :2].tolist(), sizes.tolist(), found["labels"].tolist(), found["scores"].tolist(), strict=True
+            boxes[:, :2].tolist(),
+            sizes.tolist(),
+            detection["labels"].tolist(),
+            detection["scores"].tolist(),
+            strict=True,
         )
-        own: list[dict[str, Any]] = [
+        image_results: list[dict[str, Any]] = [
             {
                 "image_id": image_id,
                 "category_id": category_ids[label - 1],
@@ -69,24 +73,24 @@ def coco_results(
             }
             for corner, size, label, score in rows
         ]
-        if "masks" in found:
-            for result, mask in zip(own, found["masks"], strict=True):
+        if "masks" in detection:
+            for result, mask in zip(image_results, detection["masks"], strict=True):
                 result["segmentation"] = encode_mask((mask[0] > 0.5).cpu().numpy())
-        results += own
+        results += image_results
     return results
 
 
-def mask_figures(ground_truth: Any, detections: list[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, str]]:
+def mask_metrics(ground_truth: Any, detections: list[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, str]]:
     """AP of masks, ``AP_mask`` and so on, and the reason of each that is None, as where an object has no mask."""
     from concordet.measures import evaluate_detections
 
-    names = [f"{name}_mask" for name in MASK_FIGURES]
+    names = [f"{name}_mask" for name in MASK_METRICS]
     try:
-        figures = evaluate_detections(ground_truth, detections, "segm", lvis=is_federated(ground_truth))
-    except ValueError as error:  # of masks alone: what boxes are worth does not depend on it
+        measured = evaluate_detections(ground_truth, detections, "segm", lvis=is_federated(ground_truth))
+    except ValueError as error:  # of masks only: metrics of boxes do not depend on it
         return dict.fromkeys(names), dict.fromkeys(names, str(error))
-    values = {f"{name}_mask": figures[name] for name in MASK_FIGURES}
-    return values, {f"{name}_mask": figures["reasons"][name] for name in MASK_FIGURES if figures[name] is None}
+    values = {f"{name}_mask": measured[name] for name in MASK_METRICS}
+    return values, {f"{name}_mask": measured["reasons"][name] for name in MASK_METRICS if measured[name] is None}
 
 
 def is_federated(ground_truth: Any) -> bool:

@@ -1,9 +1,10 @@
-"""Runs a detector over the evaluated part of a data set, measures it, and leaves the figures in a folder."""
+"""Runs a detector over evaluation data, measures it, and writes detections and metrics into a folder."""
 
 from __future__ import annotations
 
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +20,26 @@ from concordet.detectors import predicts_masks
 from concordet.engine.checkpoint import check_same, checkpoint_path, load_detector
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
-from concordet.engine.detections import batch_results, is_federated, mask_figures
-from concordet.errors import UsageError
+from concordet.engine.detections import batch_results, is_federated, mask_metrics
+from concordet.engine.plugins import import_plugins
+from concordet.errors import UsageError, unknown
 from concordet.files import new_folder, read_json, replacing, writable, write_json
 from concordet.version import __version__
 
 SAMPLES = 12
+SECONDS_BETWEEN_LINES = 30.0
+"""Between two lines of progress where there is no terminal."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a detector found in a data set.
+class DetectorOutput:
+    """Detections and positives of a detector on a data set.
 
     Attributes:
         detections: COCO results, in pixels of the original images.
-        masks: whether they have masks.
         positives: ``scores``, ``ious``, ``image_ids``, ``labels`` (1..c), each ``[p]``: the predictions that training
             would assign to an object, of all images, before NMS.
+        masks: Whether the detections have masks.
     """
 
     detections: list[dict[str, Any]]
@@ -47,13 +51,13 @@ def pick_device(accelerator: str = "auto") -> torch.device:
     """The first GPU where there is one and it may be used, else the CPU.
 
     Raises:
-        UsageError: neither auto, cpu nor gpu.
-        ValueError: a GPU is asked for, and there is none.
+        UsageError: ``accelerator`` is not auto, cpu or gpu.
+        ValueError: it is gpu, and there is none.
     """
     if accelerator not in ("auto", "cpu", "gpu"):
-        raise UsageError(f"accelerator is auto, cpu or gpu, not {accelerator}")
+        raise UsageError(unknown("accelerator", accelerator, ("auto", "cpu", "gpu")))
     if accelerator == "gpu" and not torch.cuda.is_available():
-        raise ValueError("a GPU is asked for, but torch sees none; leave accelerator at auto, or mend the driver")
+        raise ValueError("accelerator must be auto or cpu where torch finds no GPU, got gpu; or install a GPU driver")
     return torch.device("cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -66,16 +70,16 @@ def run_detector(
     batch_size: int = 8,
     workers: int = 0,
     title: str = "evaluating",
-) -> Found:
+) -> DetectorOutput:
     """Detections and positives of every image of a data set.
 
     Args:
-        model: a detector of :mod:`concordet.detectors`.
-        dataset: one of :mod:`concordet.data`, with evaluation transforms.
-        device: where; the model is moved there.
-        batch_size: images at a time.
-        workers: processes that load images.
-        title: what the progress bar says.
+        model: Detector of :mod:`concordet.detectors`.
+        dataset: Data set of :mod:`concordet.data`, with evaluation transforms.
+        device: Device that the model is moved to; by default a GPU where there is one.
+        batch_size: Images per batch.
+        workers: Processes that load images.
+        title: Text of the progress bar.
     """
     device = device or pick_device()
     model.to(device).eval()
@@ -85,23 +89,31 @@ def run_detector(
     loader = eval_loader(dataset, batch_size=batch_size, workers=workers)
     for images, targets in progress(loader, title):
         images = [image.to(device) for image in images]
-        moved = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets]
-        found, stages = model.detections_and_assigned(images, moved)  # type: ignore[operator]
-        detections += batch_results(found, targets, dataset.category_ids)
-        masks = "masks" in found[0]
+        on_device = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets]
+        batch, stages = model.detections_and_assigned(images, on_device)  # type: ignore[operator]
+        detections += batch_results(batch, targets, dataset.category_ids)
+        masks = "masks" in batch[0]
         ids = [int(target["image_id"]) for target in targets]
         last = stages[-1]
         positives["scores"].append(last.confidences().float().cpu().numpy())
         positives["ious"].append(paired_iou(last.boxes, last.gt_boxes).float().cpu().numpy())
         positives["image_ids"].append(np.asarray(ids, dtype=np.int64)[last.image_ids.cpu().numpy()])
         positives["labels"].append(last.labels[last.positive].cpu().numpy() + 1)
-    return Found(detections, {name: np.concatenate(parts) for name, parts in positives.items()}, masks)
+    return DetectorOutput(detections, {name: np.concatenate(parts) for name, parts in positives.items()}, masks)
 
 
 def progress(items: Any, title: str) -> Iterator[Any]:
-    """Goes through ``items`` with a bar on a terminal, in silence elsewhere."""
+    """Iterates with a bar on a terminal, and with a line every half minute elsewhere."""
     if not sys.stderr.isatty():
-        yield from items
+        total, start = len(items), time.monotonic()
+        shown = start
+        for done, item in enumerate(items):
+            now = time.monotonic()
+            if now - shown >= SECONDS_BETWEEN_LINES:
+                shown = now
+                left = remaining_time(done, total, now - start)
+                print(f"{title}: {done} of {total}, {left} left", file=sys.stderr, flush=True)
+            yield item
         return
     from rich.console import Console
     from rich.progress import track
@@ -109,21 +121,35 @@ def progress(items: Any, title: str) -> Iterator[Any]:
     yield from track(items, description=title, console=Console(stderr=True), transient=True)
 
 
-def measure(ground_truth: dict[str, Any], found: Found) -> dict[str, Any]:
-    """All figures: those of :func:`concordet.measures.evaluate_detections`, beta_img, and AP of masks."""
+def remaining_time(done: int, total: int, seconds: float) -> str:
+    """The time that the rest takes at the pace so far, in words.
+
+    Example:
+        >>> remaining_time(10, 40, 60.0), remaining_time(1, 2, 7300.0), remaining_time(9, 10, 9.0)
+        ('3 min', '2 h 2 min', '1 s')
+    """
+    left = seconds / max(done, 1) * max(total - done, 0)
+    if left < 60:
+        return f"{left:.0f} s"
+    minutes = round(left / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def measure(ground_truth: dict[str, Any], output: DetectorOutput) -> dict[str, Any]:
+    """All metrics: those of :func:`concordet.measures.evaluate_detections`, beta_img, and AP of masks."""
     from concordet.measures import evaluate_detections, image_correlation
 
-    figures = evaluate_detections(ground_truth, found.detections, lvis=is_federated(ground_truth))
-    positives = found.positives
+    values = evaluate_detections(ground_truth, output.detections, lvis=is_federated(ground_truth))
+    positives = output.positives
     beta = image_correlation(positives["scores"], positives["ious"], positives["image_ids"])
-    figures["beta_img"] = beta.value
+    values["beta_img"] = beta.value
     if beta.value is None:
-        figures["reasons"]["beta_img"] = beta.reason
-    if found.masks:
-        values, reasons = mask_figures(ground_truth, found.detections)
-        figures |= values
-        figures["reasons"] |= reasons
-    return figures
+        values["reasons"]["beta_img"] = beta.reason
+    if output.masks:
+        of_masks, reasons = mask_metrics(ground_truth, output.detections)
+        values |= of_masks
+        values["reasons"] |= reasons
+    return values
 
 
 def evaluate_run(
@@ -136,25 +162,27 @@ def evaluate_run(
     accelerator: str = "auto",
     averaged: bool = True,
 ) -> dict[str, Any]:
-    """Evaluates a run's detector and writes the figures into a folder.
+    """Evaluates a run's detector and writes the results into a folder.
 
     Args:
         run: Run folder.
-        checkpoint: "last", "best" or a file; last when not given.
-        data: Data to evaluate on; the run's own when not given.
-        dataset: The same, opened already.
-        out: Where to write; the run folder when not given.
-        accelerator: auto, cpu or gpu.
-        averaged: Use the averaged weights where there are some.
+        checkpoint: Checkpoint: "last", "best" or a file; by default the last.
+        data: Data to evaluate on; by default the run's.
+        dataset: The same data, opened already.
+        out: Folder to write to; by default the run folder.
+        accelerator: Device: auto, cpu or gpu.
+        averaged: Whether to use the averaged weights where there are some.
 
     Returns:
-        What ``evaluation.json`` holds.
+        The content of ``evaluation.json``.
 
     Raises:
-        ValueError: the folder is no run, the checkpoint is of other classes, or ``out`` holds another evaluation.
+        ValueError: ``run`` is not a run folder, the checkpoint is of other classes, or ``out`` holds another
+            evaluation.
     """
     run = Path(run)
     config = load_config(run / "config.yaml")
+    import_plugins(config.plugins)
     data = data or config.data
     out = Path(run if out is None else out)
     path = (
@@ -171,18 +199,18 @@ def evaluate_run(
         "data": evaluated_part(data),
         "averaged": averaged,
     }
-    _keep_others(out, run, asked)
+    _check_out(out, run, asked)
     device = pick_device(accelerator)
-    found = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
+    output = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
     ground_truth = dataset.ground_truth()
-    figures = measure(ground_truth, found)
+    values = measure(ground_truth, output)
     timing = run / "timing.json"
-    figures["seconds_per_iteration"] = read_json(timing)["seconds_per_iteration"] if timing.is_file() else None
+    values["seconds_per_iteration"] = read_json(timing)["seconds_per_iteration"] if timing.is_file() else None
     report = {
-        "metrics": {k: v for k, v in figures.items() if k not in ("per_class", "reasons", "notes")},
-        "per_class": figures["per_class"],
-        "reasons": figures["reasons"],
-        "notes": figures["notes"],
+        "metrics": {k: v for k, v in values.items() if k not in ("per_class", "reasons", "notes")},
+        "per_class": values["per_class"],
+        "reasons": values["reasons"],
+        "notes": values["notes"],
         "loss": meta["loss"],
         "detector": meta["detector"],
         "size": meta["size"],
@@ -192,35 +220,37 @@ def evaluate_run(
     }
     if out.resolve() != run.resolve():
         shutil.copyfile(run / "config.yaml", out / "config.yaml")
-    write_evaluation(out, dataset, ground_truth, found, report)
+    write_evaluation(out, dataset, ground_truth, output, report)
     return report
 
 
 def evaluated_part(data: DataConfig) -> dict[str, Any]:
-    """The settings that decide on what is evaluated; loading and training have others."""
+    """The settings that choose the evaluation data, without those of loading and training."""
     return {name: value for name, value in vars(data).items() if name in ("name", "root") or name.startswith("val_")}
 
 
-def _keep_others(out: Path, run: Path, asked: dict[str, Any]) -> None:
-    """An evaluation is written again in place only when it is of the same checkpoint and data."""
+def _check_out(out: Path, run: Path, asked: dict[str, Any]) -> None:
+    """Raises a ValueError where an evaluation of another checkpoint or of other data would be overwritten."""
     path = out / "evaluation.json"
     in_place = out.resolve() == run.resolve()
     if not in_place and (out / "checkpoints").exists():
-        raise ValueError(f"{out} is a run of its own, whose evaluation would be lost; name another folder with --out")
+        raise ValueError(f"out must not be another run, whose evaluation would be lost, got {out}; name another folder")
     if not path.is_file():
         if in_place:
             writable(out)
         else:
             new_folder(out, "name another folder with --out")
         return
-    if read_json(path).get("evaluated") != asked:
+    before = read_json(path)
+    if not isinstance(before, dict) or before.get("evaluated") != asked:
         raise ValueError(
-            f"{out} already holds an evaluation of another checkpoint or of other data; name another folder with --out"
+            f"out must not hold an evaluation of another checkpoint or of other data, got {out}; name another folder "
+            "with --out"
         )
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware that figures were made with."""
+    """Versions and hardware of an evaluation."""
     import platform
 
     return {
@@ -234,13 +264,13 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def write_evaluation(
-    out: Path, dataset: Any, ground_truth: dict[str, Any], found: Found, report: dict[str, Any]
+    out: Path, dataset: Any, ground_truth: dict[str, Any], output: DetectorOutput, report: dict[str, Any]
 ) -> None:
-    """Writes the files of an evaluation, each whole or not at all, the figures last."""
+    """Writes the files of an evaluation, each whole or not at all, the metrics last."""
     write_json(out / "ground_truth.json", ground_truth, indent=None)
-    write_json(out / "detections.json", found.detections, indent=None)
+    write_json(out / "detections.json", output.detections, indent=None)
     with replacing(out / "positives.npz") as temporary:
-        np.savez_compressed(temporary, **found.positives)  # type: ignore[arg-type]
+        np.savez_compressed(temporary, **output.positives)  # type: ignore[arg-type]
     write_samples(out / "samples", dataset, ground_truth)
     write_json(out / "evaluation.json", report)
 
@@ -249,7 +279,7 @@ def write_samples(folder: Path, dataset: Any, ground_truth: dict[str, Any]) -> N
     """A few images with objects, spread over the data set, for a page's pictures."""
     folder.mkdir(exist_ok=True)
     with_objects = {annotation["image_id"] for annotation in ground_truth["annotations"]}
-    places = [place for place, image in enumerate(ground_truth["images"]) if image["id"] in with_objects]
-    for place in places[:: max(1, len(places) // SAMPLES)][:SAMPLES]:
-        with replacing(folder / f"{ground_truth['images'][place]['id']}.png") as temporary:
-            dataset.load_image(place).save(temporary)
+    indices = [index for index, image in enumerate(ground_truth["images"]) if image["id"] in with_objects]
+    for index in indices[:: max(1, len(indices) // SAMPLES)][:SAMPLES]:
+        with replacing(folder / f"{ground_truth['images'][index]['id']}.png") as temporary:
+            dataset.load_image(index).save(temporary)

@@ -2,66 +2,36 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from concordet.engine.checkpoint import load_detector
 from concordet.engine.detections import coco_results
-from concordet.engine.evaluation import pick_device, progress
+from concordet.engine.evaluation import progress
+from concordet.engine.predictor import DEFAULT_THRESHOLD, find_images, load
 from concordet.files import free_name, read_json, replacing, writable, write_json
-
-DRAWN_FROM = 0.3  # least score of a drawn detection where nothing better is known
 
 
 @dataclass(frozen=True)
-class Predicted:
+class PredictionResult:
     """What :func:`predict` did.
 
     Attributes:
         results: COCO results, with each image's ``file_name`` added.
-        images: how many were read.
-        unreadable: files left out, with why.
-        pictures: files drawn.
+        images: Number of images read.
+        unreadable: Files skipped, with the reason.
+        pictures: Files drawn.
+        drawn: Number of detections drawn.
+        drawn_from: From which score detections were drawn, in words.
     """
 
     results: list[dict[str, Any]]
     images: int
     unreadable: dict[str, str]
     pictures: list[Path]
-
-
-def find_images(places: Sequence[str | Path]) -> list[Path]:
-    """Image files among files, folders (searched within) and patterns, sorted, each once.
-
-    Raises:
-        ValueError: a place does not exist, or nothing was found.
-    """
-    from concordet.data.images import SUFFIXES
-
-    found: list[Path] = []
-    for place in map(str, places):
-        path = Path(place)
-        if path.is_dir():
-            inside = [p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES]
-            if not inside:
-                raise ValueError(f"the folder {path} holds no images ({', '.join(SUFFIXES)}); name another one")
-            found += inside
-        elif path.is_file():
-            found.append(path)
-        else:
-            matches = [Path(name) for name in glob.glob(place, recursive=True)]
-            if not matches:
-                raise ValueError(f"there is no image, folder or match for {place}; check the name")
-            found += [p for p in matches if p.is_file() and p.suffix.lower() in SUFFIXES]
-    unique = sorted(set(found))
-    if not unique:
-        raise ValueError(f"no images were found in {', '.join(map(str, places))}")
-    return unique
+    drawn: int = 0
+    drawn_from: str = ""
 
 
 def image_ids(paths: Sequence[Path], annotations: str | Path | None = None) -> list[int]:
@@ -74,70 +44,63 @@ def image_ids(paths: Sequence[Path], annotations: str | Path | None = None) -> l
         return list(range(1, len(paths) + 1))
     content = read_json(annotations)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise ValueError(f"{annotations} lists no images; name a COCO annotation file")
+        raise ValueError(f"{annotations} must list images, got none; name a COCO annotation file")
     known: dict[str, int] = {}
     for image in content["images"]:
+        if not isinstance(image, dict) or not isinstance(image.get("id"), int):
+            raise ValueError(f"{annotations}: images must have a whole number id, got {image}; correct it")
         name = Path(str(image.get("file_name", ""))).name
         if name in known:
-            raise ValueError(f"{annotations} lists the file name {name} twice, so images cannot be told apart by it")
+            raise ValueError(f"{annotations}: file names must differ, got {name} twice; rename one of the images")
         known[name] = image["id"]
     missing = [path for path in paths if path.name not in known]
     if missing:
         raise ValueError(
-            f"{annotations} does not list {missing[0].name}; leave it out, or name another annotation file"
+            f"{annotations} must list every image, got none named {missing[0].name}; leave it out, or name another file"
         )
     return [known[path.name] for path in paths]
 
 
-@torch.no_grad()
 def predict(
     checkpoint: str | Path,
-    places: Sequence[str | Path],
+    images: Sequence[str | Path],
     *,
     out: str | Path | None = None,
     draw: str | Path | None = None,
     annotations: str | Path | None = None,
-    score_threshold: float | None = None,
-    skip_unreadable: bool = False,
+    threshold: float | None = None,
+    skip_unreadable: bool = True,
     accelerator: str = "auto",
-) -> Predicted:
+) -> PredictionResult:
     """Runs a trained detector over image files.
 
     Args:
-        checkpoint: A checkpoint, or a run folder (its last one).
-        places: Files, folders and patterns.
+        checkpoint: Checkpoint file, or run folder (then its last checkpoint).
+        images: Files, folders and patterns.
         out: COCO results file to write.
-        draw: Folder for pictures with the detections drawn in; a picture that exists there is kept, and the new one
-            gets another name.
-        annotations: COCO file that gives the images their ids by file name; they are 1, 2, ... in order without it.
-        score_threshold: Least score of a drawn detection; the results hold all of them.  None takes each class's best
-            threshold by LRP from the run's evaluation, 0.3 where there is none: scores of ranking losses have no scale.
-        skip_unreadable: Leave images out that cannot be read, instead of stopping.
-        accelerator: auto, cpu or gpu.
-
-    Returns:
-        Results, counts and pictures.
+        draw: Folder for pictures with the detections; the next free name is taken where it holds something.
+        annotations: COCO file with the ids of the images, by file name; by default they are 1, 2, ... in order.
+        threshold: Lowest score of a detection in the results and the pictures.  By default the results hold all, and
+            pictures those above each class's best threshold by LRP, 0.3 where there is none: scores of ranking losses
+            have no scale.
+        skip_unreadable: Whether to go on after an image that cannot be read.
+        accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
 
     Raises:
-        ValueError: no checkpoint, no images, or one that cannot be read; nothing is written then.
+        ValueError: no checkpoint, no images, or none of them can be read; nothing is written then.
     """
     from concordet.data.images import read_rgb
 
-    paths = find_images(places)
+    paths = find_images(images)
     ids = image_ids(paths, annotations)
     if out is not None:
         writable(Path(out).parent)
-    model, meta = load_detector(checkpoint)
-    device = pick_device(accelerator)
-    model.to(device)
-    drawn_from = thresholds(checkpoint, meta["category_ids"], score_threshold)
-    folder = None if draw is None else Path(draw)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable(folder)
+    predictor = load(checkpoint, accelerator=accelerator)
+    folder = None if draw is None else _folder(Path(draw))
     results: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
     pictures: list[Path] = []
+    drawn = 0
     for path, image_id in zip(progress(paths, "detecting"), ids, strict=True):
         try:
             # a COCO file's boxes are in the pixels as stored; without one, the photograph is meant as it is seen
@@ -147,45 +110,30 @@ def predict(
                 raise
             unreadable[str(path)] = str(error)
             continue
-        found = {name: value.cpu() for name, value in model([to_tensor(image).to(device)])[0].items()}
-        rows = coco_results([found], [image_id], meta["category_ids"])
+        detection = predictor.detect(image, threshold=threshold)
+        rows = coco_results([detection], [image_id], predictor.category_ids)
         results += [row | {"file_name": path.name} for row in rows]
         if folder is not None:
-            shown = found["scores"] >= drawn_from[found["labels"] - 1]
-            shown_only = {name: value[shown] for name, value in found.items()}
-            pictures.append(_draw(folder, path, image, shown_only, meta["class_names"]))
+            shown = predictor.visible(detection, threshold)
+            drawn += len(shown["scores"])
+            target = free_name(folder / f"{path.stem}.png")  # files of several folders may share a name
+            with replacing(target) as temporary:
+                predictor.draw(image, shown, threshold=0.0).save(temporary)
+            pictures.append(target)
+    if len(unreadable) == len(paths):
+        raise ValueError(f"images must be readable, got none that is: {next(iter(unreadable.values()))}")
     if out is not None:
         write_json(out, results, indent=None)
-    return Predicted(results, len(paths) - len(unreadable), unreadable, pictures)
+    if threshold is not None:
+        drawn_from = f"from a score of {threshold:g}"
+    else:
+        drawn_from = "from each class's threshold" if predictor.advised else f"from a score of {DEFAULT_THRESHOLD:g}"
+    return PredictionResult(results, len(paths) - len(unreadable), unreadable, pictures, drawn, drawn_from)
 
 
-def to_tensor(image: Any) -> torch.Tensor:
-    """A Pillow RGB image as float ``[3, h, w]`` in [0, 1]."""
-    from torchvision.transforms.v2.functional import pil_to_tensor
-
-    return pil_to_tensor(image).float().div_(255)
-
-
-def thresholds(checkpoint: str | Path, category_ids: Sequence[int], given: float | None = None) -> torch.Tensor:
-    """``[c]`` least score of a drawn detection of each class, in the order of labels."""
-    least = torch.full((len(category_ids),), DRAWN_FROM if given is None else given)
-    run = next(
-        (p for p in (Path(checkpoint), *Path(checkpoint).parents[:2]) if (p / "evaluation.json").is_file()), None
-    )
-    if given is not None or run is None:
-        return least
-    known = {c.get("id"): c.get("lrp_threshold") for c in read_json(run / "evaluation.json").get("per_class", [])}
-    for place, category in enumerate(category_ids):
-        if known.get(category) is not None:
-            least[place] = known[category]
-    return least
-
-
-def _draw(folder: Path, path: Path, image: Any, found: dict[str, Any], class_names: list[str]) -> Path:
-    from concordet.report import draw_detections
-
-    drawn = draw_detections(image, found, class_names=class_names, score_threshold=0.0)
-    target = free_name(folder / f"{path.stem}.png")
-    with replacing(target) as temporary:
-        drawn.save(temporary)
-    return target
+def _folder(path: Path) -> Path:
+    """The folder, or the next free name where it holds something, so that pictures of two runs never mix."""
+    if path.is_dir() and any(path.iterdir()):
+        path = free_name(path)
+    path.mkdir(parents=True, exist_ok=True)
+    return writable(path)

@@ -1,7 +1,7 @@
 """Recipes: the runs behind the papers' tables, as configurations that ship with the package.
 
 A recipe is a YAML file of ``concordet train``'s settings.  Its ``paper`` says where it is from: the paper's title and,
-for each row of a table that the recipe stands for, the row's name and figures as printed there (APs in per cent).
+for each row of a table that the recipe stands for, the row's name and values as printed there (AP in percent).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from concordet.engine.config import TrainConfig, load_config
-from concordet.errors import UsageError
+from concordet.errors import UsageError, closest
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 
@@ -38,7 +38,9 @@ def recipe_path(name: str) -> Path:
         UsageError: there is none of this name.
     """
     if name not in _names():
-        raise UsageError(f"there is no recipe {name}; concordet list recipes names them")
+        match = closest(name, _names())
+        fix = "see concordet list recipes" if match is None else f"did you mean {match}?"
+        raise UsageError(f"recipe must be a name or a file, got {name}, which does not exist; {fix}")
     return FOLDER / f"{name}.yaml"
 
 
@@ -54,7 +56,7 @@ def load_recipe(name: str) -> TrainConfig:
 
 
 def describe_recipe(name: str) -> dict[str, Any]:
-    """What a list shows of a recipe, as plain strings and numbers."""
+    """A recipe as lists show it, in plain strings and numbers."""
     config = load_recipe(name)
     return {
         "name": name,
@@ -71,13 +73,18 @@ def describe_recipe(name: str) -> dict[str, Any]:
 def with_recipes(words: list[str]) -> list[str]:
     """Words of a command line in which ``--config`` may name a recipe instead of a file.
 
+    Raises:
+        UsageError: a name is neither.
+
     Example:
         >>> with_recipes(["--config", "correlation_loss/atss_r50_rank_sort", "--seed", "1"])[1][-23:]
         'atss_r50_rank_sort.yaml'
     """
-    found = []
+    replaced = []
     for before, word in zip(["", *words], words, strict=False):
         option, equals, value = word.rpartition("=") if word.startswith("--config=") else ("", "", word)
-        named = (before == "--config" or equals) and not Path(value).exists() and value in _names()
-        found.append(f"{option}{equals}{recipe_path(value)}" if named else word)
-    return found
+        if (before == "--config" or equals) and not Path(value).exists():
+            replaced.append(f"{option}{equals}{recipe_path(value)}")
+        else:
+            replaced.append(word)
+    return replaced

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from concordet.cli import main
+from concordet.cli.outputs import is_ours
 
 from ..calibration.test_calibration import ranking_results
 
@@ -34,6 +35,7 @@ def test_everything_is_written(files, tmp_path, capsys):
     assert f"{report['after']['LaECE0']:.3f}" in capsys.readouterr().out
     assert (files / "results.json").read_bytes() == before
     applied = tmp_path / "applied.json"
+    assert [name for name, path in out.items() if is_ours(path)] == ["cal.json", "report.json", "page.html"]
     words = ["--apply", str(out["cal.json"]), str(files / "results.json"), "--results", str(applied)]
     assert main(["calibrate", *words]) == 0
     assert applied.read_bytes() == out["new.json"].read_bytes()
@@ -50,8 +52,8 @@ def test_a_run_folder_is_enough(files, tmp_path):
     ("words", "status", "message"),
     [
         (["{truth}", "{results}"], 2, "an output must be named"),
-        (["{truth}", "{results}", "--out", "{truth}"], 2, "--out must be a file of its own"),
-        (["{truth}", "{results}", "--out", "{new}", "--json", "{new}"], 2, "--json must be a file of its own"),
+        (["{truth}", "{results}", "--out", "{truth}"], 2, "--out must not be an input of the command"),
+        (["{truth}", "{results}", "--out", "{new}", "--json", "{new}"], 2, "--json must be another file than --out"),
         (["{truth}", "--out", "{new}"], 2, "detections must be named beside"),
         (["{truth}", "{results}", "--out", "{new}", "--method", "spline"], 1, "method must be one of isotonic"),
         (["{truth}", "{results}", "--out", "{new}", "--folds", "1"], 1, "folds must be at least 2"),

@@ -135,7 +135,7 @@ def test_train_writes_the_figures_where_they_are_wanted(trained, tmp_path, capsy
     )
     out = str(tmp_path / "run")
     assert main(["train", "--out", out, "--evaluate", "false", "--json", str(tmp_path / "figures.json")]) == 2
-    assert "--json has the figures of the evaluation" in capsys.readouterr().err
+    assert "evaluate must be true where --json is given" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

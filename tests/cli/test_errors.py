@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -26,23 +27,39 @@ def said(capsys):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["trian"], "there is no command trian; choose one of demo, train"),
-        (["train"], "give a folder for the run with --out"),
-        (["train", "--lr", "3"], "unrecognized arguments: --lr 3; see concordet train --help"),
-        (["train", "--size", "huge", "--out", "x"], "size"),
-        (["train", "--optim.lr", "fast", "--out", "x"], "optim.lr"),
-        (["train", "--optim.epochs", "0", "--out", "x"], "optim.epochs must be at least 1, not 0"),
+        (["trian"], "command must be one of demo, train, "),
+        (["trian"], "got trian; did you mean train?"),
+        (["evalute"], "did you mean evaluate?"),
+        (["train"], "out must be a folder for the run, got none"),
+        (["train", "--lr", "3"], "--lr is not an option of concordet train; did you mean --optim.lr?"),
+        (["train", "--epochs", "3"], "did you mean --optim.epochs?"),
+        (["train", "--optim.epoch", "3", "--out", "x"], "did you mean --optim.epochs?"),
+        (["train", "--bach_size", "3"], "did you mean --data.batch_size?"),
+        (["train", "--size", "huge", "--out", "x"], "size must be one of full, nano, got huge"),
+        (["train", "--optim.schedule", "cosin", "--out", "x"], "got cosin; did you mean cosine?"),
+        (["train", "--optim.lr", "fast", "--out", "x"], "optim.lr must be a number, got fast"),
+        (["train", "--image_size", "big", "--out", "x"], "or a whole number, got big"),
+        (["train", "--optim.epochs", "0", "--out", "x"], "optim.epochs must be at least 1, got 0"),
         (["train", "--detector", "yolo", "--out", "x"], "detector must be one of retinanet, fcos"),
+        (["train", "--detector", "faster-rcn", "--out", "x"], "did you mean faster_rcnn?"),
         (["train", "--loss", "focal+", "--out", "x"], "focal+"),
-        (["train", "--data.name", "imagenet", "--out", "x"], "there is no data set imagenet; choose one of"),
-        (["train", "--resume"], "--resume needs the folder of the run to continue"),
-        (["list", "colours"], "there is no list of colours; choose one of"),
+        (["train", "--data.name", "imagenet", "--out", "x"], "data.name must be one of"),
+        (
+            ["train", "--config", "correlation_loss/atss_r50_ranksort"],
+            "did you mean correlation_loss/atss_r50_rank_sort?",
+        ),
+        (["train", "--resume"], "resume must be the folder of a run, got none"),
+        (["train", "--plugins", "none.py", "--out", "x"], "none.py, which does not exist"),
+        (["list", "colors"], "kind must be one of detectors, losses"),
         (["predict", "run"], "images"),
-        (["predict", "run", "image.png"], "nothing to write: give --out FILE"),
-        (["predict", "run", "image.png", "--out", "x", "--score_threshold", "2"], "score_threshold must be in 0..1"),
-        (["analyze", "a", "b", "--iou_type", "keypoints"], "iou_type is bbox or segm, not keypoints"),
-        (["benchmark"], "name what to time"),
-        (["benchmark", "coffee"], "there is no benchmark coffee"),
+        (["predict", "run", "image.png"], "an output must be given, got none; add --out FILE"),
+        (["predict", "run", "image.png", "--out", "x", "--threshold", "2"], "threshold must be between 0 and 1, got 2"),
+        (["analyze", "a", "b", "--iou_type", "keypoints"], "iou_type must be one of bbox, segm, got keypoints"),
+        (["analyze", "a", "b", "--json", ""], "--json must be a file name"),
+        (["analyze", "a", "b", "--json", "a"], "--json must not be an input of the command, got a"),
+        (["analyze", "a", "b", "--json", "x", "--html", "x"], "--json must be another file than --html, got x"),
+        (["benchmark"], "benchmark must be one of losses, detectors, analyze, got none"),
+        (["benchmark", "coffee"], "benchmark must be one of losses"),
         (["compare"], "runs"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -181,16 +198,16 @@ def test_a_run_folder_that_exists(finished, capsys):
 def test_resuming_with_other_settings(finished, capsys):
     before = snapshot(finished)
     assert main(["train", "--resume", str(finished), "--optim.lr", "0.5"]) == 2
-    assert "was started with optim.lr 0.001, and 0.5 would be another run" in said(capsys)
+    assert "optim.lr must be 0.001, with which the run in" in said(capsys)
     assert main(["train", "--resume", str(finished / "samples")]) == 1
-    assert "is no run folder" in said(capsys)
+    assert "is not a run folder" in said(capsys)
     assert snapshot(finished) == before
 
 
 def test_a_checkpoint_of_another_detector_or_class_count(finished, tmp_path, capsys):
     other = tiny(detector="atss", weights=str(finished))
     assert main(["train", *words(other), "--out", str(tmp_path / "run")]) == 1
-    assert "is a checkpoint of the detector fcos, but atss is asked for" in said(capsys)
+    assert "got atss; name another checkpoint, or use fcos" in said(capsys)
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / "evaluation.json").unlink()
@@ -198,7 +215,7 @@ def test_a_checkpoint_of_another_detector_or_class_count(finished, tmp_path, cap
     (copy / "config.yaml").write_text(text.replace("    - '7'\n", "    - '7'\n    - '9'\n"))
     before = snapshot(copy)
     assert main(["evaluate", str(copy)]) == 1
-    assert "was trained on 2 classes (3, 7), but the data has 3 (3, 7, 9)" in said(capsys)
+    assert "was trained on (3, 7), got 3 (3, 7, 9)" in said(capsys)
     assert snapshot(copy) == before
 
 
@@ -208,17 +225,17 @@ def test_a_file_that_is_no_checkpoint(finished, tmp_path, capsys, content):
     file.write_bytes(content)
     image = next((finished / "samples").iterdir())
     assert main(["predict", str(file), str(image), "--out", str(tmp_path / "out.json")]) == 1
-    assert "some.ckpt is no checkpoint of concordet, or was cut short" in said(capsys)
+    assert "some.ckpt is not a checkpoint of concordet, or was cut short" in said(capsys)
     assert not (tmp_path / "out.json").exists()
 
 
 def test_results_of_before_survive_a_failure(finished, tmp_path, capsys):
     out = tmp_path / "out.json"
-    out.write_text("[1]")
+    out.write_text("[]")
     (tmp_path / "bad.png").write_bytes(b"no image")
     assert main(["predict", str(finished), str(tmp_path / "bad.png"), "--out", str(out)]) == 1
     assert "bad.png" in said(capsys)
-    assert out.read_text() == "[1]"
+    assert out.read_text() == "[]"
     missing = tmp_path / "nowhere" / "out.json"
     assert main(["predict", str(finished), str(finished / "samples"), "--out", str(missing)]) == 1
     assert "nothing can be written to" in said(capsys)
@@ -251,8 +268,11 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path, capsys):
     ("error", "sentence"),
     [
         (RuntimeError("odd"), "RuntimeError: odd (an unexpected failure: --debug shows where it comes from)"),
-        (KeyboardInterrupt(), "stopped by Ctrl-C"),
-        (PermissionError(13, "Permission denied", "a/b"), "Permission denied: a/b"),
+        (PermissionError(13, "Permission denied", "a/b"), "a/b: Permission denied"),
+        (FileNotFoundError("a/b: no such folder; name another"), "a/b: no such folder; name another"),
+        (NotADirectoryError(20, "Not a directory", "a/b"), "a/b: Not a directory"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "a text file must be in UTF-8"),
+        (Image.DecompressionBombError("Image size exceeds limit"), "Image size exceeds limit"),
         (ModuleNotFoundError("x", name="hotcoco"), "this needs the package hotcoco; install it with"),
         (
             ValueError(
@@ -269,6 +289,28 @@ def test_other_failures(error, sentence, capsys, monkeypatch):
     monkeypatch.setattr("concordet.cli.list_command.run", fail)
     assert main(["list"]) == 1
     assert said(capsys).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyboardInterrupt(), RuntimeError("DataLoader worker (pid 18002) is killed by signal: Terminated.")],
+    ids=["Ctrl-C", "SIGTERM to all processes"],
+)
+def test_a_stopped_command_has_the_status_that_shells_expect(error, capsys, monkeypatch):
+    def fail(words):
+        raise error
+
+    monkeypatch.setattr("concordet.cli.list_command.run", fail)
+    assert main(["list"]) == 130
+    assert said(capsys) == "stopped"
+
+
+def test_sigterm_is_ctrl_c(capsys, monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("concordet.cli.list_command.run", lambda words: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["list"]) == 130
+    assert said(capsys) == "stopped"
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_output_that_nobody_reads(capfd, monkeypatch):

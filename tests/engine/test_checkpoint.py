@@ -48,11 +48,11 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is no checkpoint of concordet, or was cut short"),
-        (b"hello, I am a text file", "is no checkpoint of concordet, or was cut short"),
+        (b"", "is not a checkpoint of concordet, or was cut short"),
+        (b"hello, I am a text file", "is not a checkpoint of concordet, or was cut short"),
         ({"model": {"weight": torch.zeros(1)}}, "is a checkpoint, but not one of concordet"),
         ([1, 2], "is a checkpoint, but not one of concordet"),
-        ({"state_dict": Evil()}, "is no checkpoint of concordet, or was cut short"),
+        ({"state_dict": Evil()}, "is not a checkpoint of concordet, or was cut short"),
     ],
     ids=["empty", "text", "somebody else's", "list", "code"],
 )
@@ -65,9 +65,9 @@ def test_files_that_are_no_checkpoints(tmp_path, capsys, content, sentence):
 
 
 def test_a_missing_file_and_a_folder_without_one(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no checkpoint at .*none\.ckpt"):
+    with pytest.raises(ValueError, match=r"checkpoint must be a file, got .*none\.ckpt"):
         load_detector(tmp_path / "none.ckpt")
-    with pytest.raises(ValueError, match=r"there is no checkpoint at .*checkpoints/last\.ckpt"):
+    with pytest.raises(ValueError, match=r"checkpoint must be a file, got .*checkpoints/last\.ckpt"):
         load_detector(tmp_path)
     assert checkpoint_path(tmp_path, "best") == tmp_path / "checkpoints" / "best.ckpt"
 
@@ -82,4 +82,21 @@ def test_weights_that_do_not_fit_what_the_file_says(finished, tmp_path):
     content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
     content["concordet"]["num_classes"] = 5
     with pytest.raises(ValueError, match=r"are not those of this detector: \d+ tensors differ, the first is head"):
+        load_detector(broken(tmp_path, "other.ckpt", content))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(finished, tmp_path, value):
+    content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    name = next(iter(content["ema_state_dict"]))
+    content["ema_state_dict"][name].view(-1)[0] = value
+    with pytest.raises(ValueError, match=rf"spoilt\.ckpt must be finite, got others in {name.removeprefix('model.')}"):
+        load_detector(broken(tmp_path, "spoilt.ckpt", content))
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_classes", None), ("class_names", "3 7"), ("options", [])])
+def test_descriptions_of_wrong_types(finished, tmp_path, key, value):
+    content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    content["concordet"][key] = value
+    with pytest.raises(ValueError, match=rf"other\.ckpt must hold {key}"):
         load_detector(broken(tmp_path, "other.ckpt", content))

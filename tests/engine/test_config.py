@@ -1,8 +1,11 @@
 """Settings: typed, checked, the same after writing and reading."""
 
+from pathlib import Path
+
 import pytest
 
 from concordet.engine.config import OptimConfig, TrainConfig, flat, from_dict, load_config, save_config, to_dict
+from concordet.engine.demo import DEMO
 from concordet.errors import UsageError
 
 from ..trained import tiny
@@ -25,8 +28,13 @@ def test_settings_by_dotted_name():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"detectr": "fcos"}, "detectr is no setting of a run; it has accelerator"),
-        ({"optim": {"rate": 1}}, r"optim\.rate is no setting"),
+        ({"detectr": "fcos"}, r"detectr is not a setting of a run; did you mean detector\?"),
+        ({"optim": 3}, r"optim must be a mapping of settings, got 3"),
+        ({"optim": {"lr": "fast"}}, "settings must have the types"),
+        (
+            {"optim": {"rate": 1}},
+            r"optim\.rate is not a setting of a run; choose one of accumulate, backbone_lr_factor",
+        ),
     ],
 )
 def test_unknown_settings_are_refused(values, sentence):
@@ -37,15 +45,18 @@ def test_unknown_settings_are_refused(values, sentence):
 @pytest.mark.parametrize(
     ("optim", "sentence"),
     [
-        (OptimConfig(lr=0), r"optim\.lr must be above 0, not 0"),
-        (OptimConfig(lr=float("nan")), r"optim\.lr must be above 0, not nan"),
-        (OptimConfig(ema=1), r"optim\.ema is a decay in \[0, 1\), not 1"),
-        (OptimConfig(epochs=0), r"optim\.epochs must be at least 1, not 0"),
-        (OptimConfig(steps=0), r"optim\.steps must be at least 1, not 0"),
-        (OptimConfig(schedule="step", epochs=9, milestones=[8, 11]), r"within the 9 of the run, not \[8, 11\]"),
+        (OptimConfig(lr=0), r"optim\.lr must be above 0, got 0"),
+        (OptimConfig(lr=float("nan")), r"optim\.lr must be above 0, got nan"),
+        (OptimConfig(ema=1), r"optim\.ema must be at least 0 and below 1, got 1"),
+        (OptimConfig(epochs=0), r"optim\.epochs must be at least 1, got 0"),
+        (OptimConfig(steps=0), r"optim\.steps must be at least 1, got 0"),
+        (OptimConfig(schedule="step", epochs=9, milestones=[8, 11]), r"within the 9 of the run, got \[8, 11\]"),
         (OptimConfig(schedule="step", milestones=[8, 6]), r"in ascending order"),
-        (OptimConfig(schedule="cosine", milestones=[8]), r"belong to the schedule step, not to cosine"),
-        (OptimConfig(drop=0), r"optim\.drop is a factor above 0 and below 1, not 0"),
+        (
+            OptimConfig(schedule="cosine", milestones=[8]),
+            r"optim\.schedule must be step with optim\.milestones, got cosine",
+        ),
+        (OptimConfig(drop=0), r"optim\.drop must be above 0 and below 1, got 0"),
     ],
 )
 def test_values_out_of_range_are_refused(optim, sentence):
@@ -53,7 +64,7 @@ def test_values_out_of_range_are_refused(optim, sentence):
         TrainConfig(optim=optim)
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("a: [", "is not valid YAML"), ("5", "holds no settings")])
+@pytest.mark.parametrize(("text", "sentence"), [("a: [", "is not valid YAML"), ("5", "must hold settings")])
 def test_a_file_that_is_no_configuration(tmp_path, text, sentence):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ValueError, match=sentence):
@@ -61,9 +72,43 @@ def test_a_file_that_is_no_configuration(tmp_path, text, sentence):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(ValueError, match=r"is no run folder: it has no config\.yaml"):
+    with pytest.raises(ValueError, match=r"is not a run folder: it has no config\.yaml"):
         load_config(tmp_path / "config.yaml")
 
 
 def test_to_dict_is_plain():
     assert to_dict(tiny())["image_size"] == [64, 64]
+
+
+def test_one_number_is_an_image_size(tmp_path):
+    save_config(tmp_path / "config.yaml", TrainConfig(image_size=320))
+    assert load_config(tmp_path / "config.yaml").image_size == 320
+
+
+@pytest.mark.parametrize("size", [0, -5, (64, 10**6)])
+def test_impossible_image_sizes_are_refused(size):
+    with pytest.raises(UsageError, match="image_size must be between 1 and 16384 pixels, got"):
+        TrainConfig(image_size=size)
+
+
+def test_settings_of_older_versions_are_read(tmp_path):
+    save_config(tmp_path / "config.yaml", tiny(optim_backbone_lr_factor=0.1))
+    text = (tmp_path / "config.yaml").read_text()
+    assert "backbone_lr_factor: 0.1" in text
+    (tmp_path / "config.yaml").write_text(text.replace("backbone_lr_factor", "backbone_lr"))
+    assert load_config(tmp_path / "config.yaml").optim.backbone_lr_factor == 0.1
+
+
+def test_nested_aliases_are_refused(tmp_path):
+    """Ten levels of ten are ten thousand million values in 400 bytes."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    (tmp_path / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(ValueError, match="must hold at most 100000 values"):
+        load_config(tmp_path / "config.yaml")
+
+
+def test_the_example_is_what_the_demonstration_trains():
+    """`make demo` trains DEMO twice; the example is its configuration but for loss and seed."""
+    example = load_config(Path(__file__).parents[2] / "examples" / "digits.yaml")
+    assert to_dict(example) == to_dict(DEMO.config)

@@ -60,9 +60,9 @@ def test_an_evaluation_of_something_else_goes_elsewhere(finished, tmp_path):
     before = snapshot(finished)
     data = load_config(finished / "config.yaml").data
     other = DataConfig(**{**vars(data), "val_options": {**data.val_options, "seed": 5}})
-    with pytest.raises(ValueError, match="already holds an evaluation of another checkpoint or of other data; name"):
+    with pytest.raises(ValueError, match="must not hold an evaluation of another checkpoint or of other data"):
         evaluate_run(finished, data=other)
-    with pytest.raises(ValueError, match="already holds an evaluation of another checkpoint"):
+    with pytest.raises(ValueError, match="must not hold an evaluation of another checkpoint"):
         evaluate_run(finished, checkpoint="best")
     (tmp_path / "detections.json").write_text("mine")
     with pytest.raises(ValueError, match="already exists and is left as it is; name another folder with --out"):
@@ -77,8 +77,8 @@ def test_an_evaluation_of_something_else_goes_elsewhere(finished, tmp_path):
 @pytest.mark.parametrize(
     ("classes", "sentence"),
     [
-        (["1", "2", "3"], r"last\.ckpt was trained on 2 classes \(3, 7\), but the data has 3 \(1, 2, 3\)"),
-        (["7", "3"], r"was trained on the classes 3, 7, but the data has 7, 3"),
+        (["1", "2", "3"], r"must have the 2 classes that .*last\.ckpt was trained on \(3, 7\), got 3 \(1, 2, 3\)"),
+        (["7", "3"], r"was trained on \(3, 7\), got 7, 3"),
     ],
 )
 def test_data_of_other_classes_is_refused(finished, tmp_path, classes, sentence):
@@ -155,14 +155,25 @@ def test_prediction_equals_evaluation(finished, tmp_path):
     assert {row["file_name"] for row in results} <= {p.name for p in samples}
 
 
-def test_pictures_of_others_are_kept(finished, tmp_path):
+def test_pictures_of_two_runs_never_mix(finished, tmp_path):
     sample = next((finished / "samples").iterdir())
-    mine = tmp_path / sample.name
-    mine.write_text("mine")
-    done = predict(finished, [sample], draw=tmp_path)
-    assert mine.read_text() == "mine"
-    assert [p.name for p in done.pictures] == [f"{sample.stem}-2.png"]
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    (folder / sample.name).write_text("mine")
+    done = predict(finished, [sample], draw=folder)
+    assert (folder / sample.name).read_text() == "mine"
+    assert done.pictures == [tmp_path / "drawn-2" / f"{sample.stem}.png"]
     assert done.results[0]["image_id"] == 1
+
+
+def test_the_threshold_cuts_results_and_pictures(finished):
+    samples = [finished / "samples"]
+    everything = predict(finished, samples).results
+    scores = sorted(row["score"] for row in everything)
+    middle = scores[len(scores) // 2]
+    assert [row["score"] for row in predict(finished, samples, threshold=middle).results] == [
+        row["score"] for row in everything if row["score"] >= middle
+    ]
 
 
 def photographs(folder):
@@ -178,24 +189,26 @@ def test_an_unreadable_image_stops_or_is_left_out(finished, tmp_path):
     folder.mkdir()
     photographs(folder)
     with pytest.raises(ValueError, match=r"cut\.jpg: the image cannot be decoded"):
-        predict(finished, [folder], out=tmp_path / "out.json")
+        predict(finished, [folder], out=tmp_path / "out.json", skip_unreadable=False)
+    with pytest.raises(ValueError, match="must be readable, got none that is"):
+        predict(finished, [folder / "cut.jpg"], out=tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
-    done = predict(finished, [folder], out=tmp_path / "out.json", skip_unreadable=True)
+    done = predict(finished, [folder], out=tmp_path / "out.json")
     assert done.images == 2
     assert list(done.unreadable) == [str(folder / "cut.jpg")]
 
 
 def test_what_is_no_image_is_said(finished, tmp_path):
-    with pytest.raises(ValueError, match=r"there is no image, folder or match for .*none"):
+    with pytest.raises(ValueError, match=r"must be files, folders or patterns, got .*none"):
         find_images([tmp_path / "none"])
-    with pytest.raises(ValueError, match="holds no images"):
+    with pytest.raises(ValueError, match="must hold images"):
         find_images([tmp_path])
     (tmp_path / "a.png").touch()
     (tmp_path / "b.jpg").touch()
     assert find_images([tmp_path, f"{tmp_path}/*.png"]) == [tmp_path / "a.png", tmp_path / "b.jpg"]
-    with pytest.raises(ValueError, match=r"does not list a\.png"):
+    with pytest.raises(ValueError, match=r"must list every image, got none named a\.png"):
         image_ids([tmp_path / "a.png"], finished / "ground_truth.json")
-    with pytest.raises(ValueError, match="lists no images"):
+    with pytest.raises(ValueError, match="must list images"):
         image_ids([tmp_path / "a.png"], finished / "detections.json")
 
 
@@ -204,7 +217,7 @@ def test_another_run_keeps_its_evaluation(finished, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(finished, other)
     before = snapshot(other)
-    with pytest.raises(ValueError, match="is a run of its own"):
+    with pytest.raises(ValueError, match="out must not be another run"):
         evaluate_run(finished, out=other)
     assert snapshot(other) == before
 

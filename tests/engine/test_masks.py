@@ -19,7 +19,7 @@ from concordet.data import load_dataset
 from concordet.engine import load_detector, predict, train
 from concordet.engine.config import DataConfig
 from concordet.engine.data import build_dataset
-from concordet.engine.detections import batch_results, mask_figures
+from concordet.engine.detections import batch_results, mask_metrics
 from concordet.engine.evaluation import Found, measure, run_detector
 
 from ..trained import tiny
@@ -183,7 +183,7 @@ def test_an_object_without_mask_is_a_reason_and_boxes_are_judged():
     assert figures["AP_mask"] is None
     assert "annotation 2" in figures["reasons"]["AP_mask"]
     assert figures["AP"] == measure(truth, Found(found.detections, found.positives))["AP"] > 0.5
-    assert mask_figures(truth, found.detections)[1].keys() == {"AP_mask", "AP50_mask", "AP75_mask"}
+    assert mask_metrics(truth, found.detections)[1].keys() == {"AP_mask", "AP50_mask", "AP75_mask"}
 
 
 def test_data_without_masks_is_refused_at_the_start(tmp_path):

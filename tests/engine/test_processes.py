@@ -22,7 +22,7 @@ from concordet.detectors import build_detector
 from concordet.engine import UsageError, train
 from concordet.engine.data import EpochSampler
 from concordet.engine.training.launch import Launch
-from concordet.engine.training.module import evaluate_everywhere
+from concordet.engine.training.module import evaluate_on_all
 from concordet.engine.training.schedule import learning_rate_factor
 from concordet.losses import rank_over, value_checks
 
@@ -76,7 +76,7 @@ def failure(rank):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("concordet.measures.evaluate_detections", fail)
         try:
-            evaluate_everywhere({"images": []}, [])
+            evaluate_on_all({"images": []}, [])
         except ValueError as error:
             return str(error)
 

@@ -87,7 +87,7 @@ def test_ctrl_c_keeps_what_was_reached_and_says_how_to_go_on(tmp_path, settings)
     wait_for(process, "epoch 2/500")
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     sentence = "concordet: error: stopped; the last finished epoch is kept, continue with: concordet train --resume"
     assert f"{sentence} {run}" in said
     assert "Traceback" not in said
@@ -104,7 +104,7 @@ def test_other_settings_would_be_another_run(finished):
 
 
 def test_what_was_never_started_cannot_be_resumed(tmp_path):
-    with pytest.raises(ValueError, match="is no run folder"):
+    with pytest.raises(ValueError, match="is not a run folder"):
         train(tiny(), tmp_path / "nothing", resume=True)
 
 
@@ -127,7 +127,7 @@ def test_a_broken_last_checkpoint_leaves_the_best(tmp_path, finished, capsys):
     expected = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] + 1
     train(tiny(evaluate=False), run, resume=True)
     said = capsys.readouterr().err
-    assert "last.ckpt is no checkpoint of concordet, or was cut short" in said
+    assert "last.ckpt is not a checkpoint of concordet, or was cut short" in said
     assert f"continuing from {run / 'checkpoints' / 'best.ckpt'} instead, after epoch {expected}" in said
 
 
@@ -194,5 +194,5 @@ def test_a_checkpoint_that_was_cut_is_said(tmp_path):
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 half of it")
     save_config(run / "config.yaml", tiny())
-    with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint of concordet, or was cut short"):
+    with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint of concordet, or was cut short"):
         train(tiny(), run, resume=True)

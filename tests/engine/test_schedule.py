@@ -82,7 +82,7 @@ def test_norms_and_biases_do_not_decay_and_the_backbone_has_its_rate():
     model.backbone = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     model.head = nn.Linear(2, 2)
     model.frozen = nn.Linear(2, 2).requires_grad_(False)
-    groups = parameter_groups(model, OptimConfig(lr=1.0, backbone_lr=0.1, weight_decay=0.5))
+    groups = parameter_groups(model, OptimConfig(lr=1.0, backbone_lr_factor=0.1, weight_decay=0.5))
     found = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert found[id(model.backbone[0].weight)] == (0.1, 0.5)
     assert found[id(model.backbone[0].bias)] == (0.1, 0.0)

@@ -151,10 +151,10 @@ def test_training_starts_from_another_runs_weights(finished, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"detector": "atss"}, "is a checkpoint of the detector fcos, but atss is asked for"),
+        ({"detector": "atss"}, "detector must be fcos, which .* is a checkpoint of, got atss"),
         (
             {"data_train_options": {"length": 4, "size": 64, "classes": ["1"]}, "val_every": 0, "evaluate": False},
-            r"was trained on 2 classes \(3, 7\), but the data has 1 \(1\)",
+            r"must have the 2 classes that .* was trained on \(3, 7\), got 1 \(1\)",
         ),
     ],
 )
@@ -181,7 +181,7 @@ def test_names_that_do_not_exist(tmp_path, changes, sentence):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"accelerator": "gpu"}, "a GPU is asked for, but torch sees none"),
+        ({"accelerator": "gpu"}, "accelerator must be auto or cpu where torch finds no GPU"),
         ({"sync_batchnorm": True}, "sync_batchnorm must be false on a CPU"),
     ],
 )

@@ -1,6 +1,7 @@
 """Evaluation between epochs sees what evaluation at the end sees."""
 
 import json
+import shutil
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,7 +12,7 @@ from torch import nn
 
 from concordet.data import load_dataset
 from concordet.engine.data import eval_loader
-from concordet.engine.prediction import thresholds
+from concordet.engine.predictor import known_thresholds, load
 from concordet.engine.training.module import DetectionModule
 
 from ..trained import tiny
@@ -52,11 +53,22 @@ def test_resized_images_are_judged_in_original_pixels(dataset):
     assert figures["val/AP"] == pytest.approx(1)
 
 
-def test_pictures_are_drawn_from_each_class_best_threshold(finished, tmp_path):
+def test_thresholds_travel_in_the_checkpoint(finished, tmp_path):
     report = json.loads((finished / "evaluation.json").read_text())
     expected = [0.3 if c["lrp_threshold"] is None else c["lrp_threshold"] for c in report["per_class"]]
-    ids = [c["id"] for c in report["per_class"]]
-    assert thresholds(finished, ids).tolist() == pytest.approx(expected)
-    assert thresholds(finished / "checkpoints" / "last.ckpt", ids).tolist() == pytest.approx(expected)
-    assert thresholds(finished, ids, 0.7).tolist() == pytest.approx([0.7, 0.7])
-    assert thresholds(tmp_path, ids).tolist() == pytest.approx([0.3, 0.3])
+    copy = tmp_path / "copy.ckpt"
+    shutil.copy(finished / "checkpoints" / "last.ckpt", copy)
+    for path in (finished, copy):
+        predictor = load(path, accelerator="cpu")
+        assert predictor.advised
+        assert predictor.thresholds.tolist() == pytest.approx(expected)
+
+
+def test_a_run_that_was_evaluated_at_its_end_has_thresholds(finished, tmp_path):
+    """Without evaluations during training, they are those of evaluation.json; without that, 0.3."""
+    report = json.loads((finished / "evaluation.json").read_text())
+    meta = {"category_ids": [c["id"] for c in report["per_class"]]}
+    expected = [0.3 if c["lrp_threshold"] is None else c["lrp_threshold"] for c in report["per_class"]]
+    assert known_thresholds(meta, finished) == pytest.approx(expected)
+    assert known_thresholds(meta, tmp_path) is None
+    assert known_thresholds(meta, None) is None

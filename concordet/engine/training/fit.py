@@ -22,6 +22,7 @@ from concordet.engine.checkpoint import checkpoint_path, describe, detector_opti
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
 from concordet.engine.data import DetectionData, build_dataset
 from concordet.engine.evaluation import evaluate_run, pick_device
+from concordet.engine.plugins import import_plugins
 from concordet.engine.seeding import seed_all
 from concordet.engine.training.callbacks import AveragedWeights, IterationTimer, Progress
 from concordet.engine.training.checkpoints import (
@@ -73,6 +74,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch:
                 stack.enter_context(locked(out, IN_USE))
             else:
                 check_new(out, fix)
+        import_plugins(config.plugins)
         check_names(config)
         _check_devices(config, launch)
         point = _resume(config, out) if resume else None

@@ -1,4 +1,4 @@
-"""The Lightning module: one training step, and detections of the evaluated part between epochs."""
+"""The Lightning module: one training step, and the evaluation between epochs."""
 
 from __future__ import annotations
 
@@ -14,24 +14,25 @@ from concordet.detectors import predicts_masks
 from concordet.distributed import world
 from concordet.engine.checkpoint import KEY
 from concordet.engine.config import TrainConfig
-from concordet.engine.detections import batch_results, is_federated, mask_figures
+from concordet.engine.detections import batch_results, is_federated, mask_metrics
 from concordet.engine.seeding import seed_all
 from concordet.engine.training.schedule import build_optimizer, learning_rate_factor
 from concordet.errors import DivergedError
 from concordet.losses import rank_over, value_checks
 
-MEND = "a smaller optim.lr (a tenth, say), a longer optim.warmup or a smaller optim.clip usually mends this"
-VALIDATED = ("AP", "AP50", "AP75")
+DIVERGED_HINT = "a smaller optim.lr (a tenth, say), a longer optim.warmup or a smaller optim.clip usually fixes this"
+VALIDATION_METRICS = ("AP", "AP50", "AP75")
 
 
 class DetectionModule(pl.LightningModule):
     """Trains a detector in torchvision's convention.
 
     Args:
-        model: ``model(images, targets)`` returns named loss terms in training mode, detections in evaluation mode.
-        config: optimisation, seed.
-        meta: what its checkpoints say of themselves (:func:`concordet.engine.checkpoint.describe`).
-        ground_truth: COCO form, of the evaluated part; None when nothing is evaluated between epochs.
+        model: Detector; ``model(images, targets)`` returns named loss terms in training mode, ``model(images)``
+            detections in evaluation mode.
+        config: Configuration of the run, of which optimization and seed are read.
+        meta: Description of the detector for its checkpoints (:func:`concordet.engine.checkpoint.describe`).
+        ground_truth: Evaluation annotations as COCO has them; None where nothing is evaluated between epochs.
     """
 
     def __init__(
@@ -40,12 +41,12 @@ class DetectionModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        self.meta = meta
+        self.meta = dict(meta)
         self.ground_truth = ground_truth
-        self.found: list[dict[str, Any]] = []
+        self.detections: list[dict[str, Any]] = []
 
     def on_fit_start(self) -> None:
-        # nothing but training has several processes, and no process group outlives it
+        # only training has several processes, and no process group outlives it
         together = self.config.global_ranking and dist.is_available() and dist.is_initialized()
         rank_over(self.model, dist.group.WORLD if together else None)
 
@@ -64,19 +65,19 @@ class DetectionModule(pl.LightningModule):
         """
         images, targets = batch
         try:
-            # what is not finite is found below, by name and at once for all terms and processes
+            # values that are not finite are named below, for all terms and processes at once
             with value_checks(False):
                 terms: dict[str, Tensor] = self.model(images, targets)
         except (ValueError, RuntimeError, IndexError) as error:
             self.check_weights(cause=error)
             raise
-        # one that is not finite anywhere is finite nowhere, so that all stop together
+        # the mean is not finite where one process's value is not, so that all stop together
         means = world().all_mean(torch.stack([term.detach().float() for term in terms.values()]))
         for name, value in zip(terms, means.tolist(), strict=True):
             if not math.isfinite(value):
                 raise DivergedError(
                     f"the loss term {name} is {value:g} at update {self.global_step} (epoch {self.current_epoch}); "
-                    f"{MEND}, and earlier checkpoints are untouched"
+                    f"{DIVERGED_HINT}, and earlier checkpoints are untouched"
                 )
         logged = {f"train/{name}": value for name, value in zip(terms, means, strict=True)}
         self.log_dict(logged | {"train/total": means.sum()}, batch_size=len(images))
@@ -90,23 +91,26 @@ class DetectionModule(pl.LightningModule):
                 return
         raise DivergedError(
             f"the weights are no longer finite numbers at update {self.global_step} (epoch {self.current_epoch}); "
-            f"{MEND}, and earlier checkpoints are untouched"
+            f"{DIVERGED_HINT}, and earlier checkpoints are untouched"
         ) from cause
 
     def on_validation_epoch_start(self) -> None:
         if not self.trainer.sanity_checking:
             self.check_weights()
-        self.found = []
+        self.detections = []
 
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
         """Keeps the detections of a batch, in COCO form."""
         images, targets = batch
-        self.found += batch_results(self.model(images), targets, self.meta["category_ids"])
+        self.detections += batch_results(self.model(images), targets, self.meta["category_ids"])
 
     def on_validation_epoch_end(self) -> None:
-        figures = evaluate_everywhere(self.ground_truth, self.found, masks=predicts_masks(self.config.detector))
-        self.found = []
-        for name, value in figures.items():
+        metrics, thresholds = evaluate_on_all(
+            self.ground_truth, self.detections, masks=predicts_masks(self.config.detector)
+        )
+        self.detections = []
+        self.meta["thresholds"] = [thresholds.get(category) for category in self.meta["category_ids"]]
+        for name, value in metrics.items():
             # the same on every process; sync_dist only tells Lightning so
             self.log(f"val/{name}", value, sync_dist=True)
 
@@ -132,45 +136,59 @@ class DetectionModule(pl.LightningModule):
         return optim.steps or optim.epochs * -(-batches // optim.accumulate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = self.meta
+        checkpoint[KEY] = dict(self.meta)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        thresholds = checkpoint[KEY].get("thresholds")
+        if thresholds is not None:
+            self.meta["thresholds"] = thresholds
 
 
-def evaluate_everywhere(
-    ground_truth: dict[str, Any] | None, found: list[dict[str, Any]], *, masks: bool = False
-) -> dict[str, float]:
-    """AP of the detections of all processes, of their masks too if they have some; the same on each, NaN if undefined.
+def evaluate_on_all(
+    ground_truth: dict[str, Any] | None, detections: list[dict[str, Any]], *, masks: bool = False
+) -> tuple[dict[str, float], dict[int, float | None]]:
+    """AP of the detections of all processes, and the score threshold of each category that LRP advises.
+
+    Args:
+        ground_truth: Evaluation annotations as COCO has them; read on the first process only.
+        detections: COCO results of this process.
+        masks: Whether to measure AP of masks too.
+
+    Returns:
+        Metrics by name, NaN where undefined, and thresholds by category id; the same on every process.
 
     Raises:
-        ValueError: on every process, where the one that measures fails; none waits for figures that never come.
+        ValueError: on every process, where the one that measures fails, so that none waits for the others.
     """
     from concordet.measures import evaluate_detections
 
-    shares: list[Any] = [found]
+    shares: list[Any] = [detections]
     several = dist.is_available() and dist.is_initialized()
     if several:
         shares = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, found)
-    outcome: list[Any] = [None, ""]  # figures, or what went wrong
+        dist.all_gather_object(shares, detections)
+    outcome: list[Any] = [None, None, ""]  # metrics and thresholds, or a message
     cause = None
     if not several or dist.get_rank() == 0:
         try:
-            all_found = without_repeats(shares)
-            measured = evaluate_detections(ground_truth, all_found, lvis=is_federated(ground_truth))
-            values = {name: measured[name] for name in VALIDATED}
+            together = without_repeats(shares)
+            measured = evaluate_detections(ground_truth, together, lvis=is_federated(ground_truth))
+            values = {name: measured[name] for name in VALIDATION_METRICS}
             if masks:
-                values |= mask_figures(ground_truth, all_found)[0]
+                values |= mask_metrics(ground_truth, together)[0]
             outcome[0] = {name: float("nan") if value is None else value for name, value in values.items()}
+            outcome[1] = {row["id"]: row["lrp_threshold"] for row in measured["per_class"]}
         except Exception as error:
             if not several:
                 raise
             cause = error
-            outcome[1] = f"the evaluation during training failed ({type(error).__name__}: {error})"
+            outcome[2] = f"the evaluation during training failed ({type(error).__name__}: {error})"
     if several:
         dist.broadcast_object_list(outcome)
-    figures, failure = outcome
+    metrics, thresholds, failure = outcome
     if failure:
         raise ValueError(f"{failure}; --val_every 0 trains without it") from cause
-    return figures
+    return metrics, thresholds
 
 
 def without_repeats(shares: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -179,4 +197,4 @@ def without_repeats(shares: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
     for rank, share in enumerate(shares):
         for detection in share:
             owner.setdefault(detection["image_id"], rank)
-    return [found for rank, share in enumerate(shares) for found in share if owner[found["image_id"]] == rank]
+    return [row for rank, share in enumerate(shares) for row in share if owner[row["image_id"]] == rank]

@@ -23,7 +23,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, ob
     return [
         {
             "params": parameters,
-            "lr": config.lr * (config.backbone_lr if backbone else 1.0),
+            "lr": config.lr * (config.backbone_lr_factor if backbone else 1.0),
             "weight_decay": config.weight_decay if decayed else 0.0,
         }
         for (backbone, decayed), parameters in sorted(groups.items(), reverse=True)
