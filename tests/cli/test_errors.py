@@ -38,7 +38,7 @@ def said(capsys):
         (["train", "--size", "huge", "--out", "x"], "size must be one of full, nano, got huge"),
         (["train", "--optim.schedule", "cosin", "--out", "x"], "got cosin; did you mean cosine?"),
         (["train", "--optim.lr", "fast", "--out", "x"], "optim.lr must be a number, got fast"),
-        (["train", "--image_size", "big", "--out", "x"], "or a whole number, got big"),
+        (["train", "--image_size", "big", "--out", "x"], "image_size must be a whole number or two whole numbers"),
         (["train", "--optim.epochs", "0", "--out", "x"], "optim.epochs must be at least 1, got 0"),
         (["train", "--detector", "yolo", "--out", "x"], "detector must be one of retinanet, fcos"),
         (["train", "--detector", "faster-rcn", "--out", "x"], "did you mean faster_rcnn?"),
