@@ -1,4 +1,4 @@
-"""The seam: what a detector tells a loss, and nothing else.
+"""What a detector hands to a loss: predictions, and the objects assigned to them.
 
 Data flows one way: images -> detector -> :class:`Assigned` -> criterion -> named terms.
 """
@@ -13,10 +13,71 @@ import torch.distributed as dist
 from torch import Tensor
 
 BACKGROUND: Final = -1
-"""Label of a prediction that belongs to no object."""
+"""Label of a prediction that belongs to no object.
+
+Ranking functions number labels differently: there 1 is a positive, 0 a negative and -1 is ignored.
+:meth:`Assigned.ranking_labels` converts.
+"""
 
 IGNORED: Final = -2
 """Label of a prediction that no loss may look at (between two matching thresholds, inside a crowd region)."""
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Encoded box outputs of the positives, as the detector's regression branch predicts them.
+
+    Attributes:
+        deltas: ``[p, d]`` predicted values, differentiable; d is 4 except for unusual encodings.
+        targets: ``[p, d]`` their targets.
+        distributions: ``[p, d, m]`` logits of the discrete distributions whose expectations the deltas are, for
+            detectors that predict such distributions (Generalized Focal Loss); None otherwise.
+    """
+
+    deltas: Tensor
+    targets: Tensor
+    distributions: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Localization quality of the positives, predicted by an auxiliary head or known from geometry.
+
+    Attributes:
+        logits: ``[p]`` logits of the auxiliary head (centerness or IoU); None for a detector without one.
+        targets: ``[p]`` targets in [0, 1] that geometry determines (centerness); None where there are none.
+    """
+
+    logits: Tensor | None = None
+    targets: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Instance masks of the positives, in a frame of the detector's choice.
+
+    Attributes:
+        logits: ``[p, h, w]`` mask logits of each positive, for the class of its object.
+        targets: ``[p, h, w]`` masks of the objects in the same frame, in [0, 1].
+        weights: ``[p, h, w]`` weights of the pixels, 0 for pixels that do not count; None for the mean over all.
+    """
+
+    logits: Tensor
+    targets: Tensor
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """Semantic segmentation of whole images, for detectors that train such a branch.
+
+    Attributes:
+        logits: ``[b, c, h, w]`` class logits per pixel.
+        targets: ``[b, c, h, w]`` 1 within objects of the class, 0 outside, -1 where it is unknown.
+    """
+
+    logits: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,29 +87,22 @@ class Assigned:
     With n predictions, c classes and p positives (predictions that an object is assigned to):
 
     Attributes:
-        logits: ``[n, c]`` raw class logits of all images and levels; with ``softmax`` ``[n, c + 1]``, the background's
-            last.
-        labels: ``[n]`` int64, 0..c-1 for the object's class, :data:`BACKGROUND` or :data:`IGNORED`.
-        positive: ``[p]`` int64, the positives' places in ``n``, ascending.
+        logits: ``[n, c]`` raw class logits of all images and levels; with ``softmax`` ``[n, c + 1]``, background last.
+        labels: ``[n]`` int64: 0..c-1 for the class of the object, :data:`BACKGROUND` (-1) or :data:`IGNORED` (-2).
+        positive: ``[p]`` int64 indices of the positives in ``n``, ascending.
         boxes: ``[p, 4]`` decoded predicted boxes of the positives, xyxy in the network's input pixels, differentiable.
         gt_boxes: ``[p, 4]`` boxes of the objects assigned to them, same units.
-        gt_ids: ``[p]`` int64, which object, counted over the batch.
-        image_ids: ``[p]`` int64, which image of the batch.
-        normalizer: ``[]`` number of positives averaged over processes, at least 1.
-        deltas: ``[p, 4]`` encoded predicted regression, where the detector has one.
-        gt_deltas: ``[p, 4]`` its target.
-        quality_logits: ``[p]`` logits of the auxiliary head (centerness or IoU), where there is one.
-        quality_targets: ``[p]`` its target in [0, 1], where geometry alone decides it (centerness).
-        mask_logits: ``[p, m, m]`` logits of each positive's mask of its object's class, in a frame of the detector's
-            choice, where it predicts masks.
-        mask_targets: ``[p, m, m]`` the objects' masks in the same frame, in [0, 1].
-        mask_weights: ``[p, m, m]`` weights of the pixels, 0 for those that are cut off; None is the mean over all.
-        segment_logits: ``[b, c, h, w]`` logits of the classes at pixels of the images, where the detector learns from
-            them.
-        segment_targets: ``[b, c, h, w]`` 1 within objects of the class, 0 outside, -1 where nobody knows.
+        gt_ids: ``[p]`` int64 indices of those objects, counted over the batch.
+        image_ids: ``[p]`` int64 indices of their images in the batch.
+        normalizer: 0-dim number of positives averaged over processes, at least 1.
+        regression: encoded box outputs, for detectors that regress encoded boxes.
+        quality: localization quality, for detectors with an auxiliary head or geometric targets for one.
+        masks: instance masks, for detectors that predict them.
+        segmentation: semantic segmentation, for detectors that train such a branch.
         stage: name of the stage; "" for a detector with one.
-        softmax: the classifier is one softmax over classes and background, not a sigmoid a class.
-        group: processes whose batches are ranked, correlated and balanced as one; the criterion says so, no detector.
+        softmax: the classifier is one softmax over classes and background, not one sigmoid per class.
+        group: processes whose batches are ranked, correlated and balanced as one. The criterion sets it, never a
+            detector.
     """
 
     logits: Tensor
@@ -59,23 +113,23 @@ class Assigned:
     gt_ids: Tensor
     image_ids: Tensor
     normalizer: Tensor
-    deltas: Tensor | None = None
-    gt_deltas: Tensor | None = None
-    quality_logits: Tensor | None = None
-    quality_targets: Tensor | None = None
-    mask_logits: Tensor | None = None
-    mask_targets: Tensor | None = None
-    mask_weights: Tensor | None = None
-    segment_logits: Tensor | None = None
-    segment_targets: Tensor | None = None
+    regression: Regression | None = None
+    quality: Quality | None = None
+    masks: Masks | None = None
+    segmentation: Segmentation | None = None
     stage: str = ""
     softmax: bool = False
     group: dist.ProcessGroup | None = None
 
     @property
     def positive_logits(self) -> Tensor:
-        """``[p]`` each positive's logit of the class of its object."""
+        """``[p]`` logit of each positive for the class of its object."""
         return self.logits[self.positive, self.labels[self.positive]]
+
+    @property
+    def used(self) -> Tensor:
+        """``[n]`` bool: predictions that are not ignored."""
+        return self.labels != IGNORED
 
     def probabilities(self) -> Tensor:
         """``[p, c]`` class probabilities of the positives."""
@@ -83,17 +137,48 @@ class Assigned:
         return logits.softmax(-1)[:, :-1] if self.softmax else logits.sigmoid()
 
     def scores(self) -> Tensor:
-        """``[p]`` each positive's probability of the class of its object."""
+        """``[p]`` probability of each positive for the class of its object."""
         if not self.softmax:
             return self.positive_logits.sigmoid()
         return self.probabilities().gather(1, self.labels[self.positive][:, None]).squeeze(1)
 
     def confidences(self) -> Tensor:
-        """``[p]`` score in [0, 1] that the positives would be ranked with at inference.
+        """``[p]`` scores in [0, 1] that the positives would be ranked by at inference.
 
-        With an auxiliary head it is the geometric mean of class probability and predicted quality, as FCOS and ATSS do.
+        With an auxiliary head these are geometric means of class probability and predicted quality, as in FCOS and
+        ATSS.
         """
         scores = self.scores()
-        if self.quality_logits is None:
+        if self.quality is None or self.quality.logits is None:
             return scores
-        return torch.sqrt(scores * self.quality_logits.sigmoid())
+        return torch.sqrt(scores * self.quality.logits.sigmoid())
+
+    def class_targets(self, values: Tensor | float = 1.0) -> Tensor:
+        """Targets of a classification loss.
+
+        Args:
+            values: ``[p]`` targets of the positives (their IoUs, for example), or one number for all.
+
+        Returns:
+            ``[n, c]`` with ``values`` at each positive's class and 0 elsewhere, in the type of the logits.
+        """
+        targets = torch.zeros_like(self.logits)
+        if not isinstance(values, Tensor):
+            values = targets.new_full((), values)
+        targets[self.positive, self.labels[self.positive]] = values.to(targets.dtype)
+        return targets
+
+    def ranking_labels(self) -> Tensor:
+        """Labels of a ranking loss over ``logits.flatten()``: one ranking of all predictions and classes.
+
+        Returns:
+            ``[n * c]`` int64: 1 positive, 0 negative, -1 ignored.
+        """
+        ignored = (~self.used).to(torch.int64)
+        labels = -ignored[:, None].repeat(1, self.logits.shape[1])
+        labels[self.positive, self.labels[self.positive]] = 1
+        return labels.flatten()
+
+    def normalized_sum(self, losses: Tensor) -> Tensor:
+        """0-dim sum of ``losses`` ``[n, c]`` over the predictions that are not ignored, over ``normalizer``."""
+        return (losses * self.used[:, None]).sum() / self.normalizer

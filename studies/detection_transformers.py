@@ -30,8 +30,7 @@ from concordet.data import load_dataset
 from concordet.data.targets import DetectionDataset
 from concordet.detectors import build_detector
 from concordet.losses.criteria import Criterion
-from concordet.losses.criteria.cores import Terms, flat_labels, one_hot
-from concordet.losses.criteria.set_core import SetCore
+from concordet.losses.criteria.cores import WithL1
 from studies.overfit import GOAL, Batch, ap50_while_training, together
 
 RESULTS = Path(__file__).parent / "results"
@@ -200,18 +199,21 @@ class LoopedRankSort(torch.autograd.Function):
         return torch.stack(gradients) @ updates, None, None, None
 
 
-def looped_term(assigned: Assigned, ious: Tensor) -> Terms:
-    """``rank_sort_term`` computed by a loop over positives."""
-    quality = one_hot(assigned, ious).flatten()
-    ranking, sorting = LoopedRankSort.apply(assigned.logits.flatten(), flat_labels(assigned), quality, 0.5)
-    return {"ranking": ranking, "sorting": sorting}
+class LoopedTerm(nn.Module):
+    """Rank & Sort Loss computed by a loop over positives."""
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
+        """Values of both terms."""
+        quality = assigned.class_targets(ious).flatten()
+        ranking, sorting = LoopedRankSort.apply(assigned.logits.flatten(), assigned.ranking_labels(), quality, 0.5)
+        return {"ranking": ranking, "sorting": sorting}
 
 
 def loop_over_positives(model: nn.Module) -> nn.Module:
     """Replaces the classification terms of a detector built with ``rank_sort`` by loops, in place."""
     for criterion in [m for m in model.modules() if isinstance(m, Criterion)]:
-        holder = criterion.core if isinstance(criterion.core, SetCore) else criterion
-        holder.core = partial(holder.core.func, **{**holder.core.keywords, "classification": looped_term})
+        core = criterion.core.core if isinstance(criterion.core, WithL1) else criterion.core
+        core.classification = LoopedTerm()
     return model
 
 

@@ -69,7 +69,7 @@ def exactness(options: Options) -> list[dict[str, Any]]:
     return rows
 
 
-def _gradient(data: Data, loss: str, method: str, own: float) -> tuple[Tensor, float]:
+def _gradient(data: Data, loss: str, method: functional.Method, own: float) -> tuple[Tensor, float]:
     # float64 logits: float32 gradients of both methods agree to the last bit, which no plot shows
     logits = data.logits.detach().double().requires_grad_()
     if loss == "AP":
@@ -162,7 +162,7 @@ def synthetic(options: Options) -> list[dict[str, Any]]:
     return rows
 
 
-def _update(data: Data, method: str) -> None:
+def _update(data: Data, method: functional.Method) -> None:
     functional.ap_loss(data.logits, data.labels, method=method).backward()
 
 

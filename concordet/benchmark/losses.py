@@ -34,7 +34,7 @@ def _focal(data: Data) -> Tensor:
     return sigmoid_focal_loss(data.logits, data.targets, reduction="sum")
 
 
-def _rank_sort(data: Data, method: str) -> Tensor:
+def _rank_sort(data: Data, method: functional.Method) -> Tensor:
     ranking, sorting = functional.rank_sort_loss(
         data.logits, data.labels, data.quality, method=method, n_positives=len(data.loc_errors)
     )

@@ -14,7 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBo
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
-from concordet.assigned import IGNORED, Assigned
+from concordet.assigned import IGNORED, Assigned, Quality, Regression
 from concordet.detectors.base import Detections, Detector, Target, in_pixels
 from concordet.detectors.parts.assigners import Assigner, centers, ignore_inside, side_distances
 from concordet.detectors.parts.coders import BoxCodec
@@ -149,10 +149,11 @@ class AnchorHead(nn.Module):
         return matching.assigned(
             predictions.logits.flatten(0, 1),
             self.codec.decode(deltas, anchors),
-            deltas=deltas,
-            gt_deltas=self.codec.encode(matching.gt_boxes, anchors),
-            quality_logits=None if qualities is None else qualities.flatten()[matching.positive],
-            quality_targets=centerness(centers(anchors), matching.gt_boxes),
+            regression=Regression(deltas, self.codec.encode(matching.gt_boxes, anchors)),
+            quality=Quality(
+                None if qualities is None else qualities.flatten()[matching.positive],
+                centerness(centers(anchors), matching.gt_boxes),
+            ),
             stage=predictions.stage,
             softmax=predictions.softmax,
         )
@@ -215,7 +216,7 @@ class DenseDetector(AnchorHead, Detector):
             anchor_generator,
             codec,
             assigner,
-            softmax=bool(criterion.softmax),
+            softmax=criterion.needs.softmax,
             postprocess=postprocess,
             reassign=reassign,
         )

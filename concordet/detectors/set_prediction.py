@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from concordet.assigned import Assigned
+from concordet.assigned import Assigned, Regression
 from concordet.detectors.base import Detections, Detector, in_pixels
 from concordet.detectors.parts.assigners import ignore_inside
 from concordet.detectors.parts.hungarian import Costs, hungarian_match, in_units
@@ -20,8 +20,7 @@ from concordet.detectors.parts.objects import Matching, Objects
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.proposals import select_refined
 from concordet.detectors.parts.resize import Resize
-from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, build_criterion
-from concordet.losses.criteria.set_core import SetCore
+from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, add_l1, build_criterion
 
 POSTPROCESS = PostProcess(score_threshold=0.0, nms_threshold=1.0, topk=100)
 """Of predictions that were matched one to one: no NMS."""
@@ -63,7 +62,7 @@ def per_layer_criterion(
         loss: a name, a criterion (copied for each stage) or a criterion for all stages.
         defaults: the detector's published terms.
         stages: their names, the one that detects last.
-        classification: factor of the classification term; see :class:`~concordet.losses.criteria.set_core.SetCore`.
+        classification: factor of the classification term; see :func:`~concordet.losses.criteria.add_l1`.
         l1: factor of the L1 term.
         weights: of stages.
 
@@ -78,12 +77,10 @@ def per_layer_criterion(
         stage: build_criterion(loss, defaults) if isinstance(loss, str) else copy.deepcopy(loss) for stage in stages
     }
     for criterion in each.values():
-        if criterion.quality is not None:
+        if criterion.needs.quality_head is not None:
             raise ValueError(f"{name} has no auxiliary head, which loss {loss!r} would train; leave it away")
         if isinstance(loss, str):
-            criterion.core = SetCore(
-                criterion.core, classification=classification, l1=l1, balanced=criterion.mask.balanced
-            )
+            add_l1(criterion, classification=classification, l1=l1)
     return StagedCriterion(each, weights)
 
 
@@ -141,7 +138,7 @@ class SetPredictor(Detector):
         theirs = zip(objects.boxes, objects.classes, objects.ignored, strict=True)
         for (logits, boxes, size), (gt_boxes, classes, ignored) in zip(each, theirs, strict=True):
             match = hungarian_match(
-                logits, boxes, gt_boxes, classes, size, costs=self.costs, softmax=self.criterion.softmax
+                logits, boxes, gt_boxes, classes, size, costs=self.costs, softmax=self.criterion.needs.softmax
             )
             matches.append(ignore_inside(match, boxes, ignored))
         return torch.stack(matches)
@@ -155,16 +152,18 @@ class SetPredictor(Detector):
         return matching.assigned(
             stage.logits.flatten(0, 1),
             boxes,
-            deltas=in_units(boxes, extents, self.costs.box_format),
-            gt_deltas=in_units(matching.gt_boxes, extents, self.costs.box_format),
+            regression=Regression(
+                in_units(boxes, extents, self.costs.box_format),
+                in_units(matching.gt_boxes, extents, self.costs.box_format),
+            ),
             stage=stage.name,
-            softmax=self.criterion.softmax,
+            softmax=self.criterion.needs.softmax,
         )
 
     @torch.no_grad()
     def _detections(self, outcome: Outcome, images: list[Tensor]) -> Detections:
         stage = outcome.stages[-1]
-        scores = class_scores(stage.logits, softmax=self.criterion.softmax)
+        scores = class_scores(stage.logits, softmax=self.criterion.needs.softmax)
         each = zip(scores, stage.boxes, outcome.sizes, strict=True)
         results = [select_refined(s, boxes[:, None], self.postprocess, size) for s, boxes, size in each]
         return in_pixels(results, outcome.sizes, images)

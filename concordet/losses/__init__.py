@@ -1,7 +1,17 @@
 """Every loss: as a function (:mod:`concordet.losses.functional`), as a module, and by name (criteria)."""
 
-from concordet.losses.criteria import Criterion, LossDefaults, build_criterion, list_losses, rank_over
-from concordet.losses.criteria.box import BoxTerm
+from concordet.losses.criteria import (
+    BoxTerm,
+    Core,
+    Criterion,
+    LossDefaults,
+    Term,
+    build_criterion,
+    list_losses,
+    rank_over,
+    register_coupling,
+    register_loss,
+)
 from concordet.losses.functional.checks import value_checks
 from concordet.losses.modules import (
     ALRPLoss,
@@ -29,6 +39,7 @@ __all__ = [
     "BoxTerm",
     "BucketedAPLoss",
     "BucketedRankSortLoss",
+    "Core",
     "CorrelationLoss",
     "Criterion",
     "DistributionalRankingLoss",
@@ -41,9 +52,12 @@ __all__ = [
     "QualityFocalLoss",
     "RankSortLoss",
     "TaskContrastiveLoss",
+    "Term",
     "VarifocalLoss",
     "build_criterion",
     "list_losses",
     "rank_over",
+    "register_coupling",
+    "register_loss",
     "value_checks",
 ]

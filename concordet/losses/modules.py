@@ -20,7 +20,7 @@ class _Ranking(nn.Module):
         *,
         delta: float,
         self_relation: float | None = None,
-        method: str = "auto",
+        method: functional.Method = "auto",
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class APLoss(_Ranking):
         delta: float = 1.0,
         interpolated: bool = False,
         self_relation: float | None = None,
-        method: str = "auto",
+        method: functional.Method = "auto",
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(delta=delta, self_relation=self_relation, method=method, group=group)
@@ -96,7 +96,7 @@ class ALRPLoss(_Ranking):
         *,
         delta: float = 1.0,
         self_relation: float | None = None,
-        method: str = "auto",
+        method: functional.Method = "auto",
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(delta=delta, self_relation=self_relation, method=method, group=group)
@@ -119,7 +119,7 @@ class RankSortLoss(_Ranking):
         *,
         delta: float = 0.5,
         self_relation: float | None = None,
-        method: str = "auto",
+        method: functional.Method = "auto",
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(delta=delta, self_relation=self_relation, method=method, group=group)
@@ -157,7 +157,7 @@ class NDCGLoss(_Ranking):
         *,
         delta: float = 1.0,
         self_relation: float | None = None,
-        method: str = "auto",
+        method: functional.Method = "auto",
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__(delta=delta, self_relation=self_relation, method=method, group=group)
@@ -189,7 +189,7 @@ class CorrelationLoss(_Settings):
     def __init__(
         self,
         *,
-        coefficient: str = "concordance",
+        coefficient: functional.Coefficient = "concordance",
         strength: float | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
@@ -203,7 +203,12 @@ class AssociationLoss(_Settings):
     """:func:`~concordet.losses.functional.association_loss` as a module."""
 
     def __init__(
-        self, *, form: str = "squared", weight: float = 1.0, slope: float = 1.0, reduction: str = "mean"
+        self,
+        *,
+        form: functional.AssociationForm = "squared",
+        weight: float = 1.0,
+        slope: float = 1.0,
+        reduction: functional.Reduction = "mean",
     ) -> None:
         super().__init__(form=form, weight=weight, slope=slope, reduction=reduction)
 
@@ -214,7 +219,7 @@ class AssociationLoss(_Settings):
 class HarmonicLoss(_Settings):
     """:func:`~concordet.losses.functional.harmonic_loss` as a module."""
 
-    def __init__(self, *, reduction: str = "mean") -> None:
+    def __init__(self, *, reduction: functional.Reduction = "mean") -> None:
         super().__init__(reduction=reduction)
 
     def forward(self, cls_losses: Tensor, loc_losses: Tensor) -> Tensor:
@@ -224,7 +229,7 @@ class HarmonicLoss(_Settings):
 class HarmonicIoULoss(_Settings):
     """:func:`~concordet.losses.functional.harmonic_iou_loss` as a module."""
 
-    def __init__(self, *, gamma: float = 0.8, reduction: str = "mean") -> None:
+    def __init__(self, *, gamma: float = 0.8, reduction: functional.Reduction = "mean") -> None:
         super().__init__(gamma=gamma, reduction=reduction)
 
     def forward(self, iou: Tensor) -> Tensor:
@@ -234,7 +239,7 @@ class HarmonicIoULoss(_Settings):
 class TaskContrastiveLoss(_Settings):
     """:func:`~concordet.losses.functional.task_contrastive_loss` as a module."""
 
-    def __init__(self, *, margin: float = 0.2, reduction: str = "mean") -> None:
+    def __init__(self, *, margin: float = 0.2, reduction: functional.Reduction = "mean") -> None:
         super().__init__(margin=margin, reduction=reduction)
 
     def forward(self, probabilities: Tensor, labels: Tensor, iou: Tensor) -> Tensor:
@@ -244,7 +249,7 @@ class TaskContrastiveLoss(_Settings):
 class FocalLoss(_Settings):
     """:func:`~concordet.losses.functional.focal_loss` as a module."""
 
-    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "sum") -> None:
+    def __init__(self, *, alpha: float = 0.25, gamma: float = 2.0, reduction: functional.Reduction = "sum") -> None:
         super().__init__(alpha=alpha, gamma=gamma, reduction=reduction)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -254,7 +259,7 @@ class FocalLoss(_Settings):
 class QualityFocalLoss(_Settings):
     """:func:`~concordet.losses.functional.quality_focal_loss` as a module."""
 
-    def __init__(self, *, beta: float = 2.0, reduction: str = "sum") -> None:
+    def __init__(self, *, beta: float = 2.0, reduction: functional.Reduction = "sum") -> None:
         super().__init__(beta=beta, reduction=reduction)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -264,7 +269,7 @@ class QualityFocalLoss(_Settings):
 class VarifocalLoss(_Settings):
     """:func:`~concordet.losses.functional.varifocal_loss` as a module."""
 
-    def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0, reduction: str = "sum") -> None:
+    def __init__(self, *, alpha: float = 0.75, gamma: float = 2.0, reduction: functional.Reduction = "sum") -> None:
         super().__init__(alpha=alpha, gamma=gamma, reduction=reduction)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -274,7 +279,7 @@ class VarifocalLoss(_Settings):
 class MatchabilityAwareLoss(_Settings):
     """:func:`~concordet.losses.functional.matchability_aware_loss` as a module."""
 
-    def __init__(self, *, gamma: float = 1.5, reduction: str = "sum") -> None:
+    def __init__(self, *, gamma: float = 1.5, reduction: functional.Reduction = "sum") -> None:
         super().__init__(gamma=gamma, reduction=reduction)
 
     def forward(self, logits: Tensor, targets: Tensor, positive: Tensor | None = None) -> Tensor:

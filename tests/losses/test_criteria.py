@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import complete_box_iou_loss, generalized_box_iou, sigmoid_focal_loss
 
-from concordet.assigned import BACKGROUND, IGNORED, Assigned
+from concordet.assigned import BACKGROUND, IGNORED, Assigned, Quality, Regression
 from concordet.boxes import paired_iou
 from concordet.losses import BoxTerm, LossDefaults, build_criterion, functional, list_losses
 from concordet.losses.criteria import StagedCriterion
 from concordet.losses.criteria.box import box_losses
-from concordet.losses.criteria.cores import balance, flat_labels, harmonic_parts, sum_terms
+from concordet.losses.criteria.cores import HarmonicCore
+from concordet.losses.criteria.terms import balance, sum_terms
 
 BASES = [n for n in list_losses() if n[0] != "+"]
 
@@ -44,10 +45,8 @@ def record(positives=5, negatives=20, ignored=4, classes=3, seed=0):
         gt_ids=torch.arange(positives),
         image_ids=torch.zeros(positives, dtype=torch.int64),
         normalizer=torch.tensor(float(max(positives, 1))),
-        deltas=(rand(positives, 4) - 0.5).requires_grad_(),
-        gt_deltas=rand(positives, 4) - 0.5,
-        quality_logits=(rand(positives) - 0.5).requires_grad_(),
-        quality_targets=rand(positives),
+        regression=Regression((rand(positives, 4) - 0.5).requires_grad_(), rand(positives, 4) - 0.5),
+        quality=Quality((rand(positives) - 0.5).requires_grad_(), rand(positives)),
     )
 
 
@@ -128,7 +127,7 @@ class TestBoxTerms:
     def test_encoded_terms_by_loop(self, kind):
         assigned = record()
         expected = []
-        for row, target in zip(assigned.deltas.tolist(), assigned.gt_deltas.tolist(), strict=True):
+        for row, target in zip(assigned.regression.deltas.tolist(), assigned.regression.targets.tolist(), strict=True):
             total = 0.0
             for a, b in zip(row, target, strict=True):
                 d = abs(a - b)
@@ -153,7 +152,7 @@ class TestBoxTerms:
         weights = {
             "none": [1.0] * 5,
             "score": [max(sigmoid(v) for v in assigned.logits[i].tolist()) for i in assigned.positive.tolist()],
-            "quality": assigned.quality_targets.tolist(),
+            "quality": assigned.quality.targets.tolist(),
             "iou": paired_iou(assigned.boxes, assigned.gt_boxes).tolist(),
         }[weighting]
         expected = 2 * sum(w * v for w, v in zip(weights, losses, strict=True)) / sum(weights)
@@ -248,7 +247,7 @@ class TestSoftmax:
         labels = torch.where(assigned.labels == BACKGROUND, 3, assigned.labels)
         weights = torch.tensor([1.0, 1.0, 1.0, 0.1])
         expected = F.cross_entropy(assigned.logits, labels, weights, ignore_index=IGNORED)
-        got = build_criterion("ce", replace(self.DEFAULTS, background=0.1))(assigned)["classification"]
+        got = build_criterion("ce", replace(self.DEFAULTS, no_object_weight=0.1))(assigned)["classification"]
         torch.testing.assert_close(got, expected)
 
     def test_scores_and_harmonic_use_the_softmax(self):
@@ -259,7 +258,7 @@ class TestSoftmax:
             if label >= 0
         ]
         assert assigned.scores().tolist() == pytest.approx(expected)
-        entropies, localization = harmonic_parts(assigned)
+        entropies, localization = HarmonicCore().losses(assigned)
         assert entropies.tolist() == pytest.approx([-math.log(p) for p in expected], rel=1e-5)
         terms = build_criterion("harmonic", self.DEFAULTS)(assigned)
         joint = sum(
@@ -269,7 +268,7 @@ class TestSoftmax:
         assert terms["harmonic"].item() == pytest.approx(joint / 5, rel=1e-5)
 
     def test_only_cross_entropy_and_harmonic_keep_it(self):
-        kept = {name for name in BASES if build_criterion(name, self.DEFAULTS).softmax}
+        kept = {name for name in BASES if build_criterion(name, self.DEFAULTS).needs.softmax}
         assert kept == {"default", "ce", "harmonic"}
 
 
@@ -281,12 +280,12 @@ def test_stages_have_their_own_criteria_and_weights():
     assert set(terms) == {"rpn_ranking", "rpn_sorting", "rpn_box", "roi_classification", "roi_box"}
     alone = build_criterion("rank_sort")(records[0])
     assert terms["rpn_sorting"].item() == pytest.approx(0.2 * alone["sorting"].item())
-    assert not criterion.calibrated
+    assert criterion.needs.ranks_only
     criterion.on_epoch_end()
     assert criterion.stages["roi"].core.weight != 50
 
 
-class TestAverageLRP:
+class TestALRP:
     def test_self_balancing_is_the_previous_epochs(self):
         criterion = build_criterion("alrp")
         first = [criterion(record(seed=i)) for i in range(3)]
@@ -319,15 +318,15 @@ class TestQuality:
         assigned = record()
         criterion = build_criterion("default", LossDefaults("focal", BoxTerm(), quality="centerness"))
         expected = 0.0
-        for x, q in zip(assigned.quality_logits.tolist(), assigned.quality_targets.tolist(), strict=True):
+        for x, q in zip(assigned.quality.logits.tolist(), assigned.quality.targets.tolist(), strict=True):
             expected -= q * math.log(sigmoid(x)) + (1 - q) * math.log(1 - sigmoid(x))
         assert criterion(assigned)["quality"].item() == pytest.approx(expected / 5, rel=1e-5)
 
     def test_head_is_asked_for_only_where_trained(self):
         defaults = LossDefaults("focal", BoxTerm(), quality="centerness")
-        assert build_criterion("default", defaults).quality == "centerness"
-        assert build_criterion("focal", defaults).quality is None
-        assert build_criterion("focal+iou_head", defaults).quality == "iou"
+        assert build_criterion("default", defaults).needs.quality_head == "centerness"
+        assert build_criterion("focal", defaults).needs.quality_head is None
+        assert build_criterion("focal+iou_head", defaults).needs.quality_head == "iou"
 
 
 class TestSettings:
@@ -363,7 +362,7 @@ class TestSettings:
         plain.on_epoch_end()
         assert plain.core.weight == 1
         errors = (1 - paired_iou(assigned.boxes, assigned.gt_boxes)) / 0.5
-        parts = functional.alrp_loss(assigned.logits.flatten(), flat_labels(assigned), errors)
+        parts = functional.alrp_loss(assigned.logits.flatten(), assigned.ranking_labels(), errors)
         terms = build_criterion("alrp(balanced=0,giou=0)")(assigned)
         torch.testing.assert_close(terms["box"], parts.localization)
         torch.testing.assert_close(terms["classification"], parts.classification)
@@ -382,21 +381,21 @@ def test_no_positives_is_zero_and_connected(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("focl", "unknown loss 'focl' in 'focl'; choose one of default, focal"),
-        ("concordance", "add it to a base loss, as in 'focal\\+concordance'"),
-        ("focal+ap", "two base losses"),
-        ("focal+concord", "unknown coupling 'concord'"),
-        ("focal+pse+pse", "stands twice"),
-        ("focal(2)", "takes no weight"),
+        ("focl", "loss must be one of default, focal, .*, got 'focl' in 'focl'"),
+        ("concordance", "got 'concordance'; add 'concordance' to one, as in 'focal\\+concordance'"),
+        ("focal+ap", "loss must have one base loss, got two in 'focal.ap'"),
+        ("focal+concord", "coupling must be one of concordance, .*, iou_head, got 'concord'"),
+        ("focal+pse+pse", "'pse' must be named once"),
+        ("focal(2)", "base loss 'focal' must have no weight, got 'focal.2.'"),
         ("focal+pse(-1)", "at least 0, got '-1'"),
         ("focal+pse(nan)", "at least 0, got 'nan'"),
         ("focal+pse(x)", "at least 0, got 'x'"),
-        ("focal+pse(slope=-1)", "slope in 'pse\\(slope=-1\\)' of loss .* at least 0, got '-1'"),
-        ("focal+pse(1,width=2)", "'pse' in loss .* has no setting 'width'; those that it has: slope"),
-        ("focal(alpha=1)", "has no setting 'alpha'; those that it has: none"),
-        ("focal+centerness+iou_head", "two auxiliary heads"),
-        ("focal+", "cannot read ''"),
-        ("", "cannot read ''"),
+        ("focal+pse(slope=-1)", "slope of 'pse\\(slope=-1\\)' in loss .* at least 0, got '-1'"),
+        ("focal+pse(1,width=2)", "setting of 'pse' must be one of: slope, got 'width'"),
+        ("focal(alpha=1)", "setting of 'focal' must be one of: none, got 'alpha'"),
+        ("focal+centerness+iou_head", "one auxiliary head, got two"),
+        ("focal+", "got '' in"),
+        ("", "got '' in"),
     ],
 )
 def test_names_that_make_no_sense(name, message):

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from concordet.assigned import Masks
 from concordet.losses import build_criterion
 from concordet.losses.criteria import LossDefaults
 from concordet.losses.criteria.box import box_losses
-from concordet.losses.criteria.mask import MaskTerm, mask_losses, mask_term
+from concordet.losses.criteria.mask import MaskTerm, mask_losses, mask_value
 from tests.losses.test_criteria import record
 
 
@@ -17,13 +18,13 @@ def masked(positives=4, side=6, **options):
     generator = torch.Generator().manual_seed(9)
     logits = torch.randn(positives, side, side, generator=generator)
     targets = (torch.rand(positives, side, side, generator=generator) < 0.5).float()
-    return replace(record(positives, **options), mask_logits=logits.requires_grad_(), mask_targets=targets)
+    return replace(record(positives, **options), masks=Masks(logits.requires_grad_(), targets))
 
 
 def test_dice_is_the_published_loop():
     assigned = masked()
-    got = mask_losses("dice", assigned)
-    for value, logits, targets in zip(got.tolist(), assigned.mask_logits, assigned.mask_targets, strict=True):
+    got = mask_losses("dice", assigned.masks)
+    for value, logits, targets in zip(got.tolist(), assigned.masks.logits, assigned.masks.targets, strict=True):
         inner = squares = 0.0
         for x, t in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
             p = 1 / (1 + 2.718281828459045**-x)
@@ -34,8 +35,8 @@ def test_dice_is_the_published_loop():
 
 def test_cross_entropy_is_the_mean_over_pixels_and_positives():
     assigned = masked()
-    got = mask_term(MaskTerm(), assigned, torch.tensor(0.0))
-    expected = F.binary_cross_entropy_with_logits(assigned.mask_logits, assigned.mask_targets)
+    got = mask_value(MaskTerm(), assigned.masks, assigned, torch.tensor(0.0))
+    expected = F.binary_cross_entropy_with_logits(assigned.masks.logits, assigned.masks.targets)
     torch.testing.assert_close(got, expected)
 
 
@@ -45,16 +46,16 @@ def test_ranking_losses_weigh_masks_by_score_and_balance_them():
     rank = (terms["ranking"] + terms["sorting"]).item()
     assert terms["mask"].item() == pytest.approx(rank, rel=1e-5)
     scores = assigned.logits[assigned.positive].sigmoid().amax(1).detach()
-    losses = mask_losses("dice", assigned)
+    losses = mask_losses("dice", assigned.masks)
     weighted = (scores * losses).sum() / scores.sum()
-    expected = torch.autograd.grad(weighted * (rank / weighted.item()), assigned.mask_logits)[0]
-    torch.testing.assert_close(torch.autograd.grad(terms["mask"], assigned.mask_logits)[0], expected)
+    expected = torch.autograd.grad(weighted * (rank / weighted.item()), assigned.masks.logits)[0]
+    torch.testing.assert_close(torch.autograd.grad(terms["mask"], assigned.masks.logits)[0], expected)
 
 
 def test_other_losses_take_the_mean():
     assigned = masked()
     for loss, kind in (("ce", "bce"), ("focal+pse", "bce"), ("ap", "dice")):
-        torch.testing.assert_close(build_criterion(loss)(assigned)["mask"], mask_losses(kind, assigned).mean())
+        torch.testing.assert_close(build_criterion(loss)(assigned)["mask"], mask_losses(kind, assigned.masks).mean())
 
 
 @pytest.mark.parametrize("loss", ["default", "rank_sort", "ap", "alrp"])
@@ -63,19 +64,17 @@ def test_without_objects_the_term_is_zero(loss):
     value = build_criterion(loss)(assigned)["mask"]
     value.backward()
     assert value == 0
-    assert assigned.mask_logits.grad.shape == (0, 6, 6)
+    assert assigned.masks.logits.grad.shape == (0, 6, 6)
 
 
 def test_no_masks_no_term():
     assert "mask" not in build_criterion("rank_sort")(record())
-    with pytest.raises(ValueError, match="a detector that predicts masks"):
-        mask_losses("bce", record())
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "l2"}, "mask term must be one of bce, dice, got 'l2'"),
+        ({"kind": "l2"}, "kind of a mask term must be one of bce, dice, got 'l2'"),
         ({"weighting": "iou"}, "none, score, got 'iou'"),
     ],
 )
@@ -87,7 +86,7 @@ def test_refusals(options, message):
 def test_alrp_errors_are_relative_to_the_positives_iou():
     """E = (1 - GIoU) / (2 (1 - tau)): at 0.7 errors, and so the first epoch's box term, are 5/3 of those at 0.5."""
     assigned = record()
-    usual = build_criterion("alrp")(assigned)["box"]
+    default = build_criterion("alrp")(assigned)["box"]
     proposals = build_criterion("alrp", LossDefaults(positive_iou=0.7))(assigned)["box"]
     assert box_losses("giou", assigned).sum() > 0
-    torch.testing.assert_close(proposals, usual / 0.6)
+    torch.testing.assert_close(proposals, default / 0.6)

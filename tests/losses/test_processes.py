@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from concordet.losses import functional as F
-from concordet.losses.functional.correlations import COEFFICIENTS
+from concordet.losses.functional import Coefficient
 from concordet.ranking import exact
 from tests.ranking.cases import random_case
 
@@ -94,7 +95,7 @@ def results(case, logits, labels, side, group=None):
                 keep(("alrp", method, delta), classification)
                 keep(("alrp localization", method, delta), localization, errors)
     positive = labels == 1
-    for coefficient in COEFFICIENTS:
+    for coefficient in get_args(Coefficient):
         loss = F.correlation_loss(logits[positive].sigmoid(), side[positive], coefficient=coefficient, group=group)
         keep(coefficient, loss)
     return found
@@ -130,7 +131,7 @@ def bytes_sent(p, n, group):
         "alrp": lambda: F.alrp_loss(logits, labels, side[labels == 1], group=group),
         **{
             c: lambda c=c: F.correlation_loss(scores, side[labels == 1], coefficient=c, group=group)
-            for c in COEFFICIENTS
+            for c in get_args(Coefficient)
         },
     }
     found = {}

@@ -168,7 +168,7 @@ def test_bad_input_is_refused_with_a_sentence():
         (lambda: F.ap_loss(logits, labels.to("meta")), "same device, got meta and cpu"),
         (lambda: F.ap_loss(logits, labels, delta=-1), "expected delta >= 0, got -1"),
         (lambda: F.ap_loss(logits, labels, delta=float("nan")), "expected delta >= 0, got nan"),
-        (lambda: F.ap_loss(logits, labels, method="fast"), "one of exact, quadratic, bucketed, auto; got 'fast'"),
+        (lambda: F.ap_loss(logits, labels, method="fast"), "one of auto, exact, quadratic, bucketed; got 'fast'"),
         (lambda: F.ap_loss(logits, labels, self_relation=0), "expected self_relation > 0, got 0"),
         (lambda: F.rank_sort_loss(logits, labels, side[:2]), "expected quality and logits of the same shape"),
         (lambda: F.rank_sort_loss(logits, labels, side * float("inf")), "expected finite quality"),

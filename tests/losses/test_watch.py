@@ -5,7 +5,8 @@ import torch
 
 from concordet.boxes import paired_iou
 from concordet.losses import build_criterion
-from concordet.losses.criteria.cores import harmonic_parts, sum_terms
+from concordet.losses.criteria import sum_terms
+from concordet.losses.criteria.cores import HarmonicCore
 from concordet.losses.criteria.observers import gradient_ratio, observe
 
 from .test_criteria import record
@@ -51,7 +52,7 @@ def test_self_balance_is_what_the_criterion_applied():
 def test_harmonic_factors():
     assigned = record()
     seen = observe(build_criterion("harmonic"), assigned)
-    entropies, localization = harmonic_parts(assigned)
+    entropies, localization = HarmonicCore().losses(assigned)
     assert seen["localization_factor"].item() == pytest.approx((1 + (-entropies).exp()).mean().item())
     assert seen["classification_factor"].item() == pytest.approx((1 + (-localization).exp()).mean().item())
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from concordet.assigned import Assigned
-from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, build_criterion
-from concordet.losses.criteria.cores import Terms
+from concordet.losses.criteria import (
+    Criterion,
+    LossDefaults,
+    LossName,
+    NoTerms,
+    StagedCriterion,
+    Terms,
+    build_criterion,
+)
 
 Loss = str | Criterion | StagedCriterion
 KEY = "_concordet"
@@ -68,12 +75,13 @@ def take_back(installation: Installation) -> None:
 
 def keeps_own(loss: Loss) -> bool:
     """Whether the model's own loss stays, with nothing or with couplings added to it: ``default``."""
-    return isinstance(loss, str) and loss.replace(" ", "").split("+")[0] == "default"
+    return isinstance(loss, str) and LossName.parse(loss).is_default
 
 
-def no_terms(assigned: Assigned, ious: Tensor) -> Terms:
-    """The core beside a model's own loss."""
-    return {}
+def beside_own(criterion: Criterion) -> Criterion:
+    """The criterion's couplings only, to be added to a model's own loss."""
+    needs = replace(criterion.needs, quality_head=None)
+    return Criterion(NoTerms(), needs=needs, couplings=criterion.couplings)
 
 
 def criterion_for(model: nn.Module, loss: Loss, defaults: LossDefaults, *, quality_head: bool = False) -> Criterion:
@@ -95,9 +103,10 @@ def criterion_for(model: nn.Module, loss: Loss, defaults: LossDefaults, *, quali
         raise ValueError(f"{name} has one stage, the criterion has {list(loss.stages)}; pass a Criterion or a name")
     criterion = build_criterion(loss, defaults) if isinstance(loss, str) else loss
     if keeps_own(loss):
-        criterion.core, criterion.quality = no_terms, None
-    if criterion.quality is not None and not quality_head:
-        raise ValueError(f"{name} has no auxiliary head for {criterion.quality!r} in loss {loss!r}; leave that out")
+        criterion = beside_own(criterion)
+    head = criterion.needs.quality_head
+    if head is not None and not quality_head:
+        raise ValueError(f"{name} has no auxiliary head for {head!r} in loss {loss!r}; leave that out")
     return criterion
 
 

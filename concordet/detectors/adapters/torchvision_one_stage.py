@@ -16,7 +16,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from concordet.assigned import Assigned
+from concordet.assigned import Assigned, Quality
 from concordet.detectors.adapters.installation import Change, Loss, criterion_for, keeps_own, log_odds, named_terms
 from concordet.detectors.architectures.dense import fcos, ssd
 from concordet.detectors.dense import centerness
@@ -26,9 +26,7 @@ from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.proposals import make_record
 from concordet.detectors.parts.reassignment import hardest_kept
 from concordet.detectors.parts.records import mean_count
-from concordet.losses.criteria import Criterion, LossDefaults
-from concordet.losses.criteria.box import BoxTerm
-from concordet.losses.criteria.cores import Terms
+from concordet.losses.criteria import BoxTerm, Criterion, LossDefaults, Terms
 
 Targets = list[dict[str, Tensor]]
 
@@ -139,7 +137,7 @@ def in_fcos(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
         Change(model.head, "compute_loss", DenseLoss(model.head, _fcos_record, criterion, own)),
         *_threshold(model, criterion),
     ]
-    if criterion.quality is None and not own:
+    if criterion.needs.quality_head is None and not own:
         branch = model.head.regression_head.bbox_ctrness
         changes += [Change(parameter, "requires_grad", False) for parameter in branch.parameters()]
         changes += [Change(model, "postprocess_detections", ClassScores(model))]
@@ -156,12 +154,14 @@ def _fcos_record(
 ) -> Assigned:
     logits, regressions, coder = outputs["cls_logits"], outputs["bbox_regression"], SideCoder((1.0,) * 4)
     record = _record(targets, logits, regressions, anchors, matches, coder, first_class=0)
-    if criterion.quality is None:
+    if criterion.needs.quality_head is None:
         return record
     return replace(
         record,
-        quality_logits=outputs["bbox_ctrness"].float().flatten()[record.positive],
-        quality_targets=centerness(centers(torch.cat(anchors)[record.positive]), record.gt_boxes),
+        quality=Quality(
+            outputs["bbox_ctrness"].float().flatten()[record.positive],
+            centerness(centers(torch.cat(anchors)[record.positive]), record.gt_boxes),
+        ),
     )
 
 
@@ -202,17 +202,17 @@ def _ssd_record(
     matches: list[Tensor],
 ) -> Assigned:
     logits = outputs["cls_logits"].float().roll(-1, -1)  # the background comes last
-    if criterion.softmax:
+    if criterion.needs.samples:
         matches = [
             hardest_kept(match, own, ratio=int(model.neg_to_pos_ratio))
             for match, own in zip(matches, logits.detach(), strict=True)
         ]
-    else:
+    if not criterion.needs.softmax:
         logits = log_odds(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
-    regressions, softmax = outputs["bbox_regression"], criterion.softmax
+    regressions, softmax = outputs["bbox_regression"], criterion.needs.softmax
     return _record(targets, logits, regressions, anchors, matches, model.box_coder, first_class=1, softmax=softmax)
 
 
 def _threshold(model: Any, criterion: Criterion) -> list[Change]:
     """A ranking loss orders scores and gives them no scale: no score is too low to be seen."""
-    return [] if criterion.calibrated else [Change(model, "score_thresh", 0.0)]
+    return [Change(model, "score_thresh", 0.0)] if criterion.needs.ranks_only else []

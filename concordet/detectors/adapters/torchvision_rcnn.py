@@ -16,13 +16,12 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_p
 from torchvision.ops import box_iou
 
 from concordet.assigned import BACKGROUND, IGNORED
-from concordet.detectors.adapters.installation import Change, Loss, keeps_own, log_odds, named_terms, no_terms
+from concordet.detectors.adapters.installation import Change, Loss, beside_own, keeps_own, log_odds, named_terms
 from concordet.detectors.architectures.two_stage.faster_rcnn import faster_rcnn_criterion
 from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.proposals import make_record
 from concordet.detectors.parts.records import mean_count
-from concordet.losses.criteria import Criterion, StagedCriterion
-from concordet.losses.criteria.cores import Terms
+from concordet.losses.criteria import Criterion, StagedCriterion, Terms
 
 Targets = list[dict[str, Tensor]]
 
@@ -39,12 +38,12 @@ def in_faster_rcnn(model: Any, loss: Loss) -> tuple[StagedCriterion, list[Change
         raise ValueError(f"{type(model).__name__} finds keypoints, which install does not support; take Faster R-CNN")
     criterion = faster_rcnn_criterion(loss)
     roi, own = cast(Criterion, criterion.stages["roi"]), keeps_own(loss)
-    changes = [Change(heads, "forward", RoILoss(heads, criterion, own))]
     if own:
-        roi.core = no_terms
-    if not roi.softmax:
+        criterion.stages["roi"] = beside_own(roi)
+    changes = [Change(heads, "forward", RoILoss(heads, criterion, own))]
+    if not roi.needs.samples:
         changes += [Change(heads, "subsample", all_used)]
-    if not roi.calibrated:
+    if roi.needs.ranks_only:
         changes += [
             Change(heads, "score_thresh", 0.0),
             Change(model.rpn, "forward", ProposalLoss(model.rpn, criterion)),
@@ -146,7 +145,7 @@ class RoILoss:
         labels: list[Tensor],
         targets: Targets,
     ) -> Terms:
-        logits, softmax = logits.roll(-1, 1), self.criterion.softmax  # the background comes last
+        logits, softmax = logits.roll(-1, 1), self.criterion.needs.softmax  # the background comes last
         codes = [torch.where(image == 0, BACKGROUND, IGNORED) for image in labels]
         deltas = deltas.unflatten(1, (-1, 4))
         record = make_record(

@@ -24,14 +24,11 @@ from transformers.loss import (
     loss_rt_detr,
 )
 
-from concordet.assigned import BACKGROUND, Assigned
+from concordet.assigned import BACKGROUND, Assigned, Regression
 from concordet.detectors.adapters.installation import Change, Loss, criterion_for, keeps_own, log_odds, named_terms
 from concordet.detectors.parts.objects import first_indices
 from concordet.detectors.parts.records import mean_count
-from concordet.losses.criteria import Criterion, LossDefaults
-from concordet.losses.criteria.box import BoxTerm
-from concordet.losses.criteria.cores import Terms
-from concordet.losses.criteria.set_core import SetCore
+from concordet.losses.criteria import BoxTerm, Criterion, LossDefaults, Terms, add_l1
 
 Outputs = dict[str, Any]  # of one layer: "logits" [b, q, c], "pred_boxes" [b, q, 4] cxcywh in units of the image
 Targets = list[dict[str, Tensor]]  # "class_labels" [m], "boxes" [m, 4] cxcywh in units of the image
@@ -101,12 +98,11 @@ def in_set_predictor(family: str, model: Any, loss: Loss) -> tuple[Criterion, li
         BoxTerm("giou", weight=giou),
         softmax=kind.softmax,
         focal=(alpha, 2.0),
-        background=model.config.eos_coefficient if kind.softmax else None,
+        no_object_weight=model.config.eos_coefficient if kind.softmax else None,
     )
     criterion, own = criterion_for(model, loss, defaults), keeps_own(loss)
     if isinstance(loss, str) and not own:
-        balanced = criterion.mask.balanced
-        criterion.core = SetCore(criterion.core, classification=classification, l1=l1, balanced=balanced)
+        add_l1(criterion, classification=classification, l1=l1)
     return criterion, [Change(model, "loss_function", SetLoss(family, criterion, own))]
 
 
@@ -164,7 +160,7 @@ class SetLoss:
                 terms = {}
             if kind in CLASSIFICATION and DENOISING not in outputs:
                 record = transformers_record(
-                    outputs, targets, matches, softmax=family.softmax, kept=self.criterion.softmax
+                    outputs, targets, matches, softmax=family.softmax, kept=self.criterion.needs.softmax
                 )
                 ours = named_terms(self.criterion, record)
                 if family.weighted:
@@ -211,8 +207,7 @@ def transformers_record(outputs: Outputs, targets: Targets, matches: Matches, *,
         gt_ids=gt_ids,
         image_ids=positive // queries,
         normalizer=mean_count(len(positive), device),
-        deltas=own,
-        gt_deltas=gt_boxes,
+        regression=Regression(own, gt_boxes),
         softmax=softmax and kept,
     )
 

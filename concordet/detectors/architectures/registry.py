@@ -167,9 +167,10 @@ def build_detector(
         criterion = entry.criterion(loss, **own)
     else:
         criterion = build_criterion(loss, entry.defaults) if isinstance(loss, str) else loss
-    if isinstance(criterion, Criterion) and criterion.quality is not None and not entry.quality_head:
-        raise ValueError(f"{name} has no auxiliary head for {criterion.quality!r} in loss {loss!r}; leave that out")
-    if not criterion.calibrated:
+    head = criterion.needs.quality_head
+    if isinstance(criterion, Criterion) and head is not None and not entry.quality_head:
+        raise ValueError(f"{name} has no auxiliary head for {head!r} in loss {loss!r}; leave that out")
+    if criterion.needs.ranks_only:
         postprocess.setdefault("score_threshold", 0.0)
     resize = entry.resize_for(size)
     if image_size is not None:

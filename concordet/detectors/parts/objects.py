@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from concordet.assigned import BACKGROUND, IGNORED, Assigned
+from concordet.assigned import BACKGROUND, IGNORED, Assigned, Quality, Regression
 from concordet.detectors.parts.targets import Target
 
 
@@ -122,10 +122,8 @@ class Matching:
         logits: Tensor,
         boxes: Tensor,
         *,
-        deltas: Tensor | None = None,
-        gt_deltas: Tensor | None = None,
-        quality_logits: Tensor | None = None,
-        quality_targets: Tensor | None = None,
+        regression: Regression | None = None,
+        quality: Quality | None = None,
         stage: str = "",
         softmax: bool = False,
         mean_over_rows: bool = False,
@@ -137,10 +135,8 @@ class Matching:
         Args:
             logits: ``[n, c]``, with ``softmax`` ``[n, c + 1]``.
             boxes: ``[p, 4]`` decoded boxes of the positives.
-            deltas: ``[p, d]`` encoded regression of the positives.
-            gt_deltas: ``[p, d]`` its targets.
-            quality_logits: ``[p]`` of an auxiliary head.
-            quality_targets: ``[p]`` its targets.
+            regression: Encoded regression of the positives.
+            quality: Outputs and targets of an auxiliary head.
             stage: Name of the stage.
             softmax: The classifier is one softmax over classes and background.
             mean_over_rows: Losses are divided by the number of predictions that are not ignored, not by the positives.
@@ -155,10 +151,8 @@ class Matching:
             gt_ids=self.gt_ids,
             image_ids=self.image_ids,
             normalizer=torch.tensor(float(count), device=logits.device),
-            deltas=deltas,
-            gt_deltas=gt_deltas,
-            quality_logits=quality_logits,
-            quality_targets=quality_targets,
+            regression=regression,
+            quality=quality,
             stage=stage,
             softmax=softmax,
         )

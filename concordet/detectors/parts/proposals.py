@@ -13,12 +13,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import box_iou, clip_boxes_to_image, remove_small_boxes
 
-from concordet.assigned import BACKGROUND, Assigned
+from concordet.assigned import BACKGROUND, Assigned, Regression
 from concordet.detectors.networks.backbones import Size
 from concordet.detectors.parts.objects import Matching, Objects
 from concordet.detectors.parts.postprocess import PostProcess, suppress
-from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, build_criterion
-from concordet.losses.criteria.box import BoxTerm
+from concordet.losses.criteria import BoxTerm, Criterion, LossDefaults, LossName, StagedCriterion, build_criterion
 
 RPN_USUAL = LossDefaults("ce", BoxTerm("smooth_l1"), positive_iou=0.7)
 RPN_RANKING_WEIGHT = 0.2
@@ -62,14 +61,14 @@ def region_proposals(
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     head = RPNHead(channels, anchors.num_anchors_per_location()[0])
     nano = size == "nano"
-    kept = 200 if nano else 2000 if criterion.softmax else unsampled
+    kept = 200 if nano else 2000 if criterion.needs.samples else unsampled
     rpn = RegionProposalNetwork(
         anchors, head, 0.7, 0.3, 256, 0.5,
         {"training": 500 if nano else 2000, "testing": 500 if nano else 1000},
         {"training": kept, "testing": min(kept, 1000)},
         0.7,
     )  # fmt: skip
-    if not criterion.calibrated:
+    if criterion.needs.ranks_only:
         rpn.box_coder = BoxCoder((10.0, 10.0, 5.0, 5.0))
     return rpn
 
@@ -99,15 +98,17 @@ def staged_criterion(
     else:
         stages = {stage: copy.deepcopy(loss) if len(weights) > 1 else loss for stage in weights}
     first = next(iter(stages.values()))
-    if first.quality is not None:
+    if first.needs.quality_head is not None:
         raise ValueError(f"{name} has no auxiliary head, which loss {loss!r} would train; leave it away")
+    ranks_only = first.needs.ranks_only
     if isinstance(loss, str):
-        rpn = build_criterion(loss.split("+")[0] if first.calibrated else loss, RPN_USUAL)
-    elif first.calibrated:
-        rpn = build_criterion("default", RPN_USUAL)
+        base = LossName.parse(loss) if ranks_only else LossName.parse(loss).without_extras()
+        rpn = build_criterion(base, RPN_USUAL)
+    elif ranks_only:
+        rpn = Criterion(copy.deepcopy(first.core), couplings=first.couplings, needs=first.needs)
     else:
-        rpn = Criterion(copy.deepcopy(first.core), couplings=first.couplings, calibrated=False)
-    factors = dict(weights) if first.calibrated else {"rpn": RPN_RANKING_WEIGHT}
+        rpn = build_criterion("default", RPN_USUAL)
+    factors = {"rpn": RPN_RANKING_WEIGHT} if ranks_only else dict(weights)
     return StagedCriterion({"rpn": rpn, **stages}, factors)
 
 
@@ -155,8 +156,7 @@ def make_record(
     return matching.assigned(
         logits,
         coder.decode_single(own, boxes),
-        deltas=own,
-        gt_deltas=coder.encode_single(matching.gt_boxes, boxes),
+        regression=Regression(own, coder.encode_single(matching.gt_boxes, boxes)),
         stage=stage,
         softmax=softmax,
         mean_over_rows=mean_over_rows,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -39,12 +39,17 @@ def merge_records(parts: Sequence[Assigned], places: Sequence[Sequence[int]], co
         merged["image_ids"][i] = where[part.image_ids]
         merged["gt_ids"][i] = part.gt_ids + (first[where] - own)[part.image_ids]
         merged["positive"][i] = part.positive + sum(len(other.labels) for other in parts[:i])
-    joined: dict[str, Any] = {}
-    for name, values in merged.items():
-        if name == "normalizer":
-            joined[name] = torch.stack(values).sum(0)
-        elif name in ("stage", "softmax", "group"):
-            joined[name] = values[0]
-        else:
-            joined[name] = None if any(v is None for v in values) else torch.cat(values)
-    return Assigned(**joined)
+    joined = {name: _joined(values) for name, values in merged.items() if name != "normalizer"}
+    return Assigned(**joined, normalizer=torch.stack(merged["normalizer"]).sum(0))
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """Rows of all parts, in tensors and in records of tensors; other values are the same in every part."""
+    if any(value is None for value in values):
+        return None
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    if is_dataclass(values[0]) and not isinstance(values[0], type):
+        names = [f.name for f in fields(values[0])]
+        return replace(values[0], **{name: _joined([getattr(value, name) for value in values]) for name in names})
+    return values[0]

@@ -1,227 +1,176 @@
-"""What a criterion is put together from: functions of (assigned, IoUs of the positives) to unweighted terms.
-
-Cores give classification and box terms, couplings one more term.  IoUs ``[p]`` carry no gradient: they are targets.
-"""
+"""Cores: the classification and box terms of a criterion, as small modules."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import ClassVar, Final
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from concordet.assigned import BACKGROUND, IGNORED, Assigned
+from concordet.assigned import Assigned
 from concordet.boxes import paired_iou
-from concordet.distributed import process_group, world
 from concordet.losses import functional
-from concordet.losses.criteria.box import BoxTerm, box_losses, weigh
-from concordet.losses.functional.reduction import at_least_float32
-
-QualityHead = Literal["centerness", "iou"]
-Terms = dict[str, Tensor]
-Core = Callable[[Assigned, Tensor], Terms]
-Coupling = Callable[[Assigned, Tensor], Tensor]
+from concordet.losses.criteria.box import BoxTerm, box_losses, box_value, weigh
+from concordet.losses.criteria.classification import Classification, softmax_entropies
+from concordet.losses.criteria.terms import CoreTerms, Term, as_terms, balance, sum_of_role
+from concordet.losses.functional.ranking import Method
 
 
-def sum_terms(terms: Terms) -> Tensor:
-    """0-dim sum of all terms."""
-    return torch.stack(list(terms.values())).sum()
+class Core(nn.Module):
+    """Base class of cores: classification and box terms of a batch.
 
-
-def balance(classification: Tensor, box: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Factor that makes the box term as large as the classification's, without gradient; 1 where the box term is 0.
-
-    With a group it is the same everywhere: the ratio of the terms' means over its processes.
+    A subclass has :meth:`forward`; :meth:`observe` and :meth:`on_epoch_end` where it has something to show or state.
+    ``includes_regression`` says that its terms already compare encoded regressions, so that :class:`WithL1` is not
+    needed.
     """
-    classification, box = process_group(group).all_mean(torch.stack([classification, box]).detach())
-    return torch.where(box > 0, classification / torch.where(box > 0, box, 1), 1)
+
+    includes_regression: ClassVar[bool] = False
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
+        """The terms by name.
+
+        Args:
+            assigned: predictions and their objects; logits are float32 or better.
+            ious: ``[p]`` IoUs of the positives' boxes and objects, without gradient.
+        """
+        raise NotImplementedError
+
+    def observe(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
+        """0-dim values worth plotting besides the terms, by name."""
+        return {}
+
+    def on_epoch_end(self) -> None:
+        """Called when an epoch of training ends."""
 
 
-def quality_term(assigned: Assigned, ious: Tensor, target: QualityHead) -> Tensor:
-    """Binary cross entropy of the auxiliary head, over the normalizer (FCOS Sec. 3.2; PAA for IoU)."""
-    if assigned.quality_logits is None:
-        raise ValueError(f"this detector has no auxiliary head for {target!r}; build it with this loss by name")
-    targets = ious if target == "iou" else assigned.quality_targets
-    if targets is None:
-        raise ValueError("this detector has no centerness targets; use 'iou_head' instead of 'centerness'")
-    losses = F.binary_cross_entropy_with_logits(at_least_float32(assigned.quality_logits), targets, reduction="sum")
-    return losses / assigned.normalizer
+class NoTerms(Core):
+    """No terms at all: the core of a criterion that adds couplings to a loss computed elsewhere."""
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
+        return {}
 
 
-# --- classification terms -------------------------------------------------------------------------------------------
+class SeparateCore(Core):
+    """A classification loss and a box loss that are independent of each other.
 
-
-def one_hot(assigned: Assigned, values: Tensor | float = 1.0) -> Tensor:
-    """``[n, c]`` targets: ``values`` ``[p]`` at each positive's class, 0 elsewhere."""
-    targets = torch.zeros_like(assigned.logits)
-    rows = assigned.positive
-    if not isinstance(values, Tensor):
-        values = targets.new_full((), values)
-    targets[rows, assigned.labels[rows]] = values.to(targets.dtype)
-    return targets
-
-
-def flat_labels(assigned: Assigned) -> Tensor:
-    """``[n * c]`` labels of a ranking loss: 1 positive, 0 negative, -1 ignored; one ranking over all classes."""
-    ignored = (assigned.labels == IGNORED).to(torch.int64)
-    labels = -ignored[:, None].repeat(1, assigned.logits.shape[1])
-    labels[assigned.positive, assigned.labels[assigned.positive]] = 1
-    return labels.flatten()
-
-
-def known(assigned: Assigned) -> dict[str, Any]:
-    """What a record tells a ranking loss: with whom to rank, and how many positives there are."""
-    return {"group": assigned.group, "n_positives": len(assigned.positive)}
-
-
-def over_used_rows(losses: Tensor, assigned: Assigned) -> Tensor:
-    """0-dim sum of ``losses`` ``[n, c]`` over rows that are not ignored, over the normalizer."""
-    return (losses * (assigned.labels != IGNORED)[:, None]).sum() / assigned.normalizer
-
-
-def focal_term(assigned: Assigned, ious: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Terms:
-    """Focal loss over the number of positives."""
-    losses = functional.focal_loss(assigned.logits, one_hot(assigned), alpha=alpha, gamma=gamma, reduction="none")
-    return {"classification": over_used_rows(losses, assigned)}
-
-
-def cross_entropy_term(assigned: Assigned, ious: Tensor, *, background: float | None = None) -> Terms:
-    """Cross entropy over the normalizer: of the softmax, or binary of each class.
-
-    Of a softmax with a weight of the ``background`` it is the weighted mean over all predictions that are used; the
-    sum of weights is averaged over processes as the normalizer is.
+    Args:
+        classification: Classification loss.
+        box: Box term.
     """
-    if assigned.softmax:
-        losses = softmax_entropies(assigned)
-        if background is None:
-            return {"classification": losses.sum() / assigned.normalizer}
-        weights = torch.where(assigned.labels == BACKGROUND, background, 1.0) * (assigned.labels != IGNORED)
-        total = world().all_mean(weights.sum())
-        return {"classification": (weights * losses).sum() / total.clamp(min=torch.finfo(losses.dtype).tiny)}
-    losses = F.binary_cross_entropy_with_logits(assigned.logits, one_hot(assigned), reduction="none")
-    return {"classification": over_used_rows(losses, assigned)}
+
+    def __init__(self, classification: Classification, box: BoxTerm) -> None:
+        super().__init__()
+        self.classification = classification
+        self.box = box
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
+        terms = as_terms(self.classification(assigned, ious))
+        return {**terms, "box": Term(box_value(self.box, assigned, ious), "box")}
 
 
-def softmax_entropies(assigned: Assigned) -> Tensor:
-    """``[n]`` cross entropies of a softmax classifier, 0 where ignored; the background is the last class."""
-    background = assigned.logits.shape[1] - 1
-    targets = torch.where(assigned.labels == BACKGROUND, background, assigned.labels)
-    return F.cross_entropy(assigned.logits, targets, ignore_index=IGNORED, reduction="none")
+class SelfBalancedCore(SeparateCore):
+    """A box term that is scaled to the value of the classification terms: there is no weight to tune (RS Loss)."""
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
+        terms = super().forward(assigned, ious)
+        box = terms["box"].value
+        return {**terms, "box": Term(box * self._balance(terms, assigned), "box")}
+
+    def observe(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
+        """``self_balance``: the factor of the box term (RS Loss)."""
+        return {"self_balance": self._balance(super().forward(assigned, ious), assigned)}
+
+    @staticmethod
+    def _balance(terms: CoreTerms, assigned: Assigned) -> Tensor:
+        return balance(sum_of_role(terms, "classification"), terms["box"].value, assigned.group)
 
 
-def quality_focal_term(assigned: Assigned, ious: Tensor) -> Terms:
-    """Quality Focal Loss: the target of a positive is its IoU."""
-    losses = functional.quality_focal_loss(assigned.logits, one_hot(assigned, ious), reduction="none")
-    return {"classification": over_used_rows(losses, assigned)}
-
-
-def varifocal_term(assigned: Assigned, ious: Tensor) -> Terms:
-    """Varifocal Loss: the target of a positive is its IoU, and so is its weight."""
-    losses = functional.varifocal_loss(assigned.logits, one_hot(assigned, ious), reduction="none")
-    return {"classification": over_used_rows(losses, assigned)}
-
-
-def distributional_ranking_term(assigned: Assigned, ious: Tensor) -> Terms:
-    """DR Loss over the batch, where its published code takes it by image."""
-    return {"classification": functional.distributional_ranking_loss(assigned.logits.flatten(), flat_labels(assigned))}
-
-
-def average_precision_term(assigned: Assigned, ious: Tensor, *, delta: float = 1.0, method: str = "auto") -> Terms:
-    """AP Loss; published with delta 1, and 0.5 for PAA."""
-    logits, labels = assigned.logits.flatten(), flat_labels(assigned)
-    return {"ranking": functional.ap_loss(logits, labels, delta=delta, method=method, **known(assigned))}
-
-
-def rank_sort_term(assigned: Assigned, ious: Tensor, *, method: str = "auto") -> Terms:
-    """Rank & Sort Loss: positives above negatives, and among themselves by IoU."""
-    logits, labels, quality = assigned.logits.flatten(), flat_labels(assigned), one_hot(assigned, ious).flatten()
-    result = functional.rank_sort_loss(logits, labels, quality, method=method, **known(assigned))
-    return {"ranking": result.ranking, "sorting": result.sorting}
-
-
-# --- cores ----------------------------------------------------------------------------------------------------------
-
-
-def separate(assigned: Assigned, ious: Tensor, *, classification: Core, box: BoxTerm) -> Terms:
-    """A classification loss and a box loss that do not know of one another."""
-    terms = classification(assigned, ious)
-    return {**terms, "box": weigh(box, assigned, box_losses(box.kind, assigned, box.beta), ious)}
-
-
-def self_balanced(assigned: Assigned, ious: Tensor, *, classification: Core, box: BoxTerm) -> Terms:
-    """The box term is scaled to the classification's value, so that there is no weight to tune (RS Loss)."""
-    terms = separate(assigned, ious, classification=classification, box=box)
-    box_value = terms.pop("box")
-    return {**terms, "box": box_value * balance(sum_terms(terms), box_value, assigned.group)}
-
-
-def harmonic_parts(assigned: Assigned, *, alpha: float = 1.5, gamma: float = 0.8) -> tuple[Tensor, Tensor]:
-    """``[p]`` cross entropies of the positives' own classes, and localization losses (Eq. 11)."""
-    overlaps = paired_iou(assigned.boxes, assigned.gt_boxes)
-    localization = alpha * functional.harmonic_iou_loss(overlaps, gamma=gamma, reduction="none")
-    if assigned.deltas is not None:
-        localization = localization + box_losses("smooth_l1", assigned)
-    if assigned.softmax:
-        return softmax_entropies(assigned)[assigned.positive], localization
-    return F.softplus(-assigned.positive_logits), localization
-
-
-def harmonic(
-    assigned: Assigned,
-    ious: Tensor,
-    *,
-    alpha: float = 1.5,
-    gamma: float = 0.8,
-    margin: float = 0.2,
-    contrast: float = 1.0,
-    background: float | None = None,
-) -> Terms:
+class HarmonicCore(Core):
     """HarmonicDet: cross entropy and localization of a positive weigh each other, plus Task-Contrastive loss.
 
-    Localization is smooth L1 of the encoded regression, where the detector has one, plus ``alpha`` times the Harmonic
-    IoU loss.  With a sigmoid a class the positive's own class is harmonised, every other logit is a negative.
-    ``contrast`` is the Task-Contrastive loss's factor, ``background`` that of a softmax's rows without object.
+    Localization is smooth L1 of the encoded regression, for detectors that have one, plus ``alpha`` times the Harmonic
+    IoU loss. With one sigmoid per class only the logit of the positive's own class is harmonized; every other logit is
+    a negative.
 
-    Wang and Zhang (ICCV 2021), Eqs. 8-13; alpha, gamma and margin as published.
+    Args:
+        alpha: Weight of the Harmonic IoU loss; 1.5 as published.
+        gamma: Focus of the Harmonic IoU loss; 0.8 as published.
+        margin: Margin of the Task-Contrastive loss; 0.2 as published.
+        contrast_weight: Weight of the Task-Contrastive loss.
+        no_object_weight: Weight of the background in a softmax; None for 1.
+
+    Paper:
+        Wang and Zhang: Reconcile Prediction Consistency for Balanced Object Detection (ICCV 2021), Eqs. 8-13.
     """
-    entropies, localization = harmonic_parts(assigned, alpha=alpha, gamma=gamma)
-    if assigned.softmax:
-        losses = softmax_entropies(assigned)
-        negatives = (1.0 if background is None else background) * (losses.sum() - losses[assigned.positive].sum())
-    else:
-        losses = F.softplus(assigned.logits) * (1 - one_hot(assigned))
-        negatives = (losses * (assigned.labels != IGNORED)[:, None]).sum()
-    contrasts = functional.task_contrastive_loss(
-        assigned.probabilities(),
-        assigned.labels[assigned.positive],
-        paired_iou(assigned.boxes, assigned.gt_boxes),
-        margin=margin,
-        reduction="sum",
-    )
-    return {
-        "classification": negatives / assigned.normalizer,
-        "harmonic": functional.harmonic_loss(entropies, localization, reduction="sum") / assigned.normalizer,
-        "contrast": contrast * contrasts / assigned.normalizer,
-    }
+
+    includes_regression = True
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 1.5,
+        gamma: float = 0.8,
+        margin: float = 0.2,
+        contrast_weight: float = 1.0,
+        no_object_weight: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.alpha, self.gamma = alpha, gamma
+        self.margin, self.contrast_weight = margin, contrast_weight
+        self.no_object_weight = 1.0 if no_object_weight is None else no_object_weight
+
+    def losses(self, assigned: Assigned) -> tuple[Tensor, Tensor]:
+        """``[p]`` cross entropies of the positives' classes, and ``[p]`` localization losses (Eq. 11)."""
+        ious = paired_iou(assigned.boxes, assigned.gt_boxes)
+        localization = self.alpha * functional.harmonic_iou_loss(ious, gamma=self.gamma, reduction="none")
+        if assigned.regression is not None:
+            localization = localization + box_losses("smooth_l1", assigned)
+        if assigned.softmax:
+            return softmax_entropies(assigned)[assigned.positive], localization
+        return F.softplus(-assigned.positive_logits), localization
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
+        entropies, localization = self.losses(assigned)
+        if assigned.softmax:
+            losses = softmax_entropies(assigned)
+            negatives = self.no_object_weight * (losses.sum() - losses[assigned.positive].sum()) / assigned.normalizer
+        else:
+            negatives = assigned.normalized_sum(F.softplus(assigned.logits) * (1 - assigned.class_targets()))
+        contrasts = functional.task_contrastive_loss(
+            assigned.probabilities(),
+            assigned.labels[assigned.positive],
+            paired_iou(assigned.boxes, assigned.gt_boxes),
+            margin=self.margin,
+            reduction="sum",
+        )
+        joint = functional.harmonic_loss(entropies, localization, reduction="sum")
+        return {
+            "classification": Term(negatives),
+            "harmonic": Term(joint / assigned.normalizer),
+            "contrast": Term(self.contrast_weight * contrasts / assigned.normalizer, "extra"),
+        }
+
+    def observe(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
+        """``classification_factor`` and ``localization_factor``: means of 1 + beta_r and 1 + beta_c (Figure 4)."""
+        classification, localization = functional.harmonic_factors(*self.losses(assigned))
+        return {"classification_factor": classification.mean(), "localization_factor": localization.mean()}
 
 
-class AverageLRP(nn.Module):
+class ALRPCore(Core):
     """aLRP Loss: one loss ranks positives above negatives and weighs their localization errors by rank.
 
     The localization part is scaled by mean(total) / mean(localization) of the previous epoch (Oksuz et al. 2020,
-    Sec. 4.2), 50 in the first.  This is state of the training: it lives in buffers, so it is saved with the model,
-    and moves on when :meth:`on_epoch_end` is called; :meth:`forward` only adds up.
+    Sec. 4.2), and by 50 in the first. This is state of the training: it is in buffers, so that it is saved with the
+    model, and changes when :meth:`on_epoch_end` is called; :meth:`forward` only adds up.
 
     Args:
-        first_weight: during the first epoch; 50 as published.
-        method: of the ranking engine.
-        positive_iou: tau, the IoU from which on predictions are positive; an error is (1 - GIoU) / (2 (1 - tau)), 0.5
-            as published, 0.7 in a region proposal network.
-        balanced: without it the localization part keeps the weight 1 (Table 2's rows without SB).
-        giou: without it an error is (1 - IoU) / (1 - tau), as in Eq. 9 (Table 2's rows with IoU).
+        first_weight: Weight of the localization part during the first epoch; 50 as published.
+        method: Algorithm of the ranking loss.
+        positive_iou: IoU tau from which on predictions are positive. An error is (1 - GIoU) / (2 (1 - tau)); 0.5 as
+            published, 0.7 in a region proposal network.
+        balanced: False leaves the weight of the localization part at 1 (Table 2, rows without SB).
+        giou: False makes an error (1 - IoU) / (1 - tau), as in Eq. 9 (Table 2, rows with IoU).
     """
 
     weight: Tensor
@@ -230,7 +179,7 @@ class AverageLRP(nn.Module):
     def __init__(
         self,
         first_weight: float = 50.0,
-        method: str = "auto",
+        method: Method = "auto",
         positive_iou: float = 0.5,
         *,
         balanced: bool = True,
@@ -243,35 +192,66 @@ class AverageLRP(nn.Module):
         self.register_buffer("weight", torch.tensor(first_weight if balanced else 1.0))
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # total, localization
 
-    def forward(self, assigned: Assigned, ious: Tensor) -> Terms:
-        """Classification and weighted localization."""
-        worst = 2 if self.giou else 1  # the greatest error of a box
-        errors = box_losses("giou" if self.giou else "iou", assigned) / (worst * (1 - self.positive_iou))
-        logits, labels = assigned.logits.flatten(), flat_labels(assigned)
+    def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
+        largest = 2 if self.giou else 1  # the largest possible error of a box
+        errors = box_losses("giou" if self.giou else "iou", assigned) / (largest * (1 - self.positive_iou))
+        logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
         parts = functional.alrp_loss(logits, labels, errors, method=self.method, group=assigned.group)
         if self.training and self.balanced:
             total = (parts.classification + parts.localization).detach()
             self.sums += torch.stack([total, parts.localization.detach()])
-        return {"classification": parts.classification, "box": self.weight * parts.localization}
+        return {"classification": Term(parts.classification), "box": Term(self.weight * parts.localization, "box")}
+
+    def observe(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
+        """``self_balance``: the weight of the localization part (aLRP Loss, Figure 3)."""
+        return {"self_balance": self.weight.clone()}
 
     def on_epoch_end(self) -> None:
-        """Takes the weight of the next epoch from this one's means; nothing changes where there was no positive."""
+        """Takes the weight of the next epoch from this one's means; it stays where there were no positives."""
         total, localization = self.sums
         self.weight.copy_(torch.where(localization > 0, total / localization.clamp(min=1e-12), self.weight))
         self.sums.zero_()
 
 
-# --- couplings ------------------------------------------------------------------------------------------------------
+_SCORED_L1: Final = BoxTerm("l1", weighting="score")
 
 
-def correlation_coupling(assigned: Assigned, ious: Tensor, *, coefficient: str, **settings: float) -> Tensor:
-    """1 - correlation of the positives' class probabilities with their IoUs (Correlation Loss)."""
-    return functional.correlation_loss(
-        assigned.scores(), ious, coefficient=coefficient, group=assigned.group, **settings
-    )
+class WithL1(Core):
+    """Another core with the term ``l1`` added, for set predictors (DETR, Sparse R-CNN).
 
+    Their encoded regressions are boxes in units of the image; L1 is the sum over the four coordinates.
 
-def association_coupling(assigned: Assigned, ious: Tensor, *, form: str, slope: float = 1.0) -> Tensor:
-    """PSE or PCE over the number of positives (Association Loss, Eq. 12)."""
-    losses = functional.association_loss(assigned.scores(), ious, form=form, slope=slope, reduction="sum")
-    return losses / assigned.normalizer
+    Args:
+        core: Core to add the term to.
+        classification: Factor of its classification terms.
+        l1: Factor of the new term; 5 as published.
+        balanced: L1 is weighted by score and scaled to the value of the classification terms, independently of the box
+            term, as RS Loss does with that one.
+    """
+
+    def __init__(self, core: Core, *, classification: float = 1.0, l1: float = 5.0, balanced: bool = False) -> None:
+        super().__init__()
+        self.core = core
+        self.classification = classification
+        self.l1 = l1
+        self.balanced = balanced
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
+        terms = self.core(assigned, ious)
+        losses = box_losses("l1", assigned)
+        if self.balanced:
+            value = weigh(_SCORED_L1, assigned, losses, ious)
+            factor = balance(sum_of_role(terms, "classification"), value, assigned.group)
+            return {**terms, "l1": Term(value * factor, "box")}
+        if self.classification != 1:
+            terms = {
+                name: Term(self.classification * term.value, term.role) if term.role == "classification" else term
+                for name, term in terms.items()
+            }
+        return {**terms, "l1": Term(weigh(BoxTerm("l1", self.l1), assigned, losses, ious), "box")}
+
+    def observe(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
+        return self.core.observe(assigned, ious)
+
+    def on_epoch_end(self) -> None:
+        self.core.on_epoch_end()

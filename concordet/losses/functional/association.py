@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
@@ -13,17 +15,19 @@ from concordet.losses.functional.checks import (
     check_range,
     check_same,
 )
-from concordet.losses.functional.reduction import at_least_float32, reduce
+from concordet.losses.functional.reduction import Reduction, at_least_float32, reduce
+
+AssociationForm = Literal["squared", "cross_entropy"]
 
 
 def association_loss(
     scores: Tensor,
     quality: Tensor,
     *,
-    form: str = "squared",
+    form: AssociationForm = "squared",
     weight: float = 1.0,
     slope: float = 1.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
 ) -> Tensor:
     r"""Association loss of the positives: proxy squared error (PSE) or proxy cross entropy (PCE).
 
@@ -57,7 +61,7 @@ def association_loss(
     check_floating(where, "scores", scores)
     check_floating(where, "quality", quality)
     check_same(where, "quality", quality, "scores", scores)
-    check_choice(where, "form", form, ("squared", "cross_entropy"))
+    check_choice(where, "form", form, get_args(AssociationForm))
     check_positive(where, "weight", weight, or_zero=True)
     check_positive(where, "slope", slope)
     check_finite(where, "quality", quality)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -10,7 +12,7 @@ from concordet.distributed import SINGLE_PROCESS, SingleProcess, process_group
 from concordet.losses.functional.checks import check_choice, check_finite, check_floating, check_positive, check_same
 from concordet.losses.functional.reduction import at_least_float32
 
-COEFFICIENTS = ("pearson", "spearman", "concordance")
+Coefficient = Literal["pearson", "spearman", "concordance"]
 
 RELATIVE_STRENGTH = 0.3
 """Default strength of Spearman's soft ranks times n, for values in [0, 1]. Gaps between neighbours shrink as 1/n and
@@ -18,7 +20,7 @@ the strength has to follow: at 0.3 / n the coefficient is within 1 % of the rank
 still get a gradient; at 1 / n and above it is Pearson's (docs/losses/correlation.md)."""
 
 
-def correlation(x: Tensor, y: Tensor, coefficient: str, *, strength: float | None = None) -> Tensor:
+def correlation(x: Tensor, y: Tensor, coefficient: Coefficient, *, strength: float | None = None) -> Tensor:
     r"""Correlation coefficient of two samples, differentiable in both.
 
     .. math:: \rho = \frac{cov(x, y)}{\sigma_x \sigma_y} \text{ (pearson)}, \quad
@@ -47,7 +49,7 @@ def correlation(x: Tensor, y: Tensor, coefficient: str, *, strength: float | Non
         >>> correlation(x, y, "pearson"), correlation(x, y, "concordance")
         (tensor(1.), tensor(0.5714))
     """
-    check_choice("correlation", "coefficient", coefficient, COEFFICIENTS)
+    check_choice("correlation", "coefficient", coefficient, get_args(Coefficient))
     _check_pair("correlation", "x", x, "y", y)
     numerator, denominator, n = _fraction(x, y, coefficient, strength)
     return numerator / torch.where(n > 1, denominator, 0)
@@ -57,7 +59,7 @@ def correlation_loss(
     scores: Tensor,
     quality: Tensor,
     *,
-    coefficient: str = "concordance",
+    coefficient: Coefficient = "concordance",
     strength: float | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
@@ -89,7 +91,7 @@ def correlation_loss(
         >>> correlation_loss(torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0.9, 0.5, 0.2]), coefficient="pearson")
         tensor(1.9865)
     """
-    check_choice("correlation_loss", "coefficient", coefficient, COEFFICIENTS)
+    check_choice("correlation_loss", "coefficient", coefficient, get_args(Coefficient))
     _check_pair("correlation_loss", "scores", scores, "quality", quality)
     quality = quality.detach().to(scores.dtype).clamp_min(1e-6)
     numerator, denominator, n = _fraction(scores, quality, coefficient, strength, process_group(group))
@@ -187,7 +189,7 @@ _soft_rank.register_autograd(_soft_rank_backward, setup_context=_soft_rank_setup
 
 
 def _fraction(
-    x: Tensor, y: Tensor, coefficient: str, strength: float | None, processes: SingleProcess = SINGLE_PROCESS
+    x: Tensor, y: Tensor, coefficient: Coefficient, strength: float | None, processes: SingleProcess = SINGLE_PROCESS
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Numerator and denominator of the coefficient over the samples of all processes, and the samples' size.
 

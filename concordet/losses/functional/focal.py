@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from concordet.losses.functional.checks import check_finite, check_floating, check_positive, check_range, check_same
-from concordet.losses.functional.reduction import at_least_float32, reduce
+from concordet.losses.functional.reduction import Reduction, at_least_float32, reduce
 
 
 def focal_loss(
-    logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "sum"
+    logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, reduction: Reduction = "sum"
 ) -> Tensor:
     r"""Focal Loss: cross entropy, weighed down where the classifier is sure already.
 
@@ -45,7 +45,7 @@ def focal_loss(
     return reduce("focal_loss", losses, reduction)
 
 
-def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0, reduction: str = "sum") -> Tensor:
+def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0, reduction: Reduction = "sum") -> Tensor:
     r"""Quality Focal Loss: the score of an object's class is to be its box's IoU.
 
     .. math:: -|q - p|^\beta \left( q \log p + (1 - q) \log (1 - p) \right)
@@ -75,7 +75,7 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0, re
 
 
 def varifocal_loss(
-    logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamma: float = 2.0, reduction: str = "sum"
+    logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamma: float = 2.0, reduction: Reduction = "sum"
 ) -> Tensor:
     r"""Varifocal Loss: positives weigh their IoU, negatives are weighed down as in focal loss.
 
@@ -108,7 +108,7 @@ def varifocal_loss(
 
 
 def matchability_aware_loss(
-    logits: Tensor, targets: Tensor, *, positive: Tensor | None = None, gamma: float = 1.5, reduction: str = "sum"
+    logits: Tensor, targets: Tensor, *, positive: Tensor | None = None, gamma: float = 1.5, reduction: Reduction = "sum"
 ) -> Tensor:
     r"""Matchability-Aware Loss: a matched box of low IoU still counts in full, towards a low score.
 

@@ -14,10 +14,10 @@ from concordet.losses.functional.checks import (
     check_same,
     values_are_checked,
 )
-from concordet.losses.functional.reduction import at_least_float32, reduce
+from concordet.losses.functional.reduction import Reduction, at_least_float32, reduce
 
 
-def harmonic_loss(cls_losses: Tensor, loc_losses: Tensor, *, reduction: str = "mean") -> Tensor:
+def harmonic_loss(cls_losses: Tensor, loc_losses: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     r"""Harmonic Loss of the positives: each task's loss grows where the other one does well.
 
     .. math:: (1 + \beta_r) CE + (1 + \beta_c) L, \quad \beta_r = e^{-L}, \quad \beta_c = e^{-CE}
@@ -65,7 +65,7 @@ def harmonic_factors(cls_losses: Tensor, loc_losses: Tensor) -> tuple[Tensor, Te
     return 1 + (-loc_losses.detach()).exp(), 1 + (-cls_losses.detach()).exp()
 
 
-def harmonic_iou_loss(iou: Tensor, *, gamma: float = 0.8, reduction: str = "mean") -> Tensor:
+def harmonic_iou_loss(iou: Tensor, *, gamma: float = 0.8, reduction: Reduction = "mean") -> Tensor:
     r"""Harmonic IoU Loss: accurate boxes keep a share of the gradient.
 
     .. math:: (1 + IoU)^\gamma (1 - IoU)
@@ -101,7 +101,7 @@ def harmonic_iou_loss(iou: Tensor, *, gamma: float = 0.8, reduction: str = "mean
 
 
 def task_contrastive_loss(
-    probabilities: Tensor, labels: Tensor, iou: Tensor, *, margin: float = 0.2, reduction: str = "mean"
+    probabilities: Tensor, labels: Tensor, iou: Tensor, *, margin: float = 0.2, reduction: Reduction = "mean"
 ) -> Tensor:
     r"""Task-Contrastive Loss of the positives: score and IoU are to differ by no more than a margin.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch.distributed as dist
 from torch import Tensor
@@ -18,10 +18,14 @@ from concordet.losses.functional.checks import (
     check_positive,
     check_same,
 )
-from concordet.ranking import METHODS, RankingOptions, ranking_loss, step_at_zero
+from concordet.ranking import RankingOptions, ranking_loss, step_at_zero
 from concordet.ranking.definitions import ALRP as ALRP_DEFINITION
 from concordet.ranking.definitions import AP, NDCG, RANK_SORT, Definition
 from concordet.ranking.operator import UNKNOWN
+
+Method = Literal["auto", "exact", "quadratic", "bucketed"]
+"""How a ranking loss is computed: ``auto`` and ``exact`` are near-linear, ``quadratic`` is the definition, ``bucketed``
+the thesis's approximation."""
 
 
 class ALRP(NamedTuple):
@@ -45,7 +49,7 @@ def ap_loss(
     delta: float = 1.0,
     interpolated: bool = False,
     self_relation: float | None = None,
-    method: str = "auto",
+    method: Method = "auto",
     group: dist.ProcessGroup | None = None,
     n_positives: int | None = None,
 ) -> Tensor:
@@ -108,7 +112,7 @@ def alrp_loss(
     *,
     delta: float = 1.0,
     self_relation: float | None = None,
-    method: str = "auto",
+    method: Method = "auto",
     group: dist.ProcessGroup | None = None,
 ) -> ALRP:
     r"""Average Localization-Recall-Precision Loss: false positives and localization errors by one ranking.
@@ -166,7 +170,7 @@ def rank_sort_loss(
     *,
     delta: float = 0.5,
     self_relation: float | None = None,
-    method: str = "auto",
+    method: Method = "auto",
     group: dist.ProcessGroup | None = None,
     n_positives: int | None = None,
 ) -> RankSort:
@@ -225,7 +229,7 @@ def ndcg_loss(
     *,
     delta: float = 1.0,
     self_relation: float | None = None,
-    method: str = "auto",
+    method: Method = "auto",
     group: dist.ProcessGroup | None = None,
     n_positives: int | None = None,
 ) -> Tensor:
@@ -273,7 +277,7 @@ def _rank(
     delta: float,
     self_relation: float | None,
     published_relation: float,
-    method: str,
+    method: Method,
     group: dist.ProcessGroup | None,
     n_positives: int | None = None,
     **settings: float,
@@ -282,7 +286,7 @@ def _rank(
     check_integer(where, "labels", labels)
     check_same(where, "labels", labels, "logits", logits)
     check_positive(where, "delta", delta, or_zero=True)
-    check_choice(where, "method", method, tuple(METHODS))
+    check_choice(where, "method", method, get_args(Method))
     if self_relation is None:
         self_relation = step_at_zero(delta) if method == "bucketed" else published_relation
     check_positive(where, "self_relation", self_relation)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from concordet.losses.functional.checks import check_choice
 
-REDUCTIONS = ("none", "mean", "sum")
+Reduction = Literal["none", "mean", "sum"]
+"""What becomes of the losses of single predictions."""
 
 
-def reduce(where: str, losses: Tensor, reduction: str) -> Tensor:
+def reduce(where: str, losses: Tensor, reduction: Reduction) -> Tensor:
     """``losses`` themselves, their mean (0 for none) or their sum.
 
     Example:
@@ -18,7 +21,7 @@ def reduce(where: str, losses: Tensor, reduction: str) -> Tensor:
         >>> reduce("here", torch.tensor([1.0, 3.0]), "mean"), reduce("here", torch.zeros(0), "mean")
         (tensor(2.), tensor(0.))
     """
-    check_choice(where, "reduction", reduction, REDUCTIONS)
+    check_choice(where, "reduction", reduction, get_args(Reduction))
     if reduction == "none":
         return losses
     total = losses.sum()

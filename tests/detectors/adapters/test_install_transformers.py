@@ -57,7 +57,7 @@ class TestEveryModel:
         assert len(records) == layers
         assert sum(k.startswith("loss_ranking") for k in outputs.loss_dict) == layers
         for record in records:
-            got = torch.autograd.grad(outputs.loss, (record.logits, record.deltas), retain_graph=True)
+            got = torch.autograd.grad(outputs.loss, (record.logits, record.regression.deltas), retain_graph=True)
             for mine, other in zip(got, rank_sort_gradients(record), strict=True):
                 assert other.abs().sum() > 0
                 torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-7)
@@ -174,7 +174,7 @@ class TestEveryModel:
 
 def rank_sort_gradients(record):
     """Gradients of RS Loss and of its balanced L1 and GIoU terms in a record's logits and boxes, from the functions."""
-    logits, boxes = (x.detach().clone().requires_grad_() for x in (record.logits, record.deltas))
+    logits, boxes = (x.detach().clone().requires_grad_() for x in (record.logits, record.regression.deltas))
     place = record.positive, record.labels[record.positive]
     quality, labels = torch.zeros_like(logits.detach()), torch.zeros_like(logits, dtype=torch.int64)
     corners = box_convert(boxes, "cxcywh", "xyxy")
@@ -184,7 +184,7 @@ def rank_sort_gradients(record):
     total = ranking = parts.ranking + parts.sorting
     weights = logits.detach()[record.positive].amax(1).sigmoid()
     weights = weights / weights.sum()
-    for each in (generalized_box_iou_loss(corners, record.gt_boxes), (boxes - record.gt_deltas).abs().sum(1)):
+    for each in (generalized_box_iou_loss(corners, record.gt_boxes), (boxes - record.regression.targets).abs().sum(1)):
         term = (weights * each).sum()
         total = total + term * (ranking / term).detach()
     return torch.autograd.grad(total, (logits, boxes))

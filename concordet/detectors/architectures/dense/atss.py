@@ -46,9 +46,10 @@ def atss_head(
     anchors = GridAnchors(
         [(preset.anchor_scale * s,) for s in strides], [(1.0,)] * len(strides), strides=strides, offset=0.0
     )
+    quality = criterion.needs.quality_head is not None
     head = DenseHead(
         FCOSClassificationHead(channels, 1, num_classes, preset.convs),
-        RegressionHead(channels, 1, num_convs=preset.convs, quality=criterion.quality is not None, levels=len(strides)),
+        RegressionHead(channels, 1, num_convs=preset.convs, quality=quality, levels=len(strides)),
     )
     return head, anchors
 

@@ -134,7 +134,7 @@ def dssd(
     preset = NANO if size == "nano" else FULL
     anchors = DefaultBoxGenerator([preset.ratios] * levels, scales=SCALES[levels])
     per_location = anchors.num_anchors_per_location()
-    head = DeconvolutionHead(maps.out_channels, *preset[:3], per_location, num_classes, criterion.softmax)
+    head = DeconvolutionHead(maps.out_channels, *preset[:3], per_location, num_classes, criterion.needs.softmax)
     settings |= {"num_classes": num_classes, "resize": resize}
     return multibox_detector(DenseDetector, maps, head, anchors, criterion, **settings)
 

@@ -46,7 +46,7 @@ def fcos(
             channels,
             1,
             num_convs=preset.convs,
-            quality=criterion.quality is not None,
+            quality=criterion.needs.quality_head is not None,
             positive=True,
             bias=preset.bias,
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +25,7 @@ from concordet.detectors.dense import DenseDetector, Predictions
 from concordet.detectors.networks.backbones import Size, features
 from concordet.detectors.parts.anchors import GridAnchors
 from concordet.detectors.parts.resize import Resize
-from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
+from concordet.losses.criteria import Criterion, LossName, StagedCriterion, build_criterion
 from concordet.losses.functional.reduction import at_least_float32
 
 __all__ = ["ARCHITECTURE", "refinedet", "refinedet_criterion"]
@@ -56,10 +56,10 @@ def refinedet_criterion(loss: str | Criterion | StagedCriterion) -> StagedCriter
             raise ValueError(f"refinedet has the stages {list(STAGES)}, the criterion has {list(loss.stages)}")
         return loss
     if isinstance(loss, str):
-        odm, arm = build_criterion(loss, DEFAULTS), build_criterion(loss.split("+")[0], DEFAULTS)
+        odm, arm = build_criterion(loss, DEFAULTS), build_criterion(LossName.parse(loss).without_extras(), DEFAULTS)
     else:
-        odm, arm = loss, Criterion(copy.deepcopy(loss.core), calibrated=loss.calibrated, softmax=loss.softmax)
-    if odm.quality is not None:
+        odm, arm = loss, Criterion(copy.deepcopy(loss.core), needs=loss.needs)
+    if odm.needs.quality_head is not None:
         raise ValueError(f"refinedet has no auxiliary head, which loss {loss!r} would train; leave it away")
     return StagedCriterion({"arm": arm, "odm": odm})
 
@@ -179,7 +179,7 @@ class RefineDet(DenseDetector):
     def predict(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
         (arm_logits, arm_deltas), (logits, deltas) = self.head(features)
         anchors, level_sizes = self.anchors(batch, features)
-        softmax = cast(StagedCriterion, self.criterion).softmax
+        softmax = self.criterion.needs.softmax
         sizes = batch.image_sizes
         first = Predictions(
             at_least_float32(arm_logits),
@@ -236,7 +236,8 @@ def refinedet(
         maps = RefineVGG(pretrained) if backbone in (None, "vgg16") else RefineFeatures(backbone, pretrained)
     scale, channels = NANO if size == "nano" else FULL
     anchors = GridAnchors([(scale * s,) for s in (8, 16, 32, 64)], [(0.5, 1.0, 2.0)] * 4)
-    head = RefineHead(maps.out_channels, channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax)
+    per_location, softmax = anchors.num_anchors_per_location(), criterion.needs.softmax
+    head = RefineHead(maps.out_channels, channels, per_location, num_classes, softmax)
     settings |= {"num_classes": num_classes, "resize": resize}
     return multibox_detector(RefineDet, maps, head, anchors, criterion, **settings)
 

@@ -216,7 +216,7 @@ def multibox_detector(
         delta_codec((10.0, 10.0, 5.0, 5.0)),
         ssd_matches,
         criterion,
-        reassign=hard_negatives if criterion.softmax else None,
+        reassign=hard_negatives if criterion.needs.samples else None,
         **settings,
     )
 
@@ -244,7 +244,7 @@ def ssd(
     levels = len(maps.out_channels)
     steps = STEPS.get(resize.size) if isinstance(maps, VGGFeatures) else None
     anchors = DefaultBoxGenerator(RATIOS[levels], scales=SCALES[levels], steps=steps)
-    head = MultiBoxHead(maps.out_channels, anchors.num_anchors_per_location(), num_classes, criterion.softmax)
+    head = MultiBoxHead(maps.out_channels, anchors.num_anchors_per_location(), num_classes, criterion.needs.softmax)
     settings |= {"num_classes": num_classes, "resize": resize}
     return multibox_detector(DenseDetector, maps, head, anchors, criterion, **settings)
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from concordet.assigned import Assigned
+from concordet.assigned import Assigned, Masks, Segmentation
 from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.base import Detections, in_pixels
 from concordet.detectors.dense import DenseDetector, DenseOutcome, Predictions
@@ -66,18 +66,18 @@ def yolact(
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)
     channels, (depth, count) = features.out_channels, NANO if size == "nano" else FULL
     anchors = GridAnchors([(3 * s,) for s in strides], [(0.5, 1.0, 2.0)] * len(strides))
-    outputs = num_classes + int(criterion.softmax)
+    outputs = num_classes + int(criterion.needs.softmax)
     return Yolact(
         features,
-        YolactHead(channels, anchors.num_anchors_per_location()[0], outputs, count, softmax=criterion.softmax),
+        YolactHead(channels, anchors.num_anchors_per_location()[0], outputs, count, softmax=criterion.needs.softmax),
         anchors,
         delta_codec((10.0, 10.0, 5.0, 5.0)),
         yolact_matches,
         criterion,
         protonet=protonet(channels, count, depth),
-        segmentation=nn.Conv2d(channels, num_classes, 1) if criterion.calibrated else None,
+        segmentation=nn.Conv2d(channels, num_classes, 1) if not criterion.needs.ranks_only else None,
         num_classes=num_classes,
-        reassign=hard_negatives if criterion.softmax else None,
+        reassign=hard_negatives if criterion.needs.samples else None,
         **settings,
     )
 
@@ -235,9 +235,7 @@ class Yolact(DenseDetector):
         areas = (extents[:, 2:] - extents[:, :2]).prod(1).clamp(min=1.0)  # objects below a pixel have one
         return replace(
             record,
-            mask_logits=torch.cat(logits),
-            mask_targets=at_least_float32(masks[record.gt_ids]),
-            mask_weights=kept / areas[:, None, None],
+            masks=Masks(torch.cat(logits), at_least_float32(masks[record.gt_ids]), kept / areas[:, None, None]),
         )
 
     def _with_segments(self, record: Assigned, predictions: MaskPredictions, objects: Objects) -> Assigned:
@@ -253,7 +251,7 @@ class Yolact(DenseDetector):
             classes = classes.index_add(0, own, covered).clamp(max=1)
             ignored = inside(regions, size, shape, margin=0.0).any(0)
             targets.append(torch.where(ignored & (classes == 0), -1.0, classes))
-        return replace(record, segment_logits=logits, segment_targets=torch.stack(targets))
+        return replace(record, segmentation=Segmentation(logits, torch.stack(targets)))
 
     @torch.no_grad()
     def _detections(self, outcome: DenseOutcome, images: list[Tensor]) -> Detections:

@@ -80,7 +80,7 @@ class AuxiliaryHeads(nn.Module):
         strides = [*strides, 2 * strides[-1]]
         own = cast(Criterion, criterion.stages["atss"])
         head, anchors = atss_head(own, num_classes, size, channels, strides)
-        self.atss = AnchorHead(head, anchors, CODEC, atss_matches, softmax=own.softmax, postprocess=PostProcess())
+        self.atss = AnchorHead(head, anchors, CODEC, atss_matches, softmax=own.needs.softmax, postprocess=PostProcess())
         staged = StagedCriterion({name: cast(Criterion, criterion.stages[name]) for name in ("rpn", "roi")})
         self.rcnn = TwoStageHead(
             region_proposals(channels, strides, staged, size=size),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
-from concordet.assigned import Assigned
+from concordet.assigned import Assigned, Regression
 from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.dense import atss
 from concordet.detectors.architectures.set_prediction.auxiliary_heads import MOST, AuxiliaryHeads, Positives, QueryMaker
@@ -76,7 +76,7 @@ def co_detr_criterion(
     sets = per_layer_criterion("co_detr", loss, DEFAULTS, [*query_stages(layers), *decoder])
     rcnn = staged_criterion("co_detr", loss, RCNN_USUAL, {"roi": 1.0})
     dense = build_criterion(loss, atss.DEFAULTS) if isinstance(loss, str) else copy.deepcopy(loss)
-    weight = WEIGHT if sets.calibrated else RANKING_WEIGHT
+    weight = RANKING_WEIGHT if sets.needs.ranks_only else WEIGHT
     weights = {name: weight * rcnn.weights.get(name, 1.0) for name in rcnn.stages}
     stages = {**cast(Any, rcnn.stages), "atss": dense, **cast(Any, sets.stages)}
     return StagedCriterion(stages, {**weights, "atss": weight})
@@ -261,8 +261,8 @@ class Queries:
             record.image_ids[self.kept],
             record.gt_boxes[self.kept],
         )
-        deltas, gt_deltas = (in_units(b, self.extents, "cxcywh") for b in (boxes, matching.gt_boxes))
-        return matching.assigned(logits, boxes, deltas=deltas, gt_deltas=gt_deltas, stage=name)
+        regression = Regression(*(in_units(b, self.extents, "cxcywh") for b in (boxes, matching.gt_boxes)))
+        return matching.assigned(logits, boxes, regression=regression, stage=name)
 
 
 def places_in_image(image_ids: Tensor) -> Tensor:

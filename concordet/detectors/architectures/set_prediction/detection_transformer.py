@@ -42,7 +42,7 @@ def costs_for(criterion: StagedCriterion) -> Costs:
 
     The last is BRS-DETR's (thesis Sec. 4.1).
     """
-    classification = 1.0 if criterion.softmax else 2.0 if criterion.calibrated else 4.0
+    classification = 1.0 if criterion.needs.softmax else 4.0 if criterion.needs.ranks_only else 2.0
     return Costs(classification, box_format="cxcywh")
 
 

@@ -23,7 +23,7 @@ from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.functional.reduction import at_least_float32
 
-DEFAULTS = LossDefaults("ce", BoxTerm("giou", weight=2.0), softmax=True, background=0.1)
+DEFAULTS = LossDefaults("ce", BoxTerm("giou", weight=2.0), softmax=True, no_object_weight=0.1)
 
 
 def detr_options(size: Size) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def detr(
     costs = costs_for(criterion)
     network = detr_network(
         features(size, backbone, levels=(32,) if size == "full" else (16,), pretrained=pretrained),
-        softmax=criterion.softmax,
+        softmax=criterion.needs.softmax,
         num_labels=num_classes,
         num_queries=num_queries,
         encoder_layers=layers,

@@ -54,10 +54,10 @@ def cascade_rcnn(
     pool = box_pool(size)
     stages = []
     for name, foreground, stds in zip(STAGES, FOREGROUND, CODER_STDS, strict=True):
-        softmax = bool(criterion.stages[name].softmax)
+        softmax = bool(criterion.stages[name].needs.softmax)
         predictor = FastRCNNPredictor(width, num_classes + int(softmax))
         predictor.bbox_pred = nn.Linear(width, 4)
-        center, side = (1 / std for std in (stds if criterion.calibrated else CODER_STDS[0]))
+        center, side = (1 / std for std in (CODER_STDS[0] if criterion.needs.ranks_only else stds))
         stages.append(
             BoxStage(
                 TwoMLPHead(features.out_channels * pool.output_size[0] ** 2, width),

@@ -67,7 +67,7 @@ def faster_rcnn(
 
 def box_stage(criterion: StagedCriterion, num_classes: int, size: Size, channels: int) -> BoxStage:
     """The RoI head on what :func:`box_pool` gives of features of so many channels."""
-    softmax = bool(criterion.stages["roi"].softmax)
+    softmax = bool(criterion.stages["roi"].needs.softmax)
     width = (NANO if size == "nano" else FULL).width
     return BoxStage(
         TwoMLPHead(channels * box_pool(size).output_size[0] ** 2, width),

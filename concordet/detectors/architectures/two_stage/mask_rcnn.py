@@ -13,7 +13,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 from torchvision.ops import MultiScaleRoIAlign
 
-from concordet.assigned import Assigned
+from concordet.assigned import Assigned, Masks
 from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.two_stage.faster_rcnn import DEFAULTS, POSTPROCESS, box_pool
 from concordet.detectors.base import Detections
@@ -60,7 +60,7 @@ def mask_rcnn(
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     channels = features.out_channels
-    softmax = bool(criterion.stages["roi"].softmax)
+    softmax = bool(criterion.stages["roi"].needs.softmax)
     width, layers, side = NANO if size == "nano" else FULL
     outputs = num_classes + int(softmax)
     pool = box_pool(size)
@@ -137,7 +137,7 @@ class MaskRCNN(TwoStageDetector):
             project_masks_on_boxes(cast(Tensor, masks), b, ids, logits.shape[-1])
             for masks, b, ids in zip(objects.masks, boxes, own, strict=True)
         ]
-        return [replace(record, mask_logits=logits, mask_targets=torch.cat(targets))]
+        return [replace(record, masks=Masks(logits, torch.cat(targets)))]
 
     def select(self, rpn: RPNOutput, rois: list[RoIOutput]) -> Detections:
         """Detections at the network's input size, with masks in the frames of their boxes."""

@@ -34,12 +34,13 @@ class TestEveryOneStage:
 
 
 def test_ap_in_paa_has_half_the_step():
-    assert build("paa", "ap").criterion.core.keywords["classification"].keywords["delta"] == 0.5
-    assert build("atss", "ap").criterion.core.keywords["classification"].keywords["delta"] == 1.0
+    assert build("paa", "ap").criterion.core.classification.delta == 0.5
+    assert build("atss", "ap").criterion.core.classification.delta == 1.0
 
 
 def test_foveabox_has_its_own_focal_loss():
-    assert build("foveabox", "focal").criterion.core.keywords["classification"].keywords == {"alpha": 0.4, "gamma": 1.5}
+    focal = build("foveabox", "focal").criterion.core.classification
+    assert (focal.alpha, focal.gamma) == (0.4, 1.5)
 
 
 @pytest.mark.parametrize(("name", "offset", "side"), [("atss", 0.0, 8), ("paa", 0.0, 8), ("foveabox", 0.5, 2)])
@@ -64,7 +65,7 @@ def test_foveabox_has_the_published_beta():
     images, targets = batch(1, 2)
     model = build("foveabox")
     (record,) = model.assigned(images, targets)
-    error = (record.deltas - record.gt_deltas).abs()
+    error = (record.regression.deltas - record.regression.targets).abs()
     expected = torch.where(error < 0.11, error**2 / 0.22, error - 0.055).sum() / len(record.positive)
     record = replace(record, normalizer=torch.tensor(float(len(record.positive))))
     torch.testing.assert_close(model.criterion(record)["box"], expected)

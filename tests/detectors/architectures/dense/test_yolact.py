@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 from concordet.assigned import BACKGROUND, IGNORED
 from concordet.detectors import build_detector
 from concordet.detectors.architectures.dense.yolact import inside
-from concordet.losses.criteria.mask import mask_losses, segmentation_term
+from concordet.losses.criteria.mask import mask_losses, segmentation_value
 from tests.detectors.scenes import batch, build, scene
 
 HEIGHT, WIDTH = 64, 96  # of the images, and of the network's input
@@ -53,8 +53,8 @@ class TestMasks:
         (record,) = model.assigned(images, targets)
         masks = [mask for target in targets for mask in target["masks"]]
         chosen = predictions.coefficients.flatten(0, 1)[record.positive]
-        entropies = F.binary_cross_entropy_with_logits(record.mask_logits, record.mask_targets, reduction="none")
-        got = (entropies * record.mask_weights).sum((1, 2))
+        entropies = F.binary_cross_entropy_with_logits(record.masks.logits, record.masks.targets, reduction="none")
+        got = (entropies * record.masks.weights).sum((1, 2))
         for i in range(0, len(got), 12):
             prototypes = predictions.prototypes[record.image_ids[i]]
             expected = self.loop(prototypes, chosen[i], masks[record.gt_ids[i]], record.gt_boxes[i])
@@ -95,7 +95,7 @@ class TestMasks:
         target["boxes"], target["masks"] = torch.tensor([[40.2, 30.1, 41.0, 31.0]]), torch.zeros(1, 64, 96).byte()
         (record,) = build("yolact").assigned([image], [target])
         assert len(record.positive) > 0
-        assert record.mask_weights.max() <= 1
+        assert record.masks.weights.max() <= 1
 
     def test_ranking_losses_have_dice_and_no_classes_of_pixels(self):
         model = build("yolact", "rank_sort")
@@ -106,10 +106,11 @@ class TestMasks:
 
     def test_dice_sees_the_crop_alone(self):
         (record,) = build("yolact", "rank_sort").assigned(*batch(2))
-        outside = record.mask_weights == 0
-        spoiled = replace(record, mask_logits=record.mask_logits.masked_fill(outside, 50.0))
-        torch.testing.assert_close(mask_losses("dice", record), mask_losses("dice", spoiled))
-        torch.testing.assert_close(mask_losses("bce", record), mask_losses("bce", spoiled))
+        outside = record.masks.weights == 0
+        masks = record.masks
+        spoiled = replace(masks, logits=masks.logits.masked_fill(outside, 50.0))
+        torch.testing.assert_close(mask_losses("dice", masks), mask_losses("dice", spoiled))
+        torch.testing.assert_close(mask_losses("bce", masks), mask_losses("bce", spoiled))
 
 
 class TestClassesOfPixels:
@@ -117,7 +118,7 @@ class TestClassesOfPixels:
         images, targets = batch(2, 0)
         model = build("yolact").eval()
         losses, _ = model.losses_and_detections(images, targets)
-        logits = model.assigned(images, targets)[0].segment_logits
+        logits = model.assigned(images, targets)[0].segmentation.logits
         total = 0.0
         for i, target in enumerate(targets):
             wanted = torch.zeros(3, 8, 12)
@@ -136,17 +137,17 @@ class TestClassesOfPixels:
         (record,) = build("yolact").assigned(images, targets)
         region = inside(targets[0]["ignored_boxes"], (HEIGHT, WIDTH), (8, 12), margin=0.0)[0]
         own = int(targets[0]["labels"][0]) - 1
-        known = record.segment_targets[0]
+        known = record.segmentation.targets[0]
         assert (known[own][region] != 0).all()
         assert (known[own][region] == 1).any()
         assert (known[own][~region] == 0).all()
         others = [c for c in range(3) if c != own]
         assert (known[others][:, region] == -1).all()
-        (gradient,) = torch.autograd.grad(segmentation_term(record), record.segment_logits)
+        (gradient,) = torch.autograd.grad(segmentation_value(record.segmentation), record.segmentation.logits)
         assert (gradient[0][known == -1] == 0).all()
         assert (gradient[0][known != -1] != 0).all()
         (record,) = build("yolact", ignore_regions=False).assigned(images, targets)
-        assert (record.segment_targets >= 0).all()
+        assert (record.segmentation.targets >= 0).all()
 
 
 @pytest.mark.parametrize("name", ["yolact", "mask_rcnn"])
@@ -160,8 +161,8 @@ class TestIgnoredRegionsAndMasks:
         assert (crowded.labels == IGNORED).any()
         assert (plain.labels == BACKGROUND).sum() > (crowded.labels == BACKGROUND).sum()
         assert len(crowded.positive) == len(plain.positive) > 0
-        torch.testing.assert_close(crowded.mask_targets, plain.mask_targets)
-        torch.testing.assert_close(crowded.mask_logits, plain.mask_logits)
+        torch.testing.assert_close(crowded.masks.targets, plain.masks.targets)
+        torch.testing.assert_close(crowded.masks.logits, plain.masks.logits)
         assert set(crowded.gt_ids.tolist()) <= {0, 1, 2}  # an ignored region is nobody's object
 
 
@@ -181,7 +182,7 @@ def test_box_and_class_terms_are_the_published_sums():
     labels = torch.where(record.labels == BACKGROUND, 3, record.labels)
     entropies = F.cross_entropy(record.logits[used], labels[used], reduction="sum")
     torch.testing.assert_close(losses["classification"], entropies / len(record.positive))
-    error = (record.deltas - record.gt_deltas).abs()
+    error = (record.regression.deltas - record.regression.targets).abs()
     smooth = torch.where(error < 1, error**2 / 2, error - 0.5)
     torch.testing.assert_close(losses["box"], 1.5 * smooth.sum() / len(record.positive))
 
@@ -191,7 +192,7 @@ def test_targets_without_masks_are_refused():
     del targets[0]["masks"]
     with pytest.raises(ValueError, match="target 0: yolact learns from masks, and this target has none"):
         build("yolact")(images, targets)
-    assert build("yolact").eval().assigned(images, targets)[0].mask_logits is None  # what validation needs
+    assert build("yolact").eval().assigned(images, targets)[0].masks is None  # what validation needs
     targets[0]["masks"] = torch.zeros(1, 64, 96)
     with pytest.raises(ValueError, match=r"target 0: expected masks \[2, 64, 96\], one an object, got \[1, 64, 96\]"):
         build("yolact")(images, targets)

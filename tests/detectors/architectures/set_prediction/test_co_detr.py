@@ -112,7 +112,7 @@ class TestExtraQueries:
             units = torch.tensor([[96.0, 64, 96, 64]])  # of the largest image; the first has its size
             first = got.image_ids == 0
             expected = box_convert(got.gt_boxes[first] / units, "xyxy", "cxcywh")
-            torch.testing.assert_close(got.gt_deltas[first], expected)
+            torch.testing.assert_close(got.regression.targets[first], expected)
 
     def test_they_begin_where_the_heads_found_them(self):
         """A decoder that moves nothing gives the heads' boxes back."""
@@ -127,7 +127,7 @@ class TestExtraQueries:
             boxes = positives[record.stage.split("_")[0]].boxes
             unit = torch.tensor([96.0, 64, 96, 64])
             centred = box_convert(boxes / unit, "xyxy", "cxcywh").clamp(1e-5, 1 - 1e-5)
-            torch.testing.assert_close(record.deltas, centred, rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(record.regression.deltas, centred, rtol=1e-4, atol=2e-5)
 
     def test_there_are_not_too_many(self):
         torch.manual_seed(0)
@@ -181,8 +181,8 @@ class TestAuxiliaryHeads:
 
     def test_ranking_losses_take_no_sample_and_no_centerness(self):
         usual, ranked = (records_of(build(NAME, loss), *batch(3, 2)) for loss in ("default", "rank_sort"))
-        assert usual["atss"].quality_logits is not None
-        assert ranked["atss"].quality_logits is None
+        assert usual["atss"].quality.logits is not None
+        assert ranked["atss"].quality.logits is None
         assert usual["roi"].softmax
         assert not ranked["roi"].softmax
         model = build(NAME, "rank_sort")

@@ -92,8 +92,8 @@ def test_records_are_one_to_one_and_in_units_of_the_image():
         assert len(record.labels) == 3 * 50
         assert record.image_ids.bincount().tolist() == [3, 0, 50]
         assert len(record.gt_ids.unique()) == len(record.gt_ids)
-        torch.testing.assert_close(record.deltas * unit, record.boxes)
-        torch.testing.assert_close(record.gt_deltas * unit, record.gt_boxes)
+        torch.testing.assert_close(record.regression.deltas * unit, record.boxes)
+        torch.testing.assert_close(record.regression.targets * unit, record.gt_boxes)
     decoded = CODER.decode_single(CODER.encode_single(record.gt_boxes, record.boxes.detach()), record.boxes.detach())
     torch.testing.assert_close(paired_iou(decoded, record.gt_boxes), torch.ones(len(decoded)), rtol=0, atol=1e-4)
 
@@ -123,7 +123,7 @@ def test_the_default_loss_is_the_published_sum():
     own = torch.where(wanted > 0, p, 1 - p)
     focal = (torch.where(wanted > 0, 0.25, 0.75) * (1 - own) ** 2 * -own.log()).sum()
     torch.testing.assert_close(terms["stage6_classification"], 2 * focal / count)
-    distance = (record.deltas - record.gt_deltas).abs().sum()
+    distance = (record.regression.deltas - record.regression.targets).abs().sum()
     torch.testing.assert_close(terms["stage6_l1"], 5 * distance / count)
     giou = generalized_box_iou_loss(record.boxes, record.gt_boxes).sum()
     torch.testing.assert_close(terms["stage6_box"], 2 * giou / count)

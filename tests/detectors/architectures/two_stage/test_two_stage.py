@@ -146,7 +146,7 @@ class TestRecords:
         references = _references(model, batch(4, 2))
         coders = [model.rpn.box_coder, *(s.coder for s in model.box_stages)]
         for record, boxes, coder in zip(records, references, coders, strict=True):
-            decoded = coder.decode_single(record.gt_deltas, boxes[record.positive])
+            decoded = coder.decode_single(record.regression.targets, boxes[record.positive])
             assert len(decoded) > 0
             torch.testing.assert_close(paired_iou(decoded, record.gt_boxes), torch.ones(len(decoded)))
 
@@ -215,11 +215,11 @@ class TestCascade:
         records = model.assigned(*batch(4, 6))
         losses = model.criterion(records)
         for record, weight in zip(records[1:], (1.0, 0.5, 0.25), strict=True):
-            error = (record.deltas - record.gt_deltas).abs()
+            error = (record.regression.deltas - record.regression.targets).abs()
             loss = torch.where(error < 1, error**2 / 2, error - 0.5).sum() / len(record.labels)
             torch.testing.assert_close(losses[f"{record.stage}_box"], weight * loss)
         rpn = records[0]
-        error = (rpn.deltas - rpn.gt_deltas).abs()
+        error = (rpn.regression.deltas - rpn.regression.targets).abs()
         loss = torch.where(error < 1 / 9, error**2 * 4.5, error - 1 / 18).sum() / len(rpn.labels)
         torch.testing.assert_close(losses["rpn_box"], loss)
 
@@ -241,16 +241,16 @@ class TestMasks:
         images, targets = batch(3)
         targets[0]["masks"] = torch.ones_like(targets[0]["masks"])
         record = model.assigned(images, targets)[-1]
-        assert record.mask_logits.shape == record.mask_targets.shape == (len(record.positive), 14, 14)
+        assert record.masks.logits.shape == record.masks.targets.shape == (len(record.positive), 14, 14)
         own = record.positive >= len(record.labels) - 3  # objects' boxes come last
         assert own.sum() == 3
-        torch.testing.assert_close(record.mask_targets[own], torch.ones(3, 14, 14))
+        torch.testing.assert_close(record.masks.targets[own], torch.ones(3, 14, 14))
 
     def test_a_record_without_masks_on_images_without(self):
         model = build("mask_rcnn").eval()
         images, targets = batch(3)
         del targets[0]["masks"]
-        assert model.assigned(images, targets)[-1].mask_logits is None
+        assert model.assigned(images, targets)[-1].masks is None
         with pytest.raises(ValueError, match="target 0: mask_rcnn learns from masks, and this target has none"):
             model.train()(images, targets)
 
@@ -273,7 +273,7 @@ class TestCriteria:
     def test_the_network_of_proposals_has_the_same_family(self):
         def kinds(loss):
             stages = build("faster_rcnn", loss).criterion.stages
-            return [(sorted(stages[s].couplings), stages[s].calibrated) for s in ("rpn", "roi")]
+            return [(sorted(stages[s].couplings), not stages[s].needs.ranks_only) for s in ("rpn", "roi")]
 
         assert kinds("focal+concordance+pse") == [([], True), (["concordance", "pse"], True)]
         assert kinds("ap+concordance") == [(["concordance"], False)] * 2
@@ -291,7 +291,7 @@ class TestCriteria:
         criterion = build_criterion("rank_sort")
         model = build("faster_rcnn", criterion)
         assert model.criterion.stages["roi"] is criterion
-        assert not model.criterion.stages["rpn"].calibrated
+        assert model.criterion.stages["rpn"].needs.ranks_only
         assert model.postprocess.score_threshold == 0
         stages = build("cascade_rcnn", build_criterion("alrp")).criterion.stages
         assert len({id(stage.core) for stage in stages.values()}) == 4  # state of their own

@@ -1,0 +1,132 @@
+"""Classification losses of criteria: small modules of (assigned, IoUs of the positives) to terms.
+
+IoUs ``[p]`` carry no gradient: they are targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from concordet.assigned import BACKGROUND, IGNORED, Assigned
+from concordet.distributed import world
+from concordet.losses import functional
+from concordet.losses.criteria.terms import Term
+from concordet.losses.functional.ranking import Method
+
+Classification = Callable[[Assigned, Tensor], Tensor | Mapping[str, Tensor | Term]]
+"""A classification loss: of (assigned, IoUs of the positives ``[p]``) to one value, or to values by name."""
+
+
+class FocalTerm(nn.Module):
+    """Focal loss over the number of positives."""
+
+    def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        super().__init__()
+        self.alpha, self.gamma = alpha, gamma
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:
+        targets = assigned.class_targets()
+        losses = functional.focal_loss(assigned.logits, targets, alpha=self.alpha, gamma=self.gamma, reduction="none")
+        return assigned.normalized_sum(losses)
+
+
+class CrossEntropyTerm(nn.Module):
+    """Cross entropy over the normalizer: of a softmax, or binary per class.
+
+    Args:
+        no_object_weight: Weight of the background in a softmax; the loss is then the weighted mean over all
+            predictions that are used, with the sum of weights averaged over processes as the normalizer is. None for
+            the sum over the normalizer.
+    """
+
+    def __init__(self, no_object_weight: float | None = None) -> None:
+        super().__init__()
+        self.no_object_weight = no_object_weight
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:
+        if not assigned.softmax:
+            targets = assigned.class_targets()
+            losses = F.binary_cross_entropy_with_logits(assigned.logits, targets, reduction="none")
+            return assigned.normalized_sum(losses)
+        losses = softmax_entropies(assigned)
+        if self.no_object_weight is None:
+            return losses.sum() / assigned.normalizer
+        weights = torch.where(assigned.labels == BACKGROUND, self.no_object_weight, 1.0) * assigned.used
+        total = world().all_mean(weights.sum())
+        return (weights * losses).sum() / total.clamp(min=torch.finfo(losses.dtype).tiny)
+
+
+def softmax_entropies(assigned: Assigned) -> Tensor:
+    """``[n]`` cross entropies of a softmax classifier, 0 where ignored; the background is the last class."""
+    background = assigned.logits.shape[1] - 1
+    targets = torch.where(assigned.labels == BACKGROUND, background, assigned.labels)
+    return F.cross_entropy(assigned.logits, targets, ignore_index=IGNORED, reduction="none")
+
+
+class QualityFocalTerm(nn.Module):
+    """Quality Focal Loss: the target of a positive is its IoU."""
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:
+        targets = assigned.class_targets(ious)
+        return assigned.normalized_sum(functional.quality_focal_loss(assigned.logits, targets, reduction="none"))
+
+
+class VarifocalTerm(nn.Module):
+    """Varifocal Loss: the target of a positive is its IoU, and so is its weight."""
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:
+        targets = assigned.class_targets(ious)
+        return assigned.normalized_sum(functional.varifocal_loss(assigned.logits, targets, reduction="none"))
+
+
+class DistributionalRankingTerm(nn.Module):
+    """DR Loss over the batch; its published code takes it per image."""
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:
+        return functional.distributional_ranking_loss(assigned.logits.flatten(), assigned.ranking_labels())
+
+
+class APTerm(nn.Module):
+    """AP Loss.
+
+    Args:
+        delta: Half the width of the step: 1 as published, 0.5 for PAA.
+        method: Algorithm of the ranking loss.
+    """
+
+    def __init__(self, *, delta: float = 1.0, method: Method = "auto") -> None:
+        super().__init__()
+        self.delta, self.method = delta, method
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
+        logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
+        loss = functional.ap_loss(logits, labels, delta=self.delta, method=self.method, **ranking_kwargs(assigned))
+        return {"ranking": loss}
+
+
+class RankSortTerm(nn.Module):
+    """Rank & Sort Loss: positives above negatives, and positives among themselves by IoU.
+
+    Args:
+        method: Algorithm of the ranking loss.
+    """
+
+    def __init__(self, *, method: Method = "auto") -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
+        logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
+        quality = assigned.class_targets(ious).flatten()
+        loss = functional.rank_sort_loss(logits, labels, quality, method=self.method, **ranking_kwargs(assigned))
+        return {"ranking": loss.ranking, "sorting": loss.sorting}
+
+
+def ranking_kwargs(assigned: Assigned) -> dict[str, Any]:
+    """What a record knows that a ranking loss asks for: the processes to rank with, and the number of positives."""
+    return {"group": assigned.group, "n_positives": len(assigned.positive)}
