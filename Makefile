@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-processors lint clean
+.PHONY: demo test test-slow test-processors oracles lint clean
 
 demo: $(READY)
 	$(BIN)/concordet demo --out runs/demo
@@ -24,6 +24,17 @@ test-processors: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 	OMP_NUM_THREADS=4 $(BIN)/python -m pytest $(TESTS)
 	$(BIN)/python -c 'while True: pass' & busy=$$!; $(BIN)/python -m pytest $(TESTS); status=$$?; kill $$busy; exit $$status
+
+# Published implementations beside ours: writes docs/fidelity.md.  Their environment lies on top of .venv.
+oracles: .venv-oracles/.ready
+	.venv-oracles/bin/python -W ignore -m oracles
+
+.venv-oracles/.ready: $(READY) oracles/requirements.txt
+	test -x .venv-oracles/bin/python || $(BIN)/python -m venv .venv-oracles
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-oracles/base.pth
+	mv .venv-oracles/base.pth "$$(.venv-oracles/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	.venv-oracles/bin/python -m pip install --quiet --no-deps --requirement oracles/requirements.txt
+	touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -16,7 +16,8 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from concordet.measures import analyze, evaluate_detections
+from concordet.calibration import evaluate_calibration
+from concordet.measures import evaluate_detections
 from concordet.measures.matching import match_detections
 from oracles.comparison import Comparison
 
@@ -164,5 +165,6 @@ def _d_ece(files: list[tuple[dict[str, Any], list[dict[str, Any]]]]) -> Comparis
         counted = matched.counted
         hits = (matched.targets[counted] > 0).astype(int)
         expected = ECE(bins=10, detection=True).measure(matched.scores[counted], hits)
-        deviation = max(deviation, abs(analyze(truth, moved).to_dict()["D_ECE"] - float(expected)))
+        _, report = evaluate_calibration(truth, moved, n_resamples=0)
+        deviation = max(deviation, abs(report["before"]["D_ECE"] - float(expected)))
     return Comparison("D-ECE, 10 bins, after our matching", "netcal 1.4.0", len(files), deviation, "fraction", 1e-9)
