@@ -1,4 +1,4 @@
-"""torchvision's detection convention, which every detector here follows."""
+"""The base class of detectors: torchvision's convention, batches, records."""
 
 from __future__ import annotations
 
@@ -25,16 +25,30 @@ class Detector(nn.Module, ABC):
     """A detector in torchvision's convention: losses in training mode, detections in evaluation mode.
 
     In training mode ``model(images, targets)`` returns named losses; in evaluation mode ``model(images)`` returns
-    detections.  :meth:`losses_and_detections` gives both of one forward pass, :meth:`assigned` the predictions with
-    their objects, from which measures such as beta_img are taken.
+    detections.  :meth:`losses_and_detections` returns both from one forward pass, :meth:`assigned` the predictions with
+    their objects, from which measures such as beta_img are computed.
 
-    In evaluation mode what comes out for an image does not depend on the batch that it is in: the images that are
+    In evaluation mode the detections of an image do not depend on the other images of its batch: images that are
     padded to the same size, a multiple of the network's strides, go through the network together, and none is padded to
     the size of a larger one.  (Layers treat their own padding and zeros in their input differently, so that wider
     padding would change predictions near the border.)  In training mode a batch is one tensor.
 
-    A subclass has ``_predict``, the forward pass of one tensor, and makes ``_detections`` and ``_records`` of its
-    outcome.  A record's normalizer is the count of its own batch; this class averages it over processes.
+    A subclass implements ``_predict``, the forward pass of one tensor, and turns its outcome into ``_detections`` and
+    ``_records``.  The normalizer of a record is the count in its own batch; this class averages it over processes.
+
+    Attributes:
+        resize: How images come to the network's input size.
+        transform: torchvision's transform, which does so.
+        criterion: Loss of one stage, or of several.
+        num_classes: Foreground classes; labels outside are 1..num_classes.
+
+    Example:
+        >>> from concordet.detectors import build_detector
+        >>> model = build_detector("atss", num_classes=3, size="nano")
+        >>> target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+        >>> losses, detections = model.losses_and_detections([torch.rand(3, 64, 64)], [target])
+        >>> sorted(losses), sorted(detections[0])
+        (['box', 'classification', 'quality'], ['boxes', 'labels', 'scores'])
     """
 
     resize: Resize
@@ -46,39 +60,41 @@ class Detector(nn.Module, ABC):
         """Losses in training mode, detections in evaluation mode.
 
         Args:
-            images: float ``[3, h, w]`` in [0, 1] each, of any size.
-            targets: one an image, in training: ``boxes`` ``[m, 4]`` xyxy in the image's pixels, ``labels`` ``[m]``
-                1..num_classes, optionally ``ignored_boxes`` ``[k, 4]``.
+            images: Float tensors ``[3, h, w]`` in [0, 1], of any sizes.
+            targets: One per image, required in training: ``boxes`` ``[m, 4]`` xyxy in pixels of the image, ``labels``
+                ``[m]`` 1..num_classes, optionally ``ignored_boxes`` ``[k, 4]`` and ``masks`` ``[m, h, w]`` uint8.
 
         Returns:
-            Named, weighted 0-dim terms, or for each image ``boxes`` ``[k, 4]``, ``labels`` ``[k]``, ``scores`` ``[k]``
-            in descending order of score.
+            In training, named and weighted 0-dim terms whose sum is the loss. In evaluation, per image ``boxes``
+            ``[k, 4]``, ``labels`` ``[k]`` and ``scores`` ``[k]`` in descending order of score; ``masks``
+            ``[k, 1, h, w]`` in [0, 1] from detectors that predict them.
 
         Raises:
-            ValueError: for targets that are missing or malformed.
+            ValueError: If targets are missing or malformed.
         """
         if self.training:
             if targets is None:
-                raise ValueError("in training mode a detector needs targets; call model.eval() to detect")
+                raise ValueError("targets must be given in training mode; call model.eval() to detect")
             return self._train(images, targets)
-        places = self._groups(images)
-        return _in_order(places, [self._detect([images[i] for i in group]) for group in places])
+        groups = self._groups(images)
+        return _in_order(groups, [self._detect([images[i] for i in group]) for group in groups])
 
     def losses_and_detections(
         self, images: list[Tensor], targets: list[Target]
     ) -> tuple[dict[str, Tensor], Detections]:
-        """Losses and detections of the same batch from one forward pass, in either mode."""
+        """Losses and detections of the same batch from one forward pass, in either mode; see :meth:`forward`."""
         detections, records = self._run(images, targets, trained=True, detect=True)
         return self._losses(records), detections
 
     def detections_and_assigned(self, images: list[Tensor], targets: list[Target]) -> tuple[Detections, list[Assigned]]:
-        """What an evaluation needs, from one forward pass."""
+        """Detections and :meth:`assigned` records from one forward pass, as an evaluation needs them."""
         return self._run(images, targets, trained=False, detect=True)
 
     def assigned(self, images: list[Tensor], targets: list[Target]) -> list[Assigned]:
-        """Predictions with the objects assigned to them, one record a stage, the final one last.
+        """Predictions with the objects assigned to them, one record per stage, the final one last.
 
-        In training mode they are what the loss sees, which may be a sample, else all that is seen at inference.
+        In training mode these are the predictions that the loss sees, which may be a sample; in evaluation mode all
+        that inference sees.
         """
         return self._run(images, targets, trained=self.training, detect=False)[1]
 
@@ -94,40 +110,40 @@ class Detector(nn.Module, ABC):
     def _run(
         self, images: list[Tensor], targets: list[Target], *, trained: bool, detect: bool
     ) -> tuple[Detections, list[Assigned]]:
-        """Detections, where they are wanted, and records of the batch: those of the loss, or those of a measure."""
+        """Detections (with ``detect``) and records of the batch, of the loss (``trained``) or of a measure."""
         checked = self._checked(images, targets)
-        places = [list(range(len(images)))] if self.training else self._groups(images)
+        groups = [list(range(len(images)))] if self.training else self._groups(images)
         records, detections = [], []
-        for group in places:
+        for group in groups:
             own = [images[i] for i in group]
             outcome = self._predict(own, [checked[i] for i in group])
             records.append(self._records(outcome, trained=trained))
             if detect:
                 detections.append(self._detections(outcome, own))
         counts = [len(target["labels"]) for target in targets]
-        merged = [merge_records(parts, places, counts) for parts in zip(*records, strict=True)]
+        merged = [merge_records(parts, groups, counts) for parts in zip(*records, strict=True)]
         averaged = [replace(record, normalizer=mean_count(record.normalizer)) for record in merged]
-        return _in_order(places, detections), averaged
+        return _in_order(groups, detections), averaged
 
     def _groups(self, images: list[Tensor]) -> list[list[int]]:
-        """Places of the images of each padded size."""
+        """Indices of the images of each padded size."""
         shapes = {image.shape for image in images}
         if len(shapes) < 2:
             return [list(range(len(images)))]
-        # the transform itself says to what size it pads; on the meta device it computes shapes alone
+        # the transform itself says to what size it pads; on the meta device it computes only shapes
         padded = {shape: self.transform([torch.empty(shape, device="meta")])[0].tensors.shape for shape in shapes}
         groups: dict[torch.Size, list[int]] = {}
-        for place, image in enumerate(images):
-            groups.setdefault(padded[image.shape], []).append(place)
+        for index, image in enumerate(images):
+            groups.setdefault(padded[image.shape], []).append(index)
         return list(groups.values())
 
     def _checked(self, images: list[Tensor], targets: list[Target]) -> list[Target]:
-        """Targets in the form that the network learns from; ValueError for any that it cannot."""
+        """Targets in the form that the network learns from; raises ValueError for malformed ones."""
         return checked_targets(images, targets, self.num_classes)
 
     @abstractmethod
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Any:
-        """The outcome of one forward pass, whatever ``_detections`` and ``_records`` need."""
+        """The outcome of one forward pass: all that ``_detections`` and ``_records`` need."""
 
     @abstractmethod
     def _detections(self, outcome: Any, images: list[Tensor]) -> Detections:
@@ -135,19 +151,19 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def _records(self, outcome: Any, *, trained: bool) -> list[Assigned]:
-        """One record a stage: what the loss sees, or what a measure sees."""
+        """One record per stage: what the loss sees (``trained``), or what a measure sees."""
 
 
-def _in_order(places: Sequence[Sequence[int]], parts: Sequence[Detections]) -> Detections:
-    """The batch's detections from those of its groups."""
-    order = [place for group in places for place in group]
-    found = dict(zip(order, chain.from_iterable(parts), strict=False))  # none where detections are not wanted
-    return [found[place] for place in sorted(found)]
+def _in_order(groups: Sequence[Sequence[int]], detections: Sequence[Detections]) -> Detections:
+    """The batch's detections from those of its groups, whose images have these indices."""
+    order = [index for group in groups for index in group]
+    by_index = dict(zip(order, chain.from_iterable(detections), strict=False))  # empty where none were asked for
+    return [by_index[index] for index in sorted(by_index)]
 
 
 def in_pixels(results: Detections, sizes: Sequence[tuple[int, int]], images: Sequence[Tensor]) -> Detections:
-    """Detections in the images' own pixels from those at the network's input, whose ``sizes`` are (height, width)."""
+    """Detections in pixels of the images, from those at the network's input, whose ``sizes`` are (height, width)."""
     return [
-        found | {"boxes": resize_boxes(found["boxes"], list(size), list(image.shape[-2:]))}
-        for found, size, image in zip(results, sizes, images, strict=True)
+        result | {"boxes": resize_boxes(result["boxes"], list(size), list(image.shape[-2:]))}
+        for result, size, image in zip(results, sizes, images, strict=True)
     ]

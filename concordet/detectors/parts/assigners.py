@@ -1,4 +1,4 @@
-"""Assigners: which anchor is responsible for which object, a function an algorithm.
+"""Assigners: which anchor is responsible for which object, one function per algorithm.
 
 Each takes one image's anchors ``[a, 4]`` and object boxes ``[m, 4]`` (xyxy pixels) and returns ``[a]`` int64: the
 object's index, :data:`~concordet.assigned.BACKGROUND` or :data:`~concordet.assigned.IGNORED`.
@@ -19,7 +19,7 @@ Assigner = Callable[[Tensor, Tensor, Sequence[int]], Tensor]  # (anchors, boxes,
 
 
 def centers(boxes: Tensor) -> Tensor:
-    """``[..., 2]`` centres of xyxy boxes."""
+    """``[..., 2]`` centers of xyxy boxes."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
@@ -39,9 +39,17 @@ def iou_matches(
 ) -> Tensor:
     """RetinaNet's: IoU of at least ``foreground`` with the best object; ignored between the two thresholds.
 
-    An object's best anchors are kept even below the thresholds (torchvision's Matcher, whose codes -1 and -2 are this
-    module's), but belong to the object that they overlap most, which may be another.  With ``own_best`` they are the
-    object's own, the later one's of two (mmdetection's), so that none is lost.  Lin et al. 2017, Sec. 4.1.
+    An object's best anchors are positive even below the thresholds (torchvision's Matcher, whose codes -1 and -2 are
+    this module's), but belong to the object that they overlap most, which may be another one.  With ``own_best`` they
+    belong to the object itself, to the later of two (as in mmdetection).  Lin et al. 2017, Sec. 4.1.
+
+    Args:
+        anchors: ``[a, 4]``.
+        boxes: ``[m, 4]`` of the objects.
+        level_sizes: Anchors per level.
+        foreground: Smallest IoU of a positive, in [0, 1].
+        background: IoU below which an anchor is background.
+        own_best: An object's best anchors are its own.
     """
     if len(boxes) == 0:
         return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
@@ -67,6 +75,14 @@ def yolact_matches(
 
     In any case each object has one anchor of its own (:func:`own_anchors`), so that none is without.  As in the
     authors' code; mmdetection gives the later of two objects the best anchor of both, and the other may have none.
+    Bolya et al. 2019, Sec. 3.
+
+    Args:
+        anchors: ``[a, 4]``.
+        boxes: ``[m, 4]`` of the objects.
+        level_sizes: Anchors per level.
+        foreground: Smallest IoU of a positive, in [0, 1].
+        background: IoU below which an anchor is background.
     """
     if len(boxes) == 0:
         return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
@@ -112,6 +128,12 @@ def own_anchors(overlaps: Tensor) -> Tensor:
 def ssd_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, threshold: float = 0.5) -> Tensor:
     """SSD's: IoU of at least ``threshold`` with the best object; each object's best anchor is its own in any case.
 
+    Args:
+        anchors: ``[a, 4]``.
+        boxes: ``[m, 4]`` of the objects.
+        level_sizes: Anchors per level.
+        threshold: Smallest IoU of a positive, in [0, 1].
+
     Liu et al. 2016, Sec. 2.2, by torchvision's SSDMatcher.  Of two objects with the same best anchor the later has it.
     """
     if len(boxes) == 0:
@@ -122,15 +144,17 @@ def ssd_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, t
 def fcos_matches(
     anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, center_radius: float = 1.5, scale: float = 4.0
 ) -> Tensor:
-    """FCOS's: points inside the object, near its centre, on the level of its scale; the smallest object wins.
+    """FCOS's: points inside the object, near its center, on the level of its scale; the smallest object wins.
 
     Args:
-        anchors: ``[a, 4]`` squares as wide as their level's stride, centred at the points.
-        center_radius: half width of the centre region, in strides (centre sampling).
-        scale: a level is responsible where the farthest side is between ``scale`` and ``2 * scale`` strides away; the
+        anchors: ``[a, 4]`` squares as wide as their level's stride, centered at the points.
+        boxes: ``[m, 4]`` of the objects.
+        level_sizes: Anchors per level.
+        center_radius: Half the width of the center region, in strides (center sampling).
+        scale: A level is responsible where the farthest side is between ``scale`` and ``2 * scale`` strides away; the
             first level has no lower bound, the last no upper.
 
-    Tian et al. 2019, Sec. 3.1, with the centre sampling of the journal version, as torchvision has them.
+    Tian et al. 2019, Sec. 3.1, with the center sampling of the journal version, as torchvision has them.
     """
     points, strides = centers(anchors), anchors[:, 2] - anchors[:, 0]
     distances = side_distances(points[:, None], boxes[None])  # [a, m, 4]
@@ -146,12 +170,14 @@ def fcos_matches(
 def fovea_matches(
     anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, shrink: float = 0.4, scale: float = 4.0
 ) -> Tensor:
-    """FoveaBox's: points in the shrunk centre of an object, on every level of its scale; the smallest object wins.
+    """FoveaBox's: points in the shrunk center of an object, on every level of its scale; the smallest object wins.
 
     Args:
-        anchors: ``[a, 4]`` squares twice as wide as their level's stride, centred at the points.
-        shrink: share of the object's width and height that its centre region has.
-        scale: a level of stride s has objects of sqrt(area) from ``scale / 2 * s`` to ``2 * scale * s``, so that an
+        anchors: ``[a, 4]`` squares twice as wide as their level's stride, centered at the points.
+        boxes: ``[m, 4]`` of the objects.
+        level_sizes: Anchors per level.
+        shrink: Share of the object's width and height that its center region has.
+        scale: A level of stride s has objects of sqrt(area) from ``scale / 2 * s`` to ``2 * scale * s``, so that an
             object may be on two; the first level has no lower bound, the last no upper.
 
     Kong et al. 2020, Sec. III-B and III-C, with the published code's ranges.
@@ -167,44 +193,47 @@ def fovea_matches(
 
 
 def _smallest(candidate: Tensor, boxes: Tensor) -> Tensor:
-    """``[a]`` the candidate object ``[a, m]`` of least area."""
+    """``[a]`` the object of smallest area among the candidates ``[a, m]``."""
     if len(boxes) == 0:
         return torch.full((len(candidate),), BACKGROUND, dtype=torch.int64, device=boxes.device)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    least, index = torch.where(candidate, areas[None], torch.inf).min(dim=1)
-    return torch.where(least.isfinite(), index, BACKGROUND)
+    smallest, index = torch.where(candidate, areas[None], torch.inf).min(dim=1)
+    return torch.where(smallest.isfinite(), index, BACKGROUND)
 
 
 def atss_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, candidates: int = 9) -> Tensor:
     """ATSS's: of the nearest anchors on each level, those whose IoU exceeds the candidates' mean plus deviation.
 
     Args:
-        candidates: anchors taken from each level, by distance of centres.
+        anchors: ``[a, 4]``.
+        boxes: ``[m, 4]`` of the objects.
+        level_sizes: Anchors per level.
+        candidates: Anchors taken from each level, by distance of centers.
 
-    A positive's centre must lie inside the object; an anchor wanted by several objects takes the best IoU.  The
-    deviation is the sample's (n - 1), as in the published code.  Zhang et al. 2020, Algorithm 1.
+    A positive's center must lie inside the object; an anchor that is positive for several objects belongs to the one of
+    highest IoU.  The deviation is the sample's (n - 1), as in the published code.  Zhang et al. 2020, Algorithm 1.
     """
     if len(boxes) == 0:
         return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
     ious = box_iou(anchors, boxes)  # [a, m]
     distances = torch.cdist(centers(anchors), centers(boxes))
-    start, chosen = 0, []
+    start, indices = 0, []
     for size in level_sizes:
         level = distances[start : start + size]
-        chosen.append(level.topk(min(candidates, size), dim=0, largest=False).indices + start)
+        indices.append(level.topk(min(candidates, size), dim=0, largest=False).indices + start)
         start += size
-    index = torch.cat(chosen)  # [k, m]
+    index = torch.cat(indices)  # [k, m]
     candidate_ious = ious.gather(0, index)
     threshold = candidate_ious.mean(0) + candidate_ious.std(0)
     inside = side_distances(centers(anchors)[index], boxes[None]).amin(-1) > 0.01
     positive = inside & (candidate_ious >= threshold)
-    wanted = torch.full_like(ious, -1.0).scatter(0, index, torch.where(positive, candidate_ious, -1.0))
-    best, match = wanted.max(dim=1)
+    positive_ious = torch.full_like(ious, -1.0).scatter(0, index, torch.where(positive, candidate_ious, -1.0))
+    best, match = positive_ious.max(dim=1)
     return torch.where(best >= 0, match, BACKGROUND)
 
 
 def ignore_inside(matches: Tensor, anchors: Tensor, ignored_boxes: Tensor, *, overlap: float = 0.5) -> Tensor:
-    """Background anchors that lie by more than ``overlap`` of their area in an ignored region become ignored."""
+    """Background anchors with more than ``overlap`` of their area in an ignored region become ignored."""
     if len(ignored_boxes) == 0:
         return matches
     corner = torch.maximum(anchors[:, None, :2], ignored_boxes[None, :, :2])

@@ -13,14 +13,19 @@ from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 
 @dataclass(frozen=True)
 class BoxCodec:
-    """How regressions become boxes and back: functions of (values ``[k, 4]``, anchors ``[k, 4]``)."""
+    """How regressions become boxes and back: functions of (values ``[k, d]`` or boxes, anchors ``[k, 4]``).
+
+    Attributes:
+        decode: Regressions ``[k, d]`` and anchors to boxes ``[k, 4]``, differentiable; d is 4 for most codecs.
+        encode: Boxes and anchors to the regressions' targets ``[k, 4]``.
+    """
 
     decode: Callable[[Tensor, Tensor], Tensor]
     encode: Callable[[Tensor, Tensor], Tensor]
 
 
 def delta_codec(weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> BoxCodec:
-    """Centre offsets and log sizes relative to anchors (R-CNN's)."""
+    """Center offsets and log sizes relative to anchors (R-CNN's)."""
     coder = BoxCoder(weights)
     return BoxCodec(coder.decode_single, coder.encode_single)
 
@@ -35,7 +40,7 @@ def log_distance_codec(limit: float = 16.0) -> BoxCodec:
     """Logarithms of the distances to the four sides in units of the anchor's size (FoveaBox's, Eq. 4).
 
     Args:
-        limit: targets are kept within 1 / ``limit`` and ``limit`` sizes; predictions may go twice as far.
+        limit: Bound of the targets, from 1 / ``limit`` to ``limit`` sizes; predictions may go twice as far.
 
     Example:
         >>> codec, anchor = log_distance_codec(), torch.tensor([[0.0, 0.0, 16.0, 16.0]])

@@ -1,4 +1,4 @@
-"""One-to-one assignment of predictions to objects, of least total cost (DETR, Sparse R-CNN)."""
+"""One-to-one assignment of predictions to objects with the smallest total cost (DETR, Sparse R-CNN)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ BoxFormat = Literal["xyxy", "cxcywh"]
 
 @dataclass(frozen=True)
 class Costs:
-    """What a pair of a prediction and an object costs; the defaults are those of Deformable DETR and Sparse R-CNN.
+    """Cost of pairing a prediction with an object; the defaults are those of Deformable DETR and Sparse R-CNN.
 
     Attributes:
-        classification: factor of the class; DETR has 1, BRS-DETR 4.
-        l1: factor of the L1 distance of the boxes in units of the image.
-        giou: factor of minus their GIoU.
-        box_format: of the boxes that L1 compares: corners (Sparse R-CNN), or centre and size (DETR).
-        alpha: of the focal cost, for classifiers of a sigmoid a class.
-        gamma: of it.
+        classification: Factor of the class cost; DETR has 1, BRS-DETR 4.
+        l1: Factor of the L1 distance of the boxes in units of the image.
+        giou: Factor of minus their GIoU.
+        box_format: Format of the boxes that L1 compares: corners (Sparse R-CNN), or center and size (DETR).
+        alpha: Alpha of the focal cost, for classifiers with one sigmoid per class.
+        gamma: Gamma of the focal cost.
     """
 
     classification: float = 2.0
@@ -52,20 +52,28 @@ def hungarian_match(
     costs: Costs | None = None,
     softmax: bool = False,
 ) -> Tensor:
-    """``[n]`` each prediction's object, or BACKGROUND: the assignment of least total cost.
+    """Assignment of predictions to objects with the smallest total cost.
 
-    The cost of a pair is ``classification`` times what focal loss would gain by calling the prediction positive (of a
-    softmax: minus the class's probability), plus ``l1`` times the L1 distance of the boxes in units of the image, minus
-    ``giou`` times their GIoU.
+    The cost of a pair is ``classification`` times the focal loss of the prediction as a positive minus that as a
+    negative (with a softmax: minus the class's probability), plus ``l1`` times the L1 distance of the boxes in units of
+    the image, minus ``giou`` times their GIoU.
 
     Args:
-        logits: ``[n, c]``, a sigmoid a class; with ``softmax`` ``[n, c + 1]``, the background last.
+        logits: ``[n, c]``, one sigmoid per class; with ``softmax`` ``[n, c + 1]``, background last.
         boxes: ``[n, 4]`` xyxy pixels.
-        gt_boxes: ``[m, 4]`` xyxy pixels; where m exceeds n some objects stay without prediction.
+        gt_boxes: ``[m, 4]`` xyxy pixels; if m exceeds n, some objects get no prediction.
         classes: ``[m]`` 0..c-1.
-        image_size: height and width, pixels.
-        costs: factors; None: :class:`Costs`' own.
-        softmax: of the classifier.
+        image_size: Height and width, pixels.
+        costs: Factors; None for the defaults of :class:`Costs`.
+        softmax: The classifier is one softmax over classes and background.
+
+    Returns:
+        ``[n]`` int64: index of each prediction's object, or :data:`~concordet.assigned.BACKGROUND`.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [4.0, 4.0, 16.0, 16.0], [0.0, 0.0, 9.0, 9.0]])
+        >>> hungarian_match(torch.zeros(3, 2), boxes, boxes[[1, 0]], torch.tensor([0, 1]), (16, 16)).tolist()
+        [1, 0, -1]
 
     Carion et al. 2020, Eq. 1; the focal cost is Deformable DETR's.
     """
@@ -87,7 +95,7 @@ def hungarian_match(
 
 
 def class_costs(logits: Tensor, classes: Tensor, costs: Costs, *, softmax: bool) -> Tensor:
-    """``[n, m]`` what it costs to give each prediction ``[n]`` each of the classes ``[m]``."""
+    """``[n, m]`` class costs of the predictions ``[n, c]`` for objects of ``classes`` ``[m]``."""
     if softmax:
         return -logits.softmax(-1)[:, classes]
     scores = logits.sigmoid()[:, classes]

@@ -1,4 +1,4 @@
-"""What is kept of raw predictions: thresholds, suppression of duplicates in its variants, score voting."""
+"""From raw predictions to detections: thresholds, variants of non-maximum suppression, score voting."""
 
 from __future__ import annotations
 
@@ -15,18 +15,25 @@ from concordet.boxes import paired_iou
 
 @dataclass(frozen=True)
 class PostProcess:
-    """What is kept of the raw predictions.
+    """Settings of the step from raw predictions to detections.
 
     Attributes:
-        score_threshold: least score, in [0, 1]; of a score that soft suppression has lowered, too.
+        score_threshold: Smallest score of a detection, in [0, 1]; also of a score that soft suppression has lowered.
         nms_threshold: IoU above which the lower scored of two boxes of a class is dropped (or lowered), in [0, 1].
-        topk: candidates before suppression, of each level in one-stage detectors, else of the image.
-        detections_per_image: most detections after it.
+        topk: Candidates before suppression, per level in one-stage detectors, otherwise per image; at least 1.
+        detections_per_image: Maximum number of detections after suppression; at least 1.
         nms: ``hard``, torchvision's; ``soft``, which lowers the scores of overlapping boxes by a Gaussian, and
             ``soft_linear``, linearly; ``fast``, YOLACT's.  See :data:`SUPPRESSIONS`.
-        sigma: of ``soft``, 0.5 as published.
-        class_wise: boxes of different classes are no duplicates; False compares all of them.
-        score_voting: kept boxes become means of the candidates around them (PAA).
+        sigma: Width of the Gaussian of ``soft``, above 0; 0.5 as published.
+        class_wise: Boxes of different classes are no duplicates; False compares all boxes.
+        score_voting: Kept boxes become weighted means of the candidates around them (PAA).
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+        >>> PostProcess(nms="soft", score_threshold=0.01).topk
+        1000
     """
 
     score_threshold: float = 0.05
@@ -48,11 +55,11 @@ class PostProcess:
         if self.nms not in SUPPRESSIONS:
             raise ValueError(f"nms must be one of {', '.join(SUPPRESSIONS)}, got {self.nms!r}")
         if not self.sigma > 0:
-            raise ValueError(f"sigma of soft suppression must be above 0, got {self.sigma}")
+            raise ValueError(f"sigma must be above 0, got {self.sigma}")
 
 
 def hard(boxes: Tensor, scores: Tensor, groups: Tensor, postprocess: PostProcess) -> tuple[Tensor, Tensor]:
-    """Drops a box where a better one of its group overlaps it by more than the threshold (torchvision's)."""
+    """Drops a box that a better one of its group overlaps by more than the threshold (torchvision's)."""
     kept = batched_nms(boxes, scores, groups, postprocess.nms_threshold)[: postprocess.detections_per_image]
     return kept, scores[kept]
 
@@ -65,19 +72,19 @@ def soft(
     *,
     decay: Callable[[Tensor, PostProcess], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Takes the best box, lowers the scores of its group by how far they overlap it, and so on.
+    """Keeps the best box, lowers the scores of its group according to their overlap with it, and repeats.
 
-    Bodla et al. 2017, Fig. 2.  Scores only fall, so boxes come in the order of their final scores.
+    Bodla et al. 2017, Fig. 2.  Scores never rise, so boxes come in the order of their final scores.
     """
-    left = scores.clone()
+    remaining = scores.clone()
     kept, values = [], []
     for _ in range(min(len(scores), postprocess.detections_per_image)):
-        value, best = left.max(0)
+        value, best = remaining.max(0)
         kept.append(best)
         values.append(value)
         overlaps = paired_iou(boxes[best], boxes)
-        left = torch.where(groups == groups[best], left * decay(overlaps, postprocess), left)
-        left[best] = -1.0
+        remaining = torch.where(groups == groups[best], remaining * decay(overlaps, postprocess), remaining)
+        remaining[best] = -1.0
     if not kept:
         return groups.new_zeros(0), scores
     value = torch.stack(values)
@@ -86,7 +93,7 @@ def soft(
 
 
 def gaussian_decay(overlaps: Tensor, postprocess: PostProcess) -> Tensor:
-    """exp(-IoU^2 / sigma); Bodla et al. 2017, Sec. 3, the last equation."""
+    """exp(-IoU^2 / sigma); Bodla et al. 2017, Sec. 3, last equation."""
     return torch.exp(-(overlaps**2) / postprocess.sigma)
 
 
@@ -98,9 +105,9 @@ def linear_decay(overlaps: Tensor, postprocess: PostProcess) -> Tensor:
 def fast(
     boxes: Tensor, scores: Tensor, groups: Tensor, postprocess: PostProcess, *, candidates: int = 200
 ) -> tuple[Tensor, Tensor]:
-    """Drops a box where any better one of its group overlaps it by more than the threshold, itself dropped or not.
+    """Drops a box that any better one of its group overlaps by more than the threshold, whether that is kept or not.
 
-    So all pairs can be compared at once; of each group the best ``candidates`` are.  Bolya et al. 2019, Sec. 3.5.
+    All pairs can then be compared at once, among the best ``candidates`` of each group.  Bolya et al. 2019, Sec. 3.5.
     """
     order = scores.argsort(descending=True, stable=True)
     kept = [order[:0]]
@@ -122,7 +129,7 @@ SUPPRESSIONS: dict[str, Suppression] = {
 }
 """Functions of boxes ``[n, 4]``, scores ``[n]``, groups ``[n]`` within which boxes compete, and :class:`PostProcess`.
 
-They give the places of the boxes that are kept, at most ``detections_per_image``, and their scores, descending.
+They return the indices of the boxes to keep, at most ``detections_per_image``, and their scores, descending.
 """
 
 
@@ -142,19 +149,22 @@ def voted_boxes(kept: Tensor, kept_groups: Tensor, boxes: Tensor, scores: Tensor
 def suppress(
     boxes: Tensor, scores: Tensor, labels: Tensor, postprocess: PostProcess
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One image's detections of candidate boxes, and their places ``[k]`` among the candidates.
+    """One image's detections among candidate boxes.
 
     Args:
         boxes: ``[n, 4]`` xyxy, within the image.
         scores: ``[n]`` in [0, 1].
         labels: ``[n]`` 0..c-1.
-        postprocess: thresholds.
+        postprocess: Thresholds and kind of suppression.
+
+    Returns:
+        ``boxes`` ``[k, 4]``, ``labels`` ``[k]`` 1..c and ``scores`` ``[k]``, and the indices ``[k]`` of the candidates.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 9.5]])
         >>> scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 0, 1])
-        >>> found, places = suppress(boxes, scores, labels, PostProcess())
-        >>> places.tolist(), found["labels"].tolist()
+        >>> detections, kept = suppress(boxes, scores, labels, PostProcess())
+        >>> kept.tolist(), detections["labels"].tolist()
         ([0, 2], [1, 2])
         >>> suppress(boxes, scores, labels, PostProcess(class_wise=False))[1].tolist()
         [0]
@@ -162,8 +172,8 @@ def suppress(
         tensor([0.9000, 0.7000, 0.1583])
     """
     groups = labels if postprocess.class_wise else torch.zeros_like(labels)
-    places, values = SUPPRESSIONS[postprocess.nms](boxes, scores, groups, postprocess)
-    kept = boxes[places]
+    indices, values = SUPPRESSIONS[postprocess.nms](boxes, scores, groups, postprocess)
+    kept = boxes[indices]
     if postprocess.score_voting:
-        kept = voted_boxes(kept, groups[places], boxes, scores, groups)
-    return {"boxes": kept, "labels": labels[places] + 1, "scores": values}, places
+        kept = voted_boxes(kept, groups[indices], boxes, scores, groups)
+    return {"boxes": kept, "labels": labels[indices] + 1, "scores": values}, indices

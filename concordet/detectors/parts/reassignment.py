@@ -1,4 +1,4 @@
-"""Refiners: what becomes of an assignment once predictions are known, a function an algorithm.
+"""Reassignment: changes of an assignment once predictions are known, one function per algorithm.
 
 Each takes one image's matches ``[a]`` (:mod:`concordet.detectors.parts.assigners`) and a :class:`Scene`, and returns
 matches.
@@ -22,14 +22,24 @@ from concordet.losses.functional import focal_loss
 
 @dataclass(frozen=True)
 class Scene:
-    """One image's predictions and objects: a anchors, c classes, m objects.  Nothing here carries gradient."""
+    """Predictions and objects of one image, without gradient.
 
-    logits: Tensor  # [a, c], or [a, c + 1] of a softmax with the background last
-    regressions: Tensor  # [a, 4]
-    anchors: Tensor  # [a, 4]
+    Attributes:
+        logits: ``[a, c]``; of a softmax ``[a, c + 1]``, background last.
+        regressions: ``[a, d]`` encoded boxes.
+        anchors: ``[a, 4]``.
+        codec: Regressions to boxes.
+        boxes: ``[m, 4]`` of the objects.
+        classes: ``[m]`` 0..c-1.
+        level_sizes: Anchors per level.
+    """
+
+    logits: Tensor
+    regressions: Tensor
+    anchors: Tensor
     codec: BoxCodec
-    boxes: Tensor  # [m, 4]
-    classes: Tensor  # [m], 0..c-1
+    boxes: Tensor
+    classes: Tensor
     level_sizes: Sequence[int]
 
 
@@ -42,10 +52,22 @@ def hard_negatives(matches: Tensor, scene: Scene) -> Tensor:
 
 
 def hardest_kept(matches: Tensor, logits: Tensor, *, ratio: int = 3) -> Tensor:
-    """Keeps the ``ratio`` times as many negatives as positives that cost most, and ignores the rest.
+    """Keeps the negatives of highest loss, ``ratio`` times as many as there are positives, and ignores the rest.
 
-    For softmax classifiers, whose logits ``[a, c + 1]`` end with the background, and which would otherwise learn
-    nothing but background.  Liu et al. 2016, Sec. 2.2.
+    For softmax classifiers, for which background would otherwise outweigh all classes.  Liu et al. 2016, Sec. 2.2.
+
+    Args:
+        matches: ``[a]`` index of an object, or a label without object.
+        logits: ``[a, c + 1]``, background last.
+        ratio: Negatives per positive.
+
+    Returns:
+        ``[a]`` matches, with other negatives ignored.
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 9.0], [0.0, 0.0], [0.0, 5.0], [0.0, 1.0], [0.0, 7.0]])
+        >>> hardest_kept(torch.tensor([0, -1, -1, -1, -1]), logits).tolist()
+        [0, -1, -1, -1, -2]
     """
     background = matches == BACKGROUND
     count = min(ratio * int((matches >= 0).sum()), int(background.sum()))
@@ -60,12 +82,12 @@ def mixture_matches(matches: Tensor, scene: Scene, *, candidates: int = 9, box_w
     """PAA's: a mixture of two normal distributions over an object's candidates tells positives from negatives.
 
     Args:
-        matches: candidates of each object.
-        scene: sigmoid classifiers.
-        candidates: of each level and object, those of least loss that the mixture is fitted to.
-        box_weight: of the GIoU loss beside the focal loss, whose sum is a candidate's loss.
+        matches: ``[a]`` candidates: index of an anchor's object, or a label without object.
+        scene: Predictions of classifiers with one sigmoid per class, and the objects.
+        candidates: Number of candidates per object and level that the mixture is fitted to, those of lowest loss.
+        box_weight: Weight of the GIoU loss in a candidate's loss, which is added to its focal loss.
 
-    Positives are the candidates of the component of lesser loss, up to that component's densest one (Fig. 3c).  An
+    Positives are the candidates of the component of lower loss, up to the densest one of that component (Fig. 3c).  An
     object with a single candidate keeps it.  Kim and Lee 2020, Algorithm 1.
     """
     rows = torch.nonzero(matches >= 0).squeeze(1)
@@ -77,8 +99,8 @@ def mixture_matches(matches: Tensor, scene: Scene, *, candidates: int = 9, box_w
     losses = losses + box_weight * generalized_box_iou_loss(boxes, scene.boxes[objects], reduction="none")
     # A diverged model's loss is reported by the training; the mixture must only survive it.
     costs = losses.nan_to_num(nan=1e6, posinf=1e6).cpu().numpy().astype(np.float64)
-    owners, places = objects.cpu().numpy(), rows.cpu().numpy()
-    levels = np.searchsorted(np.cumsum(scene.level_sizes), places, side="right")
+    owners, indices = objects.cpu().numpy(), rows.cpu().numpy()
+    levels = np.searchsorted(np.cumsum(scene.level_sizes), indices, side="right")
     kept = [np.empty(0, dtype=np.int64)]
     for k in np.unique(owners):
         mine = np.flatnonzero(owners == k)
@@ -87,16 +109,16 @@ def mixture_matches(matches: Tensor, scene: Scene, *, candidates: int = 9, box_w
         best = best[np.argsort(costs[best], kind="stable")]
         kept.append(best[better_component(costs[best])])
     chosen = torch.from_numpy(np.concatenate(kept)).to(rows.device)
-    refined = matches.clamp(max=BACKGROUND)
-    refined[rows[chosen]] = objects[chosen]
-    return refined
+    reassigned = matches.clamp(max=BACKGROUND)
+    reassigned[rows[chosen]] = objects[chosen]
+    return reassigned
 
 
 def better_component(costs: np.ndarray) -> np.ndarray:
-    """Places of the positives among one object's candidates, given their losses ``[k]`` in ascending order."""
+    """Indices of the positives among one object's candidates, whose losses ``[k]`` ascend."""
     if len(costs) < 2:
         return np.arange(len(costs))
-    from sklearn.exceptions import ConvergenceWarning  # takes a second to import, and PAA alone needs it
+    from sklearn.exceptions import ConvergenceWarning  # takes a second to import, and only PAA needs it
     from sklearn.mixture import GaussianMixture
 
     values = costs[:, None]

@@ -1,4 +1,4 @@
-"""Targets that a detector can learn from, and ValueErrors for all others."""
+"""Checks of targets, with one-sentence errors for malformed ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Target = dict[str, Any]
 
 
 def targets_with_ignored(targets: list[Target]) -> list[Target]:
-    """Ignored regions travel as boxes of label 0, so that they are resized with the rest."""
+    """Targets whose ignored regions are boxes of label 0, so that they are resized with the other boxes."""
     merged = []
     for target in targets:
         boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
@@ -25,7 +25,16 @@ def targets_with_ignored(targets: list[Target]) -> list[Target]:
 
 
 def checked_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> list[Target]:
-    """Targets that a detector can learn from, ignored regions among the boxes; ValueError for any other."""
+    """Targets in the form that a detector learns from, with ignored regions among the boxes.
+
+    Args:
+        images: ``[3, h, w]`` each.
+        targets: One per image: ``boxes``, ``labels`` and optionally ``ignored_boxes``.
+        num_classes: Foreground classes.
+
+    Raises:
+        ValueError: If a target is malformed; see :func:`check_targets`.
+    """
     check_targets(images, targets, num_classes)
     return [
         {"boxes": t["boxes"].to(torch.promote_types(image.dtype, torch.float32)), "labels": t["labels"]}
@@ -34,14 +43,19 @@ def checked_targets(images: list[Tensor], targets: list[Target], num_classes: in
 
 
 def check_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> None:
-    """Raises ValueError with one sentence for targets that a detector cannot learn from."""
+    """Checks the shapes, labels and boxes of targets.
+
+    Raises:
+        ValueError: If the numbers of images and targets differ, shapes do not fit, labels are outside 1..num_classes,
+            or a box has no positive width and height.
+    """
     if len(images) != len(targets):
-        raise ValueError(f"expected one target an image, got {len(targets)} targets for {len(images)} images")
+        raise ValueError(f"targets must be one per image, got {len(targets)} targets for {len(images)} images")
     for i, target in enumerate(targets):
         boxes, labels = target["boxes"], target["labels"]
         if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
             raise ValueError(
-                f"target {i}: expected boxes [m, 4] and labels [m], got {list(boxes.shape)} and {list(labels.shape)}"
+                f"target {i}: boxes must be [m, 4] and labels [m], got {list(boxes.shape)} and {list(labels.shape)}"
             )
         if len(labels) == 0:
             continue
@@ -56,23 +70,23 @@ def check_targets(images: list[Tensor], targets: list[Target], num_classes: int)
 
 
 def add_masks(checked: list[Target], images: list[Tensor], targets: list[Target]) -> list[Target]:
-    """Targets with the objects' masks beside their boxes, where there are some; ValueError for another shape."""
+    """Targets with the masks of the objects, where ``targets`` have masks; raises ValueError for a wrong shape."""
     for i, (image, target) in enumerate(zip(images, targets, strict=True)):
         masks = target.get("masks")
         if masks is None:
             continue
         expected = [len(target["labels"]), *image.shape[-2:]]
         if list(masks.shape) != expected:
-            raise ValueError(f"target {i}: expected masks {expected}, one an object, got {list(masks.shape)}")
+            raise ValueError(f"target {i}: masks must be {expected}, one per object, got {list(masks.shape)}")
         checked[i]["masks"] = masks.as_subclass(Tensor)
     return checked
 
 
 def require_masks(masks: Sequence[Tensor | None], name: str) -> None:
-    """ValueError where an image of a training batch has no masks; ``name`` is the detector's."""
+    """Raises ValueError if an image of a training batch of detector ``name`` has no masks."""
     for i, own in enumerate(masks):
         if own is None:
             raise ValueError(
-                f"target {i}: {name} learns from masks, and this target has none; load the data with masks=True "
+                f"target {i}: masks must be given for {name}, got none; load the data with masks=True "
                 "(train_options of the configuration's data)"
             )

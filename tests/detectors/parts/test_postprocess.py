@@ -181,7 +181,7 @@ class TestEveryFamily:
         ({"score_threshold": -0.1}, r"score_threshold must be in \[0, 1\], got -0\.1"),
         ({"topk": 0}, "topk must be at least 1, got 0"),
         ({"detections_per_image": 0}, "detections_per_image must be at least 1, got 0"),
-        ({"nms": "soft", "sigma": 0.0}, r"sigma of soft suppression must be above 0, got 0\.0"),
+        ({"nms": "soft", "sigma": 0.0}, r"sigma must be above 0, got 0\.0"),
     ],
 )
 def test_bad_values_are_refused(options, sentence):

@@ -190,9 +190,9 @@ def test_box_and_class_terms_are_the_published_sums():
 def test_targets_without_masks_are_refused():
     images, targets = batch(2)
     del targets[0]["masks"]
-    with pytest.raises(ValueError, match="target 0: yolact learns from masks, and this target has none"):
+    with pytest.raises(ValueError, match="target 0: masks must be given for yolact, got none"):
         build("yolact")(images, targets)
     assert build("yolact").eval().assigned(images, targets)[0].masks is None  # what validation needs
     targets[0]["masks"] = torch.zeros(1, 64, 96)
-    with pytest.raises(ValueError, match=r"target 0: expected masks \[2, 64, 96\], one an object, got \[1, 64, 96\]"):
+    with pytest.raises(ValueError, match=r"target 0: masks must be \[2, 64, 96\], one per object, got \[1, 64, 96\]"):
         build("yolact")(images, targets)

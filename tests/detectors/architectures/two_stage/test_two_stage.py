@@ -251,13 +251,13 @@ class TestMasks:
         images, targets = batch(3)
         del targets[0]["masks"]
         assert model.assigned(images, targets)[-1].masks is None
-        with pytest.raises(ValueError, match="target 0: mask_rcnn learns from masks, and this target has none"):
+        with pytest.raises(ValueError, match="target 0: masks must be given for mask_rcnn, got none"):
             model.train()(images, targets)
 
     def test_masks_of_another_shape_are_refused(self):
         images, targets = batch(3)
         targets[0]["masks"] = targets[0]["masks"][:2]
-        with pytest.raises(ValueError, match=r"expected masks \[3, 64, 96\], one an object, got \[2, 64, 96\]"):
+        with pytest.raises(ValueError, match=r"masks must be \[3, 64, 96\], one per object, got \[2, 64, 96\]"):
             build("mask_rcnn")(images, targets)
 
     def test_detected_masks_lie_in_the_image(self):
