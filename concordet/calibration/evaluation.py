@@ -13,7 +13,7 @@ from concordet.calibration.fitting import Matched, fit_matched, match_all
 from concordet.measures import coco
 from concordet.measures.reading.arrays import Bools, Floats
 from concordet.measures.reading.dataset import checked_limit, read_dataset
-from concordet.measures.summary import ap_figures
+from concordet.measures.summary import ap_metrics
 
 BINS_LAECE: Final = 25
 BINS_D_ECE: Final = 10
@@ -68,7 +68,7 @@ def evaluate_calibration(
 
     calibrated = calibrator.calibrate(dataset.dt_scores, dataset.class_ids[dataset.dt_classes])
     ap = [
-        ap_figures(coco.average_precision(dataset, truth, scores=scores, max_dets=limit), slice(None))["AP"]
+        ap_metrics(coco.average_precision(dataset, truth, scores=scores, max_dets=limit), slice(None))["AP"]
         for scores in (None, calibrated)
     ]
     everything = np.ones(len(after), bool)

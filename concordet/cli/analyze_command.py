@@ -75,6 +75,10 @@ def run(words: list[str]) -> None:
                 }
         write_analysis(analysis, Path(args.html), images=images, comparison=difference, **names)
     with messages(args.json, args.html):
+        if difference is not None:
+            from concordet.measures.compare import comparison_sentence
+
+            print(comparison_sentence(difference, Path(args.detections).name, Path(args.compare).name))
         print(analysis.sentence)
         print_metrics(values)
         if args.html is not None:
@@ -88,26 +92,29 @@ def print_metrics(values: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from concordet.measures.metrics import ANALYSIS
+    from concordet.measures.metrics import ANALYSIS, present
 
     comparison = values.get("comparison")
     table = Table("metric", *("first", "second", "difference", "95 % interval") if comparison else ("value",))
     for column in table.columns[1:]:
         column.justify = "right"
-    for metric in ANALYSIS:
+    for metric in present(ANALYSIS, values):
         value = values.get(metric.key)
         if not comparison:
-            table.add_row(metric.title, metric.text(value))
+            table.add_row(metric.heading, metric.text(value))
             continue
         difference = comparison["difference"].get(metric.key) or {}
         low, high = difference.get("low"), difference.get("high")
         table.add_row(
-            metric.title,
+            metric.heading,
             metric.text(value),
             metric.text(comparison["other"].get(metric.key)),
             metric.text(difference.get("difference")),
             "" if low is None else f"{metric.text(low)} to {metric.text(high)}",
         )
     Console().print(table)
+    for metric in present(ANALYSIS, values):
+        if values[metric.key] is None and metric.key in values.get("reasons", {}):
+            print(f"{metric.title} is undefined: {values['reasons'][metric.key]}")
     for note in values.get("notes") or []:
         print(f"note: {note}")

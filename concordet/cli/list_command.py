@@ -84,7 +84,6 @@ def names(kind: str) -> list[str]:
         from concordet.engine.recipes import list_recipes
 
         return list_recipes()
-    from concordet.measures import metrics
+    from concordet.measures.metrics import TABLE
 
-    tables = [value for value in vars(metrics).values() if isinstance(value, tuple)]
-    return list(dict.fromkeys(metric.key for table in tables for metric in table if isinstance(metric, metrics.Metric)))
+    return [metric.key for metric in TABLE]

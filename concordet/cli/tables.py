@@ -10,8 +10,8 @@ from concordet.report import comparison_rows, metrics_of
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDE = 160
-NARROW = 125
+WIDE = 190
+NARROW = 155
 
 
 def print_runs(folders: list[Path]) -> None:

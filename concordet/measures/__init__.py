@@ -1,30 +1,46 @@
 """How well scores and IoUs agree, from arrays or from files; nothing here imports torch or a loss."""
 
 from concordet.measures.analysis import Analysis, analyze, evaluate_detections
+from concordet.measures.calibration import (
+    CalibrationReport,
+    Inconsistency,
+    average_inconsistency,
+    detection_ece,
+    localization_aware_ace,
+    localization_aware_ece,
+    object_calibration_error,
+)
 from concordet.measures.compare import compare
 from concordet.measures.correlation import (
     CorrelationReport,
+    Value,
     class_correlation,
     image_correlation,
     pooled_correlation,
 )
-from concordet.measures.inconsistency import average_inconsistency
 from concordet.measures.lrp import ClassLRP, LRPReport, lrp
 from concordet.measures.matching import MatchedDetections, match_detections
 
 __all__ = [
     "Analysis",
+    "CalibrationReport",
     "ClassLRP",
     "CorrelationReport",
+    "Inconsistency",
     "LRPReport",
     "MatchedDetections",
+    "Value",
     "analyze",
     "average_inconsistency",
     "class_correlation",
     "compare",
+    "detection_ece",
     "evaluate_detections",
     "image_correlation",
+    "localization_aware_ace",
+    "localization_aware_ece",
     "lrp",
     "match_detections",
+    "object_calibration_error",
     "pooled_correlation",
 ]

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from concordet.measures import coco
-from concordet.measures.bounds import reranking_bounds
-from concordet.measures.disagreements import calibration, worst_disagreements
-from concordet.measures.matching import match
-from concordet.measures.raw import image_level
+from concordet.measures.bounds import image_level, reranking_bounds
+from concordet.measures.disagreements import worst_disagreements
+from concordet.measures.matching import match_both
 from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import checked_limit, read_dataset
-from concordet.measures.summary import ap_figures, summarize
+from concordet.measures.summary import ap_metrics, summarize
+
+LOSSES: Final = {
+    "classification": "wrong classes",
+    "localization": "loose boxes",
+    "both": "boxes that are loose and of the wrong class",
+    "duplicates": "duplicate boxes",
+    "background": "boxes on no object",
+    "missed": "missed objects",
+    "ranking": "the ranking",
+}
+"""Name of each kind of error of ``gains``, as a sentence says it."""
 
 
 def analyze(
@@ -67,16 +77,12 @@ def analyze(
     limit = checked_limit(max_dets, lvis)
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     truth = coco.load(dataset)
-    precision = coco.average_precision(dataset, truth, max_dets=limit)
-    matches = match(dataset, truth, max_dets=limit)
+    precision = coco.average_precision(dataset, truth, max_dets=limit, errors=True)
+    matches, overlaps = match_both(dataset, truth, max_dets=limit)
     upper, lower = reranking_bounds(dataset, truth, matches, max_dets=limit)
-    report = summarize(dataset, precision, matches)
+    report = summarize(dataset, precision, matches, overlaps)
     _add_bounds(report, upper, lower)
-    error, bins = calibration(matches)
-    report["calibration_error"] = error
-    if error is None:
-        report["reasons"]["calibration_error"] = "no detection is kept, or a score lies outside [0, 1]"
-    report["calibration"] = bins
+    report["gains"] = _gains(report, precision)
     report["ap_by_threshold"] = {
         "iou": list(coco.IOU_THRESHOLDS),
         **{name: _by_threshold(p) for name, p in (("AP", precision), ("AP_upper", upper), ("AP_lower", lower))},
@@ -84,9 +90,9 @@ def analyze(
     shown, rows = dataset, matches.rows
     if raw_detections is not None:
         raw = read_dataset(ground_truth, raw_detections, iou_type=iou_type, lvis=lvis, max_dets=None)
-        found = image_level(raw, truth, max_dets=limit, nms_threshold=nms_threshold)
-        report["reasons"] |= found.reasons
-        report |= found.figures
+        within = image_level(raw, truth, max_dets=limit, nms_threshold=nms_threshold)
+        report["reasons"] |= within.reasons
+        report |= within.values
         shown, rows = raw, np.arange(raw.n_detections)
     else:
         report["beta_img"] = None
@@ -136,14 +142,21 @@ def evaluate_detections(
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     truth = coco.load(dataset)
     precision = coco.average_precision(dataset, truth, max_dets=limit)
-    return summarize(dataset, precision, match(dataset, truth, max_dets=limit))
+    return summarize(dataset, precision, *match_both(dataset, truth, max_dets=limit))
+
+
+def _gains(report: dict[str, Any], precision: coco.Precision) -> dict[str, float] | None:
+    """What AP50 would gain without each kind of error, and AP with a perfect ranking; None without any object."""
+    if report["AP"] is None:
+        return None
+    return precision.gains | {"ranking": max(report["AP_upper"] - report["AP"], 0.0)}
 
 
 def _add_bounds(report: dict[str, Any], upper: coco.Precision, lower: coco.Precision) -> None:
     for side, precision in (("upper", upper), ("lower", lower)):
         _put_bounds(report, precision, slice(None), side)
-        for place, entry in enumerate(report["per_class"]):
-            _put_bounds(entry, precision, place, side)
+        for index, entry in enumerate(report["per_class"]):
+            _put_bounds(entry, precision, index, side)
     shifts = {
         f"AP50_{side}": report[f"AP50_{side}"] - report["AP50"]
         for side in ("upper", "lower")
@@ -157,7 +170,7 @@ def _add_bounds(report: dict[str, Any], upper: coco.Precision, lower: coco.Preci
 
 
 def _put_bounds(entry: dict[str, Any], precision: coco.Precision, classes: Any, side: str) -> None:
-    for name, value in ap_figures(precision, classes).items():
+    for name, value in ap_metrics(precision, classes).items():
         entry[f"{name}_{side}"] = value
         if value is None:
             entry["reasons"][f"{name}_{side}"] = entry["reasons"][name]
@@ -200,8 +213,14 @@ class Analysis:
 
     @property
     def sentence(self) -> str:
-        """The finding in one sentence, in AP points."""
-        ap, upper = self.summary["AP"], self.summary["AP_upper"]
+        """The main finding in one sentence: what costs most, and what a perfect ranking would give, in points."""
+        ap, upper, gains = self.summary["AP"], self.summary["AP_upper"], self.summary["gains"]
         if ap is None:
             return f"AP is undefined: {self.summary['reasons']['AP']}."
-        return f"A perfect ranking of the same boxes would give {100 * upper:.1f} AP; you have {100 * ap:.1f}."
+        if not self.summary["n_kept"]:
+            return "There are no detections, so AP is 0.0."
+        ranking = f"a perfect ranking of the same boxes would give {100 * upper:.1f} AP; you have {100 * ap:.1f}."
+        largest = max(gains, key=gains.__getitem__)
+        if largest == "ranking" or gains[largest] < 0.0005:
+            return ranking[:1].upper() + ranking[1:]
+        return f"Most is lost to {LOSSES[largest]} ({100 * gains[largest]:.1f} points of AP50), while {ranking}"

@@ -1,22 +1,28 @@
-"""What AP a better, and a worse, ranking of the same boxes would have (Correlation Loss, Table 2)."""
+"""What AP a better, and a worse, ranking of the same boxes would have (Correlation Loss, Tables 1 and 2)."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 
 from concordet.measures.coco import Precision, average_precision
-from concordet.measures.matching import Matches
-from concordet.measures.reading.arrays import Floats
-from concordet.measures.reading.dataset import Dataset
+from concordet.measures.correlation import image_correlation
+from concordet.measures.matching import Matches, best_objects
+from concordet.measures.reading.arrays import Bools, Floats, Ints
+from concordet.measures.reading.dataset import Dataset, highest_by_image
+from concordet.measures.summary import ap_metrics
+
+_PAIRS_AT_ONCE: Final = 2_000_000
 
 
 def reranking_bounds(dataset: Dataset, truth: Any, matches: Matches, *, max_dets: int) -> tuple[Precision, Precision]:
     """AP with the true positives of each class in the best and in the worst agreement of score and IoU: (upper, lower).
 
-    The detections that ``max_dets`` keeps are evaluated again with every score replaced by its place in the class's
-    ranking (so that ties stay as they were broken) and the places of true positives at IoU 0.5 permuted among them.
+    The detections that ``max_dets`` keeps are evaluated again with every score replaced by its rank in the class
+    (so that ties stay as they were broken) and the ranks of true positives at IoU 0.5 permuted among them.
     False positives and boxes are untouched (Correlation Loss, Kahraman et al. 2023, Analysis Setup).
     """
     kept = dataset.only(matches.rows)
@@ -28,7 +34,7 @@ def reranking_bounds(dataset: Dataset, truth: Any, matches: Matches, *, max_dets
 
 
 def ranks(matches: Matches) -> Floats:
-    """``[n]`` distinct scores that order each class as pycocotools does: by score, then image, then place in file."""
+    """``[n]`` distinct scores that order each class as pycocotools does: by score, image and index in the file."""
     order = np.lexsort((matches.rows, matches.images, -matches.scores, matches.classes))
     result = np.empty(len(order))
     result[order] = np.arange(len(order), 0, -1)
@@ -44,3 +50,109 @@ def permuted_ranks(matches: Matches, *, best: bool) -> Floats:
     by_iou = np.lexsort((-held, -ious if best else ious, classes))
     result[hit[by_iou]] = held[by_rank]
     return result
+
+
+def image_level(dataset: Dataset, truth: Any, *, max_dets: int, nms_threshold: float) -> ImageLevel:
+    """beta_img of raw detections, and their AP after NMS with scores as they are and permuted within each image.
+
+    A positive is a detection whose best object of its class has IoU 0.5 or more (a results file does not say
+    which one training assigned). The bounds give the positives' scores within each image, over its classes, to
+    the boxes in order of IoU; negatives and boxes are untouched; then NMS by class on boxes, and the ``max_dets``
+    highest of each image, are evaluated. ``AP_raw`` is the same without permutation.
+
+    Raises:
+        ValueError: ``nms_threshold`` is not in (0, 1].
+    """
+    if not 0 < nms_threshold <= 1:
+        raise ValueError(f"nms_threshold must be an IoU in (0, 1], got {nms_threshold}; 0.6 is common")
+    rows = np.arange(dataset.n_detections)
+    _, ious = best_objects(dataset, rows)
+    positive = np.flatnonzero(ious >= 0.5)
+    images, scores = dataset.dt_images[positive], dataset.dt_scores[positive]
+    beta = image_correlation(scores, ious[positive], images)
+    variants = {"raw": dataset.dt_scores}
+    slots = np.lexsort((-scores, images))
+    for name, sign in (("image_upper", -1), ("image_lower", 1)):
+        permuted = dataset.dt_scores.copy()
+        permuted[positive[np.lexsort((-scores, sign * ious[positive], images))]] = scores[slots]
+        variants[name] = permuted
+    values: dict[str, Any] = {"beta_img": beta.value, "n_images_correlated": beta.n_defined}
+    reasons = {} if beta.reason is None else {"beta_img": beta.reason}
+    kept = suppress(dataset, list(variants.values()), nms_threshold)
+    for (name, column), survives in zip(variants.items(), kept, strict=True):
+        rows = np.flatnonzero(survives)
+        chosen = np.sort(rows[highest_by_image(dataset.dt_images[rows], column[rows], max_dets)])
+        part = dataset.only(chosen)
+        precision = average_precision(part, truth, scores=column[chosen], max_dets=max_dets, all_areas=False)
+        for measure, value in ap_metrics(precision, slice(None)).items():
+            values[f"{measure}_{name}"] = value
+            if value is None:
+                reasons[f"{measure}_{name}"] = "the ground truth has no object"
+    return ImageLevel(values, reasons)
+
+
+def suppress(dataset: Dataset, variants: Sequence[Floats], threshold: float) -> list[Bools]:
+    """Greedy NMS by image and class under each of several score columns: ``[n]`` whether a box survives."""
+    n_classes = max(len(dataset.class_ids), 1)
+    group = dataset.dt_images * n_classes + dataset.dt_classes
+    order = np.argsort(group, kind="stable")
+    survives = [np.ones(len(order), bool) for _ in variants]
+    for members, first, second in _overlapping(dataset.dt_boxes[order], group[order], threshold):
+        for scores, result in zip(variants, survives, strict=True):
+            s = scores[order]
+            swap = s[second] > s[first]  # ties go to the earlier record
+            high, low = np.where(swap, second, first), np.where(swap, first, second)
+            result[order[members]] = _greedy(members, high, low)
+    return survives
+
+
+def _greedy(members: slice, high: Ints, low: Ints) -> Bools:
+    # whole-chunk rounds: a box with no undecided higher neighbour stays, and removes its lower neighbours
+    high, low = high - members.start, low - members.start
+    size = members.stop - members.start
+    kept, decided = np.ones(size, bool), np.zeros(size, bool)
+    while len(high):
+        waiting = np.zeros(size, bool)
+        waiting[low] = True
+        decided |= ~waiting
+        gone = low[decided[high] & kept[high]]
+        kept[gone] = False
+        decided[gone] = True
+        live = ~decided[high] & ~decided[low]
+        high, low = high[live], low[live]
+    return kept
+
+
+def _overlapping(boxes: Floats, group: Ints, threshold: float) -> Iterator[tuple[slice, Ints, Ints]]:
+    # some groups at a time: (their boxes, first, second), first < second the indices of pairs above the threshold
+    starts = np.flatnonzero(np.append(True, group[1:] != group[:-1])) if len(group) else np.zeros(0, np.int64)
+    ends = np.append(starts[1:], len(group))
+    sizes = ends - starts
+    total = np.cumsum(sizes * (sizes - 1) // 2)
+    at = 0
+    while at < len(starts):
+        done = total[at - 1] if at else 0
+        stop = max(int(np.searchsorted(total, done + _PAIRS_AT_ONCE, side="right")), at + 1)
+        low, high = int(starts[at]), int(ends[stop - 1])
+        index = np.arange(low, high)
+        after = np.repeat(ends[at:stop], sizes[at:stop]) - index - 1
+        first = np.repeat(index, after)
+        second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(after) - after, after)
+        near = _iou(boxes[first], boxes[second]) > threshold
+        yield slice(low, high), first[near], second[near]
+        at = stop
+
+
+def _iou(a: Floats, b: Floats) -> Floats:
+    side = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    common = np.maximum(side, 0).prod(1)
+    union = a[:, 2:].prod(1) + b[:, 2:].prod(1) - common
+    return np.divide(common, union, out=np.zeros(len(a)), where=union > 0)
+
+
+@dataclass(frozen=True)
+class ImageLevel:
+    """The image-level metrics and the reasons of those that are undefined."""
+
+    values: dict[str, Any]
+    reasons: dict[str, str]

@@ -13,12 +13,20 @@ from concordet.measures.reading.dataset import Dataset
 from concordet.measures.reading.masks import mask_areas
 
 IOU_THRESHOLDS: Final = tuple(np.linspace(0.5, 0.95, 10).tolist())
+TIDE_ERRORS: Final = {
+    "classification": "Cls",
+    "localization": "Loc",
+    "both": "Both",
+    "duplicates": "Dupe",
+    "background": "Bkg",
+    "missed": "Miss",
+}
 AREAS: Final = ("all", "small", "medium", "large")
 _AREA_RANGES: Final = ([0.0, 1e10], [0.0, 1024.0], [1024.0, 9216.0], [9216.0, 1e10])
 
 
 def load(dataset: Dataset) -> Any:
-    """The ground truth as a hotcoco dataset whose ids are places + 1, so that no id is 0 and order is kept."""
+    """The ground truth as a hotcoco dataset whose ids are indices + 1, so that no id is 0 and order is kept."""
     from hotcoco import COCO
 
     images: list[dict[str, Any]] = [{"id": i + 1} for i in range(len(dataset.images))]
@@ -26,10 +34,10 @@ def load(dataset: Dataset) -> Any:
         for image, source in zip(images, dataset.images, strict=True):
             image |= {"height": source["height"], "width": source["width"]}
     if dataset.lvis:
-        places = {ident: i + 1 for i, ident in enumerate(dataset.class_ids.tolist())}
+        numbers = {ident: i + 1 for i, ident in enumerate(dataset.class_ids.tolist())}
         for image, source in zip(images, dataset.images, strict=True):
             for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-                image[key] = [places[ident] for ident in source.get(key) or [] if ident in places]
+                image[key] = [numbers[ident] for ident in source.get(key) or [] if ident in numbers]
     classes = [{"id": i + 1, "name": name} for i, name in enumerate(dataset.class_names)]
     return COCO.from_arrays(
         images,
@@ -90,27 +98,42 @@ def _as_records(rows: Floats, masks: list[Any] | None) -> Any:
 
 
 def average_precision(
-    dataset: Dataset, truth: Any, *, scores: Floats | None = None, max_dets: int = 100, all_areas: bool = True
+    dataset: Dataset,
+    truth: Any,
+    *,
+    scores: Floats | None = None,
+    max_dets: int = 100,
+    all_areas: bool = True,
+    errors: bool = False,
 ) -> Precision:
-    """AP and AR of every IoU threshold, class and area range, at ``max_dets`` detections per image and class."""
+    """AP and AR of every IoU threshold, class and area range, at ``max_dets`` detections per image and class.
+
+    With ``errors`` also what AP50 would gain if all errors of one kind were fixed (TIDE, Bolya et al., ECCV 2020).
+    """
     counts = [max_dets] if dataset.lvis else sorted({1, 10, 100, max_dets})
     result = evaluator(dataset, truth, scores=scores, max_dets=counts, all_areas=all_areas, thresholds=IOU_THRESHOLDS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result.accumulate()
+        gains = result.tide_errors()["delta_ap"] if errors else {}
     precision = result.eval["precision"][..., counts.index(max_dets)]  # [T, R, K, A]
     recall = result.eval["recall"]  # [T, K, A, M]
     return Precision(
         ap=np.where(precision[:, 0] > -1, precision.mean(1), np.nan),
         recall=np.where(recall > -1, recall, np.nan)[:, :, 0],
         counts=counts,
+        gains={name: float(gains[key]) for name, key in TIDE_ERRORS.items() if key in gains},
     )
 
 
 @dataclass(frozen=True)
 class Precision:
-    """AP ``[T, K, A]`` and recall ``[T, K, M]`` by IoU threshold, class, area and detection count; NaN is undefined."""
+    """AP ``[T, K, A]`` and recall ``[T, K, M]`` by IoU threshold, class, area and detection count; NaN is undefined.
+
+    ``gains`` is what AP50 would gain without the errors of each kind of :data:`TIDE_ERRORS`.
+    """
 
     ap: Floats
     recall: Floats
     counts: list[int]
+    gains: dict[str, float]

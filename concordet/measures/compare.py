@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -81,6 +82,31 @@ def compare(
         name: _interval(whole[0][k], whole[1][k], draws[:, :, k], tail) for k, name in enumerate(MEASURES)
     }
     return report | {"n_images": n, "n_resamples": n_resamples, "confidence": confidence}
+
+
+def comparison_sentence(comparison: Mapping[str, Any], first: str, second: str) -> str:
+    """The main finding of :func:`compare` in one sentence, in points of AP.
+
+    Args:
+        comparison: What :func:`compare` returns.
+        first, second: Names of the two results.
+
+    Example:
+        >>> entry = {"difference": -0.03, "low": -0.039, "high": -0.021, "differs": True}
+        >>> comparison_sentence({"AP": entry, "confidence": 0.95}, "a.json", "b.json")
+        'b.json has 3.0 points of AP less than a.json (95 % interval: −3.9 to −2.1).'
+    """
+    entry = comparison["AP"]
+    if entry["difference"] is None:
+        return f"AP of {second} and {first} cannot be compared: it is {entry['reason']}."
+    low, high = (f"{100 * entry[end]:+.1f}".replace("-", "−") for end in ("low", "high"))
+    interval = f"{100 * comparison['confidence']:g} % interval: {low} to {high}"
+    step = round(100 * entry["difference"], 1)
+    if not step:
+        return f"{second} has the same AP as {first} ({interval})."
+    direction = "more" if step > 0 else "less"
+    doubt = "" if entry["differs"] else "; this may be chance"
+    return f"{second} has {abs(step):.1f} points of AP {direction} than {first} ({interval}{doubt})."
 
 
 def prepare(dataset: Dataset, max_dets: int) -> Sample:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,7 +71,7 @@ def class_correlation(scores: Any, ious: Any, class_ids: Any) -> CorrelationRepo
     return _grouped_report(scores, ious, class_ids, "class", "class_ids")
 
 
-def pooled_correlation(scores: Any, ious: Any, coefficient: str) -> tuple[float | None, str | None]:
+def pooled_correlation(scores: Any, ious: Any, coefficient: str) -> Value:
     r"""One coefficient over all pairs together, with the reason where it is undefined.
 
     ``pearson``, ``spearman`` and ``kendall`` (tau-b) are SciPy's. ``concordance`` is Lin's (1989) with moments over n,
@@ -93,25 +93,23 @@ def pooled_correlation(scores: Any, ious: Any, coefficient: str) -> tuple[float 
 
     Example:
         >>> pooled_correlation([0.5, 0.6, 0.7], [0.5, 0.6, 0.7], "concordance")
-        (1.0, None)
-        >>> pooled_correlation([0.5], [0.5], "kendall")
-        (None, 'a correlation needs two or more true positives, and there is 1')
+        Value(value=1.0, reason=None)
+        >>> pooled_correlation([0.5], [0.5], "kendall").reason
+        'a correlation needs two or more true positives, and there is 1'
     """
     x, y = float_column(scores, "scores"), float_column(ious, "ious")
     same_length(x, y, "scores and ious")
     if coefficient not in COEFFICIENTS:
         raise ValueError(f"coefficient is {coefficient!r}; expected one of {', '.join(COEFFICIENTS)}.")
     if len(x) < 2:
-        return (
-            None,
-            f"a correlation needs two or more true positives, and there {'is' if len(x) == 1 else 'are'} {len(x)}",
-        )
+        verb = "is" if len(x) == 1 else "are"
+        return Value(None, f"a correlation needs two or more true positives, and there {verb} {len(x)}")
     constant = [name for name, column in (("scores", x), ("IoUs", y)) if np.all(column == column[0])]
     if len(constant) == 2 and coefficient == "concordance" and x[0] != y[0]:
-        return 0.0, None
+        return Value(0.0, None)
     if constant and (coefficient != "concordance" or len(constant) == 2):
-        return None, f"all {' and all '.join(constant)} are equal"
-    return float(np.clip(_COMPUTE[coefficient](x, y), -1, 1)), None
+        return Value(None, f"all {' and all '.join(constant)} are equal")
+    return Value(float(np.clip(_COMPUTE[coefficient](x, y), -1, 1)), None)
 
 
 def grouped_spearman(x: Floats, y: Floats, codes: Ints, n_groups: int) -> tuple[Floats, Ints]:
@@ -189,6 +187,13 @@ def _grouped_report(scores: Any, ious: Any, groups: Any, kind: str, name: str) -
         per_group={key: float(v) if ok else None for key, v, ok in zip(keys, values, defined, strict=True)},
         counts=dict(zip(keys, counts.tolist(), strict=True)),
     )
+
+
+class Value(NamedTuple):
+    """One number, or None with the reason why it is undefined."""
+
+    value: float | None
+    reason: str | None
 
 
 @dataclass(frozen=True)

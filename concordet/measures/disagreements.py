@@ -1,4 +1,4 @@
-"""Objects whose first-ranked box is not their best one, and how well scores are calibrated as IoU."""
+"""Objects whose first-ranked box is not their best one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.matching import Matches
-from concordet.measures.overlap import best_objects
+from concordet.measures.matching import best_objects
 from concordet.measures.reading.arrays import Ints
 from concordet.measures.reading.dataset import Dataset
 
@@ -53,35 +52,3 @@ def _disagreement(dataset: Dataset, held: int, first: tuple[int, float], better:
         "better": box(*better),
         "gap": better[1] - first[1],
     }
-
-
-def calibration(matches: Matches, *, n_bins: int = 10) -> tuple[float | None, list[dict[str, Any]]]:
-    """How far scores are from the IoU they should announce: the error, and the bins of score it is taken over.
-
-    A detection's IoU is that with the object it is matched to, 0 for a false positive; the error is the mean over
-    detections of ``|mean score - mean IoU|`` of their bin (the localisation-aware calibration error of Oksuz et al.
-    2023, over all classes). It is None where there is no detection or a score lies outside [0, 1].
-    """
-    judged = ~matches.ignored
-    scores = matches.scores[judged]
-    ious = np.where(matches.true_positive, matches.ious, 0.0)[judged]
-    hit = matches.true_positive[judged]
-    if not len(scores) or scores.min() < 0 or scores.max() > 1:
-        return None, []
-    place = np.minimum((scores * n_bins).astype(np.int64), n_bins - 1)
-    count = np.bincount(place, minlength=n_bins)
-    hits = np.bincount(place, hit, n_bins)
-    score_sum, iou_sum = np.bincount(place, scores, n_bins), np.bincount(place, ious, n_bins)
-    bins = [
-        {
-            "low": i / n_bins,
-            "high": (i + 1) / n_bins,
-            "count": int(count[i]),
-            "mean_score": float(score_sum[i] / count[i]) if count[i] else None,
-            "mean_iou": float(iou_sum[i] / count[i]) if count[i] else None,
-            "precision": float(hits[i] / count[i]) if count[i] else None,
-            "mean_iou_of_true_positives": float(iou_sum[i] / hits[i]) if hits[i] else None,
-        }
-        for i in range(n_bins)
-    ]
-    return float(np.abs(score_sum - iou_sum).sum() / len(scores)), bins

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
@@ -14,6 +14,8 @@ from concordet.measures import coco
 from concordet.measures.reading.arrays import Bools, Floats, Ints, collector_paused
 from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
 from concordet.measures.reading.masks import encode
+
+_PAIRS_AT_ONCE: Final = 2_000_000
 
 ANY_OVERLAP: Final = float(np.finfo(np.float64).tiny)
 """The IoU threshold that stands for tau = 0: every overlap counts as a match, and no overlap does not."""
@@ -103,6 +105,12 @@ def match(dataset: Dataset, truth: Any, *, max_dets: int = 100) -> Matches:
     return match_at(dataset, truth, max_dets=max_dets, thresholds=coco.IOU_THRESHOLDS[:1])[0]
 
 
+def match_both(dataset: Dataset, truth: Any, *, max_dets: int) -> tuple[Matches, Matches]:
+    """Matches at IoU 0.5 and at tau = 0, where any overlap counts; both hold the same detections in the same order."""
+    overlaps, matches = match_at(dataset, truth, max_dets=max_dets, thresholds=[ANY_OVERLAP, coco.IOU_THRESHOLDS[0]])
+    return matches, overlaps
+
+
 def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequence[float]) -> list[Matches]:
     """pycocotools' matches at each IoU threshold; all hold the same detections in the same order."""
     result = coco.evaluator(dataset, truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=thresholds)
@@ -112,19 +120,19 @@ def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequenc
     order = np.argsort(ids, kind="stable")  # rows ascend, as in the dataset
     rows = ids[order] - 1
     held = [sum(group["gtInDenominator"]) for group in groups]
-    places = np.array([(g["image_id"] - 1, g["category_id"] - 1) for g in groups], np.int64).reshape(-1, 2)
-    object_images, object_classes = np.repeat(places, held, axis=0).T
-    found = []
-    for place in range(len(thresholds)):
-        matched = _flat(groups, "dtMatched", place, bool)[order]
-        ignored = _flat(groups, "dtIgnore", place, bool)[order]
-        objects = np.where(matched, _flat(groups, "dtMatches", place, np.int64)[order] - 1, -1)
-        found.append(_matches(dataset, rows, objects, matched & ~ignored, ignored, object_images, object_classes))
-    return found
+    groups_of = np.array([(g["image_id"] - 1, g["category_id"] - 1) for g in groups], np.int64).reshape(-1, 2)
+    object_images, object_classes = np.repeat(groups_of, held, axis=0).T
+    results = []
+    for index in range(len(thresholds)):
+        matched = _flat(groups, "dtMatched", index, bool)[order]
+        ignored = _flat(groups, "dtIgnore", index, bool)[order]
+        objects = np.where(matched, _flat(groups, "dtMatches", index, np.int64)[order] - 1, -1)
+        results.append(_matches(dataset, rows, objects, matched & ~ignored, ignored, object_images, object_classes))
+    return results
 
 
-def _flat(groups: list[dict[str, Any]], key: str, place: int, dtype: Any) -> NDArray[Any]:
-    return np.fromiter(chain.from_iterable(group[key][place] for group in groups), dtype)
+def _flat(groups: list[dict[str, Any]], key: str, index: int, dtype: Any) -> NDArray[Any]:
+    return np.fromiter(chain.from_iterable(group[key][index] for group in groups), dtype)
 
 
 def _matches(
@@ -187,19 +195,55 @@ def _paired_mask_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Float
     return ious
 
 
+def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
+    """``[n]`` the object of the same image and class (no crowd) with the largest IoU, -1 without one, and that IoU."""
+    objects = np.full(len(rows), -1, np.int64)
+    ious = np.zeros(len(rows))
+    for which, held in _pairs(dataset, rows):
+        pair_iou = np.round(paired_iou(dataset, rows[which], held), 12)
+        order = np.lexsort((pair_iou, which))
+        last = order[np.append(which[order][1:] != which[order][:-1], True)]
+        last = last[pair_iou[last] > 0]
+        objects[which[last]], ious[which[last]] = held[last], pair_iou[last]
+    return objects, ious
+
+
+def _pairs(dataset: Dataset, rows: Ints) -> Iterator[tuple[Ints, Ints]]:
+    # (index in rows, object) for every object of the detection's image and class, some detections at a time
+    n_classes = max(len(dataset.class_ids), 1)
+    real = np.flatnonzero(~dataset.gt_crowd)
+    keys = dataset.gt_images[real] * n_classes + dataset.gt_classes[real]
+    order = np.argsort(keys, kind="stable")
+    real, keys = real[order], keys[order]
+    wanted = dataset.dt_images[rows] * n_classes + dataset.dt_classes[rows]
+    first = np.searchsorted(keys, wanted)
+    count = np.searchsorted(keys, wanted, side="right") - first
+    total = np.cumsum(count)
+    start = 0
+    while start < len(rows):
+        done = total[start - 1] if start else 0
+        stop = max(int(np.searchsorted(total, done + _PAIRS_AT_ONCE, side="right")), start + 1)
+        n = count[start:stop]
+        which = np.repeat(np.arange(start, stop), n)
+        within = np.arange(len(which)) - np.repeat(np.cumsum(n) - n, n)
+        if len(which):
+            yield which, real[np.repeat(first[start:stop], n) + within]
+        start = stop
+
+
 @dataclass(frozen=True)
 class Matches:
     """Each kept detection with the object it is matched to; the one source of every measure but AP.
 
     Attributes:
-        rows: ``[n]`` the detection's place in the dataset, ascending.
-        images, classes: ``[n]`` places of its image and class.
+        rows: ``[n]`` the detection's index in the dataset, ascending.
+        images, classes: ``[n]`` indices of its image and class.
         scores: ``[n]`` its score.
         ious: ``[n]`` IoU with the annotation it is matched to, 0 without one.
-        objects: ``[n]`` that annotation's place, -1 without one.
+        objects: ``[n]`` index of that annotation, -1 without one.
         true_positive: ``[n]`` matched to an object that counts.
         ignored: ``[n]`` matched to a crowd region (or, under LVIS, not judged): neither true nor false.
-        object_images, object_classes: ``[m]`` places of image and class of each object that counts.
+        object_images, object_classes: ``[m]`` indices of image and class of each object that counts.
         n_objects: ``[K]`` objects that count, by class.
     """
 

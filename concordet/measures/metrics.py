@@ -1,4 +1,7 @@
-"""The figures that concordet reports: titles, directions and formats in one place, for pages, tables and documents."""
+"""The one table of metrics: titles, directions, scales and units, for pages, terminal tables and documents.
+
+To add a measure, compute it in :mod:`concordet.measures.summary` and give it a line in :data:`TABLE`.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,28 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 MISSING: Final = "–"
-"""What stands in a table where a figure is undefined or was not measured."""
+"""What stands in a table where a metric is undefined or was not measured."""
+
+Direction = Literal["higher", "lower", "neither"]
+Table = Literal["runs", "masks", "run classes", "analysis", "classes"]
+"""Comparison of runs, that of runs with masks, by class; the terminal's table of one results file, and its classes."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure: where it is found, how it is called, and how it is read.
+    """One metric: its key, its title, and how its values are read and printed.
 
     Attributes:
-        key: its name in ``evaluation.json`` and ``Analysis.to_dict()``.
-        title: its name in tables.
+        key: Name in ``evaluation.json`` and ``Analysis.to_dict()``.
+        title: Name in tables.
         better: "higher", "lower", or "neither" for a setting.
-        scale: factor between the stored value (a fraction) and the shown one; 100 for points of AP.
-        decimals: digits shown after the point.
-        unit: what a difference is counted in, after the scale; "" where it has none.
-        explanation: one sentence for people who meet the figure for the first time.
+        scale: Factor between the stored value (a fraction) and the printed one; 100 for percent.
+        decimals: Digits after the point.
+        unit: Unit of a difference, after the scale; "" where it has none.
+        explanation: One sentence for readers who do not know the metric.
+        group: Heading under which the page of an analysis shows it.
+        tables: Tables that have it.
+        significant: Significant digits to print instead of ``decimals``.
 
     Example:
         >>> ap = METRICS[0]
@@ -32,30 +42,54 @@ class Metric:
 
     key: str
     title: str
-    better: Literal["higher", "lower", "neither"]
+    better: Direction
     scale: float
     decimals: int
     unit: str
     explanation: str
+    group: str = ""
+    tables: tuple[Table, ...] = ()
+    significant: int | None = None
 
     @property
     def arrow(self) -> str:
-        """Upwards where more is better, downwards where less is, nothing where neither is."""
+        """Upwards where higher is better, downwards where lower is, else nothing."""
         return {"higher": "↑", "lower": "↓", "neither": ""}[self.better]
 
+    @property
+    def heading(self) -> str:
+        """Title and arrow.
+
+        Example:
+            >>> METRICS[0].heading
+            'AP ↑'
+        """
+        return f"{self.title} {self.arrow}".rstrip()
+
     def text(self, value: float | None) -> str:
-        """The value as tables show it; :data:`MISSING` for None and NaN."""
-        return MISSING if is_missing(value) else f"{self.shown(value):.{self.decimals}f}".replace("-", "−")
+        """The value as tables print it; :data:`MISSING` for None and NaN.
+
+        Example:
+            >>> BY_KEY["lrp_threshold"].text(0.022749), BY_KEY["lrp_threshold"].text(0.6)
+            ('0.0227', '0.600')
+        """
+        if is_missing(value):
+            return MISSING
+        shown = self.shown(value)
+        decimals = self.decimals
+        if self.significant is not None and shown:
+            decimals = max(self.significant - 1 - math.floor(math.log10(abs(shown))), 0)
+        return f"{shown:.{decimals}f}".replace("-", "−")
 
     def difference(self, reference: float | None, value: float | None) -> str:
-        """Signed difference of the two values as shown, so that it agrees with the printed figures."""
+        """Signed difference of the two values as printed, so that it agrees with the printed values."""
         if is_missing(reference) or is_missing(value):
             return MISSING
         step = round(self.shown(value) - self.shown(reference), self.decimals)
         return f"{step:+.{self.decimals}f}".replace("-", "−") if step else "±0"
 
     def verdict(self, reference: float | None, value: float | None) -> Literal["better", "worse", "same", "unknown"]:
-        """How ``value`` compares with ``reference``, at the precision that is shown."""
+        """How ``value`` compares with ``reference``, at the precision that is printed."""
         if self.better == "neither" or is_missing(reference) or is_missing(value):
             return "unknown"
         step = round(self.shown(value) - self.shown(reference), self.decimals)
@@ -64,7 +98,7 @@ class Metric:
         return "better" if (step > 0) == (self.better == "higher") else "worse"
 
     def best(self, values: Sequence[float | None]) -> set[int]:
-        """Places of the best values (ties at the precision shown share it); empty where there is nothing to win."""
+        """Indices of the best values (ties at the printed precision share it); empty where all are equal."""
         shown = {i: self.shown(v) for i, v in enumerate(values) if not is_missing(v)}
         if self.better == "neither" or len(set(shown.values())) < 2:
             return set()
@@ -72,8 +106,13 @@ class Metric:
         return {i for i, v in shown.items() if v == winner}
 
     def shown(self, value: float | None) -> float:
-        """The value scaled and rounded to the precision that is shown; NaN for None."""
-        return math.nan if value is None else round(value * self.scale, self.decimals) + 0.0  # no negative zero
+        """The value scaled and rounded to the precision that is printed; NaN for None."""
+        if value is None:
+            return math.nan
+        scaled = value * self.scale
+        if self.significant is not None:
+            return float(f"{scaled:.{self.significant}g}")
+        return round(scaled, self.decimals) + 0.0  # no negative zero
 
 
 def number(value: object) -> float | None:
@@ -84,115 +123,153 @@ def number(value: object) -> float | None:
 
 
 def is_missing(value: object) -> bool:
-    """Whether :func:`number` finds none."""
+    """Whether :func:`number` gives None."""
     return number(value) is None
 
 
 def pick(metrics: Sequence[Metric], values: Mapping[str, object]) -> dict[str, float | None]:
-    """The figures of ``metrics`` found in ``values``, in the order of ``metrics``; None where one is undefined."""
+    """The values of ``metrics``, in their order; None where one is undefined or absent."""
     return {metric.key: number(values.get(metric.key)) for metric in metrics}
 
 
-def _points(key: str, title: str, better: Literal["higher", "lower"], explanation: str) -> Metric:
-    return Metric(key, title, better, 100, 1, "points", explanation)
+PRECISION: Final = "Precision and recall"
+RANKING: Final = "Same boxes, other rankings"
+AGREEMENT: Final = "Agreement of score and IoU"
+CALIBRATION: Final = "Calibration"
+ERRORS: Final = "Errors at the best threshold"
+GROUPS: Final = (PRECISION, RANKING, AGREEMENT, CALIBRATION, ERRORS)
+"""Headings of an analysis, in their order."""
 
 
-def _plain(key: str, title: str, better: Literal["higher", "lower"], explanation: str) -> Metric:
-    return Metric(key, title, better, 1, 3, "", explanation)
+def _percent(
+    key: str, title: str, better: Direction, explanation: str, group: str = "", tables: tuple[Table, ...] = ()
+) -> Metric:
+    return Metric(key, title, better, 100, 1, "points", explanation, group, tables)
 
 
-METRICS: Final[tuple[Metric, ...]] = (
-    _points("AP", "AP", "higher", "Average precision over IoU thresholds 0.50 to 0.95 and classes, as COCO has it."),
-    _points("AP50", "AP50", "higher", "Average precision if a box is right from IoU 0.50: loose localisation."),
-    _points("AP75", "AP75", "higher", "Average precision if a box is right from IoU 0.75: tight localisation."),
-    _points("AP90", "AP90", "higher", "Average precision if a box is right from IoU 0.90: near-perfect boxes."),
+def _plain(
+    key: str, title: str, better: Direction, explanation: str, group: str = "", tables: tuple[Table, ...] = ()
+) -> Metric:
+    return Metric(key, title, better, 1, 3, "", explanation, group, tables)
+
+
+TABLE: Final[tuple[Metric, ...]] = (
+    _percent("AP", "AP", "higher", "Average precision over IoU thresholds 0.50 to 0.95 and classes, as in COCO.",
+             PRECISION, ("runs", "run classes", "analysis", "classes")),
+    _percent("AP50", "AP50", "higher", "Average precision if a box is right from IoU 0.50: loose localization.",
+             PRECISION, ("runs", "analysis")),
+    _percent("AP75", "AP75", "higher", "Average precision if a box is right from IoU 0.75: tight localization.",
+             PRECISION, ("runs", "run classes", "analysis")),
+    _percent("AP90", "AP90", "higher", "Average precision if a box is right from IoU 0.90: near-perfect boxes.",
+             PRECISION, ("runs",)),
+    _percent("APs", "AP, small", "higher", "AP of objects with an area up to 32 x 32 pixels.",
+             PRECISION, ("analysis",)),
+    _percent("APm", "AP, medium", "higher", "AP of objects with an area from 32 x 32 to 96 x 96 pixels.",
+             PRECISION, ("analysis",)),
+    _percent("APl", "AP, large", "higher", "AP of objects with an area from 96 x 96 pixels.", PRECISION, ("analysis",)),
+    _percent("APr", "AP, rare", "higher", "AP of the classes that LVIS calls rare.", PRECISION, ("analysis",)),
+    _percent("APc", "AP, common", "higher", "AP of the classes that LVIS calls common.", PRECISION, ("analysis",)),
+    _percent("APf", "AP, frequent", "higher", "AP of the classes that LVIS calls frequent.", PRECISION, ("analysis",)),
+    _percent("AR1", "AR1", "higher", "Average recall with at most 1 box per image and class.",
+             PRECISION, ("analysis",)),
+    _percent("AR10", "AR10", "higher", "Average recall with at most 10 boxes per image and class.",
+             PRECISION, ("analysis",)),
+    _percent("AR100", "AR100", "higher", "Average recall with at most 100 boxes per image and class.",
+             PRECISION, ("analysis",)),
+    _percent("AR300", "AR300", "higher", "Average recall with at most 300 boxes per image, as in LVIS.",
+             PRECISION, ("analysis",)),
+    _percent("AP_upper", "AP, best ranking", "higher",
+             "AP if the true positives of every class were ranked by their IoU.", RANKING, ("analysis", "classes")),
+    _percent("AP_lower", "AP, worst ranking", "higher",
+             "AP if the true positives of every class were ranked against their IoU.", RANKING, ("analysis",)),
+    _percent("AP_left", "AP left", "lower", "What a perfect ranking of the same boxes would add.", "", ("classes",)),
     _plain("beta_img", "beta_img", "higher",
            "Spearman correlation of score and IoU over the positives of one image before NMS, averaged over images; "
-           "from −1 to 1."),
+           "from −1 to 1.", AGREEMENT, ("runs", "analysis")),
     _plain("beta_cls", "beta_cls", "higher",
            "Spearman correlation of score and IoU over the true positives of one class after NMS, averaged over "
-           "classes; from −1 to 1."),
-    _points("oLRP", "oLRP", "lower",
-            "Optimal localisation-recall-precision error: missed, false and badly placed boxes in one number at the "
-            "best score threshold; from 0 to 100."),
+           "classes; from −1 to 1.", AGREEMENT, ("runs", "run classes", "analysis", "classes")),
+    _plain("spearman", "Spearman", "higher",
+           "Correlation of the ranks of score and IoU over all true positives; from −1 to 1.",
+           AGREEMENT, ("analysis",)),
+    _plain("pearson", "Pearson", "higher", "Linear correlation of score and IoU over all true positives; from −1 to 1.",
+           AGREEMENT, ("analysis",)),
+    _plain("kendall", "Kendall", "higher",
+           "Share of pairs of true positives in the right order minus that in the wrong order; from −1 to 1.",
+           AGREEMENT, ("analysis",)),
+    _plain("concordance", "Concordance", "higher",
+           "Lin's coefficient over all true positives: 1 only if every score equals its IoU; from −1 to 1.",
+           AGREEMENT, ("analysis",)),
+    _percent("oLRP", "oLRP", "lower",
+             "Optimal localization-recall-precision error: missed, false and loose boxes in one number at the best "
+             "score threshold; from 0 to 100.", ERRORS, ("runs", "run classes", "analysis", "classes")),
+    _percent("oLRP_loc", "oLRP, localization", "lower",
+             "Its component for loose boxes: mean of 1 − IoU over true positives; from 0 to 50.",
+             ERRORS, ("analysis",)),
+    _percent("oLRP_fp", "oLRP, false positives", "lower",
+             "Its component for boxes on no object: 1 − precision; from 0 to 100.", ERRORS, ("analysis",)),
+    _percent("oLRP_fn", "oLRP, false negatives", "lower",
+             "Its component for missed objects: 1 − recall; from 0 to 100.", ERRORS, ("analysis",)),
     Metric("AIC", "AIC", "lower", 1, 1, "",
-           "Sum of |score − IoU| over the true positives; it grows with their number, so read it beside its mean."),
+           "Sum of |score − IoU| over the true positives; it grows with their number, so read it beside its mean.",
+           CALIBRATION, ("runs", "analysis")),
     _plain("AIC_mean", "AIC mean", "lower",
-           "Mean of |score − IoU| over the true positives: how far confidence is from localisation; from 0 to 1."),
+           "Mean of |score − IoU| over the true positives: how far confidence is from localization; from 0 to 1.",
+           CALIBRATION, ("runs", "analysis", "classes")),
+    _percent("LaECE0", "LaECE₀", "lower",
+             "Distance of mean score and mean IoU over 25 bins of score, false positives having IoU 0, averaged over "
+             "classes; from 0 to 100.", CALIBRATION, ("runs", "analysis", "classes")),
+    _percent("LaACE0", "LaACE₀", "lower",
+             "Mean of |score − IoU| over all detections, false positives having IoU 0, averaged over classes; from 0 "
+             "to 100.", CALIBRATION, ("runs", "analysis")),
+    _percent("D_ECE", "D-ECE", "lower",
+             "Distance of mean score and precision at IoU 0.50 over 10 bins of score; from 0 to 100.",
+             CALIBRATION, ("runs", "analysis")),
+    _percent("OCE", "OCE", "lower",
+             "Object-level calibration error of set predictors: Brier score of the classes predicted for each object; "
+             "from 0 to 200. From arrays only.", CALIBRATION),
+    _percent("AP_mask", "AP, masks", "higher", "Average precision by the IoU of instance masks, as in COCO.",
+             "", ("masks",)),
+    _percent("AP50_mask", "AP50, masks", "higher", "Average precision if a mask is right from IoU 0.50.",
+             "", ("masks",)),
+    _percent("AP75_mask", "AP75, masks", "higher", "Average precision if a mask is right from IoU 0.75.",
+             "", ("masks",)),
+    Metric("lrp_threshold", "Threshold", "neither", 1, 3, "",
+           "Score at which LRP is lowest: the one from which to keep boxes.", "", ("classes",), significant=3),
     Metric("seconds_per_iteration", "s / iteration", "lower", 1, 3, "seconds",
-           "Seconds that one training step took, on the machine the run was made on."),
+           "Seconds per training step, on the machine that trained the run.", "", ("runs",)),
 )  # fmt: skip
-"""The figures of a comparison, in the order of its table."""
+"""Every metric that concordet reports."""
 
-FIGURES: Final = {metric.key: metric for metric in METRICS}
-
-MASK_METRICS: Final[tuple[Metric, ...]] = (
-    _points("AP_mask", "AP, masks", "higher", "Average precision by the IoU of instance masks, as COCO has it."),
-    _points("AP50_mask", "AP50, masks", "higher", "Average precision if a mask is right from IoU 0.50."),
-    _points("AP75_mask", "AP75, masks", "higher", "Average precision if a mask is right from IoU 0.75."),
-)
-"""Figures of runs whose detectors predict masks."""
+BY_KEY: Final = {metric.key: metric for metric in TABLE}
 
 
-def metrics_of(figures: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
-    """``METRICS``, and those of masks where any of the runs' figures has them."""
-    has_masks = any(MASK_METRICS[0].key in own for own in figures)
+def table(name: Table) -> tuple[Metric, ...]:
+    """The metrics of one table, in its order.
+
+    Example:
+        >>> [metric.key for metric in table("masks")]
+        ['AP_mask', 'AP50_mask', 'AP75_mask']
+    """
+    return tuple(metric for metric in TABLE if name in metric.tables)
+
+
+METRICS: Final = table("runs")
+"""The metrics of a comparison of runs."""
+
+MASK_METRICS: Final = table("masks")
+"""Those of runs whose detectors predict masks."""
+
+ANALYSIS: Final = table("analysis")
+"""The metrics of one results file."""
+
+
+def metrics_of(runs: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """:data:`METRICS`, and :data:`MASK_METRICS` where any of the runs has them."""
+    has_masks = any(MASK_METRICS[0].key in values for values in runs)
     return (*METRICS, *MASK_METRICS) if has_masks else METRICS
 
 
-PER_CLASS: Final[tuple[Metric, ...]] = tuple(FIGURES[key] for key in ("AP", "AP75", "beta_cls", "oLRP"))
-"""The figures that a comparison shows for every class."""
-
-AGREEMENT: Final[tuple[Metric, ...]] = (
-    FIGURES["beta_img"],
-    FIGURES["beta_cls"],
-    _plain("spearman", "Spearman", "higher",
-           "Correlation of the ranks of score and IoU over all true positives; from −1 to 1."),
-    _plain("pearson", "Pearson", "higher", "Linear correlation of score and IoU over true positives; from −1 to 1."),
-    _plain("kendall", "Kendall", "higher",
-           "Share of pairs of true positives in the right order less that in the wrong one; from −1 to 1."),
-    _plain("concordance", "Concordance", "higher",
-           "Lin's coefficient over all true positives: 1 only if the score equals the IoU; from −1 to 1."),
-    FIGURES["AIC_mean"],
-    _plain("calibration_error", "Calibration error", "lower",
-           "Mean distance between score and IoU over bins of score, false positives having IoU 0; from 0 to 1."),
-)  # fmt: skip
-"""How well scores and IoUs agree, in the order of an analysis."""
-
-ERRORS: Final[tuple[Metric, ...]] = (
-    FIGURES["oLRP"],
-    _points("oLRP_loc", "oLRP, localisation", "lower", "Its part for badly placed boxes: mean of 1 − IoU where found."),
-    _points("oLRP_fp", "oLRP, false positives", "lower", "Its part for boxes on no object: 1 − precision."),
-    _points("oLRP_fn", "oLRP, false negatives", "lower", "Its part for objects not found: 1 − recall."),
-)
-"""oLRP with its parts."""
-
-ANALYSIS_PER_CLASS: Final[tuple[Metric, ...]] = (
-    FIGURES["AP"],
-    _points("AP_upper", "AP, perfect", "higher", "AP if the class had its true positives ranked by their IoU."),
-    _points("AP_left", "AP left", "lower", "What a perfect ranking of the same boxes would add."),
-    FIGURES["beta_cls"],
-    FIGURES["AIC_mean"],
-    FIGURES["oLRP"],
-    Metric(
-        "lrp_threshold",
-        "Threshold",
-        "neither",
-        1,
-        2,
-        "",
-        "The score at which LRP is lowest: the one to keep boxes from.",
-    ),
-)
-"""The figures that an analysis shows for every class."""
-
-ANALYSIS: Final[tuple[Metric, ...]] = (
-    *(FIGURES[key] for key in ("AP", "AP50", "AP75")),
-    _points("AR100", "AR100", "higher", "Average recall with at most 100 boxes an image."),
-    _points("AP_upper", "AP, best ranking", "higher", "AP if every class had its true positives ranked by their IoU."),
-    _points("AP_lower", "AP, worst ranking", "higher", "AP if every class had them ranked against their IoU."),
-    *AGREEMENT,
-    FIGURES["AIC"],
-    *ERRORS,
-)
-"""The figures of one results file, in the order of a terminal's table."""
+def present(metrics: Sequence[Metric], values: Mapping[str, object]) -> tuple[Metric, ...]:
+    """The metrics that the values have, defined or not: APr only with LVIS, for example."""
+    return tuple(metric for metric in metrics if metric.key in values)

@@ -6,28 +6,45 @@ from typing import Any, Final
 
 import numpy as np
 
+from concordet.measures.calibration import (
+    average_inconsistency,
+    detection_ece,
+    localization_aware_ace,
+    localization_aware_ece,
+    reliability_bins,
+)
 from concordet.measures.coco import Precision
 from concordet.measures.correlation import COEFFICIENTS, class_correlation, pooled_correlation
-from concordet.measures.inconsistency import average_inconsistency
 from concordet.measures.lrp import ClassLRP, LRPReport, lrp
 from concordet.measures.matching import Matches
-from concordet.measures.reading.arrays import Floats
+from concordet.measures.reading.arrays import Bools, Floats
 from concordet.measures.reading.dataset import Dataset
 
 AP_NAMES: Final = ("AP", "AP50", "AP75", "AP90", "APs", "APm", "APl")
-_NO_AREA: Final = {
-    "APs": "no object is small (area up to 32 x 32)",
-    "APm": "no object is medium (area from 32 x 32 to 96 x 96)",
-    "APl": "no object is large (area from 96 x 96)",
+CALIBRATION_ERRORS: Final = ("LaECE0", "LaACE0", "D_ECE")
+
+CROWDED: Final = 0.9
+"""Share of detections in one bin of score from which a note says that calibration errors mean little."""
+
+_SIZES: Final = {
+    "APs": "small (area up to 32 x 32)",
+    "APm": "medium (area from 32 x 32 to 96 x 96)",
+    "APl": "large (area from 96 x 96)",
 }
-_NO_OBJECT: Final = "there is no object to find"
 
 
-def summarize(dataset: Dataset, precision: Precision, matches: Matches) -> dict[str, Any]:
-    """The figures of design 1.2 but for the bounds, as plain JSON: fractions, None with an entry in ``reasons``."""
+def summarize(dataset: Dataset, precision: Precision, matches: Matches, overlaps: Matches) -> dict[str, Any]:
+    """All measures but the bounds, as plain JSON: fractions, None with an entry in ``reasons`` where undefined.
+
+    Args:
+        dataset: Both sides, aligned.
+        precision: AP and AR.
+        matches: Matches at IoU 0.5.
+        overlaps: Matches at tau = 0, of the same detections in the same order.
+    """
     everything = np.ones(len(matches.rows), bool)
     losses = optimal_lrp(matches)
-    report, reasons = _figures(matches, everything, precision, slice(None), losses)
+    report, reasons = _metrics(matches, everything, precision, slice(None), losses)
     hit = matches.true_positive
     beta = class_correlation(matches.scores[hit], matches.ious[hit], matches.classes[hit])
     _put(report, reasons, "beta_cls", beta.value, beta.reason)
@@ -41,15 +58,16 @@ def summarize(dataset: Dataset, precision: Precision, matches: Matches) -> dict[
     if dataset.lvis:
         _put_lvis(report, reasons, dataset, precision)
     report["per_class"] = [
-        _class_summary(dataset, precision, matches, losses, place) for place in range(len(dataset.class_ids))
+        _class_summary(dataset, precision, matches, losses, index) for index in range(len(dataset.class_ids))
     ]
     report["reasons"] = reasons
     report["notes"] = list(dataset.notes)
+    _put_calibration(report, matches, overlaps)
     return report
 
 
 def optimal_lrp(matches: Matches) -> LRPReport:
-    """oLRP of every class, by its place, from the shared matches."""
+    """oLRP of every class, by its index, from the shared matches."""
     judged = ~matches.ignored
     return lrp(
         matches.scores[judged],
@@ -60,24 +78,26 @@ def optimal_lrp(matches: Matches) -> LRPReport:
     )
 
 
-def ap_figures(precision: Precision, classes: Any) -> dict[str, float | None]:
+def ap_metrics(precision: Precision, classes: Any) -> dict[str, float | None]:
     """``AP AP50 AP75 AP90`` and, where area ranges were evaluated, ``APs APm APl``, over the chosen classes."""
     ap = precision.ap[:, classes]
-    figures = {"AP": ap[..., 0], "AP50": ap[0, ..., 0], "AP75": ap[5, ..., 0], "AP90": ap[8, ..., 0]}
+    values = {"AP": ap[..., 0], "AP50": ap[0, ..., 0], "AP75": ap[5, ..., 0], "AP90": ap[8, ..., 0]}
     if ap.shape[-1] == 4:
-        figures |= {"APs": ap[..., 1], "APm": ap[..., 2], "APl": ap[..., 3]}
-    return {name: _mean(values) for name, values in figures.items()}
+        values |= {"APs": ap[..., 1], "APm": ap[..., 2], "APl": ap[..., 3]}
+    return {name: _mean(each) for name, each in values.items()}
 
 
-def _figures(
-    matches: Matches, chosen: Any, precision: Precision, classes: Any, losses: LRPReport | ClassLRP
+def _metrics(
+    matches: Matches, chosen: Bools, precision: Precision, classes: Any, losses: LRPReport | ClassLRP
 ) -> tuple[dict[str, Any], dict[str, str]]:
     report: dict[str, Any] = {}
     reasons: dict[str, str] = {}
-    for name, value in ap_figures(precision, classes).items():
-        _put(report, reasons, name, value, _NO_AREA.get(name, _NO_OBJECT))
-    for place, count in enumerate(precision.counts):
-        _put(report, reasons, f"AR{count}", _mean(precision.recall[:, classes, place]), _NO_OBJECT)
+    owner, of_class = ("the class", " of the class") if isinstance(losses, ClassLRP) else ("the ground truth", "")
+    no_object = f"{owner} has no object"
+    for name, value in ap_metrics(precision, classes).items():
+        _put(report, reasons, name, value, f"no object{of_class} is {_SIZES[name]}" if name in _SIZES else no_object)
+    for index, count in enumerate(precision.counts):
+        _put(report, reasons, f"AR{count}", _mean(precision.recall[:, classes, index]), no_object)
     if 100 not in precision.counts:
         _put(report, reasons, "AR100", None, f"{precision.counts[-1]} detections of an image are counted, not 100")
     hit = matches.true_positive & chosen
@@ -85,32 +105,71 @@ def _figures(
     for coefficient in COEFFICIENTS:
         _put(report, reasons, coefficient, *pooled_correlation(scores, ious, coefficient))
     _put_inconsistency(report, reasons, scores, ious)
-    for name, part in (("oLRP", "value"), ("oLRP_loc", "loc"), ("oLRP_fp", "fp"), ("oLRP_fn", "fn")):
-        _put(report, reasons, name, getattr(losses, part), losses.reason or "no class has a true positive")
+    for name, attribute in (("oLRP", "value"), ("oLRP_loc", "loc"), ("oLRP_fp", "fp"), ("oLRP_fn", "fn")):
+        _put(report, reasons, name, getattr(losses, attribute), losses.reason or "no class has a true positive")
     report["n_true_positives"] = int(hit.sum())
     return report, reasons
 
 
 def _class_summary(
-    dataset: Dataset, precision: Precision, matches: Matches, losses: LRPReport, place: int
+    dataset: Dataset, precision: Precision, matches: Matches, losses: LRPReport, index: int
 ) -> dict[str, Any]:
-    chosen = matches.classes == place
-    loss = losses.per_class[place]
-    report, reasons = _figures(matches, chosen, precision, place, loss)
-    for name in AP_NAMES:
-        if name in reasons:
-            reasons[name] = f"{reasons[name]} of this class"
+    chosen = matches.classes == index
+    loss = losses.per_class[index]
+    report, reasons = _metrics(matches, chosen, precision, index, loss)
     _put(report, reasons, "beta_cls", report["spearman"], reasons.get("spearman"))
     _put(report, reasons, "lrp_threshold", loss.threshold, loss.reason)
     return {
-        "id": int(dataset.class_ids[place]),
-        "name": dataset.class_names[place],
+        "id": int(dataset.class_ids[index]),
+        "name": dataset.class_names[index],
         **report,
-        "n_objects": int(matches.n_objects[place]),
-        "n_detections": int(np.count_nonzero(dataset.dt_classes == place)),
+        "n_objects": int(matches.n_objects[index]),
+        "n_detections": int(np.count_nonzero(dataset.dt_classes == index)),
         "n_kept": int(np.count_nonzero(chosen)),
         "reasons": reasons,
     }
+
+
+def _put_calibration(report: dict[str, Any], matches: Matches, overlaps: Matches) -> None:
+    """LaECE0, LaACE0 and D_ECE at the top level and by class, the bins of reliability diagrams, and a note on them."""
+    counted = np.flatnonzero(~overlaps.ignored)
+    scores, targets, classes = overlaps.scores[counted], overlaps.targets()[counted], overlaps.classes[counted]
+    judged = np.flatnonzero(~matches.ignored)
+    judged_scores, hits = matches.scores[judged], matches.true_positive[judged]
+    entries = [report, *report["per_class"]]
+    outside = int(np.count_nonzero((matches.scores < 0) | (matches.scores > 1)))
+    if outside:
+        for entry in entries:
+            entry["calibration"] = []
+            for name in CALIBRATION_ERRORS:
+                _put(entry, entry["reasons"], name, None, f"{_count(outside, 'detection')} a score outside [0, 1]")
+        return
+    n_objects = dict(enumerate(matches.n_objects.tolist()))
+    for name, errors in (
+        ("LaECE0", localization_aware_ece(scores, targets, classes, n_objects)),
+        ("LaACE0", localization_aware_ace(scores, targets, classes, n_objects)),
+    ):
+        _put(report, report["reasons"], name, errors.value, errors.reason)
+        for index, entry in enumerate(report["per_class"]):
+            _put(entry, entry["reasons"], name, errors.per_class[index], errors.reasons.get(index))
+    order, judged_order = np.argsort(classes, kind="stable"), np.argsort(matches.classes[judged], kind="stable")
+    limits = np.arange(len(report["per_class"]) + 1)
+    cuts = np.searchsorted(classes[order], limits)
+    judged_cuts = np.searchsorted(matches.classes[judged][judged_order], limits)
+    rows = [(slice(None), slice(None))] + [
+        (order[cuts[i] : cuts[i + 1]], judged_order[judged_cuts[i] : judged_cuts[i + 1]]) for i in limits[:-1]
+    ]
+    is_hit = overlaps.true_positive[counted]
+    for entry, (of_overlaps, of_matches) in zip(entries, rows, strict=True):
+        _put(entry, entry["reasons"], "D_ECE", *detection_ece(judged_scores[of_matches], hits[of_matches]))
+        entry["calibration"] = reliability_bins(scores[of_overlaps], targets[of_overlaps], is_hit[of_overlaps])
+    fullest = max(report["calibration"], key=lambda b: b["count"], default=None)
+    if fullest is not None and fullest["count"] >= CROWDED * len(scores) and len(scores) > 1:
+        report["notes"].append(
+            f"{100 * fullest['count'] / len(scores):.0f} % of the scores lie between {fullest['low']:g} and"
+            f" {fullest['high']:g}, so LaECE0, LaACE0 and D_ECE are small whether or not the scores mean anything:"
+            " read AIC_mean, which is over true positives"
+        )
 
 
 def _put_lvis(report: dict[str, Any], reasons: dict[str, str], dataset: Dataset, precision: Precision) -> None:
@@ -123,13 +182,17 @@ def _put_lvis(report: dict[str, Any], reasons: dict[str, str], dataset: Dataset,
 def _put_inconsistency(report: dict[str, Any], reasons: dict[str, str], scores: Floats, ious: Floats) -> None:
     outside = int(np.count_nonzero((scores < 0) | (scores > 1)))
     if outside:
-        why = f"{outside} true positives have a score outside [0, 1]"
+        why = f"{_count(outside, 'true positive')} a score outside [0, 1]"
         _put(report, reasons, "AIC", None, why)
         _put(report, reasons, "AIC_mean", None, why)
         return
     total, mean = average_inconsistency(scores, np.minimum(ious, 1))
     _put(report, reasons, "AIC", total, None)
     _put(report, reasons, "AIC_mean", mean, "there is no true positive")
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun} has" if n == 1 else f"{n} {noun}s have"
 
 
 def _put(report: dict[str, Any], reasons: dict[str, str], name: str, value: float | None, reason: str | None) -> None:

@@ -1,6 +1,6 @@
 """Pages and pictures: compare runs, show an analysis, draw detections.
 
-The figures (:data:`METRICS`, :func:`comparison_rows`) need NumPy alone; matplotlib and Jinja2 (``pip install
+The metrics (:data:`METRICS`, :func:`comparison_rows`) need NumPy only; matplotlib and Jinja2 (``pip install
 "concordet[report]"``) are imported when a page is written, Pillow when something is drawn.
 """
 
@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from concordet.measures.metrics import MASK_METRICS, METRICS, Metric, metrics_of
-from concordet.report.runs import comparison_rows
+from concordet.measures.runs import comparison_rows
 
 if TYPE_CHECKING:
     from concordet.report.analysis import write_analysis

@@ -1,4 +1,4 @@
-"""The page of one results file: how well scores and IoUs agree, what that costs, and where."""
+"""The page of one results file: what costs most, how well scores and IoUs agree, and where they do not."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from PIL import Image, ImageOps
 
+from concordet.measures.analysis import LOSSES
+from concordet.measures.compare import comparison_sentence
 from concordet.measures.metrics import (
-    AGREEMENT,
-    ANALYSIS_PER_CLASS,
-    ERRORS,
-    FIGURES,
+    BY_KEY,
+    GROUPS,
     METRICS,
     MISSING,
+    TABLE,
     Metric,
     is_missing,
     number,
+    table,
 )
-from concordet.report.matching import Disagreement
 from concordet.report.page import fit, listed, render, write_page
 from concordet.report.pictures import disagreement_picture
 from concordet.report.plots import Line, calibration_plot, density_plot, line_plot
@@ -30,8 +31,24 @@ if TYPE_CHECKING:
 
 PICTURES: Final = 12
 CASES: Final = 20
-GROUPS: Final = (("Agreement of score and IoU", AGREEMENT), ("Errors at the best threshold", ERRORS))
+DIAGRAMS: Final = 12
+"""Reliability diagrams of classes, those with the most detections."""
+
 BOUNDED: Final = ("AP", "AP50", "AP75", "AP90")
+
+MIN_OBJECTS: Final = 10
+"""Objects from which a class is named in the summary; AP of fewer is noise."""
+
+STRENGTHS: Final = (
+    (-0.2, "disagree"),
+    (0.0, "do not agree"),
+    (0.2, "barely agree"),
+    (0.4, "agree weakly"),
+    (0.6, "agree moderately"),
+    (0.8, "agree well"),
+    (np.inf, "agree very well"),
+)
+"""Words for correlations below each limit."""
 
 
 def write_analysis(
@@ -61,7 +78,7 @@ def write_analysis(
         ValueError: ``images`` is no folder, or ``out`` cannot be written.
     """
     if images is not None and not Path(images).is_dir():
-        raise ValueError(f"{images} is not a folder; name the folder that holds the images, or leave it away")
+        raise ValueError(f"{images} is not a folder; name the folder that holds the images, or leave it out")
     return write_page(analysis_page(analysis, images=images, title=title, comparison=comparison, other=other), out)
 
 
@@ -74,30 +91,38 @@ def analysis_page(
     other: str = "the other",
 ) -> str:
     """The page as text; arguments as :func:`write_analysis` takes them."""
-    figures = analysis.to_dict()
-    cases = figures.get("disagreements") or []
+    values = analysis.to_dict()
+    cases = values.get("disagreements") or []
     pictures = [] if images is None else _pictures(cases, Path(images), analysis.images)
-    notes = [str(note) for note in figures.get("notes") or []]
+    notes = [str(note) for note in values.get("notes") or []]
     if images is not None and len(pictures) < min(PICTURES, len(cases)):
-        notes.append(f"Of the worst cases, {len(pictures)} had a readable image in {Path(images).name}.")
+        notes.append(f"of the worst cases, {len(pictures)} had a readable image in {Path(images).name}")
     hit = analysis.true_positive
+    bounds, clipped = _bounds(values, "", "upper", "lower")
+    lead = [comparison_sentence(comparison, title, other)] if comparison is not None else []
     return render(
         "analysis.html.jinja",
         title=title,
-        facts=_facts(figures),
-        summary=[analysis.sentence, *_findings(figures)],
-        bounds=_bounds(figures, "", "upper", "lower"),
-        image_bounds=_bounds(figures, "_raw", "image_upper", "image_lower") if "AP_raw" in figures else [],
+        facts=_facts(values),
+        summary=[*lead, analysis.sentence, *_findings(values)],
+        gains=_gains(values),
+        bounds=bounds,
+        clipped=clipped,
+        image_bounds=_bounds(values, "_raw", "image_upper", "image_lower")[0] if "AP_raw" in values else [],
         differences=_differences(comparison) if comparison is not None else [],
         resampling=comparison,
         other=other,
-        groups=[(heading, _rows(metrics, figures)) for heading, metrics in GROUPS],
+        groups=_groups(values),
         density=density_plot(analysis.scores[hit], analysis.ious[hit], slot=0, title="True positives"),
         n_true_positives=int(np.count_nonzero(hit)),
-        thresholds=_threshold_plot(figures["ap_by_threshold"]),
-        calibration=_calibration(figures),
-        calibration_error=FIGURES["AIC_mean"].text(figures.get("calibration_error")),
-        classes=_class_table(figures["per_class"]),
+        thresholds=_threshold_plot(values["ap_by_threshold"]),
+        calibration=_calibration(values["calibration"], "Calibration"),
+        calibration_errors=[
+            f"{BY_KEY[key].title} {BY_KEY[key].text(values.get(key))}" for key in ("LaECE0", "LaACE0", "D_ECE")
+        ],
+        diagrams=_diagrams(values["per_class"]),
+        classes=_class_table(values["per_class"]),
+        n_hidden=sum(not row.get("n_objects") for row in values["per_class"]),
         runs=[{"name": title, "slot": 0}],
         pictures=pictures,
         cases=[_case(case) for case in cases[:CASES]],
@@ -105,79 +130,106 @@ def analysis_page(
     )  # fmt: skip
 
 
-def _findings(figures: Mapping[str, Any]) -> list[str]:
+def _findings(values: Mapping[str, Any]) -> list[str]:
     """What the summary says after its first sentence."""
-    ap = FIGURES["AP"]
+    ap = BY_KEY["AP"]
     sentences = []
-    beta = number(figures.get("beta_cls"))
+    beta = number(values.get("beta_cls"))
     if beta is not None:
-        strength = (
-            "agree"
-            if beta >= 0.6
-            else "agree in part"
-            if beta >= 0.1
-            else "hardly agree"
-            if beta > -0.1
-            else "disagree"
-        )
+        strength = next(words for limit, words in STRENGTHS if beta < limit)
+        n = values["n_classes_correlated"]
         sentences.append(
             f"Within a class, scores and IoUs of true positives {strength}: their rank correlation is "
-            f"{FIGURES['beta_cls'].text(beta)} on average, where 1 is perfect."
+            f"{BY_KEY['beta_cls'].text(beta)}, {f'on average over {n} classes' if n > 1 else 'in one class'}, "
+            "where 1 is perfect."
         )
-    lost = [(gap, row["name"]) for row in figures["per_class"] if (gap := _left(row)) is not None]
-    worst = sorted((pair for pair in lost if pair[0] >= 0.001), reverse=True)[:3]
-    if len(lost) > 1 and worst:
-        sentences.append(f"Most is lost on {listed([f'{name} ({ap.difference(0, gap)})' for gap, name in worst])}.")
+    left = [
+        (gap, row["n_objects"], row["name"])
+        for row in values["per_class"]
+        if row.get("n_objects", 0) >= MIN_OBJECTS and (gap := _left(row)) is not None and gap >= 0.001
+    ]
+    if len(left) > 1:
+        worst = sorted(left, key=lambda each: -each[0])[:3]
+        named = [f"{name} ({ap.difference(0, gap)} AP, {n:,} objects)" for gap, n, name in worst]
+        sentences.append(f"A better ranking has most to gain on {listed(named)}.")
     return sentences
 
 
-def _facts(figures: Mapping[str, Any]) -> list[str]:
+def _facts(values: Mapping[str, Any]) -> list[str]:
     names = {
-        "n_images": "images",
-        "n_objects": "objects",
-        "n_detections": "detections",
-        "n_true_positives": "true positives",
+        "n_images": "image",
+        "n_objects": "object",
+        "n_detections": "detection",
+        "n_true_positives": "true positive",
     }
-    return [f"{figures[key]:,} {name}" for key, name in names.items() if not is_missing(figures.get(key))]
+    return [
+        f"{values[key]:,} {name}{'s' * (values[key] != 1)}"
+        for key, name in names.items()
+        if not is_missing(values.get(key))
+    ]
 
 
-def _bounds(figures: Mapping[str, Any], reached: str, upper: str, lower: str) -> list[dict[str, Any]]:
-    """Rows of AP as it is (keys with the ending ``reached``) between the bounds of the endings ``upper``, ``lower``."""
-    rows = []
+def _gains(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of what each kind of error costs, the largest first."""
+    gains = values.get("gains") or {}
+    largest = max([*gains.values(), 0.001])
+    return [
+        {
+            "name": LOSSES[key][:1].upper() + LOSSES[key][1:],
+            "metric": "AP" if key == "ranking" else "AP50",
+            "text": BY_KEY["AP"].difference(0, gains[key]),
+            "share": round(100 * max(gains[key], 0) / largest),
+        }
+        for key in sorted(gains, key=lambda key: -gains[key])
+    ]
+
+
+def _bounds(values: Mapping[str, Any], suffix: str, upper: str, lower: str) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of AP as ranked (keys with ``suffix``) between its bounds, and the metrics whose bounds do not bracket it.
+
+    Where an object has several boxes, permuted scores change which of them is matched, and a bound can cross the value:
+    the table then shows the value itself.
+    """
+    rows, clipped = [], []
     for key in BOUNDED:
-        metric, value, perfect = FIGURES[key], figures.get(f"{key}{reached}"), figures.get(f"{key}_{upper}")
+        metric, value = BY_KEY[key], number(values.get(f"{key}{suffix}"))
+        perfect, worst = number(values.get(f"{key}_{upper}")), number(values.get(f"{key}_{lower}"))
+        if value is not None and perfect is not None and worst is not None:
+            if metric.shown(worst) > metric.shown(value) or metric.shown(perfect) < metric.shown(value):
+                clipped.append(metric.title)
+            perfect, worst = max(perfect, value), min(worst, value)
         rows.append(
             {
                 "metric": metric,
-                "reached": metric.text(value),
+                "value": metric.text(value),
                 "upper": metric.text(perfect),
                 "left": metric.difference(value, perfect),
-                "lower": metric.text(figures.get(f"{key}_{lower}")),
+                "lower": metric.text(worst),
             }
         )
-    return rows
+    return rows, clipped
 
 
 def _differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the paired comparison: both values, their difference, its interval and what that says."""
     rows = []
     for metric in METRICS:
-        found = comparison.get(metric.key)
-        if not isinstance(found, Mapping):
+        entry = comparison.get(metric.key)
+        if not isinstance(entry, Mapping):
             continue
-        known = not is_missing(found["difference"])
-        better = known and (found["difference"] > 0) == (metric.better == "higher")
+        known = not is_missing(entry["difference"])
+        better = known and (entry["difference"] > 0) == (metric.better == "higher")
         rows.append(
             {
                 "metric": metric,
-                "first": metric.text(found["first"]),
-                "second": metric.text(found["second"]),
-                "difference": metric.difference(found["first"], found["second"]),
-                "interval": f"{_signed(metric, found['low'])} to {_signed(metric, found['high'])}"
+                "first": metric.text(entry["first"]),
+                "second": metric.text(entry["second"]),
+                "difference": metric.difference(entry["first"], entry["second"]),
+                "interval": f"{_signed(metric, entry['low'])} to {_signed(metric, entry['high'])}"
                 if known
                 else MISSING,
-                "verdict": ("better" if better else "worse") if found["differs"] else "may be chance",
-                "reason": found.get("reason"),
+                "verdict": ("better" if better else "worse") if entry["differs"] else "may be chance",
+                "reason": entry.get("reason"),
             }
         )
     return rows
@@ -187,12 +239,15 @@ def _signed(metric: Metric, value: float) -> str:
     return metric.difference(0, value)
 
 
-def _rows(metrics: tuple[Metric, ...], figures: Mapping[str, Any]) -> list[dict[str, Any]]:
-    reasons = figures.get("reasons") or {}
-    return [
-        {"metric": metric, "text": metric.text(figures.get(metric.key)), "reason": reasons.get(metric.key)}
-        for metric in metrics
-    ]
+def _groups(values: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Every metric that the analysis has, under its heading."""
+    reasons = values.get("reasons") or {}
+    rows: dict[str, list[dict[str, Any]]] = {heading: [] for heading in GROUPS}
+    for metric in TABLE:
+        if metric.group and metric.key in values:
+            reason = reasons.get(metric.key)
+            rows[metric.group].append({"metric": metric, "text": metric.text(values[metric.key]), "reason": reason})
+    return [(heading, rows[heading]) for heading in GROUPS if rows[heading]]
 
 
 def _threshold_plot(curve: Mapping[str, Any]) -> Any:
@@ -211,20 +266,38 @@ def _threshold_plot(curve: Mapping[str, Any]) -> Any:
     )
 
 
-def _calibration(figures: Mapping[str, Any]) -> Any:
-    bins = [b for b in figures.get("calibration") or [] if b["count"]]
+def _calibration(bins: list[dict[str, Any]], title: str) -> Any:
     if not bins:
         return None
-    points = [(b["mean_score"], b["mean_iou"], b["count"]) for b in bins]
-    return calibration_plot(points, slot=0, title="Calibration")
+    return calibration_plot([(b["mean_score"], b["mean_iou"], b["count"]) for b in bins], slot=0, title=title)
+
+
+def _diagrams(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Reliability diagrams of the classes with objects and the most detections; none for a single class."""
+    rows = [row for row in per_class if row.get("n_objects") and row.get("calibration")]
+    if len(rows) < 2:
+        return []
+    rows = sorted(rows, key=lambda row: -row["n_kept"])[:DIAGRAMS]
+    return [
+        {
+            "name": row["name"],
+            "plot": _calibration(row["calibration"], f"Calibration of {row['name']}"),
+            "error": BY_KEY["LaECE0"].text(row.get("LaECE0")),
+        }
+        for row in rows
+    ]
 
 
 def _class_table(per_class: list[dict[str, Any]]) -> dict[str, Any]:
+    """Classes that have objects, those first on which a better ranking gains most."""
     rows = []
-    for row in per_class:
+    metrics = table("classes")
+    for row in sorted(per_class, key=lambda row: -(_left(row) or 0) * (row.get("n_objects") or 0)):
+        if not row.get("n_objects"):
+            continue
         values = row | {"AP_left": _left(row)}
         cells = []
-        for metric in ANALYSIS_PER_CLASS:
+        for metric in metrics:
             value = number(values.get(metric.key))
             cells.append(
                 {
@@ -235,14 +308,14 @@ def _class_table(per_class: list[dict[str, Any]]) -> dict[str, Any]:
                 }
             )
         rows.append({"name": row["name"], "objects": row.get("n_objects"), "cells": cells})
-    return {"metrics": ANALYSIS_PER_CLASS, "rows": rows, "with_objects": True}
+    return {"metrics": metrics, "rows": rows, "with_objects": True}
 
 
 def _left(row: Mapping[str, Any]) -> float | None:
-    """What a perfect ranking would add to the class's AP."""
-    reached, upper = number(row.get("AP")), number(row.get("AP_upper"))
-    ap = FIGURES["AP"]  # from the figures as shown, so that the columns add up
-    return None if reached is None or upper is None else (ap.shown(upper) - ap.shown(reached)) / ap.scale
+    """What a perfect ranking would add to the class's AP, from the values as printed, so that the columns add up."""
+    value, upper = number(row.get("AP")), number(row.get("AP_upper"))
+    ap = BY_KEY["AP"]
+    return None if value is None or upper is None else max(ap.shown(upper) - ap.shown(value), 0.0) / ap.scale
 
 
 def _case(case: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,16 +340,7 @@ def _pictures(
         known = records.get(case["image_id"], {}).get("width")
         stored = image.width / known if known else 1.0
         image, factor = fit(image)
-        pair = Disagreement(
-            image_id=case["image_id"],
-            first=case["first"],
-            second=case["better"],
-            first_iou=case["first"]["iou"],
-            second_iou=case["better"]["iou"],
-            objects=({"bbox": case["object"]},),
-            size=case["gap"],
-        )
-        pictures.append(disagreement_picture(pair, image, stored * factor, case["class_name"]))
+        pictures.append(disagreement_picture(case, image, stored * factor))
     return pictures
 
 

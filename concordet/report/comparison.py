@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-from scipy.stats import spearmanr
-
-from concordet.measures import analyze
-from concordet.measures.metrics import FIGURES, PER_CLASS, Metric, is_missing, metrics_of, number
+from concordet.measures.metrics import BY_KEY, Metric, is_missing, metrics_of, number
+from concordet.measures.metrics import table as metrics_table
+from concordet.measures.runs import Run, read_runs, same_ground_truth, setting_differences
 from concordet.report.page import listed, render, write_page
 from concordet.report.pictures import disagreement_pictures, sample_pictures
 from concordet.report.plots import Line, density_plot, line_plot, thin
-from concordet.report.runs import Run, read_runs, same_ground_truth, setting_differences
 
 NO_BREAK: Final = "\u00a0"
 
@@ -49,7 +46,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
         facts=_facts(runs),
         summary=summary(runs),
         cautions=cautions(runs),
-        table=figure_table(runs),
+        table=metrics_table_rows(runs),
         metrics=metrics_of(run.metrics for run in runs),
         curves=training_curves(runs),
         densities=densities(runs),
@@ -71,7 +68,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
 def summary(runs: Sequence[Run]) -> list[str]:
     """What the figures say, in sentences; the same words whichever way they point."""
     first, others = runs[0], runs[1:]
-    ap = FIGURES["AP"]
+    ap = BY_KEY["AP"]
     if not others:
         known = [m for m in _agreement() if not is_missing(first.metrics.get(m.key))]
         agreement = listed([f"{m.title} {m.text(first.metrics[m.key])}" for m in known])
@@ -103,7 +100,7 @@ def cautions(runs: Sequence[Run]) -> list[str]:
     return sentences
 
 
-def figure_table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+def metrics_table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Rows of the main table: the metric, and each run's text, difference from the first run and whether it is best."""
     rows = []
     for metric in metrics_of(run.metrics for run in runs):
@@ -142,39 +139,37 @@ def densities(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if run.positives is None or len(run.positives["scores"]) == 0:
             continue
         scores, ious = run.positives["scores"], run.positives["ious"]
-        varied = len(scores) > 2 and np.ptp(scores) > 0 and np.ptp(ious) > 0
-        pooled = float(spearmanr(scores, ious).statistic) if varied else None
         plots.append(
             {
                 "name": run.name,
                 "slot": slot,
                 "plot": density_plot(scores, ious, slot=slot, title=run.name),
                 "count": len(scores),
-                "beta_img": FIGURES["beta_img"].text(run.metrics.get("beta_img")),
-                "pooled": FIGURES["beta_img"].text(pooled),
+                "beta_img": BY_KEY["beta_img"].text(run.metrics.get("beta_img")),
+                "pooled": BY_KEY["spearman"].text(run.spearman),
             }
         )
     return plots
 
 
 def threshold_curves(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """AP at each IoU threshold, one line a run, and what a perfect ranking would give; None without any detections."""
+    """AP at each IoU threshold, one line per run, and what a perfect ranking would give; None without detections."""
     lines, perfect = [], []
     for slot, run in enumerate(runs):
-        if run.ground_truth is None or run.detections is None:
+        if run.analysis is None:
             continue
-        figures = analyze(run.ground_truth, run.detections).to_dict()
-        curve = figures["ap_by_threshold"]
-        if is_missing(figures["AP"]):
+        summary = run.analysis.summary
+        curve = summary["ap_by_threshold"]
+        if is_missing(summary["AP"]):
             continue
         lines.append(Line(run.name, slot, curve["iou"], [100 * value for value in curve["AP"]]))
-        ap = FIGURES["AP"]
+        ap = BY_KEY["AP"]
         perfect.append(
             {
                 "name": run.name,
                 "slot": slot,
-                "upper": ap.text(figures["AP_upper"]),
-                "left": ap.difference(figures["AP"], figures["AP_upper"]),
+                "upper": ap.text(summary["AP_upper"]),
+                "left": ap.difference(summary["AP"], summary["AP_upper"]),
             }
         )
     if not lines:
@@ -189,7 +184,11 @@ def class_table(runs: Sequence[Run]) -> dict[str, Any]:
     """Columns and rows of the table by class; no rows where no run has figures by class."""
     names = list(dict.fromkeys(row["name"] for run in runs for row in run.per_class))
     by_name = [{row["name"]: row for row in run.per_class} for run in runs]
-    metrics = [m for m in PER_CLASS if any(not is_missing(row.get(m.key)) for run in runs for row in run.per_class)]
+    metrics = [
+        m
+        for m in metrics_table("run classes")
+        if any(not is_missing(row.get(m.key)) for run in runs for row in run.per_class)
+    ]
     objects = _objects_by_class(runs)
     rows = []
     for name in names:
@@ -220,7 +219,7 @@ def _reason(run: Run, key: str) -> str:
 
 
 def _ap_sentence(first: Run, run: Run) -> str:
-    ap = FIGURES["AP"]
+    ap = BY_KEY["AP"]
     before, after = first.metrics.get("AP"), run.metrics.get("AP")
     verdict = ap.verdict(before, after)
     if verdict == "unknown":
@@ -258,7 +257,7 @@ def _best_sentence(metric: Metric, runs: Sequence[Run]) -> str | None:
 
 
 def _agreement() -> list[Metric]:
-    return [FIGURES[key] for key in ("beta_img", "beta_cls", "AIC_mean")]
+    return [BY_KEY[key] for key in ("beta_img", "beta_cls", "AIC_mean")]
 
 
 def _facts(runs: Sequence[Run]) -> list[str]:

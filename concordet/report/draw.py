@@ -1,4 +1,4 @@
-"""Draws detections on images, with colours that colour-blind people can tell apart and labels that can be read."""
+"""Draws detections on images, with colors that color-blind people can tell apart and labels that can be read."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#7f3c8d")
-"""Okabe and Ito's colours, and one more; with more classes than colours they are shared in turn."""
+"""Okabe and Ito's colors, and one more; with more classes than colors they are shared in turn."""
 
 GROUND_TRUTH: Final = "#ffffff"
 
 
-def class_colour(label: int) -> str:
-    """Colour of a class, by its label 1..C; the same in every picture.
+def class_color(label: int) -> str:
+    """Color of a class, by its label 1..C; the same in every picture.
 
     Example:
-        >>> class_colour(1), class_colour(9)
+        >>> class_color(1), class_color(9)
         ('#0072b2', '#0072b2')
     """
     return PALETTE[(label - 1) % len(PALETTE)]
@@ -72,7 +72,7 @@ def draw_detections(
     order = range(len(corners)) if confidences is None else np.argsort(confidences, kind="stable")
     kept = [i for i in order if confidences is None or confidences[i] >= score_threshold]
     if masks is not None:
-        drawn = _tinted(drawn, masks, [(i, class_colour(numbers[i])) for i in kept])
+        drawn = _tinted(drawn, masks, [(i, class_color(numbers[i])) for i in kept])
     pen = ImageDraw.Draw(drawn)
     width = max(1, round(min(drawn.size) / 160))
     font = ImageFont.load_default(size=max(9.0, min(drawn.size) / 23))
@@ -80,20 +80,20 @@ def draw_detections(
         for box in _array(ground_truth["boxes"]).reshape(-1, 4):
             _dashes(pen, box, width)
     for i in kept:
-        pen.rectangle(_rectangle(corners[i]), outline=class_colour(numbers[i]), width=width + (width > 1))
+        pen.rectangle(_rectangle(corners[i]), outline=class_color(numbers[i]), width=width + (width > 1))
     taken: list[tuple[float, float, float, float]] = []
     for i in reversed(kept):  # after all boxes, so that none hides a label; the highest scores choose their place first
         text = _label_text(numbers[i], class_names, None if confidences is None else confidences[i])
-        taken.append(_label(pen, drawn.size, corners[i], text, class_colour(numbers[i]), font, taken))
+        taken.append(_label(pen, drawn.size, corners[i], text, class_color(numbers[i]), font, taken))
     return drawn
 
 
 def _tinted(image: Image.Image, masks: Any, places: Sequence[tuple[int, str]]) -> Image.Image:
-    """The image with the masks of these places, above 0.5, in their colours; what is below them shows through."""
+    """The image with the masks of these places, above 0.5, in their colors; what is below them shows through."""
     pixels = np.asarray(image, dtype=float).copy()
-    for place, colour in places:
+    for place, color in places:
         inside = _array(masks[place])[0] > 0.5
-        pixels[inside] = 0.55 * pixels[inside] + 0.45 * np.array(ImageColor.getrgb(colour))
+        pixels[inside] = 0.55 * pixels[inside] + 0.45 * np.array(ImageColor.getrgb(color))
     return Image.fromarray(pixels.round().astype(np.uint8))
 
 
@@ -118,7 +118,7 @@ def _label(
     size: tuple[int, int],
     box: np.ndarray,
     text: str,
-    colour: str,
+    color: str,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     taken: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
@@ -135,8 +135,8 @@ def _label(
         if abs(place[1] - y) < 1 and not any(_overlap(place, other) for other in taken)
     ]
     place = free[0] if free else places[4]
-    pen.rectangle(place, fill=colour)
-    pen.text((place[0] + margin - left, place[1] + margin - top), text, fill=_ink_on(colour), font=font)
+    pen.rectangle(place, fill=color)
+    pen.text((place[0] + margin - left, place[1] + margin - top), text, fill=_ink_on(color), font=font)
     return place
 
 
@@ -153,8 +153,8 @@ def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _ink_on(colour: str) -> str:
-    red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+def _ink_on(color: str) -> str:
+    red, green, blue = (int(color[i : i + 2], 16) for i in (1, 3, 5))
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else "#ffffff"
 
 

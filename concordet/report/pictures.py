@@ -1,4 +1,4 @@
-"""The pictures of a page: the same images under every run, and the pairs of boxes that rank the wrong way round."""
+"""The pictures of a page: the same images under every run, and pairs of boxes in the wrong order."""
 
 from __future__ import annotations
 
@@ -9,27 +9,24 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageOps
 
-from concordet.measures.metrics import is_missing
+from concordet.measures.runs import Run
 from concordet.report.draw import draw_detections
-from concordet.report.matching import Disagreement, by_image, corners, count_matches, worst_disagreements
 from concordet.report.page import data_uri, fit
-from concordet.report.runs import Run
 
 PICTURE_BUDGET: Final = 30
 """Pictures of whole images on one page: about 40 kB each."""
 
-DEFAULT_THRESHOLD: Final = 0.3
-
 
 def sample_pictures(runs: Sequence[Run], *, limit: int = 6) -> list[dict[str, Any]]:
-    """One row for each evaluation image: the objects, then each run's detections, drawn."""
-    able = [run for run in runs if run.samples and run.detections is not None and run.ground_truth is not None]
+    """One row per evaluation image: the objects, then the detections of each run, drawn."""
+    able = [run for run in runs if run.samples and run.analysis is not None]
     if not able:
         return []
     shared = [i for i in able[0].samples if all(i in run.samples for run in able)]
     truth = able[0].ground_truth or {}
     detections = [by_image(run.detections or []) for run in able]
     objects = by_image(truth.get("annotations", []))
+    file_names = {image["id"]: image.get("file_name") for image in truth.get("images", [])}
     names, labels = category_labels(truth)
     rows = []
     for image_id in shared[: max(1, min(limit, PICTURE_BUDGET // (len(able) + 1)))]:
@@ -43,9 +40,9 @@ def sample_pictures(runs: Sequence[Run], *, limit: int = 6) -> list[dict[str, An
                 "uri": data_uri(draw_detections(image, *_columns(plain, labels, scale), class_names=names)),
             }
         ]
-        for run, found in zip(able, detections, strict=True):
-            kept = above_threshold(found.get(image_id, []), run, names, labels)
-            right, false = count_matches(own, kept)
+        for run, records in zip(able, detections, strict=True):
+            kept = above_threshold(records.get(image_id, []), run, names, labels)
+            right, false = run.counts(image_id)
             picture = draw_detections(
                 image,
                 *_columns(kept, labels, scale),
@@ -54,61 +51,62 @@ def sample_pictures(runs: Sequence[Run], *, limit: int = 6) -> list[dict[str, An
                 ground_truth={"boxes": corners([o["bbox"] for o in plain]) * scale},
                 score_threshold=0,
             )
-            caption = f"{right} of {len(plain)} found, {false} false"
+            caption = f"{right} of {len(plain)} detected, {false} false"
             cells.append({"title": run.name, "slot": runs.index(run), "caption": caption, "uri": data_uri(picture)})
-        rows.append({"image_id": image_id, "cells": cells})
+        rows.append({"image_id": image_id, "file_name": file_names.get(image_id) or image_id, "cells": cells})
     return rows
 
 
 def disagreement_pictures(run: Run, *, limit: int = 3) -> list[dict[str, Any]]:
-    """Cut-outs of the pairs in which a worse placed box ranks above a better placed one, with the figures of both."""
-    if not run.samples or run.detections is None or run.ground_truth is None:
+    """Cut-outs of the sample images in which a looser box ranks above a tighter one on the same object."""
+    if not run.samples or run.analysis is None or run.ground_truth is None:
         return []
-    names, labels = category_labels(run.ground_truth)
-    detections = [d for d in run.detections if d["category_id"] in labels]
-    pairs = worst_disagreements(run.ground_truth, detections, image_ids=list(run.samples), limit=limit)
-    pictures = []
-    for pair in pairs:
-        image, scale = open_sample(run.samples[pair.image_id], run.ground_truth, pair.image_id)
-        pictures.append(disagreement_picture(pair, image, scale, names[labels[pair.first["category_id"]] - 1]))
+    pictures: list[dict[str, Any]] = []
+    seen: set[Any] = set()
+    for case in run.analysis.summary["disagreements"]:
+        if len(pictures) == limit:
+            break
+        if case["image_id"] in run.samples and case["image_id"] not in seen:
+            seen.add(case["image_id"])
+            image, scale = open_sample(run.samples[case["image_id"]], run.ground_truth, case["image_id"])
+            pictures.append(disagreement_picture(case, image, scale))
     return pictures
 
 
-def disagreement_picture(pair: Disagreement, image: Image.Image, scale: float, class_name: str) -> dict[str, Any]:
-    """One pair, drawn: the box that ranks first (1), the better one below it (2), the objects as white dashes.
+def disagreement_picture(case: Mapping[str, Any], image: Image.Image, scale: float) -> dict[str, Any]:
+    """One object, drawn: the box that ranks first (1), the better one below it (2), the object as white dashes.
 
     Args:
-        pair: the two boxes.
+        case: an entry of ``disagreements`` of an analysis.
         image: the whole image, as :func:`open_sample` gives it.
-        scale: pixels of ``image`` for one of the ground truth's.
-        class_name: the name of their class.
+        scale: pixels of ``image`` per pixel of the ground truth's image.
     """
-    boxes = corners([pair.first["bbox"], pair.second["bbox"]]) * scale
-    objects = corners([o["bbox"] for o in pair.objects]) * scale
-    window = _window(np.concatenate([boxes, objects]), image.size)
+    first, better = case["first"], case["better"]
+    boxes = corners([first["bbox"], better["bbox"]]) * scale
+    held = corners(case["object"]) * scale
+    window = _window(np.concatenate([boxes, held]), image.size)
     cut, factor = fit(image.crop(window))
     offset = np.array([window[0], window[1], window[0], window[1]], float)
     drawn = draw_detections(
         cut,
         (boxes - offset) * factor,
         [2, 1],
-        [pair.first["score"], pair.second["score"]],
+        [first["score"], better["score"]],
         ["second", "first"],
-        ground_truth={"boxes": (objects - offset) * factor},
+        ground_truth={"boxes": (held - offset) * factor},
         score_threshold=0,
     )
     return {
-        "image_id": pair.image_id,
-        "class_name": class_name,
-        "same_object": pair.same_object,
-        "first": {"score": f"{pair.first['score']:.2f}", "iou": f"{pair.first_iou:.2f}"},
-        "second": {"score": f"{pair.second['score']:.2f}", "iou": f"{pair.second_iou:.2f}"},
+        "image": case.get("file_name") or case["image_id"],
+        "class_name": case["class_name"],
+        "first": {"score": f"{first['score']:.3g}", "iou": f"{first['iou']:.2f}"},
+        "second": {"score": f"{better['score']:.3g}", "iou": f"{better['iou']:.2f}"},
         "uri": data_uri(drawn),
     }
 
 
 def open_sample(path: Path, ground_truth: Mapping[str, Any], image_id: Any) -> tuple[Image.Image, float]:
-    """A sample at the size pages show, and pixels of it for one of the ground truth's image.
+    """A sample at the size that pages show, and its pixels per pixel of the ground truth's image.
 
     Raises:
         ValueError: the picture cannot be read.
@@ -135,15 +133,23 @@ def category_labels(ground_truth: Mapping[str, Any]) -> tuple[list[str], dict[An
 def above_threshold(
     detections: Iterable[Mapping[str, Any]], run: Run, names: Sequence[str], labels: Mapping[Any, int]
 ) -> list[Mapping[str, Any]]:
-    """Detections that a user would keep: above the score that is best for their class (by LRP) where it is known."""
-    best = {row["name"]: row.get("lrp_threshold") for row in run.per_class}
-    kept = []
-    for detection in detections:
-        if detection["category_id"] in labels:
-            threshold = best.get(names[labels[detection["category_id"]] - 1])
-            if detection["score"] >= (DEFAULT_THRESHOLD if is_missing(threshold) else threshold):
-                kept.append(detection)
-    return kept
+    """Detections that a user would keep: above their class's threshold."""
+    limits = {ident: run.threshold(names[label - 1]) for ident, label in labels.items()}
+    return [d for d in detections if d["category_id"] in limits and d["score"] >= limits[d["category_id"]]]
+
+
+def corners(bbox: Any) -> np.ndarray:
+    """``[n, 4]`` xyxy of COCO's xywh."""
+    boxes = np.asarray(bbox, dtype=float).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+
+
+def by_image(records: Sequence[Mapping[str, Any]]) -> dict[Any, list[Mapping[str, Any]]]:
+    """Annotations or detections grouped by their image."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for record in records:
+        groups.setdefault(record["image_id"], []).append(record)
+    return groups
 
 
 def _columns(

@@ -1,4 +1,4 @@
-"""Plots as inline SVG that takes its colours from the page: one drawing serves light, dark and print."""
+"""Plots as inline SVG that takes its colors from the page: one drawing serves light, dark and print."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
 SLOTS: Final = 8
-"""How many run colours the style sheet has; further runs share them and differ by dashes."""
+"""How many run colors the style sheet has; further runs share them and differ by dashes."""
 
 DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.6)), (0, (1.4, 1.2)), (0, (6, 1.5, 1.4, 1.5)))
 
@@ -57,7 +57,7 @@ _SETTINGS: Final[dict[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot: its name (for the description), its colour slot, and its points."""
+    """One line of a plot: its name (for the description), its color slot, and its points."""
 
     name: str
     slot: int
@@ -65,8 +65,8 @@ class Line:
     y: Sequence[float]
 
 
-def slot_colour(slot: int) -> str:
-    """Stand-in for the colour of a run; runs beyond :data:`SLOTS` share colours."""
+def slot_color(slot: int) -> str:
+    """Stand-in for the color of a run; runs beyond :data:`SLOTS` share colors."""
     return f"#0b000{slot % SLOTS}"
 
 
@@ -85,12 +85,12 @@ def line_plot(
         figure, axes = _figure()
         if band is not None:
             low, high = band
-            axes.fill_between(low.x, low.y, high.y, color=slot_colour(low.slot), alpha=0.16, linewidth=0)
+            axes.fill_between(low.x, low.y, high.y, color=slot_color(low.slot), alpha=0.16, linewidth=0)
         for line in lines:
             axes.plot(
                 line.x,
                 line.y,
-                color=slot_colour(line.slot),
+                color=slot_color(line.slot),
                 linestyle=DASHES[line.slot % len(DASHES)],
                 marker="o" if markers or len(line.x) == 1 else None,
                 markersize=3.2,
@@ -105,45 +105,50 @@ def line_plot(
 
 
 def density_plot(scores: Any, ious: Any, *, slot: int, title: str, bins: int = 32) -> Markup:
-    """How many predictions have this IoU and this score, darker for more, with the diagonal on which both agree.
+    """Number of predictions with this score and this IoU, darker for more, with the diagonal on which both agree.
 
-    The line is the mean score at each IoU, over cells of at least five predictions.
+    The line is the mean IoU at each score, over cells of at least five predictions. Where all scores are low, as those
+    of ranking losses are, the axis of the scores ends at the highest one.
     """
     scores, ious = np.asarray(scores, float), np.asarray(ious, float)
-    counts, edges, _ = np.histogram2d(ious, scores, bins=bins, range=((0, 1), (0, 1)))
+    top = _axis_end(scores)
+    counts, x_edges, y_edges = np.histogram2d(scores, ious, bins=bins, range=((0, top), (0, 1)))
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(height=3.3)
         levels = np.ceil(6 * np.log1p(counts) / np.log1p(max(counts.max(), 1))).astype(int)
         for level in range(1, 7):
-            cells = [_cell(edges[i], edges[j], 1 / bins) for i, j in zip(*np.nonzero(levels == level), strict=True)]
+            cells = [
+                _cell(x_edges[i], y_edges[j], top / bins, 1 / bins)
+                for i, j in zip(*np.nonzero(levels == level), strict=True)
+            ]
             if cells:
                 outline = Outline.make_compound_path(*cells)
-                patch = PathPatch(outline, facecolor=slot_colour(slot), alpha=0.06 + 0.155 * level, linewidth=0)
+                patch = PathPatch(outline, facecolor=slot_color(slot), alpha=0.06 + 0.155 * level, linewidth=0)
                 patch.set_gid(f"density{level}")
                 axes.add_patch(patch)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        middles, means = _mean_by_bin(ious, scores)
-        axes.plot(middles, means, color=INK, linewidth=1.6, marker="o", markersize=2.6)
-        _unit_square(axes)
-        axes.set_xlabel("IoU with the object")
-        axes.set_ylabel("score")
-        return _svg(figure, f"{title}: score against IoU of {len(scores)} predictions, with the diagonal")
+        middles, means = _mean_by_bin(scores / top, ious)
+        axes.plot(np.array(middles) * top, means, color=INK, linewidth=1.6, marker="o", markersize=2.6)
+        _unit_square(axes, top)
+        axes.set_xlabel("score")
+        axes.set_ylabel("IoU with the object")
+        return _svg(figure, f"{title}: IoU against score of {len(scores)} predictions, with the diagonal")
 
 
 def calibration_plot(bins: Sequence[tuple[float, float, int]], *, slot: int, title: str) -> Markup:
-    """Mean IoU of true positives by score, from bins of (mean score, mean IoU, how many), with the diagonal."""
+    """Mean IoU of detections by score, from bins of (mean score, mean IoU, number), with the diagonal."""
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(height=3.3)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         if bins:
             x, y, sizes = (np.array(column, float) for column in zip(*bins, strict=True))
-            axes.vlines(x, x, y, color=slot_colour(slot), alpha=0.4, linewidth=2)
-            axes.plot(x, y, color=slot_colour(slot), linewidth=1.2)
-            axes.scatter(x, y, s=14 + 70 * sizes / sizes.max(), color=slot_colour(slot), zorder=3)
+            axes.vlines(x, x, y, color=slot_color(slot), alpha=0.4, linewidth=2)
+            axes.plot(x, y, color=slot_color(slot), linewidth=1.2)
+            axes.scatter(x, y, s=14 + 70 * sizes / sizes.max(), color=slot_color(slot), zorder=3)
         _unit_square(axes)
         axes.set_xlabel("score")
         axes.set_ylabel("mean IoU")
-        return _svg(figure, f"{title}: mean IoU of true positives by score, with the diagonal")
+        return _svg(figure, f"{title}: mean IoU of detections by score, with the diagonal")
 
 
 def thin(x: Sequence[float], y: Sequence[float], *, points: int = 120) -> tuple[list[float], list[float]]:
@@ -165,21 +170,32 @@ def _figure(*, height: float = 2.6) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _unit_square(axes: Axes) -> None:
-    axes.set_xlim(0, 1)
+def _axis_end(scores: np.ndarray) -> float:
+    """End of an axis of scores: 1, or a round number above the highest score where that is below a half."""
+    highest = float(scores.max()) if len(scores) else 1.0
+    if not 0 < highest < 0.5:
+        return 1.0
+    unit = 10.0 ** np.floor(np.log10(highest))
+    return float(np.ceil(highest / unit * 2) / 2 * unit)
+
+
+def _unit_square(axes: Axes, width: float = 1.0) -> None:
+    axes.set_xlim(0, width)
     axes.set_ylim(0, 1)
-    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.set_xticks(np.linspace(0, width, 6))
     axes.set_yticks(np.linspace(0, 1, 6))
 
 
-def _cell(x: float, y: float, side: float) -> Outline:
-    return Outline([(x, y), (x + side, y), (x + side, y + side), (x, y + side), (x, y)], closed=True)
+def _cell(x: float, y: float, width: float, height: float) -> Outline:
+    return Outline([(x, y), (x + width, y), (x + width, y + height), (x, y + height), (x, y)], closed=True)
 
 
-def _mean_by_bin(x: np.ndarray, y: np.ndarray, *, bins: int = 16, least: int = 5) -> tuple[list[float], list[float]]:
-    places = np.clip((x * bins).astype(int), 0, bins - 1)
-    full = [b for b in range(bins) if (places == b).sum() >= least]
-    return [float(x[places == b].mean()) for b in full], [float(y[places == b].mean()) for b in full]
+def _mean_by_bin(
+    x: np.ndarray, y: np.ndarray, *, bins: int = 16, min_count: int = 5
+) -> tuple[list[float], list[float]]:
+    index = np.clip((x * bins).astype(int), 0, bins - 1)
+    full = [b for b in range(bins) if (index == b).sum() >= min_count]
+    return [float(x[index == b].mean()) for b in full], [float(y[index == b].mean()) for b in full]
 
 
 def _describe(line: Line) -> str:

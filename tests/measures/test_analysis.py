@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 from concordet.measures import analyze, evaluate_detections
-from concordet.measures.overlap import best_objects
-from concordet.measures.raw import suppress
+from concordet.measures.bounds import suppress
+from concordet.measures.matching import best_objects
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import box_iou, coco_figures, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene, write_scene
@@ -70,18 +70,19 @@ def test_analysis_holds_the_figures_of_evaluate_detections_and_its_own_arrays():
     assert report["spearman"] == pytest.approx(stats.spearmanr(analysis.scores[hit], analysis.ious[hit]).statistic)
     report["AP"] = 7
     assert analysis.to_dict()["AP"] == plain["AP"]
-    assert analysis.sentence.startswith("A perfect ranking of the same boxes would give ")
+    ap, upper = 100 * report["AP_upper"], 100 * plain["AP"]
+    assert f"a perfect ranking of the same boxes would give {ap:.1f} AP; you have {upper:.1f}." in analysis.sentence
 
 
 def test_empty_ground_truth_and_no_images():
     analysis = analyze({"images": [], "annotations": [], "categories": []}, [])
     assert analysis.to_dict()["AP"] is None
-    assert analysis.sentence == "AP is undefined: there is no object to find."
+    assert analysis.sentence == "AP is undefined: the ground truth has no object."
     assert analysis.to_dict()["per_class"] == []
 
 
 def test_best_objects_is_the_largest_iou_over_objects_of_image_and_class(monkeypatch):
-    monkeypatch.setattr("concordet.measures.overlap._PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr("concordet.measures.matching._PAIRS_AT_ONCE", 50)
     truth, found = make_scene(3, crowd=0.2)
     dataset = read_dataset(truth, found)
     objects, ious = best_objects(dataset, np.arange(len(found)))
@@ -121,28 +122,6 @@ def test_disagreements_name_first_and_better_box():
     assert worst["object"] == [0, 0, 10, 10]
 
 
-def test_calibration_is_a_loop_over_bins():
-    analysis = analyze(*make_scene(2, crowd=0.1))
-    report = analysis.to_dict()
-    judged = ~analysis.ignored
-    scores, hit = analysis.scores[judged], analysis.true_positive[judged]
-    ious = np.where(hit, analysis.ious[judged], 0)
-    total = 0.0
-    for entry in report["calibration"]:
-        inside = (scores >= entry["low"]) & (scores < entry["high"])
-        assert entry["count"] == inside.sum()
-        assert entry["mean_iou"] == pytest.approx(ious[inside].mean())
-        assert entry["precision"] == pytest.approx(hit[inside].mean())
-        total += abs(scores[inside].mean() - ious[inside].mean()) * inside.sum() / len(scores)
-    assert report["calibration_error"] == pytest.approx(total)
-
-
-def test_scores_that_are_the_iou_are_calibrated():
-    truth, _ = make_scene(0)
-    found = [{k: a[k] for k in ("image_id", "category_id", "bbox")} | {"score": 1.0} for a in truth["annotations"]]
-    assert analyze(truth, found).to_dict()["calibration_error"] == pytest.approx(0, abs=1e-12)
-
-
 def greedy_nms(found, scores, threshold):
     kept = []
     for i in sorted(range(len(found)), key=lambda i: -scores[i]):
@@ -154,7 +133,7 @@ def greedy_nms(found, scores, threshold):
 
 @pytest.mark.parametrize("shape", ["plain", "dense", "ties", "many_classes"])
 def test_suppression_is_greedy_nms(shape, monkeypatch):
-    monkeypatch.setattr("concordet.measures.raw._PAIRS_AT_ONCE", 500)
+    monkeypatch.setattr("concordet.measures.bounds._PAIRS_AT_ONCE", 500)
     truth, found = make_scene(1, **SHAPES[shape])
     dataset = read_dataset(truth, found)
     other = np.random.default_rng(0).random(len(found))
@@ -186,7 +165,7 @@ def test_without_raw_detections_beta_img_says_what_it_needs():
     report = analyze(*make_scene(0)).to_dict()
     assert report["beta_img"] is None
     assert "raw_detections" in report["reasons"]["beta_img"]
-    with pytest.raises(ValueError, match="nms_threshold is 0"):
+    with pytest.raises(ValueError, match=r"nms_threshold must be an IoU in \(0, 1\], got 0"):
         analyze(*make_scene(0), raw_detections=[], nms_threshold=0)
 
 

@@ -17,7 +17,7 @@ def test_examples_of_the_page_run_and_print_what_it_says(capsys):
     assert f"# {figures}\n" in PAGE.read_text()
     assert rest[:2] == ["0.5", "{7: 0.5}"]
     assert float(rest[2]) == pytest.approx(1 / 6)
-    assert rest[3:] == ["0.3", "0.151"]
+    assert rest[3:] == ["0.3", "0.312", "0.3333333333333333", "0.08", "0.151"]
 
 
 def test_every_figure_of_the_report_is_explained():

@@ -100,5 +100,5 @@ def test_inconsistency_is_the_sum_and_the_mean_of_gaps():
 
 
 def test_inconsistency_refuses_logits():
-    with pytest.raises(ValueError, match=r"scores\[1\] is 2.5; expected a value in \[0, 1\], so apply sigmoid"):
+    with pytest.raises(ValueError, match=r"scores\[1\] must be in \[0, 1\], got 2.5; apply sigmoid"):
         average_inconsistency([0.5, 2.5], [0.5, 0.5])

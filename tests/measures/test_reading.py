@@ -204,7 +204,7 @@ def test_class_without_objects_or_without_detections():
     found.append({**found[0], "category_id": 100})
     never, missed = analyze(truth, found).to_dict()["per_class"][-2:]
     assert (never["AP"], never["oLRP"], never["n_detections"]) == (None, None, 1)
-    assert never["reasons"]["AP"] == "there is no object to find of this class"
+    assert never["reasons"]["AP"] == "the class has no object"
     assert (missed["AP"], missed["oLRP"], missed["lrp_threshold"]) == (0.0, 1.0, None)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from concordet.report.matching import corners, iou_matrix
+from tests.measures.reference import box_iou
 
 CLASSES = ["disc", "box", "<ring> & co"]
 SIZE = (160, 120)
@@ -51,7 +51,7 @@ def make_run(
             for _ in range(2):
                 moved = np.array(bbox) + rng.normal(0, spread * side, 4)
                 moved[2:] = moved[2:].clip(min=4)
-                iou = float(iou_matrix(corners(bbox), corners(moved))[0, 0])
+                iou = float(box_iou(bbox, moved))
                 score = float(np.clip(0.3 + 0.5 * iou + rng.normal(0, 0.15), 0.01, 0.99))
                 detections.append({"image_id": i, "category_id": label, "bbox": moved.tolist(), "score": score})
                 scores.append(score), ious.append(iou), image_ids.append(i), labels.append(label)

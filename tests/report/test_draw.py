@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from concordet.report import draw_detections
-from concordet.report.draw import PALETTE, class_colour
+from concordet.report.draw import PALETTE, class_color
 
 GREY = (120, 120, 120)
 
@@ -14,7 +14,7 @@ def blank(width=320, height=240, mode="RGB"):
     return Image.new(mode, (width, height), GREY if mode == "RGB" else 120)
 
 
-def colours(image):
+def colors(image):
     return {tuple(pixel) for pixel in np.asarray(image).reshape(-1, 3).tolist()}
 
 
@@ -22,10 +22,10 @@ def changed(before, after):
     return (np.asarray(before.convert("RGB")) != np.asarray(after)).any(-1)
 
 
-def test_the_outline_lies_on_the_box_and_has_the_colour_of_the_class():
+def test_the_outline_lies_on_the_box_and_has_the_color_of_the_class():
     box = [40, 80, 200, 180]
     drawn = np.asarray(draw_detections(blank(), [box], [2], [0.9], ["cat", "dog"]))
-    expected = ImageColor.getrgb(class_colour(2))
+    expected = ImageColor.getrgb(class_color(2))
     for x, y in [(40, 130), (200, 130), (120, 80), (120, 180)]:
         assert tuple(drawn[y, x]) == expected
     assert tuple(drawn[130, 120]) == GREY  # inside nothing is painted
@@ -35,19 +35,17 @@ def test_the_outline_lies_on_the_box_and_has_the_colour_of_the_class():
 def test_the_image_given_is_left_alone():
     image = blank()
     draw_detections(image, [[40, 80, 200, 180]], [1], [0.9])
-    assert colours(image) == {GREY}
+    assert colors(image) == {GREY}
 
 
 def test_boxes_below_the_threshold_are_left_out():
     image = blank()
     boxes = [[40, 80, 100, 180], [140, 80, 200, 180]]
     one = draw_detections(image, boxes, [1, 2], [0.29, 0.31])
-    assert ImageColor.getrgb(class_colour(2)) in colours(one)
-    assert ImageColor.getrgb(class_colour(1)) not in colours(one)
+    assert ImageColor.getrgb(class_color(2)) in colors(one)
+    assert ImageColor.getrgb(class_color(1)) not in colors(one)
     assert not changed(image, draw_detections(image, boxes, [1, 2], [0.29, 0.31], score_threshold=0.5)).any()
-    assert ImageColor.getrgb(class_colour(1)) in colours(
-        draw_detections(image, boxes, [1, 2], [0, 0], score_threshold=0)
-    )
+    assert ImageColor.getrgb(class_color(1)) in colors(draw_detections(image, boxes, [1, 2], [0, 0], score_threshold=0))
 
 
 def test_objects_are_white_dashes_on_dark():
@@ -65,9 +63,9 @@ def test_labels_stay_inside_the_image_and_off_each_other():
     assert changed(image, corner)[:20, :20].any()
     apart = draw_detections(image, [[60, 60, 200, 180], [62, 62, 200, 180]], [1, 2], [0.9, 0.8], ["one", "two"])
     filled = np.asarray(apart)
-    blue, orange = ((filled == ImageColor.getrgb(class_colour(i))).all(-1).sum() for i in (1, 2))
+    blue, orange = ((filled == ImageColor.getrgb(class_color(i))).all(-1).sum() for i in (1, 2))
     alone = np.asarray(draw_detections(image, [[60, 60, 200, 180]], [1], [0.9], ["one"]))
-    assert blue >= (alone == ImageColor.getrgb(class_colour(1))).all(-1).sum() * 0.5
+    assert blue >= (alone == ImageColor.getrgb(class_color(1))).all(-1).sum() * 0.5
     assert orange > 600  # outline and label
 
 
@@ -96,7 +94,7 @@ def test_detections_as_detectors_return_them():
     by_columns = draw_detections(blank(), [[40, 80, 200, 180]], [3], [0.9], ["a", "b", "c"])
     assert by_mapping.tobytes() == by_columns.tobytes()
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
-    assert colours(draw_detections(blank(), empty)) == {GREY}
+    assert colors(draw_detections(blank(), empty)) == {GREY}
 
 
 def test_boxes_outside_the_image_and_turned_ones_are_drawn_as_far_as_they_go():
@@ -110,7 +108,7 @@ def test_columns_of_unequal_length_are_refused():
         draw_detections(blank(), [[0, 0, 1, 1]], [1, 2], [0.5])
 
 
-def test_colours_can_be_told_apart_without_red_and_green():
+def test_colors_can_be_told_apart_without_red_and_green():
     """Distances after a dichromat's projection (Vienot, Brettel and Mollon 1999), in linear RGB."""
     protan = np.array([[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]])
     deutan = np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]])
@@ -127,5 +125,5 @@ def test_masks_tint_what_they_cover():
     plain = np.asarray(draw_detections(blank(), {k: v for k, v in found.items() if k != "masks"}))
     drawn = np.asarray(draw_detections(blank(), found))
     assert (np.abs(drawn.astype(int) - plain).any(-1) == (mask[0, 0] > 0.5)).all()
-    colour = np.array([int(PALETTE[1][i : i + 2], 16) for i in (1, 3, 5)])
-    assert np.abs(drawn[170, 80] - (0.55 * plain[170, 80] + 0.45 * colour)).max() <= 1
+    color = np.array([int(PALETTE[1][i : i + 2], 16) for i in (1, 3, 5)])
+    assert np.abs(drawn[170, 80] - (0.55 * plain[170, 80] + 0.45 * color)).max() <= 1

@@ -4,15 +4,16 @@ import math
 
 import pytest
 
-from concordet.measures.metrics import FIGURES, METRICS, MISSING, pick
+from concordet.measures.metrics import BY_KEY, METRICS, MISSING, pick
 
 
-def test_the_table_of_the_demonstration():
+def test_metrics_of_a_comparison_of_runs():
     assert [m.key for m in METRICS] == [
-        "AP", "AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "AIC_mean", "seconds_per_iteration",
+        "AP", "AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "AIC_mean", "LaECE0", "LaACE0", "D_ECE",
+        "seconds_per_iteration",
     ]  # fmt: skip
     lower = {m.key for m in METRICS if m.better == "lower"}
-    assert lower == {"oLRP", "AIC", "AIC_mean", "seconds_per_iteration"}
+    assert lower == {"oLRP", "AIC", "AIC_mean", "LaECE0", "LaACE0", "D_ECE", "seconds_per_iteration"}
     assert {m.arrow for m in METRICS if m.better == "lower"} == {"↓"}
     assert all(m.explanation.endswith(".") for m in METRICS)
 
@@ -20,8 +21,8 @@ def test_the_table_of_the_demonstration():
 @pytest.mark.parametrize("value", [None, math.nan, "0.5", True])
 def test_what_is_no_number_is_missing(value):
     assert pick(METRICS, {"AP": value})["AP"] is None
-    assert FIGURES["AP"].verdict(0.5, pick(METRICS, {"AP": value})["AP"]) == "unknown"
-    assert FIGURES["AP"].text(pick(METRICS, {"AP": value})["AP"]) == MISSING
+    assert BY_KEY["AP"].verdict(0.5, pick(METRICS, {"AP": value})["AP"]) == "unknown"
+    assert BY_KEY["AP"].text(pick(METRICS, {"AP": value})["AP"]) == MISSING
 
 
 @pytest.mark.parametrize(
@@ -37,12 +38,12 @@ def test_what_is_no_number_is_missing(value):
     ],
 )
 def test_verdicts_and_differences_follow_the_printed_figures(key, before, after, verdict, difference):
-    assert FIGURES[key].verdict(before, after) == verdict
-    assert FIGURES[key].difference(before, after) == difference
+    assert BY_KEY[key].verdict(before, after) == verdict
+    assert BY_KEY[key].difference(before, after) == difference
 
 
 def test_the_best_are_marked_only_where_values_differ():
-    ap, error = FIGURES["AP"], FIGURES["oLRP"]
+    ap, error = BY_KEY["AP"], BY_KEY["oLRP"]
     assert ap.best([0.4, 0.5, None]) == {1}
     assert ap.best([0.5001, 0.4, 0.5002]) == {0, 2}
     assert ap.best([0.5, 0.5]) == set()
@@ -51,6 +52,6 @@ def test_the_best_are_marked_only_where_values_differ():
 
 
 def test_minus_is_a_minus_and_zero_has_no_sign():
-    beta = FIGURES["beta_cls"]
+    beta = BY_KEY["beta_cls"]
     assert beta.text(-0.024) == "−0.024"
     assert beta.text(-0.0001) == "0.000"

@@ -1,4 +1,7 @@
-"""Reads run folders: what training and evaluation left there, with whatever is missing named instead of failing."""
+"""Run folders: what training and evaluation left there, with the measures that a comparison of runs shows.
+
+Whatever is missing is named instead of failing.
+"""
 
 from __future__ import annotations
 
@@ -14,37 +17,44 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.metrics import metrics_of, pick
+from concordet.measures.analysis import Analysis, analyze
+from concordet.measures.correlation import pooled_correlation
+from concordet.measures.metrics import is_missing, metrics_of, pick
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
 DEFAULT_LOSS = "default loss"
-"""How a run is called whose loss is the detector's own (`loss: default`)."""
+"""Name of a run with ``loss: default``."""
+
+DEFAULT_THRESHOLD = 0.3
+"""Score from which boxes are drawn and counted where a class's LRP-optimal threshold is not known."""
 
 NO_SETTINGS = {"out", "folder", "run_folder", "resume"}
-"""Last parts of names in config.yaml that say where a run is, not what it does."""
+"""Last words of the dotted names in config.yaml that say where a run is, not what it does."""
 
 
 @dataclass
 class Run:
-    """One training with its evaluation, as the page needs it.
+    """One training run with its evaluation.
 
     Attributes:
-        folder: where it was read from.
-        name: short and different from the other runs of the same page.
-        loss, detector: their names.
-        metrics: figure by key, fractions, None where undefined.
-        reasons: why a figure is undefined, by key.
-        per_class: one mapping per class, with "name".
-        class_names: index i is label i + 1.
-        environment: versions and device, as text.
-        settings: the configuration, flattened to dotted names.
+        folder: Folder that it was read from.
+        name: Short name, different from those of the other runs on the same page.
+        loss, detector: Their names.
+        metrics: Value by key, fractions, None where undefined.
+        reasons: Why a value is undefined, by key.
+        per_class: One mapping per class, with "name".
+        class_names: Index i is label i + 1.
+        environment: Versions and device, as text.
+        settings: Configuration, flattened to dotted names.
         curves: (steps, values) by column of ``metrics.csv``.
-        positives: scores, ious and so on of positives before NMS, or None.
+        positives: Scores, IoUs and so on of positives before NMS, or None.
+        spearman: Spearman correlation over all positives together, or None.
         ground_truth: COCO form, or None.
         detections: COCO results, or None.
-        samples: picture by image id.
-        notes: what could not be shown, one sentence each.
+        analysis: Analysis of the detections, or None where either side is missing or nothing was measured.
+        samples: Picture file by image id.
+        notes: What cannot be shown, one sentence each.
     """
 
     folder: Path
@@ -59,28 +69,53 @@ class Run:
     settings: dict[str, str] = field(default_factory=dict)
     curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     positives: dict[str, np.ndarray] | None = None
+    spearman: float | None = None
     ground_truth: dict[str, Any] | None = None
     detections: list[dict[str, Any]] | None = None
+    analysis: Analysis | None = None
     samples: dict[int | str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def threshold(self, class_name: str) -> float:
+        """Score from which boxes of a class are kept: LRP-optimal, :data:`DEFAULT_THRESHOLD` where unknown."""
+        row: Mapping[str, Any] = next((row for row in self.per_class if row["name"] == class_name), {})
+        best = row.get("lrp_threshold")
+        return DEFAULT_THRESHOLD if best is None or is_missing(best) else float(best)
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders and give each run a name of its own.
+    def counts(self, image_id: int | str) -> tuple[int, int]:
+        """(true, false) detections of an image among those above their class's threshold, by the match at IoU 0.5."""
+        if self.analysis is None:
+            return 0, 0
+        a = self.analysis
+        own = np.flatnonzero(a.image_ids == image_id)
+        limits = np.array([self.threshold(a.class_names[label]) for label in a.class_ids[own].tolist()])
+        own = own[a.scores[own] >= limits] if len(own) else own
+        return int(a.true_positive[own].sum()), int((~a.true_positive[own] & ~a.ignored[own]).sum())
+
+
+def read_runs(folders: Sequence[Path], *, measure: bool = True) -> list[Run]:
+    """Read run folders, give each run a name of its own, and analyze the detections that they kept.
+
+    Args:
+        folders: Run folders, one or more.
+        measure: Whether to compute ``analysis`` and ``spearman``, which reading the stored metrics does not need.
 
     Raises:
-        ValueError: no folder is given, or one is no run folder.
+        ValueError: no folder is named, or one is no run folder.
     """
     if not folders:
-        raise ValueError("a comparison needs at least one run folder and none was given; name the folders to compare")
+        raise ValueError("folders must have at least one run folder, got none; name the folders to compare")
     runs = [read_run(Path(folder)) for folder in folders]
     for run, name in zip(runs, _distinct_names(runs), strict=True):
         run.name = name
+    if measure:
+        for run in runs:
+            _measure(run)
     return runs
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run folder; everything but ``evaluation.json`` may be missing.
+    """Read one run folder, without measuring; everything but ``evaluation.json`` may be missing.
 
     Raises:
         ValueError: the folder does not exist, holds no evaluation, or one of its files cannot be read.
@@ -119,7 +154,7 @@ def read_run(folder: Path) -> Run:
 
 
 def comparison_rows(run_folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The figures of each run, one row a run: name, loss, detector, folder and every key of ``METRICS``,
+    """The stored metrics of each run, one row per run: name, loss, detector, folder and every key of ``METRICS``,
     and of ``MASK_METRICS`` where a run has masks.
 
     Values are as stored (fractions, seconds), None where one is undefined; :class:`Metric` formats them.
@@ -127,7 +162,7 @@ def comparison_rows(run_folders: Sequence[Path]) -> list[dict[str, Any]]:
     Raises:
         ValueError: as :func:`read_run`.
     """
-    runs = read_runs(run_folders)
+    runs = read_runs(run_folders, measure=False)
     metrics = metrics_of(run.metrics for run in runs)
     return [
         {"name": run.name, "loss": run.loss, "detector": run.detector, "folder": str(run.folder)}
@@ -163,6 +198,15 @@ def same_ground_truth(runs: Sequence[Run]) -> bool:
     """Whether all runs that kept their ground truth were evaluated on the same objects."""
     known = [run.ground_truth for run in runs if run.ground_truth is not None]
     return all(truth is known[0] or truth.get("annotations") == known[0].get("annotations") for truth in known[1:])
+
+
+def _measure(run: Run) -> None:
+    if run.positives is not None and len(run.positives["scores"]):
+        run.spearman = pooled_correlation(run.positives["scores"], run.positives["ious"], "spearman").value
+    if run.ground_truth is not None and run.detections is not None:
+        federated = any("neg_category_ids" in image for image in run.ground_truth.get("images", []))
+        every = max(len(run.detections), 1)  # the worst cases among the few sample images may be of any rank
+        run.analysis = analyze(run.ground_truth, run.detections, lvis=federated, n_disagreements=every)
 
 
 def _distinct_names(runs: Sequence[Run]) -> list[str]:
@@ -222,9 +266,7 @@ def _read_settings(run: Run) -> dict[str, str]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
-        raise ValueError(
-            f"{path} cannot be read as YAML ({' '.join(str(error).split())}); mend or remove it"
-        ) from error
+        raise ValueError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}); fix or remove it") from error
     return {name: _setting_text(value) for name, value in flatten(tree).items()} if isinstance(tree, dict) else {}
 
 
@@ -241,14 +283,14 @@ def _read_curves(run: Run) -> dict[str, tuple[list[float], list[float]]]:
         return {}
     curves: dict[str, tuple[list[float], list[float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
-        for place, row in enumerate(csv.DictReader(file)):
+        for index, row in enumerate(csv.DictReader(file)):
             step = _number(row.get("step"))
             for name, text in row.items():
                 value = _number(text)
                 if value is None or name in {None, "", "step", "epoch"}:
                     continue
                 steps, values = curves.setdefault(name, ([], []))
-                steps.append(place if step is None else step)
+                steps.append(index if step is None else step)
                 values.append(value)
     return curves
 
@@ -281,9 +323,7 @@ def _read_positives(run: Run) -> dict[str, np.ndarray] | None:
 
 def _find_samples(run: Run) -> dict[int | str, Path]:
     folder = run.folder / "samples"
-    found = (
-        sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES) if folder.is_dir() else []
-    )
-    if not found:
+    files = [path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
+    if not files:
         run.notes.append(f"{run.folder.name} has no samples: no pictures for it.")
-    return {int(path.stem) if path.stem.isdigit() else path.stem: path for path in found}
+    return {int(path.stem) if path.stem.isdigit() else path.stem: path for path in sorted(files)}
