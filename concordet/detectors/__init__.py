@@ -1,6 +1,6 @@
 """Detectors that take any loss: ``build_detector("fcos", num_classes=3, loss="ap")``, ``install(yours, "ap")``."""
 
-from concordet.detectors.adapters.install import install, installed_criterion, list_installable, uninstall
+from concordet.detectors.adapters.registry import install, installed_criterion, list_installable, uninstall
 from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.registry import build_detector, list_detectors, predicts_masks, register_detector
 from concordet.detectors.base import Detector

@@ -1,1 +1,1 @@
-"""Losses in torchvision's and Transformers' own detectors."""
+"""Losses in detectors of torchvision and Transformers."""

@@ -17,7 +17,8 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.retinanet import RetinaNetHead
 
 from concordet.assigned import Assigned, Quality
-from concordet.detectors.adapters.installation import Change, Loss, criterion_for, keeps_own, log_odds, named_terms
+from concordet.detectors.adapters.changes import Change
+from concordet.detectors.adapters.criteria import Loss, criterion_for, keeps_default, log_odds, named_terms
 from concordet.detectors.architectures.dense import fcos, ssd
 from concordet.detectors.dense import centerness
 from concordet.detectors.parts.assigners import centers
@@ -33,33 +34,33 @@ Targets = list[dict[str, Tensor]]
 
 @dataclass(frozen=True, eq=False)
 class DenseLoss:
-    """Stands for ``compute_loss`` of a RetinaNet's or FCOS's head, or of an SSD.
+    """Replaces ``compute_loss`` of a RetinaNet's or FCOS's head, or of an SSD.
 
     Args:
-        owner: whose ``compute_loss`` it stands for.
-        record: makes a record of what is handed to it.
-        criterion: the loss.
-        own: the owner's own terms stay, ours are added.
+        owner: Object whose ``compute_loss`` it replaces.
+        record: Function that builds a record of the arguments.
+        criterion: Loss.
+        keeps_default: Whether the owner's terms stay, and ours are added to them.
     """
 
     owner: nn.Module
     record: Callable[[nn.Module, Criterion, Targets, dict[str, Tensor], list[Tensor], list[Tensor]], Assigned]
     criterion: Criterion
-    own: bool
+    keeps_default: bool
 
     def __call__(
         self, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], matched_idxs: list[Tensor]
     ) -> Terms:
-        """Named terms of a batch; ``matched_idxs`` have this project's codes for background and ignored."""
-        own: Terms = {}
-        if self.own:
-            own = cast(Any, type(self.owner)).compute_loss(self.owner, targets, head_outputs, anchors, matched_idxs)
+        """Named terms of a batch; torchvision's codes for background and ignored in ``matched_idxs`` are also ours."""
+        terms: Terms = {}
+        if self.keeps_default:
+            terms = cast(Any, type(self.owner)).compute_loss(self.owner, targets, head_outputs, anchors, matched_idxs)
         record = self.record(self.owner, self.criterion, targets, head_outputs, anchors, matched_idxs)
-        return {**own, **named_terms(self.criterion, record)}
+        return {**terms, **named_terms(self.criterion, record)}
 
 
 class SideCoder(BoxCoder):
-    """FCOS's coder with the names of R-CNN's."""
+    """FCOS's coder with the method names of R-CNN's."""
 
     codec: BoxCodec = distance_codec()
 
@@ -100,12 +101,12 @@ def _record(
 # --- RetinaNet ------------------------------------------------------------------------------------------------------
 
 
-def in_retinanet(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
-    """torchvision's RetinaNet; its head has a logit for label 0 too, which is background to every loss."""
+def retinanet_adapter(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
+    """torchvision's RetinaNet; its head has a logit for label 0 too, a class without objects."""
     defaults = LossDefaults("focal", BoxTerm(model.head.regression_head._loss_type, beta=1.0))
     criterion = criterion_for(model, loss, defaults)
     return criterion, [
-        Change(model.head, "compute_loss", DenseLoss(model.head, _retinanet_record, criterion, keeps_own(loss))),
+        Change(model.head, "compute_loss", DenseLoss(model.head, _retinanet_record, criterion, keeps_default(loss))),
         *_threshold(model, criterion),
     ]
 
@@ -125,19 +126,19 @@ def _retinanet_record(
 # --- FCOS -----------------------------------------------------------------------------------------------------------
 
 
-def in_fcos(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
+def fcos_adapter(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
     """torchvision's FCOS.
 
-    As everywhere ``default``, ``+centerness`` and ``+iou_head`` train its branch for centerness.  Any other loss
-    freezes that branch, and scores are class probabilities, not their geometric means with the branch's.
+    ``default``, ``+centerness`` and ``+iou_head`` train its centerness branch, as everywhere.  Any other loss freezes
+    that branch, and scores are class probabilities instead of their geometric means with the branch's.
     """
     criterion = criterion_for(model, loss, fcos.DEFAULTS, quality_head=True)
-    own = keeps_own(loss)
+    default = keeps_default(loss)
     changes = [
-        Change(model.head, "compute_loss", DenseLoss(model.head, _fcos_record, criterion, own)),
+        Change(model.head, "compute_loss", DenseLoss(model.head, _fcos_record, criterion, default)),
         *_threshold(model, criterion),
     ]
-    if criterion.needs.quality_head is None and not own:
+    if criterion.needs.quality_head is None and not default:
         branch = model.head.regression_head.bbox_ctrness
         changes += [Change(parameter, "requires_grad", False) for parameter in branch.parameters()]
         changes += [Change(model, "postprocess_detections", ClassScores(model))]
@@ -167,12 +168,12 @@ def _fcos_record(
 
 @dataclass(frozen=True, eq=False)
 class ClassScores:
-    """Stands for FCOS's ``postprocess_detections``: a score is the probability of the class alone."""
+    """Replaces FCOS's ``postprocess_detections``: a score is the class probability, without centerness."""
 
     model: FCOS
 
     def __call__(self, head_outputs: dict[str, list[Tensor]], *rest: Any) -> Targets:
-        """The model's own, of sqrt(p x p)."""
+        """The model's own function, given p in place of centerness: sqrt(p * p) = p."""
         outputs = {**head_outputs, "bbox_ctrness": head_outputs["cls_logits"]}
         return cast(Any, type(self.model)).postprocess_detections(self.model, outputs, *rest)
 
@@ -180,15 +181,15 @@ class ClassScores:
 # --- SSD ------------------------------------------------------------------------------------------------------------
 
 
-def in_ssd(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
-    """torchvision's SSD, its softmax of C + 1 included.
+def ssd_adapter(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
+    """torchvision's SSD, which keeps its softmax over C + 1 classes.
 
-    Cross entropy and Harmonic loss learn from the hardest negatives, as it does; every other loss takes the log-odds of
-    the softmax's probabilities for logits of a sigmoid a class, and all negatives.
+    Cross entropy and Harmonic loss train on the hardest negatives, as the model itself does; every other loss trains on
+    all negatives, with the log-odds of the softmax's probabilities as logits of one sigmoid per class.
     """
     criterion = criterion_for(model, loss, ssd.DEFAULTS)
     return criterion, [
-        Change(model, "compute_loss", DenseLoss(model, _ssd_record, criterion, keeps_own(loss))),
+        Change(model, "compute_loss", DenseLoss(model, _ssd_record, criterion, keeps_default(loss))),
         *_threshold(model, criterion),
     ]
 
@@ -201,11 +202,11 @@ def _ssd_record(
     anchors: list[Tensor],
     matches: list[Tensor],
 ) -> Assigned:
-    logits = outputs["cls_logits"].float().roll(-1, -1)  # the background comes last
+    logits = outputs["cls_logits"].float().roll(-1, -1)  # background last
     if criterion.needs.samples:
         matches = [
-            hardest_kept(match, own, ratio=int(model.neg_to_pos_ratio))
-            for match, own in zip(matches, logits.detach(), strict=True)
+            hardest_kept(match, image_logits, ratio=int(model.neg_to_pos_ratio))
+            for match, image_logits in zip(matches, logits.detach(), strict=True)
         ]
     if not criterion.needs.softmax:
         logits = log_odds(logits.flatten(0, 1)).unflatten(0, logits.shape[:2])
@@ -214,5 +215,5 @@ def _ssd_record(
 
 
 def _threshold(model: Any, criterion: Criterion) -> list[Change]:
-    """A ranking loss orders scores and gives them no scale: no score is too low to be seen."""
+    """Ranking losses order scores and give them no scale, so that no score is too low to be reported."""
     return [Change(model, "score_thresh", 0.0)] if criterion.needs.ranks_only else []

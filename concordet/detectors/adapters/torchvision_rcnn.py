@@ -1,6 +1,6 @@
 """Losses in torchvision's Faster R-CNN and Mask R-CNN: in the region proposal network and in the RoI heads.
 
-Neither hands boxes to its loss, so the forward pass of training is written out here, on the model's own parts.
+Neither passes boxes to its loss, so the forward pass of training is written out here, with the model's own modules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_p
 from torchvision.ops import box_iou
 
 from concordet.assigned import BACKGROUND, IGNORED
-from concordet.detectors.adapters.installation import Change, Loss, beside_own, keeps_own, log_odds, named_terms
+from concordet.detectors.adapters.changes import Change
+from concordet.detectors.adapters.criteria import Loss, beside_default, keeps_default, log_odds, named_terms
 from concordet.detectors.architectures.two_stage.faster_rcnn import faster_rcnn_criterion
 from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.proposals import make_record
@@ -26,21 +27,23 @@ from concordet.losses.criteria import Criterion, StagedCriterion, Terms
 Targets = list[dict[str, Tensor]]
 
 
-def in_faster_rcnn(model: Any, loss: Loss) -> tuple[StagedCriterion, list[Change]]:
-    """torchvision's Faster R-CNN or Mask R-CNN, whose mask loss stays; stages are ``rpn`` and ``roi``, as in the zoo.
+def rcnn_adapter(model: Any, loss: Loss) -> tuple[StagedCriterion, list[Change]]:
+    """torchvision's Faster R-CNN or Mask R-CNN, which keeps its mask loss; stages are ``rpn`` and ``roi``.
 
-    Cross entropy and Harmonic loss learn from its random minibatches of proposals; every other loss takes the log-odds
-    of the softmax's probabilities for logits of a sigmoid a class, and all proposals.  The network of proposals keeps
-    its loss, but with a ranking loss it has the same one on all anchors, times 0.2.
+    Cross entropy and Harmonic loss train on its random samples of proposals; every other loss trains on all proposals,
+    with the log-odds of the softmax's probabilities as logits of one sigmoid per class.  The region proposal network
+    keeps its loss, except with ranking losses: then it has the same loss on all anchors, times 0.2.
     """
     heads: RoIHeads = model.roi_heads
     if heads.has_keypoint():
-        raise ValueError(f"{type(model).__name__} finds keypoints, which install does not support; take Faster R-CNN")
+        raise ValueError(
+            f"model must be a detector of boxes or masks, got a {type(model).__name__} of keypoints; use Faster R-CNN"
+        )
     criterion = faster_rcnn_criterion(loss)
-    roi, own = cast(Criterion, criterion.stages["roi"]), keeps_own(loss)
-    if own:
-        criterion.stages["roi"] = beside_own(roi)
-    changes = [Change(heads, "forward", RoILoss(heads, criterion, own))]
+    roi, default = cast(Criterion, criterion.stages["roi"]), keeps_default(loss)
+    if default:
+        criterion.stages["roi"] = beside_default(roi)
+    changes = [Change(heads, "forward", RoILoss(heads, criterion, default))]
     if not roi.needs.samples:
         changes += [Change(heads, "subsample", all_used)]
     if roi.needs.ranks_only:
@@ -52,13 +55,13 @@ def in_faster_rcnn(model: Any, loss: Loss) -> tuple[StagedCriterion, list[Change
 
 
 def all_used(labels: list[Tensor]) -> list[Tensor]:
-    """Stands for ``RoIHeads.subsample``: places of all proposals of each image that are not ignored."""
+    """Replaces ``RoIHeads.subsample``: indices of all proposals of each image that are not ignored."""
     return [torch.where(image >= 0)[0] for image in labels]
 
 
 @dataclass(frozen=True, eq=False)
 class ProposalLoss:
-    """Stands for ``RegionProposalNetwork.forward``: in training our loss on the model's own matches."""
+    """Replaces ``RegionProposalNetwork.forward``: in training our loss on the model's own matches."""
 
     rpn: RegionProposalNetwork
     criterion: StagedCriterion
@@ -101,17 +104,17 @@ class ProposalLoss:
 
 @dataclass(frozen=True, eq=False)
 class RoILoss:
-    """Stands for ``RoIHeads.forward``: in training our loss, beside the model's own where that stays.
+    """Replaces ``RoIHeads.forward``: in training our loss, with the model's own where that stays.
 
     Args:
-        heads: the model's.
-        criterion: stages ``rpn`` and ``roi``.
-        own: the model's own terms of classes and boxes stay, ours are added.
+        heads: RoI heads of the model.
+        criterion: Criterion with the stages ``rpn`` and ``roi``.
+        keeps_default: Whether the model's terms of classes and boxes stay, and ours are added to them.
     """
 
     heads: RoIHeads
     criterion: StagedCriterion
-    own: bool
+    keeps_default: bool
 
     def __call__(
         self,
@@ -128,7 +131,7 @@ class RoILoss:
         pooled = heads.box_roi_pool(features, proposals, image_shapes)
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
         losses: Terms = {}
-        if self.own:
+        if self.keeps_default:
             classification, box = fastrcnn_loss(logits, deltas, labels, gt_deltas)
             losses = {"loss_classifier": classification, "loss_box_reg": box}
         losses.update(self._losses(logits.float(), deltas.float(), proposals, matched, labels, targets))
@@ -145,7 +148,7 @@ class RoILoss:
         labels: list[Tensor],
         targets: Targets,
     ) -> Terms:
-        logits, softmax = logits.roll(-1, 1), self.criterion.needs.softmax  # the background comes last
+        logits, softmax = logits.roll(-1, 1), self.criterion.needs.softmax  # background last
         codes = [torch.where(image == 0, BACKGROUND, IGNORED) for image in labels]
         deltas = deltas.unflatten(1, (-1, 4))
         record = make_record(
@@ -170,7 +173,7 @@ class RoILoss:
         labels: list[Tensor],
         targets: Targets,
     ) -> Tensor:
-        """torchvision's own, of the positives."""
+        """torchvision's mask loss of the positives."""
         heads: Any = self.heads
         positive = [torch.where(image > 0)[0] for image in labels]
         boxes = [b[i] for b, i in zip(proposals, positive, strict=True)]

@@ -1,4 +1,4 @@
-"""Losses in torchvision's detectors: ours trains, and nothing else changes."""
+"""Losses in torchvision's detectors: the installed loss trains, and nothing else changes."""
 
 import copy
 import io
@@ -15,7 +15,7 @@ from concordet.assigned import IGNORED
 from concordet.boxes import paired_iou
 from concordet.detectors import build_detector, install, installed_criterion, list_installable, uninstall
 from concordet.detectors.adapters import torchvision_rcnn as rcnn
-from concordet.detectors.adapters.installation import log_odds
+from concordet.detectors.adapters.criteria import log_odds
 from concordet.losses import build_criterion, functional
 from concordet.losses.criteria import Criterion
 from tests.detectors.adapters.tiny_models import TORCHVISION, gradient, learned, torchvision_model
@@ -348,24 +348,57 @@ class TestInstalling:
 
     def test_criteria_of_other_stages_are_refused(self):
         staged = installed_criterion(install(torchvision_model("FasterRCNN"), "rank_sort"))
-        with pytest.raises(ValueError, match=r"FCOS has one stage, the criterion has \['rpn', 'roi'\]"):
+        with pytest.raises(
+            ValueError, match=r"must be a name or a Criterion, .* FCOS has one stage, got \['rpn', 'roi'\]"
+        ):
             install(torchvision_model("FCOS"), staged)
         assert installed_criterion(install(torchvision_model("FasterRCNN"), staged)) is staged
         with pytest.raises(ValueError, match="loss must be a name or a criterion of concordet, got CrossEntropyLoss"):
             install(torchvision_model("FCOS"), nn.CrossEntropyLoss())
 
     @pytest.mark.parametrize(
-        "make", [lambda: nn.Linear(2, 2), lambda: build_detector("fcos", num_classes=3, size="nano")]
+        "build", [lambda: nn.Linear(2, 2), lambda: build_detector("fcos", num_classes=3, size="nano")]
     )
-    def test_other_models_are_refused_by_name(self, make):
-        model = make()
-        with pytest.raises(ValueError, match=f"cannot install a loss in {type(model).__name__}; supported are Retina"):
+    def test_other_models_are_refused_by_name(self, build):
+        model = build()
+        with pytest.raises(ValueError, match=f"model must be one of RetinaNet, .*, got {type(model).__name__}"):
             install(model, "rank_sort")
+
+    @pytest.mark.parametrize(
+        ("wrap", "attribute"),
+        [(nn.DataParallel, "module"), (lambda model: torch.compile(model, backend="eager"), "_orig_mod")],
+    )
+    def test_wrapped_models_are_refused(self, wrap, attribute):
+        wrapper = wrap(torchvision_model("FCOS"))
+        message = f"got {type(wrapper).__name__} around FCOS; install in model.{attribute} before wrapping"
+        for call in (lambda: install(wrapper, "rank_sort"), lambda: uninstall(wrapper)):
+            with pytest.raises(ValueError, match=message):
+                call()
+        install(getattr(wrapper, attribute), "rank_sort")
+
+    @pytest.mark.parametrize("name", TORCHVISION)
+    def test_a_coupling_changes_no_detection(self, name):
+        model = torchvision_model(name).eval()
+        images, _ = batch(3, 2)
+        (model.roi_heads if "RCNN" in name else model).score_thresh = 0.005
+        expected = model(images)
+        assert len(expected[0]["scores"]) > 0
+        for found, other in zip(install(model, "default+concordance(0.3)")(images), expected, strict=True):
+            assert all(torch.equal(found[key], other[key]) for key in other)
+
+    @pytest.mark.parametrize("name", ["RetinaNet", "SSD", "FasterRCNN", "MaskRCNN"])
+    def test_a_ranking_loss_changes_the_threshold_only(self, name):
+        model = torchvision_model(name).eval()
+        images, _ = batch(3, 2)
+        (model.roi_heads if "RCNN" in name else model).score_thresh = 0.0
+        expected = model(images)
+        for found, other in zip(install(model, "rank_sort")(images), expected, strict=True):
+            assert all(torch.equal(found[key], other[key]) for key in other)
 
     def test_keypoints_are_refused(self):
         with torch.device("meta"):
             model = tv.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None)
-        with pytest.raises(ValueError, match="KeypointRCNN finds keypoints, which install does not support"):
+        with pytest.raises(ValueError, match="got a KeypointRCNN of keypoints; use Faster R-CNN"):
             install(model, "rank_sort")
 
     @pytest.mark.parametrize(

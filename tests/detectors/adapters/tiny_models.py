@@ -9,18 +9,11 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import MultiScaleRoIAlign
 
-SET_PREDICTORS = [
-    "Detr",
-    "ConditionalDetr",
-    "DabDetr",
-    "DeformableDetr",
-    "RTDetr",
-    "RTDetrV2",
-    "DFine",
-    "LwDetr",
-    "RfDetr",
-    "Deimv2",
-]
+ALL_SET_PREDICTORS = [
+    "Detr", "ConditionalDetr", "DabDetr", "DeformableDetr", "RTDetr", "RTDetrV2", "DFine", "LwDetr", "RfDetr", "Deimv2",
+]  # fmt: skip
+SET_PREDICTORS = [name for name in ALL_SET_PREDICTORS if hasattr(hf, f"{name}Config")]
+"""Those that the installed version of Transformers has: Deimv2 since 5.8, RfDetr since 5.15."""
 
 _RESNET = {
     "embedding_size": 8,
@@ -154,7 +147,7 @@ def torchvision_model(name):
 
 
 def learned(model):
-    """Parameters that the model learns, in one vector without gradient."""
+    """Trainable parameters in one vector without gradient."""
     return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
 
 
