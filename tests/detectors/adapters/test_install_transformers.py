@@ -17,7 +17,14 @@ from concordet.assigned import BACKGROUND
 from concordet.boxes import paired_iou
 from concordet.detectors import install, installed_criterion, list_installable, uninstall
 from concordet.losses import build_criterion, functional
-from tests.detectors.adapters.tiny_models import ALL_SET_PREDICTORS, SET_PREDICTORS, gradient, learned, set_batch, set_predictor
+from tests.detectors.adapters.tiny_models import (
+    ALL_SET_PREDICTORS,
+    SET_PREDICTORS,
+    gradient,
+    learned,
+    set_batch,
+    set_predictor,
+)
 
 DENOISING = ["RTDetr", "RTDetrV2", "DFine", "Deimv2"]
 OURS = ("loss_ranking", "loss_sorting", "loss_box", "loss_l1")
