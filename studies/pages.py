@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,9 @@ def measured(name: str, what: str, table: Callable[[Sequence[Any]], str]) -> str
     """A line that says what was measured and where, and the table of a results file."""
     rows = read_rows(RESULTS / f"{name}.csv")
     where = caption(rows)
-    return f"{what}{'; ' + where if where else ''}.\n\n{table(rows)}"
+    sentence = f"{what}{'; ' + where if where else ''}."
+    wrapped = textwrap.fill(sentence, 120, break_long_words=False, break_on_hyphens=False)
+    return f"{wrapped}\n\n{table(rows)}"
 
 
 def one_thread(rows: list[dict[str, str]]) -> str:

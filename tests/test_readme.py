@@ -12,22 +12,25 @@ PAGES = [
 ]
 
 
-TESTED_ELSEWHERE = {"docs/losses", "docs/measures.md"}
-"""Pages whose printed output is tested too, by tests/losses/test_docs.py and tests/measures/test_docs.py."""
-
-
 def blocks(page):
-    if {str(page), str(page.parent)} & TESTED_ELSEWHERE:
-        return []
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
+def printed(block):
+    """What the comments of a block say that it prints: on lines of their own, or at the end of a line with print."""
+    return re.findall(r"^(?:print\(.*\)  )?# (?:prints )?(.*)$", block, flags=re.MULTILINE)
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=str)
-def test_python_runs(page):
-    """Runs the code blocks of a page one after the other, as a reader would."""
+def test_code_runs_and_prints_what_the_page_says(page, capsys):
+    """Runs the code blocks of a page one after the other, as a reader would; three dots stand for more digits."""
     names = {}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), names)
+        lines, expected = capsys.readouterr().out.splitlines(), printed(block)
+        assert len(lines) == len(expected)
+        for line, text in zip(lines, expected, strict=True):
+            assert line.startswith(text[:-3]) if text.endswith("...") else line == text
 
 
 def test_every_name_is_documented():
