@@ -14,7 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBo
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import clip_boxes_to_image
 
-from concordet.assigned import IGNORED, Assigned, Quality, Regression
+from concordet.assigned import IGNORED, Assigned, Quality
 from concordet.detectors.base import Detections, Detector, Target, in_pixels
 from concordet.detectors.parts.assigners import Assigner, centers, ignore_inside, side_distances
 from concordet.detectors.parts.coders import BoxCodec
@@ -149,7 +149,7 @@ class AnchorHead(nn.Module):
         return matching.assigned(
             predictions.logits.flatten(0, 1),
             self.codec.decode(deltas, anchors),
-            regression=Regression(deltas, self.codec.encode(matching.gt_boxes, anchors)),
+            regression=self.codec.regression(deltas, matching.gt_boxes, anchors),
             quality=Quality(
                 None if qualities is None else qualities.flatten()[matching.positive],
                 centerness(centers(anchors), matching.gt_boxes),

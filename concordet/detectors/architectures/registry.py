@@ -57,7 +57,6 @@ def register_detector(name: str, architecture: Architecture) -> None:
         >>> register_detector("doc_soft_fcos", soft)
         >>> build_detector("doc_soft_fcos", num_classes=3, size="nano").postprocess.nms
         'soft'
-        >>> del DETECTORS["doc_soft_fcos"]
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"name of a detector must be lowercase letters, digits and underscores, got {name!r}")

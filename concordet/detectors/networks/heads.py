@@ -37,6 +37,7 @@ class RegressionHead(nn.Module):
             torchvision has it).
         positive: applies ReLU to the regression (distances to sides).
         bias: initial bias of the regression.
+        outputs: values per box; 4, or more where a box side is a distribution.
     """
 
     def __init__(
@@ -49,13 +50,15 @@ class RegressionHead(nn.Module):
         levels: int | None = None,
         positive: bool = False,
         bias: float = 0.0,
+        outputs: int = 4,
     ) -> None:
         super().__init__()
         tower: list[nn.Module] = []
         for _ in range(num_convs):
             tower += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(32, channels), nn.ReLU()]
         self.conv = nn.Sequential(*tower)
-        self.bbox_reg = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
+        self.bbox_reg = nn.Conv2d(channels, num_anchors * outputs, 3, padding=1)
+        self.outputs = outputs
         self.bbox_ctrness = nn.Conv2d(channels, num_anchors, 3, padding=1) if quality else None
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -65,14 +68,14 @@ class RegressionHead(nn.Module):
         self.positive = positive
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """``[b, a, 4]`` regressions and ``[b, a]`` quality logits or None, over all levels."""
+        """``[b, a, outputs]`` regressions and ``[b, a]`` quality logits or None, over all levels."""
         regressions, qualities = [], []
         for level, x in enumerate(features):
             x = self.conv(x)
             regression = self.bbox_reg(x)
             if self.scales is not None:
                 regression = regression * self.scales[level]
-            regressions.append(flatten_level(regression.relu() if self.positive else regression, 4))
+            regressions.append(flatten_level(regression.relu() if self.positive else regression, self.outputs))
             if self.bbox_ctrness is not None:
                 qualities.append(flatten_level(self.bbox_ctrness(x), 1).squeeze(-1))
         return torch.cat(regressions, dim=1), torch.cat(qualities, dim=1) if qualities else None

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder, BoxLinearCoder
 
+from concordet.assigned import Regression
+
 
 @dataclass(frozen=True)
 class BoxCodec:
@@ -22,6 +24,16 @@ class BoxCodec:
 
     decode: Callable[[Tensor, Tensor], Tensor]
     encode: Callable[[Tensor, Tensor], Tensor]
+
+    def regression(self, values: Tensor, boxes: Tensor, anchors: Tensor) -> Regression:
+        """What a criterion learns from: regressions of the positives, and their targets.
+
+        Args:
+            values: ``[p, d]`` regressions.
+            boxes: ``[p, 4]`` of the objects.
+            anchors: ``[p, 4]``.
+        """
+        return Regression(values, self.encode(boxes, anchors))
 
 
 def delta_codec(weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> BoxCodec:

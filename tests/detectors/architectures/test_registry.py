@@ -62,13 +62,6 @@ class TestImageSize:
 
 
 class TestRegistration:
-    @pytest.fixture(autouse=True)
-    def _restore(self, monkeypatch):
-        for name in ("mine",):
-            monkeypatch.delitem(DETECTORS, name, raising=False)
-        yield
-        DETECTORS.pop("mine", None)
-
     def test_a_detector_of_ones_own(self):
         register_detector("mine", replace(DETECTORS["fcos"], postprocess=PostProcess(nms="soft")))
         assert "mine" in list_detectors()
