@@ -67,7 +67,7 @@ def run(words: list[str]) -> None:
     out = Path(args.out) if args.out else folder if name == "last" else folder / f"evaluation-{name}"
     data = load_config(folder / "config.yaml").data
     settings = {
-        "root": args.root,
+        "root" if data.path is None else "path": args.root,
         "val_split": args.split,
         "val_annotations": args.annotations,
         "val_images": args.images,

@@ -27,7 +27,7 @@ COMMANDS = {
     "list": "list detectors, losses, measures, data sets and recipes",
 }
 
-EXAMPLE = "concordet train --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/first"
+EXAMPLE = "concordet train photos --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/first"
 
 
 def usage() -> str:

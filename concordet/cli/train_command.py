@@ -24,7 +24,7 @@ from concordet.engine.recipes import with_recipes
 from concordet.errors import UsageError
 from concordet.files import read_json, write_json
 
-OWN = ("config", "out", "resume", "json", "force")
+OWN = ("path", "config", "out", "resume", "json", "force")
 """Options of the command that are not settings of the run."""
 
 
@@ -33,11 +33,17 @@ def parser() -> Parser:
     options = Parser(
         "train",
         "Trains a detector, and evaluates it at the end.",
-        "concordet train --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/digits",
+        "concordet train photos --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/photos",
         "concordet train --detector atss --data.name voc --data.root VOC2007 --config run.yaml --out runs/voc",
         "concordet train --config harmonic_loss/faster_rcnn_r50_harmonic --data.root COCO --out runs/harmonic",
         "concordet train --plugins my_loss.py --loss 'my_loss+concordance(0.3)' --out runs/mine",
         "concordet train --resume runs/voc",
+    )
+    options.add_argument(
+        "path",
+        type=str | None,
+        nargs="?",
+        help="Folder or annotation file with the data, which is recognized: YOLO, COCO, Pascal VOC, CSV, ...",
     )
     options.add_argument("--out", type=str | None, help="Run folder to make.")
     options.add_argument(
@@ -75,6 +81,8 @@ def run(words: list[str]) -> None:
     settings = args.as_dict()
     for name in OWN:
         settings.pop(name)
+    if args.path is not None:
+        settings["data"].path = args.path
     config = TrainConfig(**settings)
     if args.json is not None and not config.evaluate:
         raise UsageError("evaluate must be true where --json is given, got false; leave one of them out")

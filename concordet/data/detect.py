@@ -124,7 +124,7 @@ def detect_format(path: str | Path, name: str | None = None) -> DataSource:
         forms = " and ".join(f"{layout.description} ({name})" for name, layout in layouts.items())
         raise ValueError(f"{path} holds {forms}; choose one with --data.name, or name its folder or file")
     if not layouts:
-        looked = ", ".join(text for candidate in names if (text := dataset_class(candidate).looks_for))
-        raise ValueError(f"{path}: no data set is recognized among {len(listing.files):,} files; looked for {looked}")
+        looked = "; ".join(text for candidate in names if (text := dataset_class(candidate).looks_for))
+        raise ValueError(f"{path}: no data set is recognized among {len(listing.files):,} files; looked for: {looked}")
     ((recognized, layout),) = layouts.items()
     return DataSource(path, recognized, layout)

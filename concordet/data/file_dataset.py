@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,6 +84,12 @@ class FileDataset(DetectionDataset):
             )
         if flip not in (None, "none", "horizontal", "both"):
             raise ValueError(f"flip must be 'none', 'horizontal' or 'both', got {flip!r}")
+        self.held_out: HoldOut | None = None
+        if part is not None:
+            self.held_out = HoldOut(part, val_fraction, val_seed)
+            names = [_relative(record, annotated.source) for record in annotated.records]
+            chosen = [annotated.records[index] for index in self.held_out.indices(names)]
+            annotated = replace(annotated, records=chosen)
         annotated = select_classes(annotated, classes)
         self.class_names = list(annotated.class_names)
         self.category_ids = list(annotated.category_ids or range(1, len(annotated.class_names) + 1))
@@ -92,10 +99,6 @@ class FileDataset(DetectionDataset):
         self.faults = Faults(Counter(annotated.counts))
         self._cache: dict[int, Image.Image] | None = {} if cache else None
         records = annotated.records
-        self.held_out: HoldOut | None = None
-        if part is not None:
-            self.held_out = HoldOut(part, val_fraction, val_seed)
-            records = [records[i] for i in self.held_out.indices([_relative(r, annotated.source) for r in records])]
         if not records:
             raise ValueError(
                 f"{annotated.source}: the data set has no images; name another split, folder or annotation file"

@@ -50,6 +50,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
         class_names: The class of label i + 1 is ``class_names[i]``.
         category_ids: The category id in :meth:`ground_truth` of label i + 1 is ``category_ids[i]``.
         default_flip: Which flips leave objects of these classes what they are: "none", "horizontal" or "both".
+        origin: What the data was recognized as, where it was.
         default_splits: ``split`` of the training and of the validation part where the user names none.
         looks_for: What :meth:`recognize` goes by, for the error where nothing is recognized.
     """
@@ -61,6 +62,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     category_ids: list[int]
     default_flip: str = "horizontal"
     transforms: Transforms | None = None
+    origin: str | None = None
 
     @classmethod
     def recognize(cls, listing: Listing) -> Layout | None:

@@ -27,7 +27,15 @@ class DataConfig:
     """Images and annotations.
 
     Args:
-        name: Name of the data set: digits (generated), coco, voc, ...; see `concordet list datasets`.
+        path: Folder or annotation file with the data, which is recognized: YOLO, COCO, Pascal VOC, CSV, ...; the same
+            as the first word after `concordet train`.
+        name: Name of the data set: digits (generated), coco, voc, ...; see `concordet list datasets`. With path, the
+            format to read path as.
+        classes: Names of the classes to keep, or a mapping of names to new names, which merges classes of one new name
+            and leaves out those with null; all classes by default.
+        val_fraction: Share of the images to hold out for validation where path has no validation part.
+        val_seed: Seed of the choice of images to hold out.
+        allow_outside: Read images outside the folder of the data set, which annotations or links lead to.
         root: Folder of the data set, laid out as its publisher does.
         train_split: Name of the training split; by default the data set's own (voc: trainval, digits: train).
         val_split: Name of the evaluation split; by default the data set's own (voc: test, digits: val).
@@ -43,7 +51,12 @@ class DataConfig:
             digit is not a digit); jitter (scale and position, and flips); ssd (colors, zoom, crops and flips).
     """
 
-    name: str = "digits"
+    path: str | None = None
+    name: str | None = None
+    classes: list[str] | dict[str, str | None] | None = None
+    val_fraction: float = 0.2
+    val_seed: int = 0
+    allow_outside: bool = False
     root: str | None = None
     train_split: str | None = None
     val_split: str | None = None
@@ -204,6 +217,8 @@ class TrainConfig:
 # What may change when a run is continued: where it runs and where its files are, not what it computes.
 # Batches may, since as many are accumulated as keep the images of an update.
 MAY_CHANGE = (
+    "data.path",
+    "data.allow_outside",
     "data.root",
     "data.batch_size",
     "data.workers",

@@ -28,27 +28,79 @@ def build_dataset(config: DataConfig, part: Part, *, augment: bool = False, mask
     Raises:
         ValueError: it is missing, broken or empty, or has no masks where they are asked for.
     """
-    from concordet.data import list_datasets, load_dataset
-
     options = dict(config.train_options if part == "train" else config.val_options)
     for option in ("split", "annotations", "images"):
         value = getattr(config, f"{part}_{option}")
         if value is not None:
             options[option] = value
-    if config.root is not None:
-        options["root"] = config.root
     if masks:
         options.setdefault("masks", True)
-    if config.name not in list_datasets():
-        raise UsageError(unknown("data.name", config.name, list_datasets()))
-    if "split" not in options and "annotations" not in options:
-        options["split"] = default_split(config.name, part)
-    dataset = load_dataset(config.name, **options)
+    if config.classes is not None:
+        options.setdefault("classes", config.classes)
+    if config.allow_outside:
+        options.setdefault("allow_outside", True)
+    dataset = _open_named(config, part, options) if config.path is None else _open_path(config, part, options)
     if len(dataset) == 0:
-        where = options.get("annotations") or options.get("root") or config.name
+        where = options.get("annotations") or config.path or config.root or config.name
         raise ValueError(f"the {part} part of {where} has no images; name another split, folder or annotation file")
     dataset.transforms = transforms_of(config, dataset.default_flip if augment else None)
     return dataset
+
+
+def _open_named(config: DataConfig, part: Part, options: dict[str, Any]) -> Any:
+    """A part of the data set that ``config`` names."""
+    from concordet.data import list_datasets, load_dataset
+    from concordet.data.registry import dataset_class
+
+    if config.name is None:
+        raise UsageError(
+            "the data must be named, got none; give its folder or annotation file, such as `concordet train photos "
+            "--out runs/first`, or --data.name digits for digit scenes that need no download"
+        )
+    if config.name not in list_datasets():
+        raise UsageError(unknown("data.name", config.name, list_datasets()))
+    if config.root is not None:
+        options["root"] = config.root
+    if "split" not in options and "annotations" not in options:
+        options["split"] = dataset_class(config.name).default_splits[part]
+    return load_dataset(config.name, **options)
+
+
+def _open_path(config: DataConfig, part: Part, options: dict[str, Any]) -> Any:
+    """A part of the data set that is recognized in the folder or file that ``config`` names."""
+    from concordet.data import detect_format
+
+    for option in ("annotations", "images"):
+        if option in options:
+            raise UsageError(
+                f"data.{part}_{option} belongs to a data set by name, got it with the path {config.path}; leave one out"
+            )
+    if config.root is not None:
+        raise UsageError(f"data.root belongs to a data set by name, got it with the path {config.path}; leave one out")
+    source = detect_format(config.path or "", config.name)
+    chosen = options.pop("split", part)
+    dataset = source.open(chosen, val_fraction=config.val_fraction, val_seed=config.val_seed, **options)
+    dataset.origin = source.layout.description
+    return dataset
+
+
+def describe_source(config: DataConfig, parts: dict[str, Any]) -> dict[str, Any] | None:
+    """What the data of a run was recognized as, and which images are held out; None where it was not recognized.
+
+    Args:
+        config: Data of the run.
+        parts: Data sets by part.
+    """
+    from concordet.data.detect import count_sentence
+
+    if config.path is None:
+        return None
+    found: dict[str, Any] = {"path": config.path, "description": count_sentence(parts["train"].origin, parts)}
+    held_out = getattr(parts.get("val"), "held_out", None)
+    if held_out is not None:
+        images = [image["file_name"] for image in parts["val"].ground_truth()["images"]]
+        found["held_out"] = {"fraction": held_out.fraction, "seed": held_out.seed, "images": images}
+    return found
 
 
 def transforms_of(config: DataConfig, flip: str | None) -> Any:
@@ -62,15 +114,6 @@ def transforms_of(config: DataConfig, flip: str | None) -> Any:
     if config.augment == "ssd":
         return train_transforms(flip=flip, photometric=True, zoom_out=0.5, iou_crop=True)
     return train_transforms(flip=flip)
-
-
-def default_split(name: str, part: Part) -> str:
-    """The part of a data set that trains, or that is evaluated, where the user names none."""
-    if name == "voc":
-        return {"train": "trainval", "val": "test"}[part]
-    if name == "coco":
-        return {"train": "train2017", "val": "val2017"}[part]
-    return part
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

@@ -226,7 +226,11 @@ def evaluate_run(
 
 def evaluated_part(data: DataConfig) -> dict[str, Any]:
     """The settings that choose the evaluation data, without those of loading and training."""
-    return {name: value for name, value in vars(data).items() if name in ("name", "root") or name.startswith("val_")}
+    names = [name for name in vars(data) if name in ("name", "root") or name.startswith("val_")]
+    if data.path is None:  # nothing is held out
+        names = [name for name in names if name not in ("val_fraction", "val_seed")]
+    chosen = {name: getattr(data, name) for name in names}
+    return chosen | {name: value for name in ("path", "classes") if (value := getattr(data, name)) is not None}
 
 
 def _check_out(out: Path, run: Path, asked: dict[str, Any]) -> None:

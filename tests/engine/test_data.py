@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from concordet.data.registry import dataset_class
 from concordet.engine.config import DataConfig
-from concordet.engine.data import DetectionData, EpochSampler, build_dataset, default_split, eval_loader
+from concordet.engine.data import DetectionData, EpochSampler, build_dataset, eval_loader
 from concordet.engine.seeding import mix, seeded
 from concordet.errors import UsageError
 
@@ -90,9 +91,9 @@ def test_evaluation_goes_through_all_images_in_order():
 
 
 def test_parts_have_their_defaults():
-    assert default_split("voc", "train") == "trainval"
-    assert default_split("coco", "val") == "val2017"
-    assert build_dataset(DataConfig(val_options={"length": 3}), "val").split == "val"
+    assert dataset_class("voc").default_splits["train"] == "trainval"
+    assert dataset_class("coco").default_splits["val"] == "val2017"
+    assert build_dataset(DataConfig(name="digits", val_options={"length": 3}), "val").split == "val"
 
 
 def test_mirrored_digits_are_no_digits():
@@ -106,4 +107,6 @@ def test_unknown_data_is_refused():
     with pytest.raises(UsageError, match="there is no data set digit; choose one of"):
         build_dataset(DataConfig(name="digit"), "train")
     with pytest.raises(ValueError, match="has no option colour"):
-        build_dataset(DataConfig(train_options={"colour": 1}), "train")
+        build_dataset(DataConfig(name="digits", train_options={"colour": 1}), "train")
+    with pytest.raises(UsageError, match=r"the data must be named, got none; give its folder .*--data\.name digits"):
+        build_dataset(DataConfig(), "train")

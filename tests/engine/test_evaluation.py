@@ -82,7 +82,7 @@ def test_an_evaluation_of_something_else_goes_elsewhere(finished, tmp_path):
     ],
 )
 def test_data_of_other_classes_is_refused(finished, tmp_path, classes, sentence):
-    data = DataConfig(val_options={"length": 4, "size": 64, "classes": classes})
+    data = DataConfig(name="digits", val_options={"length": 4, "size": 64, "classes": classes})
     with pytest.raises(ValueError, match=sentence):
         evaluate_run(finished, data=data, out=tmp_path)
 

@@ -86,7 +86,7 @@ class CsvFolder(FileDataset):
         >>> dataset = CsvFolder("cells", annotations="boxes.csv")  # doctest: +SKIP
     """
 
-    looks_for = "a CSV file with columns for image and box"
+    looks_for = "a CSV file with columns for the image and the box (CSV)"
 
     def __init__(
         self,

@@ -43,7 +43,7 @@ class LvisFolder(FileDataset):
             LVIS's lists.
     """
 
-    looks_for = "the same with neg_category_ids (LVIS)"
+    looks_for = "one with neg_category_ids too (LVIS)"
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from torch import nn
 from concordet.detectors import predicts_masks
 from concordet.engine.checkpoint import checkpoint_path, describe, detector_options, is_ours, start_from
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
-from concordet.engine.data import DetectionData, build_dataset
+from concordet.engine.data import DetectionData, build_dataset, describe_source
 from concordet.engine.evaluation import evaluate_run, pick_device
 from concordet.engine.plugins import import_plugins
 from concordet.engine.seeding import seed_all
@@ -184,7 +184,18 @@ def _note_start(config: TrainConfig, out: Path, train_set: Any, val_set: Any) ->
 
     save_config(out / CONFIG, config)
     summaries = {"train": train_set.summary()} | ({} if val_set is None else {"val": val_set.summary()})
-    write_json(out / "data.json", summaries)
+    parts = {"train": train_set} | ({} if val_set is None else {"val": val_set})
+    source = describe_source(config.data, parts)
+    write_json(out / "data.json", summaries | ({} if source is None else {"source": source}))
+    if source is not None:
+        print(source["description"], file=sys.stderr)
+    if source is not None and "held_out" in source:
+        held = source["held_out"]
+        print(
+            f"no validation part: {len(held['images'])} images are held out (data.val_fraction {held['fraction']}, "
+            f"data.val_seed {held['seed']}; data.json names them)",
+            file=sys.stderr,
+        )
     for part, summary in summaries.items():
         print(f"{part}: {counts(summary)}", file=sys.stderr)
 
