@@ -61,3 +61,18 @@ def unknown(name: str, value: str, choices: Iterable[str]) -> str:
 
 def _plain(text: str) -> str:
     return text.lower().replace("-", "").replace("_", "")
+
+
+def missing_package(user: str, package: str | None, extra: str) -> str:
+    """The message for a package that is not installed.
+
+    Args:
+        user: What needs the package.
+        package: Name of the package.
+        extra: Extra of concordet that installs it.
+
+    Example:
+        >>> missing_package("concordet.detectors", "torchvision", "detectors")
+        "concordet.detectors needs the package torchvision; install it with: pip install 'concordet[detectors]'"
+    """
+    return f"{user} needs the package {package}; install it with: pip install 'concordet[{extra}]'"

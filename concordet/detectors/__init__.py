@@ -1,10 +1,23 @@
 """Detectors that take any loss: ``build_detector("fcos", num_classes=3, loss="ap")``, ``install(yours, "ap")``."""
 
-from concordet.detectors.adapters.registry import install, installed_criterion, list_installable, uninstall
-from concordet.detectors.architectures.architecture import Architecture
-from concordet.detectors.architectures.registry import build_detector, list_detectors, predicts_masks, register_detector
-from concordet.detectors.base import Detector
-from concordet.detectors.parts.resize import Resize
+from concordet.errors import missing_package
+
+try:
+    from concordet.detectors.adapters.registry import install, installed_criterion, list_installable, uninstall
+    from concordet.detectors.architectures.architecture import Architecture
+    from concordet.detectors.architectures.registry import (
+        build_detector,
+        list_detectors,
+        predicts_masks,
+        register_detector,
+    )
+    from concordet.detectors.base import Detector
+    from concordet.detectors.parts.resize import Resize
+except ModuleNotFoundError as error:
+    if (error.name or "").startswith("concordet"):
+        raise
+    package = (error.name or "").split(".")[0]
+    raise ModuleNotFoundError(missing_package("concordet.detectors", package, "detectors"), name=package) from error
 
 __all__ = [
     "Architecture",

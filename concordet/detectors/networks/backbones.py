@@ -18,6 +18,8 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import Conv2dNormActivation, DeformConv2d, FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
+from concordet.errors import missing_package
+
 Size = Literal["full", "nano"]
 STRIDES = (4, 8, 16, 32)
 NANO_WIDTHS = {8: 48, 16: 80, 32: 112}
@@ -220,9 +222,7 @@ def timm_features(name: str, levels: Sequence[int], *, pretrained: bool = False)
         import timm
         from timm.layers import freeze_batch_norm_2d
     except ImportError as error:
-        raise ValueError(
-            f"backbone {name!r} needs the package timm; install it with: pip install 'concordet[backbones]'"
-        ) from error
+        raise ValueError(missing_package(f"backbone {name!r}", "timm", "backbones")) from error
     options: dict[str, Any] = {"dynamic_img_size": True} if name.startswith("swin") else {}
     indices = [STRIDES.index(stride) - len(STRIDES) for stride in levels]
     try:

@@ -15,6 +15,7 @@ from concordet.detectors.networks.backbones import Features
 from concordet.detectors.networks.weights import load_weights
 from concordet.detectors.parts.hungarian import Costs
 from concordet.detectors.set_prediction import SetPredictor
+from concordet.errors import missing_package
 from concordet.losses.criteria import StagedCriterion
 
 
@@ -48,17 +49,15 @@ def costs_for(criterion: StagedCriterion) -> Costs:
 
 @contextmanager
 def needs_transformers() -> Iterator[None]:
-    """Around the import of what needs Transformers.
+    """Context for imports from Transformers.
 
     Raises:
-        ValueError: where it is not installed.
+        ValueError: if it is not installed, or too old.
     """
     try:
         yield
     except ImportError as error:
-        raise ValueError(
-            "this detector needs the package transformers; install it with: pip install 'concordet[transformers]'"
-        ) from error
+        raise ValueError(missing_package("this detector", "transformers (5.5 or newer)", "transformers")) from error
 
 
 def check_queries(num_queries: int) -> None:
