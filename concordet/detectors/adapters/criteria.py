@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def named_terms(criterion: Criterion | StagedCriterion, record: Assigned) -> Ter
     record's device, and lets it gather state only where the model trains.
     """
     device = record.logits.device
-    if any(buffer.device != device for buffer in criterion.buffers()):
+    if any(tensor.device != device for tensor in chain(criterion.parameters(), criterion.buffers())):
         criterion.to(device)
     criterion.train(record.logits.requires_grad)
     terms = criterion([record]) if isinstance(criterion, StagedCriterion) else criterion(record)

@@ -16,7 +16,7 @@ from torchvision.ops import box_convert, generalized_box_iou, generalized_box_io
 from concordet.assigned import BACKGROUND
 from concordet.boxes import paired_iou
 from concordet.detectors import install, installed_criterion, list_installable, uninstall
-from concordet.losses import build_criterion, functional
+from concordet.losses import BoxTerm, build_criterion, functional, register_coupling, register_loss
 from tests.detectors.adapters.tiny_models import (
     ALL_SET_PREDICTORS,
     SET_PREDICTORS,
@@ -144,6 +144,30 @@ class TestEveryModel:
         torch.testing.assert_close(outputs_of(model, batch).loss, own.loss, rtol=0, atol=0)
         with pytest.raises(ValueError, match=f"no loss is installed in this {name}ForObjectDetection"):
             uninstall(model)
+
+    def test_losses_of_users(self, name):
+        """A registered loss with the terms of a built-in one, and a registered coupling."""
+
+        @register_loss("users_quality_focal", box=BoxTerm("giou", 2.0, "score"))
+        def quality_focal(assigned, ious):
+            losses = functional.quality_focal_loss(assigned.logits, assigned.class_targets(ious), reduction="none")
+            return assigned.normalized_sum(losses)
+
+        @register_coupling("users_gap")
+        def gap(assigned, ious):
+            return (assigned.scores() - ious).abs().sum()
+
+        model, batch = set_predictor(name), set_batch(3, 2)
+        default = outputs_of(model, batch).loss
+        expected = outputs_of(install(model, "quality_focal"), batch)
+        got = outputs_of(install(model, "users_quality_focal"), batch)
+        assert got.loss_dict.keys() == expected.loss_dict.keys()
+        torch.testing.assert_close(got.loss, expected.loss)
+        for loss, without in (("users_quality_focal", expected.loss), ("default", default)):
+            coupled = outputs_of(install(model, f"{loss}+users_gap(2)"), batch)
+            gaps = [v for k, v in coupled.loss_dict.items() if k.startswith("loss_users_gap")]
+            assert len(gaps) >= 2
+            torch.testing.assert_close(coupled.loss, without + sum(gaps))
 
     @pytest.mark.parametrize("loss", ["rank_sort", "harmonic"])
     def test_images_without_objects(self, name, loss):
