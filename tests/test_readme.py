@@ -48,6 +48,14 @@ def test_the_readme_is_short_and_needs_few_relative_links():
     assert links(text) == ["docs/images/analysis.png", "docs/README.md"]  # others would break on a registry's page
 
 
+def test_the_index_links_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    extend = (ROOT / "docs" / "extend" / "README.md").read_text(encoding="utf-8")
+    linked = {*links(index), *(f"extend/{link}" for link in links(extend))}
+    pages = {str(page.relative_to("docs")) for page in PAGES if page.parts[0] == "docs"} - {"README.md"}
+    assert pages <= linked
+
+
 def links(text):
     """Relative targets of links and pictures."""
     pairs = re.findall(r"""\]\((?!https?:|#)([^)#]+)|<img src="([^"]+)\"""", text)
