@@ -277,7 +277,7 @@ def select(
 
 
 def centerness(points: Tensor, boxes: Tensor) -> Tensor:
-    """``[p]`` in [0, 1]: 1 at the object's centre, 0 at its sides and outside.
+    """``[p]`` in [0, 1]: 1 at the object's center, 0 at its sides and outside.
 
     sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)).  Tian et al. 2019, Eq. 3.
     """

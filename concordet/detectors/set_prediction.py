@@ -18,7 +18,7 @@ from concordet.detectors.parts.assigners import ignore_inside
 from concordet.detectors.parts.hungarian import Costs, hungarian_match, in_units
 from concordet.detectors.parts.objects import Matching, Objects
 from concordet.detectors.parts.postprocess import PostProcess
-from concordet.detectors.parts.proposals import select_refined
+from concordet.detectors.parts.proposals import select_boxes
 from concordet.detectors.parts.resize import Resize
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, add_l1, build_criterion
 
@@ -71,14 +71,14 @@ def per_layer_criterion(
     """
     if isinstance(loss, StagedCriterion):
         if list(loss.stages) != list(stages):
-            raise ValueError(f"{name} has the stages {list(stages)}, the criterion has {list(loss.stages)}")
+            raise ValueError(f"stages of the criterion must be {list(stages)} for {name}, got {list(loss.stages)}")
         return loss
     each = {
         stage: build_criterion(loss, defaults) if isinstance(loss, str) else copy.deepcopy(loss) for stage in stages
     }
     for criterion in each.values():
         if criterion.needs.quality_head is not None:
-            raise ValueError(f"{name} has no auxiliary head, which loss {loss!r} would train; leave it away")
+            raise ValueError(f"loss must be without auxiliary head for {name}, got {loss!r}; leave the head out")
         if isinstance(loss, str):
             add_l1(criterion, classification=classification, l1=l1)
     return StagedCriterion(each, weights)
@@ -165,7 +165,7 @@ class SetPredictor(Detector):
         stage = outcome.stages[-1]
         scores = class_scores(stage.logits, softmax=self.criterion.needs.softmax)
         each = zip(scores, stage.boxes, outcome.sizes, strict=True)
-        results = [select_refined(s, boxes[:, None], self.postprocess, size) for s, boxes, size in each]
+        results = [select_boxes(s, boxes[:, None], self.postprocess, size) for s, boxes, size in each]
         return in_pixels(results, outcome.sizes, images)
 
 

@@ -28,7 +28,7 @@ from concordet.detectors.parts.proposals import (
     make_record,
     roi_matches,
     sample,
-    select_refined,
+    select_boxes,
 )
 from concordet.detectors.parts.resize import Resize
 from concordet.losses.criteria import StagedCriterion
@@ -252,7 +252,7 @@ class TwoStageHead(nn.Module):
         scores = logits.softmax(-1)[:, :-1] if last.softmax else logits.sigmoid()
         boxes = last.decode(rois[-1])
         each = zip(scores.split([len(b) for b in boxes]), boxes, rpn.image_sizes, strict=True)
-        return [select_refined(s, b, self.postprocess, size) for s, b, size in each]
+        return [select_boxes(s, b, self.postprocess, size) for s, b, size in each]
 
 
 @dataclass(frozen=True)

@@ -189,8 +189,11 @@ class TestRefusals:
             ({"backbone": "resnet18"}, "drop backbone='resnet18'"),
             ({"size": "full", "backbone": "vgg"}, "backbone must be one of resnet18"),
             ({"weights": "no/such/file.pt"}, "no such file"),
-            ({"name": "retinanet", "loss": "focal+iou_head"}, "retinanet has no auxiliary head for 'iou'"),
-            ({"name": "ssd", "loss": "focal+centerness"}, "ssd has no auxiliary head"),
+            (
+                {"name": "retinanet", "loss": "focal+iou_head"},
+                "without auxiliary head for retinanet, got 'focal",
+            ),
+            ({"name": "ssd", "loss": "focal+centerness"}, "without auxiliary head for ssd"),
         ],
     )
     def test_build(self, change, message):

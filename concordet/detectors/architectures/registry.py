@@ -168,7 +168,7 @@ def build_detector(
         criterion = build_criterion(loss, entry.defaults) if isinstance(loss, str) else loss
     head = criterion.needs.quality_head
     if isinstance(criterion, Criterion) and head is not None and not entry.quality_head:
-        raise ValueError(f"{name} has no auxiliary head for {head!r} in loss {loss!r}; leave that out")
+        raise ValueError(f"loss must be without auxiliary head for {name}, got {loss!r}; leave the head out")
     if criterion.needs.ranks_only:
         postprocess.setdefault("score_threshold", 0.0)
     resize = entry.resize_for(size)

@@ -1,4 +1,4 @@
-"""What two-stage detectors share below the detector: proposals, sampling, and records of boxes refined from others."""
+"""Parts of two-stage detectors: region proposals, criteria of stages, sampling, records and detections of boxes."""
 
 from __future__ import annotations
 
@@ -19,40 +19,64 @@ from concordet.detectors.parts.objects import Matching, Objects
 from concordet.detectors.parts.postprocess import PostProcess, suppress
 from concordet.losses.criteria import BoxTerm, Criterion, LossDefaults, LossName, StagedCriterion, build_criterion
 
-RPN_USUAL = LossDefaults("ce", BoxTerm("smooth_l1"), positive_iou=0.7)
+RPN_DEFAULTS = LossDefaults("ce", BoxTerm("smooth_l1"), positive_iou=0.7)
 RPN_RANKING_WEIGHT = 0.2
 
 
 @dataclass(frozen=True)
 class RPNOutput:
-    """A batch's features and what the region proposal network made of them."""
+    """Features of b images, and the region proposal network's predictions on a anchors per image.
+
+    Attributes:
+        features: Levels by name, finest first.
+        image_sizes: Height and width of each image at the network's input.
+        padded_size: Height and width of the batch's tensor.
+        logits: ``[b, a]`` objectness.
+        deltas: ``[b, a, 4]`` encoded boxes.
+        anchors: b tensors ``[a, 4]``.
+        boxes: b tensors ``[k, 4]``: the proposals, without gradient.
+        level_sizes: Anchors per level.
+    """
 
     features: dict[str, Tensor]
     image_sizes: list[tuple[int, int]]
     padded_size: tuple[int, int]
-    logits: Tensor  # [b, a]
-    deltas: Tensor  # [b, a, 4]
-    anchors: list[Tensor]  # b times [a, 4]
-    boxes: list[Tensor]  # b times [k, 4], without gradient
+    logits: Tensor
+    deltas: Tensor
+    anchors: list[Tensor]
+    boxes: list[Tensor]
     level_sizes: list[int]
 
 
 @dataclass(frozen=True)
 class RoIOutput:
-    """What one stage of the RoI head made of boxes: n over the batch."""
+    """Predictions of one stage of the RoI head on n boxes of a batch.
 
-    references: list[Tensor]  # b times [k, 4]
-    logits: Tensor  # [n, c] or, with softmax, [n, c + 1]
-    deltas: Tensor  # [n, c or 1, 4]
+    Attributes:
+        references: b tensors ``[k, 4]``: the boxes that the stage refines.
+        logits: ``[n, c]``; with a softmax ``[n, c + 1]``, background last.
+        deltas: ``[n, c or 1, 4]`` encoded boxes, per class or class-agnostic.
+    """
+
+    references: list[Tensor]
+    logits: Tensor
+    deltas: Tensor
 
 
 def region_proposals(
-    channels: int, strides: Sequence[int], criterion: StagedCriterion, *, size: Size, unsampled: int = 1000
+    channels: int, strides: Sequence[int], criterion: StagedCriterion, *, size: Size, train_post_nms_top_n: int = 1000
 ) -> RegionProposalNetwork:
-    """torchvision's RPN as published; nano: two anchor scales from 2.5 strides on, 200 proposals.
+    """torchvision's region proposal network as published; nano: two anchor scales from 2.5 strides on, 200 proposals.
 
-    Where RoI heads learn from samples, there are 2000 proposals an image to draw from; else they learn from all of
-    ``unsampled``, as RS Loss does.  With a ranking loss boxes are coded with weights (10, 10, 5, 5), otherwise 1.
+    With a ranking loss boxes are coded with weights (10, 10, 5, 5), otherwise 1.
+
+    Args:
+        channels: Channels of the features.
+        strides: Strides of the levels.
+        criterion: Loss of all stages.
+        size: ``full`` or ``nano``.
+        train_post_nms_top_n: Proposals per image in training if the RoI head learns from all of them (RS Loss); if it
+            learns from samples, 2000 are kept to draw from.
     """
     if size == "nano":
         sizes: tuple[tuple[int, ...], ...] = tuple((int(2.5 * s), int(2.5 * s * 2**0.5)) for s in strides)
@@ -61,7 +85,7 @@ def region_proposals(
     anchors = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes))
     head = RPNHead(channels, anchors.num_anchors_per_location()[0])
     nano = size == "nano"
-    kept = 200 if nano else 2000 if criterion.needs.samples else unsampled
+    kept = 200 if nano else 2000 if criterion.needs.samples else train_post_nms_top_n
     rpn = RegionProposalNetwork(
         anchors, head, 0.7, 0.3, 256, 0.5,
         {"training": 500 if nano else 2000, "testing": 500 if nano else 1000},
@@ -78,20 +102,20 @@ def staged_criterion(
 ) -> StagedCriterion:
     """One criterion for the region proposal network and one for each stage of the RoI head, from one loss.
 
-    The network of proposals gets the same base loss: with a ranking one its couplings too, and weight 0.2.
+    The region proposal network gets the same base loss without couplings; a ranking loss with couplings and weight 0.2.
 
     Args:
-        name: the detector's, for messages.
-        loss: a name, a criterion (copied where there are several stages) or a criterion for all stages.
-        defaults: the RoI head's published terms.
-        weights: of the stages of the RoI head; 1 each with a ranking loss.
+        name: Name of the detector, for error messages.
+        loss: A name, a criterion (copied if there are several stages) or a criterion of all stages.
+        defaults: Terms that the RoI head was published with.
+        weights: Weights of the RoI head's stages by name; all 1 with a ranking loss.
 
     Raises:
-        ValueError: for an auxiliary head, or a criterion of other stages.
+        ValueError: For a loss with an auxiliary head, or a criterion of other stages.
     """
     if isinstance(loss, StagedCriterion):
         if list(loss.stages) != ["rpn", *weights]:
-            raise ValueError(f"{name} has the stages {['rpn', *weights]}, the criterion has {list(loss.stages)}")
+            raise ValueError(f"stages of the criterion must be {['rpn', *weights]} for {name}, got {list(loss.stages)}")
         return loss
     if isinstance(loss, str):
         stages = {stage: build_criterion(loss, defaults) for stage in weights}
@@ -99,28 +123,37 @@ def staged_criterion(
         stages = {stage: copy.deepcopy(loss) if len(weights) > 1 else loss for stage in weights}
     first = next(iter(stages.values()))
     if first.needs.quality_head is not None:
-        raise ValueError(f"{name} has no auxiliary head, which loss {loss!r} would train; leave it away")
+        raise ValueError(f"loss must be without auxiliary head for {name}, got {loss!r}; leave the head out")
     ranks_only = first.needs.ranks_only
     if isinstance(loss, str):
         base = LossName.parse(loss) if ranks_only else LossName.parse(loss).without_extras()
-        rpn = build_criterion(base, RPN_USUAL)
+        rpn = build_criterion(base, RPN_DEFAULTS)
     elif ranks_only:
         rpn = Criterion(copy.deepcopy(first.core), couplings=first.couplings, needs=first.needs)
     else:
-        rpn = build_criterion("default", RPN_USUAL)
+        rpn = build_criterion("default", RPN_DEFAULTS)
     factors = {"rpn": RPN_RANKING_WEIGHT} if ranks_only else dict(weights)
     return StagedCriterion({"rpn": rpn, **stages}, factors)
 
 
 def roi_matches(proposals: Tensor, boxes: Tensor, *, foreground: float = 0.5) -> Tensor:
-    """Fast R-CNN's: the object of greatest IoU, where that is at least ``foreground``; ``[n]`` as in ``matching``."""
+    """Fast R-CNN's assignment: the object of highest IoU, if that is at least ``foreground``.
+
+    Args:
+        proposals: ``[n, 4]``.
+        boxes: ``[m, 4]`` of the objects.
+        foreground: Smallest IoU of a positive, in [0, 1].
+
+    Returns:
+        ``[n]`` int64: index of an object, or :data:`~concordet.assigned.BACKGROUND`.
+    """
     if len(boxes) == 0 or len(proposals) == 0:
         return torch.full((len(proposals),), BACKGROUND, dtype=torch.int64, device=proposals.device)
     return Matcher(foreground, foreground)(box_iou(boxes, proposals))
 
 
 def sample(matches: Sequence[Tensor], sampler: BalancedPositiveNegativeSampler) -> list[Tensor]:
-    """Indices of a random minibatch of each image, by torchvision's sampler (and with its draws)."""
+    """Per image, indices of a random minibatch of its ``[n_i]`` matches, drawn by torchvision's sampler."""
     kinds = [torch.where(m >= 0, 1, torch.where(m == BACKGROUND, 0, -1)) for m in matches]
     return [torch.where(p | n)[0] for p, n in zip(*sampler(kinds), strict=True)]
 
@@ -151,19 +184,19 @@ def make_record(
         mean_over_rows: Losses are means over all rows that are used; otherwise they are divided by the positives.
     """
     matching = Matching.of(matches, objects)
-    own = deltas[matching.positive, matching.classes if deltas.shape[1] > 1 else 0]
+    positive_deltas = deltas[matching.positive, matching.classes if deltas.shape[1] > 1 else 0]
     boxes = torch.cat(list(references))[matching.positive]
     return matching.assigned(
         logits,
-        coder.decode_single(own, boxes),
-        regression=Regression(own, coder.encode_single(matching.gt_boxes, boxes)),
+        coder.decode_single(positive_deltas, boxes),
+        regression=Regression(positive_deltas, coder.encode_single(matching.gt_boxes, boxes)),
         stage=stage,
         softmax=softmax,
         mean_over_rows=mean_over_rows,
     )
 
 
-def select_refined(
+def select_boxes(
     scores: Tensor, boxes: Tensor, postprocess: PostProcess, image_size: tuple[int, int]
 ) -> dict[str, Tensor]:
     """One image's detections: threshold, best candidates, clip, NMS within classes.
@@ -171,8 +204,8 @@ def select_refined(
     Args:
         scores: ``[k, c]`` in [0, 1].
         boxes: ``[k, c or 1, 4]``.
-        postprocess: thresholds; ``topk`` candidates an image come before NMS.
-        image_size: height and width, pixels.
+        postprocess: Thresholds; ``topk`` candidates per image come before NMS.
+        image_size: Height and width, pixels.
     """
     num_classes = scores.shape[1]
     flat = scores.flatten()

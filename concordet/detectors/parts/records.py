@@ -1,4 +1,4 @@
-"""Records of a batch put together from those of its parts."""
+"""Records of a batch, merged from those of groups of its images."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from concordet.distributed import world
 
 
 def mean_count(count: float | Tensor, device: torch.device | None = None) -> Tensor:
-    """0-dim: ``count`` averaged over processes, as if all of them together had at least 1."""
+    """0-dim ``count`` averaged over processes; the sum over all of them is at least 1."""
     processes = world()
     return processes.all_sum(torch.as_tensor(count, dtype=torch.float32, device=device)).clamp(min=1.0) / processes.size
 
 
-def merge_records(parts: Sequence[Assigned], places: Sequence[Sequence[int]], counts: Sequence[int]) -> Assigned:
-    """One stage's record of a batch from records of parts of it; rows follow one another part by part.
+def merge_records(records: Sequence[Assigned], groups: Sequence[Sequence[int]], counts: Sequence[int]) -> Assigned:
+    """One stage's record of a batch, from records of groups of its images; rows are concatenated group by group.
 
     Args:
-        parts: records of one stage.
-        places: of each part, its images' places in the batch, in the part's order.
-        counts: objects of each image of the batch.
+        records: One per group, of the same stage.
+        groups: Per group, the indices of its images in the batch.
+        counts: Objects per image of the batch.
     """
-    if len(parts) == 1 and list(places[0]) == list(range(len(counts))):
-        return parts[0]
-    device = parts[0].positive.device
+    if len(records) == 1 and list(groups[0]) == list(range(len(counts))):
+        return records[0]
+    device = records[0].positive.device
     first = first_indices(counts, device)
-    merged: dict[str, list[Any]] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Assigned)}
-    for i, (part, images) in enumerate(zip(parts, places, strict=True)):
-        where = torch.tensor(images, device=device)
-        own = first_indices([counts[k] for k in images], device)
-        merged["image_ids"][i] = where[part.image_ids]
-        merged["gt_ids"][i] = part.gt_ids + (first[where] - own)[part.image_ids]
-        merged["positive"][i] = part.positive + sum(len(other.labels) for other in parts[:i])
+    merged: dict[str, list[Any]] = {f.name: [getattr(record, f.name) for record in records] for f in fields(Assigned)}
+    for i, (record, images) in enumerate(zip(records, groups, strict=True)):
+        indices = torch.tensor(images, device=device)
+        first_in_group = first_indices([counts[k] for k in images], device)
+        merged["image_ids"][i] = indices[record.image_ids]
+        merged["gt_ids"][i] = record.gt_ids + (first[indices] - first_in_group)[record.image_ids]
+        merged["positive"][i] = record.positive + sum(len(other.labels) for other in records[:i])
     joined = {name: _joined(values) for name, values in merged.items() if name != "normalizer"}
     return Assigned(**joined, normalizer=torch.stack(merged["normalizer"]).sum(0))
 
 
 def _joined(values: Sequence[Any]) -> Any:
-    """Rows of all parts, in tensors and in records of tensors; other values are the same in every part."""
+    """Rows of all records, in tensors and in sub-records of tensors; other values are the same in all of them."""
     if any(value is None for value in values):
         return None
     if isinstance(values[0], Tensor):

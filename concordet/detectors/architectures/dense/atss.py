@@ -1,4 +1,4 @@
-"""ATSS (Zhang et al. 2020): one square anchor a location, assigned by the statistics of its neighbourhood."""
+"""ATSS (Zhang et al. 2020): one square anchor per location, assigned by the statistics of its neighborhood."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CODEC = delta_codec((10.0, 10.0, 5.0, 5.0))
 def atss_parts(
     criterion: Criterion, num_classes: int, size: Size, backbone: str | None, pretrained: bool
 ) -> tuple[Pyramid, DenseHead, GridAnchors]:
-    """Features, head and anchors of ATSS, which are PAA's too."""
+    """Features, head and anchors of ATSS and PAA."""
     features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
     return features, *atss_head(criterion, num_classes, size, features.out_channels, strides)
 

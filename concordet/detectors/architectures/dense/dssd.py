@@ -75,13 +75,13 @@ class DeconvolutionHead(MultiBoxHead):
     """From SSD's levels to predictions: the coarsest level as it is, every other by a deconvolution module.
 
     Args:
-        in_channels: of SSD's levels.
-        channels: of the deconvolution modules.
-        hidden: inside the prediction modules.
-        outputs: of the prediction modules.
-        num_anchors: a location, by level.
-        num_classes: foreground classes.
-        softmax: classes and background in one softmax.
+        in_channels: Channels of SSD's levels.
+        channels: Channels of the deconvolution modules.
+        hidden: Channels inside the prediction modules.
+        outputs: Channels of the prediction modules' outputs.
+        num_anchors: Anchors per location, for each level.
+        num_classes: Foreground classes.
+        softmax: Classes and background in one softmax.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""FoveaBox (Kong et al. 2020): points in the shrunk centre of an object predict it, beyond anchors and centerness."""
+"""FoveaBox (Kong et al. 2020): points in the shrunk center of an object predict it, without anchors and centerness."""
 
 from __future__ import annotations
 

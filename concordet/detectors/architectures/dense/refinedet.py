@@ -53,19 +53,19 @@ def refinedet_criterion(loss: str | Criterion | StagedCriterion) -> StagedCriter
     """
     if isinstance(loss, StagedCriterion):
         if set(loss.stages) != set(STAGES):
-            raise ValueError(f"refinedet has the stages {list(STAGES)}, the criterion has {list(loss.stages)}")
+            raise ValueError(f"stages of the criterion must be {list(STAGES)} for refinedet, got {list(loss.stages)}")
         return loss
     if isinstance(loss, str):
         odm, arm = build_criterion(loss, DEFAULTS), build_criterion(LossName.parse(loss).without_extras(), DEFAULTS)
     else:
         odm, arm = loss, Criterion(copy.deepcopy(loss.core), needs=loss.needs)
     if odm.needs.quality_head is not None:
-        raise ValueError(f"refinedet has no auxiliary head, which loss {loss!r} would train; leave it away")
+        raise ValueError(f"loss must be without auxiliary head for refinedet, got {loss!r}; leave the head out")
     return StagedCriterion({"arm": arm, "odm": odm})
 
 
 class Normalized(nn.Module):
-    """Features of unit length at each location, times a learned scale a channel."""
+    """Features of unit length at each location, times a learned scale per channel."""
 
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Normalized(nn.Module):
 
 
 class RefineVGG(nn.Module):
-    """VGG-16's conv4_3 and conv5_3, normalised, fc7 as a convolution and one more level: strides 8, 16, 32, 64."""
+    """VGG-16's conv4_3 and conv5_3, normalized, fc7 as a convolution and one more level: strides 8, 16, 32, 64."""
 
     def __init__(self, pretrained: bool) -> None:
         super().__init__()
@@ -149,11 +149,11 @@ class RefineHead(nn.Module):
     """Predictions of both stages.
 
     Args:
-        in_channels: of the levels.
-        channels: of the second stage.
-        num_anchors: a location, by level.
-        num_classes: foreground classes.
-        softmax: classes and background in one softmax, in both stages.
+        in_channels: Channels of the levels.
+        channels: Channels of the second stage.
+        num_anchors: Anchors per location, for each level.
+        num_classes: Foreground classes.
+        softmax: Classes and background in one softmax, in both stages.
     """
 
     def __init__(

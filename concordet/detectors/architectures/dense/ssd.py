@@ -40,15 +40,15 @@ CAFFE_MEAN = (0.48235, 0.45882, 0.40784)
 
 
 class VGGFeatures(SSDFeatureExtractorVGG):
-    """torchvision's VGG-16 with SSD's extra layers: strides 8, 16, 32, ..., the first level normalised.
+    """torchvision's VGG-16 with SSD's extra layers: strides 8, 16, 32, ..., the first level normalized.
 
     torchvision's SSD weights expect pixels of 0..255 less their mean, this project's detectors feed ImageNet's
-    normalisation.  The buffer ``caffe_input`` says which one the weights were trained with; weights without it, which
+    normalization.  The buffer ``caffe_input`` says which one the weights were trained with; weights without it, which
     are torchvision's, set it, and the input is converted.
 
     Args:
-        highres: seven levels for 512 pixels, with the paper's strides (torchvision's extra layers give 6, 4, 1).
-        pretrained: freezes the first two convolutions, as torchvision does.
+        highres: Seven levels for 512 pixels, with the paper's strides (torchvision's extra layers give 6, 4, 1).
+        pretrained: Freezes the first two convolutions, as torchvision does.
     """
 
     caffe_input: Tensor
@@ -72,7 +72,7 @@ class VGGFeatures(SSDFeatureExtractorVGG):
         self.register_buffer("caffe_input", torch.tensor(False))
         self.register_buffer("rescale", (255 * std).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (255 * (mean - torch.tensor(CAFFE_MEAN))).view(3, 1, 1), persistent=False)
-        self.register_load_state_dict_pre_hook(_note_normalisation)
+        self.register_load_state_dict_pre_hook(_note_normalization)
         self.out_channels = [512, 1024, 512, 256, 256, 256, 256][: 7 if highres else 6]
 
     @property
@@ -87,7 +87,7 @@ class VGGFeatures(SSDFeatureExtractorVGG):
         return super().forward(torch.where(self.caffe_input, x * self.rescale + self.shift, x))
 
 
-def _note_normalisation(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def _note_normalization(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     state.setdefault(f"{prefix}caffe_input", torch.tensor(True))
 
 
@@ -97,9 +97,9 @@ class ResNetFeatures(nn.Module):
     New layers have group norms: their last levels have one pixel, over which a batch of one image has no variance.
 
     Args:
-        name: one of :data:`~concordet.detectors.networks.backbones.BOTTLENECKS`.
-        highres: seven levels instead of six.
-        pretrained: batch norms and the first two stages are frozen, as torchvision does.
+        name: One of :data:`~concordet.detectors.networks.backbones.BOTTLENECKS`.
+        highres: Seven levels instead of six.
+        pretrained: Batch norms and the first two stages are frozen, as torchvision does.
     """
 
     def __init__(self, name: str, highres: bool, pretrained: bool = False) -> None:
@@ -122,7 +122,8 @@ class ResNetFeatures(nn.Module):
 class NanoFeatures(nn.Module):
     """The nano residual network's c3..c5 and one more level, strides 8, 16, 32, 64, all of ``width`` channels.
 
-    A ``backbone`` beside it is refused.
+    Raises:
+        ValueError: If a ``backbone`` is given: nano has its own.
     """
 
     def __init__(self, width: int, backbone: str | None = None) -> None:
@@ -141,7 +142,7 @@ class NanoFeatures(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm of 32 groups, or of 16 channels a group where there are few."""
+    """Group norm of 32 groups, or with 16 channels per group where there are few."""
     return nn.GroupNorm(min(32, channels // 16), channels)
 
 
@@ -152,7 +153,7 @@ def residual_block(inputs: int, outputs: int, stride: int = 2) -> Bottleneck:
 
 
 class MultiBoxHead(SSDHead):
-    """torchvision's SSD head, one 3 x 3 convolution a level, answering like the other dense heads.
+    """torchvision's SSD head, one 3 x 3 convolution per level, with the interface of the other dense heads.
 
     torchvision's classifiers have the background first, and so have the weights; it comes out last.
     """
@@ -184,7 +185,7 @@ def multibox_features(
     Args:
         backbone: ``vgg16`` or one of :data:`~concordet.detectors.networks.backbones.BOTTLENECKS`; None is
             ``default_backbone``.
-        width: channels of the nano levels.
+        width: Channels of the nano levels.
 
     Raises:
         ValueError: for another backbone, one beside nano, or images that are too small for the levels.
@@ -208,7 +209,7 @@ def multibox_detector(
     criterion: Criterion | StagedCriterion,
     **settings: Any,
 ) -> DenseDetector:
-    """What SSD and its followers share: box coder, matching, sampling with a softmax, images of one size."""
+    """A detector of SSD's kind: its box coder, matching, hard negatives with a softmax, images of one size."""
     return kind(
         levels,
         head,

@@ -86,11 +86,11 @@ class YolactHead(nn.Module):
     """One convolution shared by all levels, then one each for classes, boxes and mask coefficients (Fig. 4).
 
     Args:
-        channels: of the features.
-        num_anchors: a location.
-        outputs: class logits of an anchor; of a softmax the background's comes last.
-        coefficients: of an anchor.
-        softmax: of the classifier; a sigmoid's bias starts at a prior of 0.01.
+        channels: Channels of the features.
+        num_anchors: Anchors per location.
+        outputs: Class logits per anchor; of a softmax with the background's last.
+        coefficients: Mask coefficients per anchor.
+        softmax: The classifier is a softmax; with sigmoids the bias starts at a prior of 0.01.
     """
 
     def __init__(self, channels: int, num_anchors: int, outputs: int, coefficients: int, *, softmax: bool) -> None:
@@ -100,7 +100,7 @@ class YolactHead(nn.Module):
         self.boxes = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
         self.coefficients = nn.Conv2d(channels, num_anchors * coefficients, 3, padding=1)
         self.outputs, self.count = outputs, coefficients
-        _initialise(self)
+        _initialize(self)
         if not softmax:
             init_prior_bias(self.classes)
 
@@ -121,11 +121,11 @@ def protonet(channels: int, prototypes: int, depth: int) -> nn.Sequential:
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
     layers += [nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU()]
     net = nn.Sequential(*layers, nn.Conv2d(channels, prototypes, 1), nn.ReLU())
-    _initialise(net)
+    _initialize(net)
     return net
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight)
@@ -134,7 +134,7 @@ def _initialise(module: nn.Module) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskPredictions(Predictions):
-    """Predictions with what masks are made of."""
+    """Predictions with coefficients and prototypes of masks."""
 
     coefficients: Tensor  # [b, a, k]
     prototypes: Tensor  # [b, k, h, w]
@@ -142,12 +142,13 @@ class MaskPredictions(Predictions):
 
 
 def inside(boxes: Tensor, size: tuple[int, int], shape: tuple[int, int], *, margin: float = 1.0) -> Tensor:
-    """``[p, h, w]`` which pixels of a map lie in boxes, with a margin of its pixels around them.
+    """``[p, h, w]`` bool: pixels of a map that lie in boxes, with a margin around them.
 
     Args:
         boxes: ``[p, 4]`` in pixels of an image.
-        size: height and width of the image.
-        shape: height and width of the map of the whole image.
+        size: Height and width of the image.
+        shape: Height and width of the map, which covers the whole image.
+        margin: Pixels of the map that are added on every side.
     """
     boxes = on_map(boxes, size, shape)
     y = torch.arange(shape[0], device=boxes.device)[None, :, None]
@@ -157,7 +158,7 @@ def inside(boxes: Tensor, size: tuple[int, int], shape: tuple[int, int], *, marg
 
 
 def height_and_width(x: Tensor) -> tuple[int, int]:
-    """Of a map or image."""
+    """Height and width of a map or an image."""
     return x.shape[-2], x.shape[-1]
 
 
@@ -176,12 +177,12 @@ class Yolact(DenseDetector):
 
     Targets also have ``masks`` ``[m, h, w]`` uint8.  Detections have ``masks`` ``[k, 1, h, w]``, probabilities in
     [0, 1] in the image's pixels, 0 outside of the box, as Mask R-CNN's; above 0.5 is the object.  Records carry mask
-    logits and targets over the whole image at the prototypes' resolution.  Classes of pixels within
-    ``ignored_boxes`` are not known; a positive's mask there is that of its own object, which is.
+    logits and targets over the whole image at the prototypes' resolution.  Classes of pixels within ``ignored_boxes``
+    are unknown, except where objects are; masks of positives are not affected.
 
     Args:
-        protonet: finest features to prototypes.
-        segmentation: finest features to class logits of pixels; None for none.
+        protonet: Finest features to prototypes.
+        segmentation: Finest features to class logits of pixels; None for no such branch.
 
     The other arguments are :class:`~concordet.detectors.dense.DenseDetector`'s.
     """
@@ -226,10 +227,10 @@ class Yolact(DenseDetector):
         chosen = predictions.coefficients.flatten(0, 1)[record.positive]
         counts = torch.bincount(record.image_ids, minlength=len(objects)).tolist()
         logits = [
-            (own @ prototypes.flatten(1)).unflatten(1, shape)
-            for own, prototypes in zip(chosen.split(counts), predictions.prototypes, strict=True)
+            (coefficients @ prototypes.flatten(1)).unflatten(1, shape)
+            for coefficients, prototypes in zip(chosen.split(counts), predictions.prototypes, strict=True)
         ]
-        masks = torch.cat([resized(cast(Tensor, own), shape) > 0.5 for own in objects.masks])
+        masks = torch.cat([resized(cast(Tensor, masks), shape) > 0.5 for masks in objects.masks])
         kept = inside(record.gt_boxes, predictions.image_sizes[0], shape)
         extents = on_map(record.gt_boxes, predictions.image_sizes[0], shape)
         areas = (extents[:, 2:] - extents[:, :2]).prod(1).clamp(min=1.0)  # objects below a pixel have one
@@ -245,10 +246,10 @@ class Yolact(DenseDetector):
         shape = height_and_width(logits)
         targets = []
         each = zip(objects.masks, objects.classes, objects.ignored, predictions.image_sizes, strict=True)
-        for masks, own, regions, size in each:
+        for masks, labels, regions, size in each:
             classes = at_least_float32(torch.zeros_like(logits[0]))
             covered = (resized(cast(Tensor, masks), shape) > 0.5).to(classes.dtype)
-            classes = classes.index_add(0, own, covered).clamp(max=1)
+            classes = classes.index_add(0, labels, covered).clamp(max=1)
             ignored = inside(regions, size, shape, margin=0.0).any(0)
             targets.append(torch.where(ignored & (classes == 0), -1.0, classes))
         return replace(record, segmentation=Segmentation(logits, torch.stack(targets)))
@@ -257,12 +258,12 @@ class Yolact(DenseDetector):
     def _detections(self, outcome: DenseOutcome, images: list[Tensor]) -> Detections:
         predictions = cast(MaskPredictions, outcome.stages[-1])
         results = []
-        for i, (found, rows) in enumerate(self.select(predictions)):
+        for i, (result, rows) in enumerate(self.select(predictions)):
             prototypes = predictions.prototypes[i]
             shape = height_and_width(prototypes)
             masks = (predictions.coefficients[i, rows] @ prototypes.flatten(1)).sigmoid().unflatten(1, shape)
-            masks = masks * inside(found["boxes"], predictions.image_sizes[i], shape)
-            results.append(found | {"masks": resized(masks, height_and_width(images[i]))[:, None]})
+            masks = masks * inside(result["boxes"], predictions.image_sizes[i], shape)
+            results.append(result | {"masks": resized(masks, height_and_width(images[i]))[:, None]})
         return in_pixels(results, predictions.image_sizes, images)
 
 

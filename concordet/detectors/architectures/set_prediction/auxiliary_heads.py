@@ -22,16 +22,16 @@ from concordet.detectors.parts.proposals import region_proposals
 from concordet.detectors.two_stage import TwoStageHead
 from concordet.losses.criteria import Criterion, StagedCriterion
 
-MOST = 300  # extra queries of a head and an image, as published
+MAX_QUERIES = 300  # extra queries per head and image, as published
 
 
 @dataclass(frozen=True)
 class Positives:
-    """p boxes of an auxiliary head that have an object, in the order of images."""
+    """p boxes of an auxiliary head that are matched to objects, in the order of images."""
 
     record: Assigned  # the head's; its positives are these
     boxes: Tensor  # [p, 4] anchors or proposals, xyxy pixels
-    features: Tensor  # [p, d] where they were found
+    features: Tensor  # [p, d] at their locations
 
 
 class Adapter(nn.Module):
@@ -54,15 +54,15 @@ class Adapter(nn.Module):
 
 
 class AuxiliaryHeads(nn.Module):
-    """ATSS and Faster R-CNN, the zoo's own, on the encoder's output (Zong et al. 2023, Sec. 3.2; Table 1).
+    """ATSS and Faster R-CNN, as in this package, on the encoder's output (Zong et al. 2023, Sec. 3.2; Table 1).
 
     Records are named ``rpn``, ``roi`` and ``atss``.
 
     Args:
-        channels: of the encoder.
-        strides: of its levels.
-        criterion: with stages of these names.
-        num_classes: foreground classes.
+        channels: Channels of the encoder's output.
+        strides: Strides of its levels.
+        criterion: Loss with stages of these names.
+        num_classes: Foreground classes.
         size: Of the heads.
     """
 
@@ -78,9 +78,11 @@ class AuxiliaryHeads(nn.Module):
         super().__init__()
         self.adapter = Adapter(channels)
         strides = [*strides, 2 * strides[-1]]
-        own = cast(Criterion, criterion.stages["atss"])
-        head, anchors = atss_head(own, num_classes, size, channels, strides)
-        self.atss = AnchorHead(head, anchors, CODEC, atss_matches, softmax=own.needs.softmax, postprocess=PostProcess())
+        atss = cast(Criterion, criterion.stages["atss"])
+        head, anchors = atss_head(atss, num_classes, size, channels, strides)
+        self.atss = AnchorHead(
+            head, anchors, CODEC, atss_matches, softmax=atss.needs.softmax, postprocess=PostProcess()
+        )
         staged = StagedCriterion({name: cast(Criterion, criterion.stages[name]) for name in ("rpn", "roi")})
         self.rcnn = TwoStageHead(
             region_proposals(channels, strides, staged, size=size),
@@ -92,12 +94,12 @@ class AuxiliaryHeads(nn.Module):
     def forward(
         self, batch: ImageList, memory: Tensor, shapes: Sequence[tuple[int, int]], objects: Objects
     ) -> tuple[list[Assigned], dict[str, Positives]]:
-        """The heads' records, and what they found positive.
+        """The heads' records, and their positives by head.
 
         Args:
-            batch: images at the network's input size.
-            memory: ``[b, n, d]`` the encoder's output.
-            shapes: height and width of each of its levels.
+            batch: Images at the network's input size.
+            memory: ``[b, n, d]`` output of the encoder.
+            shapes: Height and width of each of its levels.
             objects: Of the images.
         """
         levels = self.adapter(memory, shapes)
@@ -108,8 +110,8 @@ class AuxiliaryHeads(nn.Module):
     def _atss(self, batch: ImageList, levels: list[Tensor], objects: Objects) -> Positives:
         (predictions,) = self.atss.predict(batch, levels)
         record = self.atss.assign(replace(predictions, stage="atss"), objects)
-        where = torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2).flatten(0, 1)  # one anchor a location
-        return Positives(record, torch.cat(predictions.anchors)[record.positive], where[record.positive])
+        flat = torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2).flatten(0, 1)  # one anchor per location
+        return Positives(record, torch.cat(predictions.anchors)[record.positive], flat[record.positive])
 
     def _rcnn(self, batch: ImageList, levels: list[Tensor], objects: Objects) -> tuple[Assigned, Positives]:
         rpn = self.rcnn.propose(batch, {str(i): x for i, x in enumerate(levels)})
@@ -120,10 +122,10 @@ class AuxiliaryHeads(nn.Module):
 
 
 class QueryMaker(nn.Module):
-    """Queries from boxes and the features where they were found (Zong et al. 2023, Eq. 5).
+    """Queries from boxes and the features at their locations (Zong et al. 2023, Eq. 5).
 
     Args:
-        channels: of the queries.
+        channels: Channels of the queries.
     """
 
     def __init__(self, channels: int) -> None:
@@ -136,8 +138,8 @@ class QueryMaker(nn.Module):
         """Position embeddings and queries, both ``[..., d]``.
 
         Args:
-            embedded: ``[..., 2 d]`` the boxes as sines and cosines.
-            features: ``[..., d]``.
+            embedded: ``[..., 2 d]`` boxes as sines and cosines.
+            features: ``[..., d]`` at the boxes' locations.
         """
         positions, queries = self.place(embedded).chunk(2, dim=-1)
         return positions + self.origin, queries + self.content(features)

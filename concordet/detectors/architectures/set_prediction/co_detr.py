@@ -14,7 +14,12 @@ from torchvision.models.detection.image_list import ImageList
 from concordet.assigned import Assigned, Regression
 from concordet.detectors.architectures.architecture import Architecture
 from concordet.detectors.architectures.dense import atss
-from concordet.detectors.architectures.set_prediction.auxiliary_heads import MOST, AuxiliaryHeads, Positives, QueryMaker
+from concordet.detectors.architectures.set_prediction.auxiliary_heads import (
+    MAX_QUERIES,
+    AuxiliaryHeads,
+    Positives,
+    QueryMaker,
+)
 from concordet.detectors.architectures.set_prediction.deformable_detr import (
     DEFAULTS,
     DeformableDETR,
@@ -229,7 +234,7 @@ class CoDETR(DeformableDETR):
 
 
 class Queries:
-    """A head's positives as queries: at most :data:`MOST` an image, chosen at random; each has a slot in its image.
+    """A head's positives as queries: at most :data:`MAX_QUERIES` random ones per image, each with a slot.
 
     Args:
         positives: of the head, p of them.
@@ -238,7 +243,7 @@ class Queries:
 
     def __init__(self, positives: Positives, sizes: Sequence[tuple[int, int]]) -> None:
         self.record, self.count = positives.record, len(sizes)
-        self.kept = at_most(self.record.image_ids, MOST)
+        self.kept = at_most(self.record.image_ids, MAX_QUERIES)
         images = self.record.image_ids[self.kept]
         self.slots = places_in_image(images)
         self.most = max(int(images.bincount(minlength=1).max()), 1)  # of no positives one empty query is decoded

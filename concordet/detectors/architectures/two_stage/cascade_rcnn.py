@@ -69,7 +69,7 @@ def cascade_rcnn(
         )
     return TwoStageDetector(
         features,
-        region_proposals(features.out_channels, strides, criterion, size=size, unsampled=2000),
+        region_proposals(features.out_channels, strides, criterion, size=size, train_post_nms_top_n=2000),
         pool,
         stages,
         criterion,

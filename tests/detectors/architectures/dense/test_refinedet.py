@@ -62,8 +62,8 @@ class TestRefineDet:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"loss": "focal+iou_head"}, "has no auxiliary head"),
-            ({"loss": StagedCriterion({"roi": build_criterion("focal")})}, "has the stages"),
+            ({"loss": "focal+iou_head"}, "without auxiliary head for"),
+            ({"loss": StagedCriterion({"roi": build_criterion("focal")})}, "stages of the criterion must be"),
             ({"backbone": "vgg"}, "backbone must be one of resnet18"),
             ({"size": "nano", "backbone": "vgg16"}, "drop backbone='vgg16'"),
         ],

@@ -7,7 +7,7 @@ from torchvision.ops import box_convert
 from concordet.assigned import IGNORED
 from concordet.detectors import build_detector
 from concordet.detectors.architectures.set_prediction.auxiliary_heads import Adapter
-from concordet.detectors.architectures.set_prediction.co_detr import MOST, at_most, query_stages
+from concordet.detectors.architectures.set_prediction.co_detr import MAX_QUERIES, at_most, query_stages
 from concordet.detectors.architectures.set_prediction.detection_transformer import to_pixels
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
@@ -140,7 +140,7 @@ class TestExtraQueries:
         assert torch.equal(at_most(image_ids, 9), torch.arange(16))
         assert len(at_most(image_ids[:0], 4)) == 0
         record = records_of(build(NAME, "rank_sort"), *batch(300, 0))["atss_layer1"]
-        assert len(record.logits) <= MOST
+        assert len(record.logits) <= MAX_QUERIES
 
 
 class TestAuxiliaryHeads:
@@ -253,9 +253,12 @@ def test_criteria_by_object():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "focal+centerness"}, "co_detr has no auxiliary head"),
+        ({"loss": "focal+centerness"}, "without auxiliary head for co_detr"),
         ({"two_stage": True}, "unknown option 'two_stage' for detector 'co_detr'; choose one of num_queries, layers"),
-        ({"loss": StagedCriterion({"layer1": build_criterion("focal")})}, r"the criterion has \['layer1'\]"),
+        (
+            {"loss": StagedCriterion({"layer1": build_criterion("focal")})},
+            r"criterion must be .*, got \['layer1'\]",
+        ),
     ],
 )
 def test_refusals(options, message):

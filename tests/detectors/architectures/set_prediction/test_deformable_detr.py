@@ -194,11 +194,14 @@ def test_criteria_by_object():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss": "focal+iou_head"}, "deformable_detr has no auxiliary head"),
+        ({"loss": "focal+iou_head"}, "without auxiliary head for deformable_detr"),
         ({"queries": 10}, "unknown option 'queries' for detector 'deformable_detr'; choose one of num_queries"),
         ({"layers": 1}, "layers must be at least 2, got 1"),
         ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
-        ({"loss": StagedCriterion({"layer1": build_criterion("focal")})}, r"the criterion has \['layer1'\]"),
+        (
+            {"loss": StagedCriterion({"layer1": build_criterion("focal")})},
+            r"criterion must be .*, got \['layer1'\]",
+        ),
     ],
 )
 def test_refusals(options, message):

@@ -144,7 +144,7 @@ class TestCriteria:
     [
         ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
-        ({"loss": "default+iou_head"}, "has no auxiliary head"),
+        ({"loss": "default+iou_head"}, "without auxiliary head for"),
         ({"two_stage": True}, "unknown option 'two_stage' for detector 'detr'"),
     ],
 )

@@ -171,8 +171,8 @@ def test_criteria_by_object_are_taken_as_they_are():
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        ("focal+iou_head", "sparse_rcnn has no auxiliary head, which loss 'focal.iou_head' would train"),
-        (StagedCriterion({"roi": build_criterion("focal")}), r"the criterion has \['roi'\]"),
+        ("focal+iou_head", "without auxiliary head for sparse_rcnn, got 'focal.iou_head'"),
+        (StagedCriterion({"roi": build_criterion("focal")}), r"criterion must be .*, got \['roi'\]"),
     ],
 )
 def test_refusals(loss, message):
