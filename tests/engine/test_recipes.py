@@ -93,6 +93,19 @@ class TestEveryRecipe:
             assert get_weight(config.weights) in get_model_weights(plain)
 
 
+def test_sparse_rcnn_has_the_warm_up_of_mmdetection():
+    warmups = {config.optim.warmup for config in RECIPES.values() if config.detector == "sparse_rcnn"}
+    assert warmups == {500}
+
+
+def test_rows_of_alrp_that_are_not_marked_as_multi_scale_train_at_one_size():
+    """Of the rows of Table 4 that are quoted, FCOS's and DR Loss's have the mark."""
+    marked = {name for name, config in RECIPES.items() if name.startswith("alrp_loss") and config.options}
+    assert marked == {f"alrp_loss/{name}" for name in (
+        "fcos_r101_640_800", "fcos_x101_64x4d_640_800", "retinanet_r101_640_800_dr", "retinanet_x101_64x4d_640_800_dr",
+    )}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", distinct(architecture))
 def test_full_size_is_built(name):
     config = RECIPES[name]
