@@ -42,10 +42,11 @@ def analyze(
     """How well the scores of these detections agree with their IoUs, and what AP a better ranking of them would have.
 
     Args:
-        ground_truth: path of a JSON file in COCO form, the dict in it, a list of annotations, or an array ``[n, 6]``
-            of image_id, x, y, width, height, category_id.
+        ground_truth: path of a JSON file in COCO form, the dict in it, a list of annotations, an array ``[n, 6]`` of
+            image_id, x, y, width, height, category_id, or a folder of text files, one per image, of lines
+            ``class left top right bottom [difficult]``.
         detections: path of a results file in COCO form, a list of results, an array ``[n, 7]`` of image_id, x, y,
-            width, height, score, category_id, or a folder of text files, one an image and named as it, of lines
+            width, height, score, category_id, or a folder of text files, one per image and named as it, of lines
             ``class score left top right bottom``.
         iou_type: ``"bbox"`` or ``"segm"``.
         lvis: judge by LVIS's federated rules; the ground truth then lists ``neg_category_ids`` and
@@ -96,7 +97,7 @@ def analyze(
         shown, rows = raw, np.arange(raw.n_detections)
     else:
         report["beta_img"] = None
-        report["reasons"]["beta_img"] = "it needs the detections before NMS; pass raw_detections"
+        report["reasons"]["beta_img"] = "it needs the detections before NMS: raw_detections=..., or --raw FILE"
     report["disagreements"] = worst_disagreements(shown, rows, limit=n_disagreements)
     return Analysis(
         summary=report,
@@ -165,8 +166,13 @@ def _add_bounds(report: dict[str, Any], upper: coco.Precision, lower: coco.Preci
     report["rematching"] = shifts
     moved = {name: shift for name, shift in shifts.items() if abs(shift) >= 5e-5}  # what four digits show
     if moved:
-        listed = " and ".join(f"{name} is {shift:+.4f} from AP50" for name, shift in moved.items())
-        report["notes"].append(f"permuted scores change which of several boxes on an object is matched: {listed}")
+        names = {"AP50_upper": "best", "AP50_lower": "worst"}
+        listed = " and ".join(
+            f"{100 * shift:+.2f} points in the {names[name]} ranking" for name, shift in moved.items()
+        )
+        report["notes"].append(
+            f"permuting scores changes which of several boxes on an object is matched, and with it AP50: {listed}"
+        )
 
 
 def _put_bounds(entry: dict[str, Any], precision: coco.Precision, classes: Any, side: str) -> None:

@@ -55,7 +55,7 @@ def localization_aware_ece(
         (0.275, {'cat': 0.55, 'dog': 0.0})
     """
     columns = _columns(scores, targets, class_ids)
-    return _report(columns, n_objects, _binned_gaps(columns, _bin_edges(bins)))
+    return _report(columns, n_objects, _binned_gaps(columns, bins))
 
 
 def localization_aware_ace(
@@ -110,7 +110,7 @@ def detection_ece(scores: Any, hits: Any, *, bins: int = D_ECE_BINS) -> Value:
         Value(value=0.0, reason=None)
     """
     columns = _columns(scores, hits, None)
-    gaps = _binned_gaps(columns, _bin_edges(bins))
+    gaps = _binned_gaps(columns, bins)
     if not len(columns.scores):
         return Value(None, "there is no counted detection")
     return Value(float(gaps[0] / len(columns.scores)), None)
@@ -224,7 +224,7 @@ def average_inconsistency(scores: Any, ious: Any) -> Inconsistency:
 def reliability_bins(scores: Floats, targets: Floats, hits: Bools, *, bins: int = D_ECE_BINS) -> list[dict[str, Any]]:
     """Occupied bins of score, each with its limits, count, mean score, mean target and precision."""
     edges = _bin_edges(bins)
-    index = _bin_index(scores, edges)
+    index = bin_index(scores, bins)
     count = np.bincount(index, minlength=bins)
     score_sum, target_sum, hit_sum = (np.bincount(index, x, bins) for x in (scores, targets, hits))
     return [
@@ -251,22 +251,27 @@ def _columns(scores: Any, targets: Any, class_ids: Any) -> _Columns:
     return _Columns(p, y, codes.astype(np.int64), ids.tolist())
 
 
-def _binned_gaps(columns: _Columns, edges: Floats) -> Floats:
+def _binned_gaps(columns: _Columns, bins: int) -> Floats:
     # [classes] sum over bins of n_j |mean score - mean target|
-    bins = len(edges) - 1
-    key = columns.codes * bins + _bin_index(columns.scores, edges)
+    key = columns.codes * bins + bin_index(columns.scores, bins)
     sums = np.bincount(key, columns.scores - columns.targets, len(columns.ids) * bins)
     return np.abs(sums).reshape(-1, bins).sum(1)
+
+
+def bin_index(scores: Floats, bins: int) -> Ints:
+    """``[n]`` bin of each score in [0, 1]: bins are (a, b], the first one [0, b].
+
+    Example:
+        >>> bin_index(np.array([0.0, 0.1, 0.100001, 1.0]), 10).tolist()
+        [0, 0, 1, 9]
+    """
+    return np.maximum(np.searchsorted(_bin_edges(bins), scores, side="left") - 1, 0).astype(np.int64)
 
 
 def _bin_edges(bins: int) -> Floats:
     if isinstance(bins, bool) or not isinstance(bins, int | np.integer) or bins < 1:
         raise ValueError(f"bins must be a positive integer, got {bins!r}")
     return np.arange(bins + 1) / bins
-
-
-def _bin_index(scores: Floats, edges: Floats) -> Ints:
-    return np.maximum(np.searchsorted(edges, scores, side="left") - 1, 0).astype(np.int64)
 
 
 def _report(columns: _Columns, n_objects: Mapping[Any, int] | None, gaps: Floats) -> CalibrationReport:

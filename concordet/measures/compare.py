@@ -9,11 +9,13 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.measures import coco
-from concordet.measures.matching import match_at
+from concordet.measures.calibration import D_ECE_BINS, LAECE_BINS, bin_index
+from concordet.measures.matching import ANY_OVERLAP, Matches, match_at
+from concordet.measures.metrics import BY_KEY
 from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
 
-MEASURES: Final = ("AP", "AP50", "AP75", "beta_cls", "oLRP")
+MEASURES: Final = ("AP", "AP50", "AP75", "beta_cls", "oLRP", "LaECE0", "LaACE0", "D_ECE")
 _RECALLS: Final = np.linspace(0, 1, 101)
 
 
@@ -43,9 +45,10 @@ def compare(
         seed: of the draws.
 
     Returns:
-        For each of AP, AP50, AP75, beta_cls and oLRP: ``first``, ``second``, ``difference`` (second - first), ``low``,
-        ``high``, ``differs`` (whether the interval excludes 0) and ``share_higher`` (of resamples, where the second is
-        higher; for oLRP lower is better); None with ``reason`` where undefined. Also ``n_images``, ``n_resamples``.
+        For each of AP, AP50, AP75, beta_cls, oLRP, LaECE0, LaACE0 and D_ECE: ``first``, ``second``, ``difference``
+        (second - first), ``low``, ``high``, ``differs`` (whether the interval excludes 0) and ``share_higher`` (of
+        resamples, where the second is higher; lower is better for oLRP and the calibration errors); None with
+        ``reason`` where undefined. Also ``n_images``, ``n_resamples``, ``confidence``.
 
     Raises:
         ValueError: as :func:`analyze`, or a setting is out of range.
@@ -60,9 +63,9 @@ def compare(
         (0.6, True)
     """
     if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or n_resamples < 1:
-        raise ValueError(f"n_resamples is {n_resamples!r}; expected a whole number from 1, such as 1000.")
+        raise ValueError(f"n_resamples must be a positive integer, got {n_resamples!r}; 1000 is common")
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; expected a share in (0, 1), such as 0.95.")
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}; 0.95 is common")
     limit = checked_limit(max_dets, lvis)
     sides = [
         prepare(read_dataset(ground_truth, d, iou_type=iou_type, lvis=lvis, max_dets=limit), limit)
@@ -70,7 +73,9 @@ def compare(
     ]
     n = len(sides[0].image_ids)
     if not np.array_equal(sides[0].image_ids, sides[1].image_ids):
-        raise ValueError("the ground truth lists no images and the results name different ones; list the images in it.")
+        raise ValueError(
+            "ground_truth must list its images where the two results name different ones, got no list; add it"
+        )
     whole = [evaluate_weighted(side, np.ones(n, np.int64)) for side in sides]
     rng = np.random.default_rng(seed)
     draws = np.full((n_resamples, 2, len(MEASURES)), np.nan)
@@ -92,31 +97,32 @@ def comparison_sentence(comparison: Mapping[str, Any], first: str, second: str) 
         first, second: Names of the two results.
 
     Example:
-        >>> entry = {"difference": -0.03, "low": -0.039, "high": -0.021, "differs": True}
+        >>> entry = {"first": 0.4, "second": 0.37, "difference": -0.03, "low": -0.039, "high": -0.021, "differs": True}
         >>> comparison_sentence({"AP": entry, "confidence": 0.95}, "a.json", "b.json")
         'b.json has 3.0 points of AP less than a.json (95 % interval: −3.9 to −2.1).'
     """
-    entry = comparison["AP"]
+    entry, ap = comparison["AP"], BY_KEY["AP"]
     if entry["difference"] is None:
         return f"AP of {second} and {first} cannot be compared: it is {entry['reason']}."
-    low, high = (f"{100 * entry[end]:+.1f}".replace("-", "−") for end in ("low", "high"))
+    low, high = (ap.difference(0, entry[end]) for end in ("low", "high"))
     interval = f"{100 * comparison['confidence']:g} % interval: {low} to {high}"
-    step = round(100 * entry["difference"], 1)
-    if not step:
+    verdict = ap.verdict(entry["first"], entry["second"])
+    if verdict == "same":
         return f"{second} has the same AP as {first} ({interval})."
-    direction = "more" if step > 0 else "less"
+    step = ap.difference(entry["first"], entry["second"]).lstrip("+−")
+    direction = "more" if verdict == "better" else "less"
     doubt = "" if entry["differs"] else "; this may be chance"
-    return f"{second} has {abs(step):.1f} points of AP {direction} than {first} ({interval}{doubt})."
+    return f"{second} has {step} points of AP {direction} than {first} ({interval}{doubt})."
 
 
 def prepare(dataset: Dataset, max_dets: int) -> Sample:
     """Everything of one side that no resample changes: orders, ties and matches at the ten IoU thresholds."""
     truth = coco.load(dataset)
-    found = match_at(dataset, truth, max_dets=max_dets, thresholds=coco.IOU_THRESHOLDS)
-    base = found[0]
+    overlaps, *matches = match_at(dataset, truth, max_dets=max_dets, thresholds=[ANY_OVERLAP, *coco.IOU_THRESHOLDS])
+    base = matches[0]
     order = np.lexsort((base.rows, base.images, -base.scores, base.classes))
     curves: list[Curve] = []
-    for m in found:
+    for m in matches:
         judged = ~m.ignored[order]
         if curves and np.array_equal(judged, curves[-1].judged):
             judged = curves[-1].judged
@@ -137,6 +143,7 @@ def prepare(dataset: Dataset, max_dets: int) -> Sample:
         hit_classes=base.classes[hit],
         score_runs=_runs(by_class["scores"], base.classes[hit]),
         iou_runs=_runs(by_class["ious"], base.classes[hit]),
+        calibration=_calibration(base, overlaps),
     )
 
 
@@ -149,8 +156,9 @@ def evaluate_weighted(sample: Sample, weights: Ints) -> tuple[float, ...]:
     seen = {key: np.cumsum(np.where(mask, w, 0)) for key, mask in masks.items()}
     ap = np.array([_average_precision(sample, curve, w, seen[id(curve.judged)], objects) for curve in sample.curves])
     present = objects > 0
+    calibration = _calibration_errors(sample.calibration, weights, present)
     if not present.any():
-        return (np.nan,) * len(MEASURES)
+        return (*[np.nan] * (len(MEASURES) - len(calibration)), *calibration)
     ap = ap[:, present]
     return (
         ap.mean(),
@@ -158,6 +166,7 @@ def evaluate_weighted(sample: Sample, weights: Ints) -> tuple[float, ...]:
         ap[5].mean(),
         _beta(sample, weights),
         _olrp(sample, weights, objects)[present].mean(),
+        *calibration,
     )
 
 
@@ -193,6 +202,43 @@ def _olrp(sample: Sample, weights: Ints, objects: Floats) -> Floats:
     best = np.ones(sample.n_classes)
     np.minimum.at(best, classes, np.where(total > 0, value, 1.0))
     return best
+
+
+def _calibration(base: Matches, overlaps: Matches) -> Calibration | None:
+    # what the errors are sums of; None where a score lies outside [0, 1]
+    if len(base.scores) and (base.scores.min() < 0 or base.scores.max() > 1):
+        return None
+    counted, judged = ~overlaps.ignored, ~base.ignored
+    classes = overlaps.classes[counted]
+    gaps = overlaps.scores[counted] - overlaps.targets()[counted]
+    return Calibration(
+        images=overlaps.images[counted],
+        classes=classes,
+        cells=classes * LAECE_BINS + bin_index(overlaps.scores[counted], LAECE_BINS),
+        gaps=gaps,
+        distances=np.abs(gaps),
+        judged_images=base.images[judged],
+        judged_bins=bin_index(base.scores[judged], D_ECE_BINS),
+        judged_gaps=base.scores[judged] - base.true_positive[judged],
+    )
+
+
+def _calibration_errors(c: Calibration | None, weights: Ints, has_object: Bools) -> tuple[float, float, float]:
+    # LaECE0, LaACE0 and D_ECE of the images taken as often as their weights say
+    if c is None:
+        return np.nan, np.nan, np.nan
+    w, k = weights[c.images], len(has_object)
+    count = np.bincount(c.classes, w, k)
+    present = has_object & (count > 0)
+    gaps = np.abs(np.bincount(c.cells, w * c.gaps, k * LAECE_BINS)).reshape(k, LAECE_BINS).sum(1)
+    distances = np.bincount(c.classes, w * c.distances, k)
+    laece, laace = (
+        float((each[present] / count[present]).mean()) if present.any() else np.nan for each in (gaps, distances)
+    )
+    w = weights[c.judged_images]
+    total = w.sum()
+    pooled = np.abs(np.bincount(c.judged_bins, w * c.judged_gaps, D_ECE_BINS)).sum()
+    return laece, laace, float(pooled / total) if total else np.nan
 
 
 def _beta(sample: Sample, weights: Ints) -> float:
@@ -291,6 +337,20 @@ class Runs:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Counted detections with the distance of score and target, and judged ones with that of score and hit."""
+
+    images: Ints
+    classes: Ints
+    cells: Ints
+    gaps: Floats
+    distances: Floats
+    judged_images: Ints
+    judged_bins: Ints
+    judged_gaps: Floats
+
+
+@dataclass(frozen=True)
 class Sample:
     """One side of a comparison, sorted once."""
 
@@ -307,3 +367,4 @@ class Sample:
     hit_classes: Ints
     score_runs: Runs
     iou_runs: Runs
+    calibration: Calibration | None

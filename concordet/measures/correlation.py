@@ -100,7 +100,7 @@ def pooled_correlation(scores: Any, ious: Any, coefficient: str) -> Value:
     x, y = float_column(scores, "scores"), float_column(ious, "ious")
     same_length(x, y, "scores and ious")
     if coefficient not in COEFFICIENTS:
-        raise ValueError(f"coefficient is {coefficient!r}; expected one of {', '.join(COEFFICIENTS)}.")
+        raise ValueError(f"coefficient must be one of {', '.join(COEFFICIENTS)}, got {coefficient!r}")
     if len(x) < 2:
         verb = "is" if len(x) == 1 else "are"
         return Value(None, f"a correlation needs two or more true positives, and there {verb} {len(x)}")

@@ -55,22 +55,20 @@ def lrp(
     s, iou = float_column(scores, "scores"), float_column(ious, "ious")
     same_length(s, iou, "scores and ious")
     if not 0 <= tau < 1:
-        raise ValueError(f"tau is {tau}; expected an IoU threshold in [0, 1), 0.5 in the papers.")
+        raise ValueError(f"tau must be an IoU in [0, 1), got {tau}; the papers take 0.5")
     labels = group_column(class_ids, "class_ids", len(s))
     hit = iou >= tau if true_positive is None else to_numpy(true_positive).astype(bool)
     if len(hit) != len(s):
-        raise ValueError(f"true_positive has {len(hit)} values; expected one for each of {len(s)} scores.")
+        raise ValueError(f"true_positive must have one value for each of {len(s)} scores, got {len(hit)}")
     found = np.unique(labels).tolist()
     if not isinstance(n_objects, Mapping):
         if len(found) > 1:
-            raise ValueError(
-                f"n_objects is one number and class_ids has {len(found)} classes; pass a dict of class to count."
-            )
+            raise ValueError(f"n_objects must be a dict of class to count for {len(found)} classes, got one number")
         n_objects = {found[0] if found else 0: int(n_objects)}
     missing = [c for c in found if c not in n_objects]
     if missing:
         raise ValueError(
-            f"class {missing[0]!r} has detections but no entry in n_objects; give its count, 0 for no object."
+            f"n_objects must have every class with detections, got none for {missing[0]!r}; give its count, 0 included"
         )
     order = np.argsort(labels, kind="stable")
     bounds = [*np.searchsorted(labels[order], found).tolist(), len(s)] if found else [0]
@@ -88,8 +86,8 @@ def _class_lrp(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: fl
     n_hits = int(hit.sum())
     if n_hits > n_objects:
         raise ValueError(
-            f"class {name!r} has {n_hits} true positives and {n_objects} objects; an object has at most one,"
-            " so pass true_positive with duplicates as False."
+            f"class {name!r} must have at most one true positive per object, got {n_hits} for {n_objects} objects;"
+            " pass true_positive with duplicates as False"
         )
     if n_objects == 0:
         return ClassLRP(None, None, None, None, None, "the class has no object")

@@ -106,9 +106,9 @@ def test_undefined_measures_say_so_and_settings_are_checked():
     assert report["beta_cls"]["reason"]
     assert report["AP"]["first"] == 0.0
     assert compare({**truth, "annotations": []}, found, found, n_resamples=2)["AP"]["reason"]
-    with pytest.raises(ValueError, match="n_resamples is 0"):
+    with pytest.raises(ValueError, match="n_resamples must be a positive integer, got 0"):
         compare(truth, found, found, n_resamples=0)
-    with pytest.raises(ValueError, match="confidence is 95"):
+    with pytest.raises(ValueError, match=r"confidence must be in \(0, 1\), got 95"):
         compare(truth, found, found, confidence=95)
-    with pytest.raises(ValueError, match="name different ones"):
+    with pytest.raises(ValueError, match="the two results name different ones"):
         compare(truth["annotations"], found, [{**found[0], "image_id": 12345}])

@@ -108,13 +108,15 @@ def test_empty_input_is_undefined_with_a_reason():
 
 
 def test_errors_name_the_place():
-    with pytest.raises(ValueError, match=r"scores\[1\] is nan"):
+    with pytest.raises(ValueError, match=r"scores\[1\] must be a finite number, got nan"):
         class_correlation([0.1, float("nan")], [0.1, 0.2], [1, 1])
-    with pytest.raises(ValueError, match="have 2 and 1 values"):
+    with pytest.raises(ValueError, match="must have equal lengths, got 2 and 1"):
         class_correlation([0.1, 0.2], [0.1], [1, 1])
     with pytest.raises(ValueError, match="one label for each of 2 scores"):
         image_correlation([0.1, 0.2], [0.1, 0.2], [1])
     with pytest.raises(ValueError, match="one-dimensional array of numbers"):
         image_correlation([["a"]], [0.1], [1])
-    with pytest.raises(ValueError, match="expected one of pearson, spearman, kendall, concordance"):
+    with pytest.raises(
+        ValueError, match="coefficient must be one of pearson, spearman, kendall, concordance, got 'cosine'"
+    ):
         pooled_correlation([0.1, 0.2], [0.1, 0.2], "cosine")

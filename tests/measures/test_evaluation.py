@@ -128,7 +128,7 @@ def test_scores_outside_probabilities_leave_only_inconsistency_undefined():
 
 
 def test_max_dets_must_be_a_count():
-    with pytest.raises(ValueError, match="max_dets is 0; expected a whole number from 1"):
+    with pytest.raises(ValueError, match="max_dets must be a positive integer, got 0"):
         evaluate_detections({"annotations": []}, [], max_dets=0)
 
 

@@ -79,15 +79,15 @@ def test_class_without_detection_counts_as_missed_and_without_object_not_at_all(
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="2 true positives and 1 objects"):
+    with pytest.raises(ValueError, match="at most one true positive per object, got 2 for 1 objects"):
         lrp([0.9, 0.8], [0.9, 0.8], [1, 1], {1: 1})
-    with pytest.raises(ValueError, match="class 2 has detections but no entry in n_objects"):
+    with pytest.raises(ValueError, match="n_objects must have every class with detections, got none for 2"):
         lrp([0.9], [0.9], [2], {1: 1})
-    with pytest.raises(ValueError, match="tau is 1"):
+    with pytest.raises(ValueError, match=r"tau must be an IoU in \[0, 1\), got 1"):
         lrp([0.9], [0.9], [1], 1, tau=1)
-    with pytest.raises(ValueError, match="class_ids has 2 classes; pass a dict"):
+    with pytest.raises(ValueError, match="n_objects must be a dict of class to count for 2 classes"):
         lrp([0.9, 0.8], [0.9, 0.8], [1, 2], 2)
-    with pytest.raises(ValueError, match="true_positive has 1 values"):
+    with pytest.raises(ValueError, match="true_positive must have one value for each of 2 scores, got 1"):
         lrp([0.9, 0.8], [0.9, 0.8], [1, 1], 2, true_positive=[True])
 
 

@@ -97,7 +97,10 @@ def test_a_comparison_says_which_differences_may_be_chance(analysis, run_folders
     out = write_analysis(analysis, tmp_path / "r.html", comparison=found, other="coupled.json")
     page = read_page(out.read_text(encoding="utf-8"))
     rows = {row[0].split(" ")[0]: row[1:] for row in page.tables["intervals"][1:]}
-    assert list(rows) == ["AP", "AP50", "AP75", "beta_cls", "oLRP"]
+    assert list(rows) == ["AP", "AP50", "AP75", "beta_cls", "oLRP", "LaECE₀", "LaACE₀", "D-ECE"]
+    lead = f"coupled.json has {rows['AP'][2].lstrip('+−')} points of AP more than"
+    assert page.with_class("summary")
+    assert page.text.index(lead) < page.text.index("a perfect ranking")
     assert rows["AP"][:2] == [f"{100 * found['AP'][side]:.1f}" for side in ("first", "second")]
     for name in ("AP", "AP50", "oLRP"):
         assert (rows[name][-1] == "may be chance") == (not found[name]["differs"])
@@ -105,4 +108,4 @@ def test_a_comparison_says_which_differences_may_be_chance(analysis, run_folders
     assert rows["AP"][3] == " to ".join(f"{100 * found['AP'][end]:+.1f}".replace("-", "−") for end in ("low", "high"))
     same = compare(run_folders[0] / "ground_truth.json", folders[0], folders[0], n_resamples=5)
     page = read_page(write_analysis(analysis, out, comparison=same).read_text(encoding="utf-8"))
-    assert [row[-1] for row in page.tables["intervals"][1:]] == ["may be chance"] * 5
+    assert [row[-1] for row in page.tables["intervals"][1:]] == ["may be chance"] * 8

@@ -38,18 +38,18 @@ def to_numpy(values: Any) -> NDArray[Any]:
 
 
 def float_column(values: Any, name: str) -> Floats:
-    """``values`` as finite float64 ``[n]``; raises ValueError naming the first place that is not a finite number."""
+    """``values`` as finite float64 ``[n]``; raises ValueError naming the first index that is not a finite number."""
     array = to_numpy(values)
     if array.size == 0:
         return np.zeros(0)
     if array.ndim != 1 or array.dtype.kind not in "fiub":
         raise ValueError(
-            f"{name} has shape {list(array.shape)} and type {array.dtype}; expected a one-dimensional array of numbers."
+            f"{name} must be a one-dimensional array of numbers, got shape {list(array.shape)} and type {array.dtype}"
         )
     column = array.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(column))
     if bad.size:
-        raise ValueError(f"{name}[{bad[0]}] is {column[bad[0]]}; expected a finite number, so drop or repair it.")
+        raise ValueError(f"{name}[{bad[0]}] must be a finite number, got {column[bad[0]]}; drop or repair it")
     return column
 
 
@@ -57,11 +57,13 @@ def group_column(values: Any, name: str, length: int) -> NDArray[Any]:
     """``values`` as ``[length]`` group labels of any sortable type."""
     array = to_numpy(values)
     if array.ndim != 1 or len(array) != length:
-        raise ValueError(f"{name} has shape {list(array.shape)}; expected one label for each of {length} scores.")
+        raise ValueError(f"{name} must have one label for each of {length} scores, got shape {list(array.shape)}")
     return array
 
 
 def same_length(first: Floats, second: Floats, names: str) -> None:
     """Raise ValueError where two columns differ in length."""
     if len(first) != len(second):
-        raise ValueError(f"{names} have {len(first)} and {len(second)} values; expected one of each per detection.")
+        raise ValueError(
+            f"{names} must have equal lengths, got {len(first)} and {len(second)}; give one of each per detection"
+        )

@@ -12,7 +12,8 @@ import numpy as np
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
 from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
 from concordet.measures.reading.records import Columns, annotation_columns, is_integer, load_json
-from concordet.measures.reading.text_files import read_text_folder
+from concordet.measures.reading.suspicions import box_notes, lvis_notes, score_notes
+from concordet.measures.reading.text_files import read_text_folder, read_text_truth
 
 
 def read_dataset(
@@ -21,10 +22,8 @@ def read_dataset(
     """Read both sides in COCO form and align them.
 
     Args:
-        ground_truth: path of a JSON file, the dict in it, a list of annotations, or an array ``[n, 6]`` of image_id,
-            x, y, width, height, category_id. Where images or categories are not listed they are those that are named.
-        detections: path of a results file or of a folder of text files, a list of results, a dict with ``annotations``,
-            or an array ``[n, 7]`` of image_id, x, y, width, height, score, category_id.
+        ground_truth, detections: as :func:`concordet.measures.analyze` takes them. Where images or categories are not
+            listed, those that an annotation or a detection names are taken.
         iou_type: ``"bbox"`` or ``"segm"``.
         lvis: whether images carry LVIS's ``neg_category_ids`` and ``not_exhaustive_category_ids``.
         max_dets: with ``lvis``, how many detections of an image to keep, highest scores first; None keeps all.
@@ -33,14 +32,10 @@ def read_dataset(
         ValueError: one sentence naming the file, the record and what is wrong with it.
     """
     if iou_type not in ("bbox", "segm"):
-        raise ValueError(f"iou_type is {iou_type!r}; expected 'bbox' or 'segm'.")
+        raise ValueError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
     notes: list[str] = []
-    truth, gt_name = _opened(ground_truth, "ground truth")
-    if not isinstance(truth, dict):
-        truth = {"annotations": truth}
-    elif "annotations" not in truth:
-        raise ValueError(f"{gt_name} has no annotations; expected an object with images, annotations and categories.")
-    dt, dt_name = _detections(detections, truth, gt_name)
+    truth, gt_name = _truth(ground_truth, notes)
+    dt, dt_name = _detections(detections, truth, gt_name, notes)
     gt = annotation_columns(truth["annotations"], f"{gt_name}: annotation", scored=False)
     images = _images(truth, gt_name, gt, dt, notes)
     classes = _classes(truth, gt_name, gt, dt, notes)
@@ -49,20 +44,16 @@ def read_dataset(
     image_ids = np.array([image["id"] for image in images], np.int64)
     class_ids = np.array([c["id"] for c in classes], np.int64)
 
-    gt_images, gt_classes = _places(gt.image_ids, image_ids), _places(gt.class_ids, class_ids)
+    gt_images, gt_classes = _indices(gt.image_ids, image_ids), _indices(gt.class_ids, class_ids)
     _require_known(gt_images, gt.image_ids, f"{gt_name}: annotation", "image_id", "images")
     _require_known(gt_classes, gt.class_ids, f"{gt_name}: annotation", "category_id", "categories")
-    dt_images, dt_classes = _places(dt.image_ids, image_ids), _places(dt.class_ids, class_ids)
-    _require_known(dt_classes, dt.class_ids, f"{dt_name}: detection", "category_id", f"categories of {gt_name}")
-    rows = np.flatnonzero(dt_images >= 0)
-    if len(dt) and not len(rows):
-        raise ValueError(
-            f"{dt_name}: no detection is on an image of {gt_name} (the first names image {dt.image_ids[0]});"
-            " give the results of the same images."
-        )
-    if len(rows) < len(dt):
-        missing = len(np.unique(dt.image_ids[dt_images < 0]))
-        notes.append(f"{len(dt) - len(rows)} detections on {missing} images that the ground truth lacks were left out")
+    dt_images, dt_classes = _indices(dt.image_ids, image_ids), _indices(dt.class_ids, class_ids)
+    rows = _known_rows(dt, dt_images, dt_classes, dt_name, gt_name, notes)
+    notes += lvis_notes(images, lvis)
+    notes += box_notes(gt.boxes, gt_images, images, "annotations")
+    notes += box_notes(dt.boxes[rows], dt_images[rows], images, "detections") + score_notes(dt.scores[rows])
+    if iou_type == "bbox" and len(dt) and not dt.has_boxes:
+        notes.append("the detections have masks and no boxes: the boxes around the masks are evaluated")
     if gt.n_duplicate_ids:
         notes.append(f"{gt.n_duplicate_ids} annotations repeat an id; each counts as an object of its own")
     if gt.n_ignore:
@@ -111,41 +102,104 @@ def read_dataset(
     return whole if len(rows) == len(dt) else whole.only(rows)
 
 
+def _known_rows(dt: Columns, dt_images: Ints, dt_classes: Ints, dt_name: str, gt_name: str, notes: list[str]) -> Ints:
+    # detections on images and of classes that the ground truth lists; how many others there are is noted
+    on_image = dt_images >= 0
+    if len(dt) and not on_image.any():
+        raise ValueError(
+            f"{dt_name}: no detection is on an image of {gt_name} (the first has image_id {dt.image_ids[0]});"
+            " give the results of the same images"
+        )
+    rows = np.flatnonzero(on_image & (dt_classes >= 0))
+    if len(dt) and not len(rows):
+        raise ValueError(
+            f"{dt_name}: no detection is of a category of {gt_name} (the first has category_id"
+            f" {_class_name(dt, int(dt.class_ids[0]))}); give the results of the same classes"
+        )
+    if not on_image.all():
+        missing = len(np.unique(dt.image_ids[~on_image]))
+        notes.append(
+            f"{_count(int((~on_image).sum()), 'detection')} on {_count(missing, 'image')} that the ground truth lacks"
+            f" {_were(int((~on_image).sum()))} left out"
+        )
+    unknown = np.flatnonzero(on_image & (dt_classes < 0))
+    if len(unknown):
+        ids, counts = np.unique(dt.class_ids[unknown], return_counts=True)
+        names = [_class_name(dt, ident) for ident in ids[np.argsort(-counts, kind="stable")].tolist()]
+        listed = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
+        notes.append(
+            f"{_count(len(unknown), 'detection')} of {_count(len(ids), 'category', 'categories')} that the ground truth"
+            f" lacks ({listed}) {_were(len(unknown))} left out"
+        )
+    return rows
+
+
+def _class_name(dt: Columns, ident: int) -> str:
+    return dt.class_names.get(ident, str(ident))
+
+
+def _count(n: int, noun: str, plural: str | None = None) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {plural or noun + 's'}"
+
+
+def _were(n: int) -> str:
+    return "was" if n == 1 else "were"
+
+
 def checked_limit(max_dets: int | None, lvis: bool) -> int:
     """How many detections to keep: COCO's 100 of an image and class or LVIS's 300 of an image, where not given."""
     if max_dets is None:
         return 300 if lvis else 100
     if isinstance(max_dets, bool) or not isinstance(max_dets, int | np.integer) or max_dets < 1:
-        raise ValueError(f"max_dets is {max_dets!r}; expected a whole number from 1, 100 as in COCO.")
+        raise ValueError(f"max_dets must be a positive integer, got {max_dets!r}; COCO takes 100")
     return int(max_dets)
 
 
 def highest_by_image(images: Ints, scores: Floats, limit: int) -> Ints:
-    """Places of the ``limit`` highest scores of each image, ties in order of place."""
+    """Indices of the ``limit`` highest scores of each image, ties in order."""
     order = np.lexsort((np.arange(len(scores)), -scores, images))
     sorted_images = images[order]
     return order[np.arange(len(order)) - np.searchsorted(sorted_images, sorted_images) < limit]
 
 
-def _detections(source: Any, truth: dict[str, Any], gt_name: str) -> tuple[Columns, str]:
+def _truth(source: Any, notes: list[str]) -> tuple[dict[str, Any], str]:
+    if isinstance(source, str | os.PathLike) and Path(source).is_dir():
+        truth, own = read_text_truth(Path(source))
+        notes += own
+        return truth, Path(source).name
+    truth, name = _opened(source, "ground truth")
+    if not isinstance(truth, dict):
+        return {"annotations": truth}, name
+    if "annotations" not in truth:
+        raise ValueError(f"{name} must be an object with images, annotations and categories, got no annotations")
+    return truth, name
+
+
+def _detections(source: Any, truth: dict[str, Any], gt_name: str, notes: list[str]) -> tuple[Columns, str]:
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         images, classes = _listed(truth, "images", gt_name), _listed(truth, "categories", gt_name)
         if images is None or classes is None:
-            raise ValueError(f"{gt_name} lists no images or no categories; text files are named after both.")
-        return read_text_folder(Path(source), images, classes), Path(source).name
-    found, name = _opened(source, "detections")
-    if isinstance(found, dict):
-        if "annotations" not in found:
-            raise ValueError(f"{name} is an object without annotations; expected a list of results in COCO form.")
-        found = found["annotations"]
-    return annotation_columns(found, f"{name}: detection", scored=True), name
+            raise ValueError(f"{gt_name} must list images and categories, which text files are named after")
+        columns, own = read_text_folder(Path(source), images, classes)
+        notes += own
+        return columns, Path(source).name
+    results, name = _opened(source, "detections")
+    if isinstance(results, dict):
+        if "annotations" not in results:
+            raise ValueError(f"{name} must be a list of results in COCO form, got an object without annotations")
+        if "images" in results and not any(isinstance(r, dict) and "score" in r for r in results["annotations"] or []):
+            raise ValueError(
+                f"{name} must hold detections with scores, got annotations of images; are the two files swapped?"
+            )
+        results = results["annotations"]
+    return annotation_columns(results, f"{name}: detection", scored=True), name
 
 
 def _opened(source: Any, name: str) -> tuple[Any, str]:
     if isinstance(source, str | os.PathLike):
         content, name = load_json(source), Path(source).name
         if not isinstance(content, dict | list):
-            raise ValueError(f"{name} holds one {type(content).__name__}; expected a list or an object in COCO form.")
+            raise ValueError(f"{name} must hold a list or an object in COCO form, got one {type(content).__name__}")
         return content, name
     if isinstance(source, dict | list | tuple):
         return source, name
@@ -157,11 +211,11 @@ def _listed(truth: dict[str, Any], key: str, name: str) -> list[dict[str, Any]] 
     if records is None:
         return None
     if not isinstance(records, list):
-        raise ValueError(f"{name} has {key} that is no list; expected a list of objects with an integer id.")
-    for place, record in enumerate(records):
+        raise ValueError(f"{name}: {key} must be a list of objects with an integer id, got {type(records).__name__}")
+    for index, record in enumerate(records):
         ident = record.get("id") if isinstance(record, dict) else None
         if not is_integer(ident):
-            raise ValueError(f"{name}: {key}[{place}] has id {ident!r:.60}; expected an object with an integer id.")
+            raise ValueError(f"{name}: {key}[{index}] must be an object with an integer id, got id {ident!r:.60}")
     return records
 
 
@@ -186,40 +240,44 @@ def _classes(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: 
         label = str(record.get("name") or record["id"])
         known = unique.setdefault(record["id"], {**record, "name": label})["name"]
         if known != label:
-            raise ValueError(f"{name}: category id {record['id']} is both {known!r} and {label!r}; give each its own.")
+            raise ValueError(
+                f"{name}: category id {record['id']} must have one name, got {known!r} and {label!r}; split it"
+            )
     if len(unique) < len(records):
         notes.append(f"{len(records) - len(unique)} categories repeat an id; the first of each was taken")
     return [unique[i] for i in sorted(unique)]
 
 
-def _places(ids: Ints, known: Ints) -> Ints:
-    # [n] place of each id in the sorted known ones, -1 where it is not among them
+def _indices(ids: Ints, known: Ints) -> Ints:
+    # [n] index of each id in the sorted known ones, -1 where it is not among them
     if not len(known):
         return np.full(len(ids), -1, np.int64)
-    place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-    return np.where(known[place] == ids, place, -1)
+    index = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+    return np.where(known[index] == ids, index, -1)
 
 
-def _require_known(places: Ints, ids: Ints, what: str, key: str, where: str) -> None:
-    bad = np.flatnonzero(places < 0)
+def _require_known(indices: Ints, ids: Ints, what: str, key: str, where: str) -> None:
+    bad = np.flatnonzero(indices < 0)
     if bad.size:
-        raise ValueError(f"{what} {bad[0]} (from 0) has {key} {ids[bad[0]]}, which is not among the {where}.")
+        raise ValueError(f"{what} {bad[0]} (from 0): {key} must be among the {where}, got {ids[bad[0]]}")
 
 
 def _require_masks(columns: Columns, what: str, rows: Ints, images: list[dict[str, Any]]) -> None:
     for row in rows.tolist():
         mask = columns.segmentations[row] if columns.segmentations is not None else None
         if not mask:
-            raise ValueError(f"{what} {row} (from 0) has no segmentation; give it one or evaluate boxes ('bbox').")
+            raise ValueError(
+                f"{what} {row} (from 0) must have a segmentation, got none; give it one or evaluate boxes ('bbox')"
+            )
         size = [images[row]["height"], images[row]["width"]]
         if isinstance(mask, dict):
             fault = mask_fault(mask, size)
         else:
             fault = (
-                None if is_polygons(mask) else "that is no list of polygons [x, y, x, y, ...] of three points or more"
+                None if is_polygons(mask) else "must be a list of polygons [x, y, x, y, ...] of three points or more"
             )
         if fault is not None:
-            raise ValueError(f"{what} {row} (from 0) has a segmentation {fault}.")
+            raise ValueError(f"{what} {row} (from 0): segmentation {fault}")
 
 
 def _with_mask_areas(gt: Columns, areas: Floats, images: list[dict[str, Any]]) -> Floats:
@@ -232,12 +290,16 @@ def _with_mask_areas(gt: Columns, areas: Floats, images: list[dict[str, Any]]) -
 
 def _require_lvis(images: list[dict[str, Any]], name: str) -> None:
     if not any("neg_category_ids" in image for image in images):
-        raise ValueError(f"{name}: no image has neg_category_ids; give a file of LVIS or judge without its rules.")
+        raise ValueError(
+            f"{name}: images must have neg_category_ids, got none; give a file of LVIS or judge without its rules"
+        )
     for image in images:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
             ids = image.get(key) or []
             if not isinstance(ids, list) or not all(isinstance(i, int) for i in ids):
-                raise ValueError(f"{name}: image {image['id']} has {key} {ids!r:.60}; expected a list of category ids.")
+                raise ValueError(
+                    f"{name}: {key} of image {image['id']} must be a list of category ids, got {ids!r:.60}"
+                )
 
 
 def _require_sizes(images: list[dict[str, Any]], name: str) -> None:
@@ -246,13 +308,13 @@ def _require_sizes(images: list[dict[str, Any]], name: str) -> None:
             side = image.get(key)
             if isinstance(side, bool) or not isinstance(side, int) or not 0 < side < 1 << 16:
                 raise ValueError(
-                    f"{name}: image {image['id']} has {key} {side!r}; masks need it in pixels, from 1 to 65535."
+                    f"{name}: {key} of image {image['id']} must be in 1..65535 pixels for masks, got {side!r}"
                 )
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Aligned columns: ``*_images`` and ``*_classes`` are places in ``image_ids`` and ``class_ids``; boxes are xywh."""
+    """Aligned columns: ``*_images`` and ``*_classes`` index ``image_ids`` and ``class_ids``; boxes are xywh."""
 
     images: list[dict[str, Any]]
     classes: list[dict[str, Any]]

@@ -42,18 +42,18 @@ def mask_fault(mask: dict[str, Any], size: list[int]) -> str | None:
     """What is wrong with run lengths of an image of this height and width, None if nothing."""
     counts = mask.get("counts")
     if not isinstance(counts, str | bytes | list) or not counts:
-        return "without counts; expected run lengths as a string or a list"
+        return "must have counts, run lengths as a string or a list"
     if list(mask.get("size") or []) != size:
-        return f"of size {mask.get('size')} on an image of {size}; expected the image's height and width"
+        return f"must have the image's height and width {size} as size, got {mask.get('size')}"
     if isinstance(counts, list) and (
         not all(is_integer(v) and v >= 0 for v in counts) or sum(counts) != math.prod(size)
     ):
-        return f"whose counts are not whole numbers that add up to {math.prod(size)}, the image's pixels"
+        return f"must have counts that are whole numbers and add up to {math.prod(size)}, the image's pixels"
     if not isinstance(counts, list):
         from hotcoco import mask as rle
 
         try:
             rle.area({"size": size, "counts": counts})
         except ValueError as error:
-            return f"whose counts cannot be decoded ({error})"
+            return f"must have counts that can be decoded, got an error ({error})"
     return None

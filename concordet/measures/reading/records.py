@@ -21,21 +21,21 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         with collector_paused():
             return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; give the path of a JSON file in COCO form.") from None
+        raise ValueError(f"{path} does not exist; give the path of a JSON file in COCO form") from None
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be read ({error.strerror}); give the path of a JSON file in COCO form."
+            f"{path} cannot be read ({error.strerror}); give the path of a JSON file in COCO form"
         ) from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is not text; expected a JSON file in COCO form.") from None
+        raise ValueError(f"{path} must be a JSON file in COCO form, got bytes that are no text") from None
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path} is not complete JSON ({error.msg} at line {error.lineno}, column {error.colno}); write it again."
+            f"{path} is not complete JSON ({error.msg} at line {error.lineno}, column {error.colno}); write it again"
         ) from None
     except ValueError:
-        raise ValueError(f"{str(path)!r} is no path; give that of a JSON file in COCO form.") from None
+        raise ValueError(f"{str(path)!r} is not a path; give the path of a JSON file in COCO form") from None
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be in COCO form.") from None
+        raise ValueError(f"{path} must be a JSON file in COCO form, got one that is nested too deeply") from None
 
 
 def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:
@@ -84,21 +84,19 @@ def _from_array(array: Any, what: str, scored: bool) -> Columns:
         array = np.zeros((0, width))
     if array.ndim != 2 or array.shape[1] != width or array.dtype.kind not in "fiu":
         raise ValueError(
-            f"{what}s are an array of shape {list(array.shape)} and type {array.dtype};"
-            f" expected numbers [n, {width}] ({form}) or a list of records."
+            f"{what}s must be numbers [n, {width}] ({form}) or a list of records, got an array of shape"
+            f" {list(array.shape)} and type {array.dtype}"
         )
     rows = array.astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(rows).all(1))
     if bad.size:
-        raise ValueError(
-            f"{what} {bad[0]} (from 0) holds a value that is not finite: {rows[bad[0]].tolist()}; mend or drop it."
-        )
+        raise ValueError(f"{what} {bad[0]} (from 0) must be finite, got {rows[bad[0]].tolist()}; fix or drop it")
     boxes = np.ascontiguousarray(rows[:, 1:5])
     _check_sizes(boxes, what)
     for column, name in ((rows[:, 0], "image_id"), (rows[:, -1], "category_id")):
         bad = np.flatnonzero(column != np.round(column))
         if bad.size:
-            raise ValueError(f"{what} {bad[0]} (from 0) has {name} {column[bad[0]]:g}; expected an integer.")
+            raise ValueError(f"{what} {bad[0]} (from 0): {name} must be an integer, got {column[bad[0]]:g}")
     columns = Columns(
         rows[:, 0].astype(np.int64), rows[:, -1].astype(np.int64), boxes, rows[:, 5] if scored else np.zeros(0)
     )
@@ -120,12 +118,12 @@ def _column(
     kinds = "iu" if valid is is_integer else "iuf"
     if column.shape == (len(records),) and column.dtype.kind in kinds and np.isfinite(column).all():
         return column
-    for place, record in enumerate(records):
-        _require_dict(record, place, what)
+    for index, record in enumerate(records):
+        _require_dict(record, index, what)
         if key not in record:
-            raise ValueError(f"{what} {place} (from 0) has no {key}; expected {expected}.")
+            raise ValueError(f"{what} {index} (from 0): {key} must be {expected}, got none")
         if not valid(record[key]):
-            raise ValueError(f"{what} {place} (from 0) has {key} {_shown(record[key])}; expected {expected}.")
+            raise ValueError(f"{what} {index} (from 0): {key} must be {expected}, got {_shown(record[key])}")
     return np.array([float(record[key]) if kinds == "iuf" else int(record[key]) for record in records])
 
 
@@ -137,14 +135,14 @@ def _boxes(records: Sequence[Any], what: str) -> Floats:
     except (KeyError, TypeError, IndexError, ValueError, OverflowError):
         boxes = np.zeros(0)
     if boxes.shape != (len(records), 4) or boxes.dtype.kind not in "iuf" or not np.isfinite(boxes).all():
-        boxes = np.array([_one_box(record, place, what) for place, record in enumerate(records)])
+        boxes = np.array([_one_box(record, index, what) for index, record in enumerate(records)])
     boxes = boxes.astype(np.float64)
     _check_sizes(boxes, what)
     return boxes
 
 
-def _one_box(record: Any, place: int, what: str) -> list[float]:
-    _require_dict(record, place, what)
+def _one_box(record: Any, index: int, what: str) -> list[float]:
+    _require_dict(record, index, what)
     box = record.get("bbox")
     if box is None:
         mask = record.get("segmentation")
@@ -156,10 +154,10 @@ def _one_box(record: Any, place: int, what: str) -> list[float]:
             points = np.concatenate([np.asarray(part, np.float64).reshape(-1, 2) for part in mask])
             low, high = points.min(0), points.max(0)
             return [*low.tolist(), *(high - low).tolist()]
-        raise ValueError(f"{what} {place} (from 0) has no bbox; expected [x, y, width, height].")
+        raise ValueError(f"{what} {index} (from 0): bbox must be [x, y, width, height], got none")
     if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4 or not all(is_number(v) for v in box):
         raise ValueError(
-            f"{what} {place} (from 0) has bbox {_shown(box)}; expected four finite numbers [x, y, width, height]."
+            f"{what} {index} (from 0): bbox must be four finite numbers [x, y, width, height], got {_shown(box)}"
         )
     return [float(v) for v in box]
 
@@ -168,22 +166,22 @@ def _check_sizes(boxes: Floats, what: str) -> None:
     bad = np.flatnonzero((boxes[:, 2:] < 0).any(1))
     if bad.size:
         raise ValueError(
-            f"{what} {bad[0]} (from 0) has bbox {boxes[bad[0]].tolist()} with a negative size;"
-            " expected [x, y, width, height], not two corners."
+            f"{what} {bad[0]} (from 0): bbox must be [x, y, width, height], not two corners, got the negative size in"
+            f" {boxes[bad[0]].tolist()}"
         )
 
 
 def _checked(values: list[Any], key: str, what: str) -> list[Any]:
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         if value is not None and not isinstance(value, bool) and not is_number(value):
-            raise ValueError(f"{what} {place} (from 0) has {key} {_shown(value)}; expected a finite number.")
+            raise ValueError(f"{what} {index} (from 0): {key} must be a finite number, got {_shown(value)}")
     return values
 
 
-def _require_dict(record: Any, place: int, what: str) -> None:
+def _require_dict(record: Any, index: int, what: str) -> None:
     if not isinstance(record, dict):
         raise ValueError(
-            f"{what} {place} (from 0) is {_shown(record)}; expected an object with image_id, category_id, bbox."
+            f"{what} {index} (from 0) must be an object with image_id, category_id, bbox, got {_shown(record)}"
         )
 
 
@@ -203,7 +201,7 @@ def is_number(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 @dataclass
@@ -218,6 +216,7 @@ class Columns:
     areas: Floats = field(default_factory=lambda: np.zeros(0))
     crowd: Bools = field(default_factory=lambda: np.zeros(0, bool))
     has_boxes: bool = True
+    class_names: dict[int, str] = field(default_factory=dict)
     n_ignore: int = 0
     n_duplicate_ids: int = 0
 
