@@ -10,6 +10,7 @@ import types
 from typing import Any
 
 import mmcv
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms as torchvision_batched_nms
@@ -72,5 +73,5 @@ def install() -> None:
     sys.modules["mmcv.ops.nms"].__dict__.update(nms=nms, batched_nms=batched_nms)
 
 
-float = float  # type: ignore[attr-defined]  # lvis 0.5.3 was written for NumPy before 1.20
+np.__dict__["float"] = float  # lvis 0.5.3 was written for NumPy before 1.20
 install()
