@@ -20,7 +20,7 @@ LAYERS = [
     {"calibration"},
     {"report"},
     {"engine"},
-    {"benchmark"},
+    {"benchmark", "study"},
     {"cli"},
     {"studies"},
 ]

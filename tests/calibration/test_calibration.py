@@ -415,3 +415,11 @@ def test_every_map_is_strictly_increasing():
         column = np.unique(np.array(numbers, np.float64))
         for fitted in maps:
             assert (np.diff(fitted(column)) > 0).all(), (fitted, start)
+
+
+def test_errors_equal_those_of_the_measures():
+    truth, results = scenes(seed=5, **SHAPES["crowds"])
+    _, report = evaluate_calibration(truth, results, n_resamples=0)
+    expected = analyze(truth, results).to_dict()
+    for name in ("LaECE0", "LaACE0", "D_ECE", "AIC_mean"):
+        assert report["before"][name] == pytest.approx(expected[name], abs=1e-12), name

@@ -1,0 +1,7 @@
+"""Which loss for these data?  A grid of detectors, losses and seeds, trained by several processes and compared."""
+
+from concordet.study.grid import Cell, Study, load_study
+from concordet.study.runner import run_cell, run_study
+from concordet.study.statistics import compare_study
+
+__all__ = ["Cell", "Study", "compare_study", "load_study", "run_cell", "run_study"]

@@ -1,0 +1,162 @@
+"""The cells of a study: detectors x losses x settings x seeds, each a run in a folder of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from concordet.engine.config import TrainConfig, flat, from_dict, load_config, save_config, to_dict
+from concordet.errors import UsageError
+from concordet.files import read_json, write_json
+
+NAME = "study.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a study.
+
+    Attributes:
+        detector: Name of the detector.
+        loss: Name of the loss.
+        settings: Settings of this cell beside the study's configuration, by dotted name.
+        seed: Seed of the run.
+    """
+
+    detector: str
+    loss: str
+    settings: tuple[tuple[str, Any], ...]
+    seed: int
+
+    @property
+    def variant(self) -> str:
+        """The settings in words; "" without any."""
+        return ", ".join(f"{name}={value}" for name, value in self.settings)
+
+    @property
+    def name(self) -> str:
+        """The name of the run folder.
+
+        Example:
+            >>> Cell("atss", "focal+concordance(0.3)", (("optim.lr", 0.01),), 2).name
+            'atss-focal+concordance(0.3)-optim.lr=0.01-seed2'
+        """
+        words = [self.detector, self.loss, *(f"{name}={value}" for name, value in self.settings), f"seed{self.seed}"]
+        return re.sub(r"[^\w.+=(),-]", "_", "-".join(words))
+
+
+@dataclass(frozen=True)
+class Study:
+    """A grid of runs.
+
+    Attributes:
+        folder: Folder of the study: ``study.json``, ``config.yaml`` and ``runs/``.
+        detectors: Names of detectors.
+        losses: Names of losses; the first is the reference that the others are compared with.
+        seeds: Seeds of the runs.
+        vary: Dotted name of a setting to its values.
+        config: Settings of all runs.
+    """
+
+    folder: Path
+    detectors: tuple[str, ...]
+    losses: tuple[str, ...]
+    seeds: tuple[int, ...]
+    vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    config: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("detectors", "losses", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                listed = ", ".join(map(str, values)) or "none"
+                raise UsageError(f"{name} must be one or more different ones, got {listed}")
+        known = flat(TrainConfig())
+        for name, values in self.vary.items():
+            if name not in known and name.split(".")[0] != "options":
+                raise UsageError(f"vary must name settings of a run, got {name}; see concordet train --help")
+            if not values or name in ("detector", "loss", "seed"):
+                raise UsageError(f"vary must give values of a setting besides detector, loss and seed, got {name}")
+
+    def cells(self) -> list[Cell]:
+        """All cells; losses alternate within a seed, so that a drift of the machine's speed meets all of them."""
+        settings = [tuple(zip(self.vary, values, strict=True)) for values in product(*self.vary.values())]
+        return [
+            Cell(detector, loss, chosen, seed)
+            for seed, detector, chosen, loss in product(self.seeds, self.detectors, settings, self.losses)
+        ]
+
+    def run_folder(self, cell: Cell) -> Path:
+        """The run folder of a cell."""
+        return self.folder / "runs" / cell.name
+
+    def config_of(self, cell: Cell) -> TrainConfig:
+        """The configuration of a cell's run."""
+        tree = to_dict(self.config)
+        for name, value in (*cell.settings, ("detector", cell.detector), ("loss", cell.loss), ("seed", cell.seed)):
+            *sections, last = name.split(".")
+            inner = tree
+            for section in sections:
+                inner = inner[section]
+            inner[last] = value
+        return from_dict(tree)
+
+    def save(self) -> None:
+        """Writes the definition of the study into its folder.
+
+        Raises:
+            UsageError: the folder has another study.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / NAME).exists():
+            before = load_study(self.folder)
+            if to_dict(before.config) != to_dict(self.config):
+                raise UsageError(
+                    f"{self.folder} must be a folder without another study, got one of another configuration; "
+                    "name another folder"
+                )
+        save_config(self.folder / "config.yaml", self.config)
+        content = {k: v for k, v in asdict(self).items() if k not in ("folder", "config")}
+        write_json(self.folder / NAME, {"format": 1, **content})
+
+
+def load_study(folder: str | Path) -> Study:
+    """The study of a folder.
+
+    Raises:
+        ValueError: the folder has no study.
+    """
+    folder = Path(folder)
+    content = read_json(folder / NAME)
+    if not isinstance(content, dict) or content.get("format") != 1:
+        raise ValueError(f"{folder / NAME} must be written by concordet study, got something else; name another folder")
+    return Study(
+        folder,
+        tuple(content["detectors"]),
+        tuple(content["losses"]),
+        tuple(content["seeds"]),
+        {name: tuple(values) for name, values in content["vary"].items()},
+        load_config(folder / "config.yaml"),
+    )
+
+
+def parse_vary(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """Values by setting from words such as ``optim.lr=0.01,0.02``.
+
+    Example:
+        >>> parse_vary(["optim.lr=0.01,0.02", "size=nano"])
+        {'optim.lr': (0.01, 0.02), 'size': ('nano',)}
+    """
+    import yaml
+
+    vary: dict[str, tuple[Any, ...]] = {}
+    for word in words:
+        name, equals, values = word.partition("=")
+        if not equals or not values:
+            raise UsageError(f"vary must be NAME=VALUE,VALUE,..., got {word}; for example optim.lr=0.01,0.02")
+        vary[name] = tuple(yaml.safe_load(value) for value in values.split(","))
+    return vary

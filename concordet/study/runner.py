@@ -1,0 +1,198 @@
+"""Trains the cells of a study, several at a time, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from concordet.engine.config import save_config
+from concordet.files import read_json, write_json, write_text
+from concordet.study.grid import Cell, Study
+
+State = str  # "finished", "failed", "unfinished" or "new"
+
+
+def state_of(study: Study, cell: Cell) -> State:
+    """Whether a cell's run is finished, failed, unfinished (it resumes) or new."""
+    folder = study.run_folder(cell)
+    if (folder / "evaluation.json").is_file():
+        return "finished"
+    if failure_file(study, cell).is_file():
+        return "failed"
+    return "unfinished" if folder.exists() else "new"
+
+
+def failure_file(study: Study, cell: Cell) -> Path:
+    """Where the message of a failed run is kept."""
+    folder = study.run_folder(cell)
+    return folder.with_name(folder.name + ".failed.txt")
+
+
+def start_cell(study: Study, cell: Cell, *, gpu: int | None = None) -> subprocess.Popen[bytes]:
+    """Starts the training of a cell, or resumes it, with one thread; its output goes to a log beside the run folder."""
+    folder = study.run_folder(cell)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    failure_file(study, cell).unlink(missing_ok=True)
+    words = [sys.executable, "-m", "concordet", "train"]
+    if (folder / "config.yaml").is_file():
+        words += ["--resume", str(folder)]
+    else:
+        config = folder.with_name(folder.name + ".yaml")
+        save_config(config, study.config_of(cell))
+        words += ["--config", str(config), "--out", str(folder)]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if gpu is not None:
+        variables["CUDA_VISIBLE_DEVICES"] = str(gpu)
+    with folder.with_name(folder.name + ".log").open("ab") as log:
+        # its own session: Ctrl-C reaches only the study, which passes it on
+        return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=variables, start_new_session=True)
+
+
+def finish_cell(study: Study, cell: Cell, status: int) -> State:
+    """Records how the process of a cell ended."""
+    if state_of(study, cell) == "finished" and status == 0:
+        return "finished"
+    if status < 0 or status == 130:  # killed or interrupted: it resumes
+        return "unfinished"
+    folder = study.run_folder(cell)
+    log = folder.with_name(folder.name + ".log")
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+    write_text(failure_file(study, cell), (lines[-1] if lines else f"exit status {status}") + "\n")
+    return "failed"
+
+
+def run_cell(study: Study, index: int) -> State:
+    """Trains the cell with this number (from 1), as one job of a scheduler's array."""
+    cells = study.cells()
+    if not 1 <= index <= len(cells):
+        raise ValueError(f"cell must be a number from 1 to {len(cells)}, got {index}; see concordet study --dry_run")
+    cell = cells[index - 1]
+    if state_of(study, cell) == "finished":
+        return "finished"
+    process = start_cell(study, cell)
+    try:
+        return finish_cell(study, cell, process.wait())
+    except KeyboardInterrupt:
+        stop([process])
+        raise
+
+
+@dataclass
+class Running:
+    """A process at work."""
+
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    slot: int
+
+
+def run_study(
+    study: Study,
+    *,
+    jobs: int = 1,
+    retry_failed: bool = False,
+    report: Callable[[str, Cell, State], None] | None = None,
+    poll: float = 0.2,
+) -> dict[State, int]:
+    """Trains all cells that are not finished.
+
+    Finished runs are kept, unfinished ones resume, failures are recorded and do not stop the others.
+
+    Args:
+        study: The grid.
+        jobs: Processes at a time, each with one thread; GPUs are dealt out in turn where there are some.
+        retry_failed: Whether to train failed cells again.
+        report: Called with "start" or "end", the cell and its state.
+        poll: Seconds between looks at the processes.
+
+    Returns:
+        How many cells are in each state.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the processes have stopped; the study continues where it was.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    study.save()
+    report = report or (lambda event, cell, state: None)
+    done = ("finished",) if retry_failed else ("finished", "failed")
+    waiting = [cell for cell in study.cells() if state_of(study, cell) not in done]
+    n_gpus = count_gpus()
+    free, running = list(range(jobs)), list[Running]()
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and free:
+                cell, slot = waiting.pop(0), free.pop(0)
+                report("start", cell, state_of(study, cell))
+                gpu = slot % n_gpus if n_gpus else None
+                running.append(Running(cell, start_cell(study, cell, gpu=gpu), slot))
+            for item in [r for r in running if r.process.poll() is not None]:
+                running.remove(item)
+                free.append(item.slot)
+                report("end", item.cell, finish_cell(study, item.cell, item.process.returncode))
+            time.sleep(poll if running else 0)
+    finally:
+        stop(item.process for item in running)
+        _add_times(study, before, time.monotonic() - start)
+    states = [state_of(study, cell) for cell in study.cells()]
+    return {state: states.count(state) for state in ("finished", "failed", "unfinished", "new")}
+
+
+def stop(processes: Iterable[subprocess.Popen[bytes]], patience: float = 30.0) -> None:
+    """Interrupts processes as Ctrl-C does, so that they keep their last checkpoint, and kills those that go on."""
+    alive = [p for p in processes if p.poll() is None]
+    for process in alive:
+        process.send_signal(signal.SIGINT)
+    for process in alive:
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def count_gpus() -> int:
+    """GPUs that runs can use."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def estimate_seconds(study: Study) -> tuple[float, str] | None:
+    """Seconds that the unfinished cells take one after the other, and what the estimate rests on.
+
+    None where no run of the study is finished.
+    """
+    cells = study.cells()
+    finished = [cell for cell in cells if state_of(study, cell) == "finished"]
+    taken = [t for cell in finished if (t := _seconds(study, cell)) is not None]
+    if not taken:
+        return None
+    left = sum(state_of(study, cell) != "finished" for cell in cells)
+    return left * sum(taken) / len(taken), f"the mean of {len(taken)} finished runs"
+
+
+def _seconds(study: Study, cell: Cell) -> float | None:
+    path = study.run_folder(cell) / "timing.json"
+    if not path.is_file():
+        return None
+    timing = read_json(path)
+    return float(timing["seconds_per_iteration"]) * float(timing["updates"])
+
+
+def _add_times(study: Study, before: resource.struct_rusage, wall: float) -> None:
+    """Adds the processor time of the runs and of the study itself to its records."""
+    path = study.folder / "times.json"
+    times = read_json(path) if path.is_file() else {"runs_s": 0.0, "wall_s": 0.0}
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    times["runs_s"] += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    times["wall_s"] += wall
+    write_json(path, times)

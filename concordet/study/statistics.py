@@ -1,0 +1,230 @@
+"""Differences between losses with intervals that count the spread of seeds and that of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from scipy import stats
+
+from concordet.files import read_json
+from concordet.measures.compare import MEASURES, evaluate_weighted, prepare
+from concordet.measures.metrics import METRICS
+from concordet.measures.reading.arrays import Floats
+from concordet.measures.reading.dataset import read_dataset
+from concordet.study.grid import Cell, Study
+from concordet.study.runner import failure_file, state_of
+
+DETECTABLE: Final = 0.005
+"""The difference in AP for which the number of seeds is given: half a point."""
+
+POWER: Final = 0.8
+
+
+def compare_study(study: Study, *, n_resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
+    """Every loss against the first one, per detector and variant.
+
+    Runs are paired by seed and image. A draw takes seeds and images with replacement, the same images for all runs, so
+    that the interval of a difference counts both; deviations of seeds are widened by sqrt(n / (n - 1)), since a
+    bootstrap of n values underestimates their spread by its inverse. With one seed the interval counts images only.
+    Verdicts are corrected for the number of losses compared (Holm 1979).
+
+    Args:
+        study: A study of which some runs are finished.
+        n_resamples: Draws.
+        confidence: Of the intervals, in (0, 1).
+        seed: Of the draws.
+
+    Returns:
+        Plain JSON: ``groups``, one per detector and variant, each with ``losses``: the name, the number of seeds,
+        ``metrics`` (mean, standard deviation and values per seed) and ``differences`` of AP, AP50, AP75, beta_cls and
+        oLRP (value, low, high, p, verdict: better, worse or no difference); ``seeds_needed`` to see half a point of AP
+        in four of five studies; ``failures``.
+    """
+    groups = []
+    cells = study.cells()
+    for detector, variant in dict.fromkeys((cell.detector, cell.settings) for cell in cells):
+        own = [c for c in cells if (c.detector, c.settings) == (detector, variant)]
+        finished = [c for c in own if state_of(study, c) == "finished"]
+        draws = _draws(study, finished, n_resamples, seed)
+        losses = [_loss(study, loss, [c for c in finished if c.loss == loss]) for loss in study.losses]
+        reference = {c.seed: c for c in finished if c.loss == study.losses[0]}
+        for entry in losses[1:]:
+            pairs = [(reference[c.seed], c) for c in finished if c.loss == entry["loss"] and c.seed in reference]
+            entry["n_pairs"] = len(pairs)
+            entry["differences"] = _differences(pairs, draws, confidence, seed)
+            entry["seeds_needed"] = _seeds_needed(pairs, draws)
+        _correct([entry for entry in losses[1:] if entry["differences"]], 1 - confidence)
+        groups.append({"detector": detector, "variant": Cell(detector, "", variant, 0).variant, "losses": losses})
+    return {
+        "reference": study.losses[0],
+        "confidence": confidence,
+        "n_resamples": n_resamples,
+        "groups": groups,
+        "failures": [
+            {"cell": c.name, "reason": failure_file(study, c).read_text(encoding="utf-8").strip()}
+            for c in cells
+            if state_of(study, c) == "failed"
+        ],
+        "states": {s: sum(state_of(study, c) == s for c in cells) for s in ("finished", "failed", "unfinished", "new")},
+    }
+
+
+def _loss(study: Study, loss: str, cells: Sequence[Cell]) -> dict[str, Any]:
+    reports = [read_json(study.run_folder(cell) / "evaluation.json")["metrics"] for cell in cells]
+    metrics = {}
+    for metric in METRICS:
+        values = [report.get(metric.key) for report in reports]
+        numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
+        if numbers:
+            spread = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
+            metrics[metric.key] = {"mean": float(np.mean(numbers)), "std": spread, "values": numbers}
+    entry: dict[str, Any] = {"loss": loss, "seeds": [cell.seed for cell in cells], "metrics": metrics}
+    return entry | {"differences": {}, "seeds_needed": None, "n_pairs": 0}
+
+
+def _draws(study: Study, cells: Sequence[Cell], n_resamples: int, seed: int) -> dict[Cell, Floats]:
+    """``[1 + draws, measures]`` of each run: all images once, then the same draws of images for all runs."""
+    results: dict[Cell, Floats] = {}
+    weights: Any = None
+    ids: Any = None
+    for cell in cells:
+        folder = study.run_folder(cell)
+        sample = prepare(read_dataset(folder / "ground_truth.json", folder / "detections.json"), 100)
+        if weights is None:
+            n, rng = len(sample.image_ids), np.random.default_rng(seed)
+            ids = sample.image_ids
+            weights = [np.ones(n, np.int64)]
+            weights += [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(n_resamples)]
+        if not np.array_equal(sample.image_ids, ids):
+            raise ValueError(f"runs of a study must be evaluated on the same images, got others in {folder}")
+        results[cell] = np.array([evaluate_weighted(sample, w) for w in weights])
+    return results
+
+
+def _paired(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats]) -> Floats:
+    """``[pairs, 1 + draws, measures]`` differences."""
+    return np.stack([draws[second] - draws[first] for first, second in pairs])
+
+
+def hierarchical(differences: Floats, seed: int) -> tuple[float, Floats]:
+    """The mean difference, and its draws over seeds and images.
+
+    Args:
+        differences: ``[n, 1 + draws]`` of each seed: on all images, and on each draw of images.
+        seed: Of the draws of seeds.
+    """
+    n, columns = differences.shape
+    of_images = differences[:, 1:]
+    mean = of_images.mean(0)
+    if n == 1:
+        return float(differences[0, 0]), mean
+    chosen = np.random.default_rng(seed).integers(0, n, (columns - 1, n))
+    drawn = np.take_along_axis(of_images, chosen.T, axis=0).mean(0)
+    return float(differences[:, 0].mean()), mean + math.sqrt(n / (n - 1)) * (drawn - mean)
+
+
+def _differences(
+    pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats], confidence: float, seed: int
+) -> dict[str, Any]:
+    if not pairs:
+        return {}
+    paired = _paired(pairs, draws)
+    report = {}
+    for index, name in enumerate(MEASURES):
+        value, drawn = hierarchical(paired[:, :, index], seed)
+        drawn = drawn[np.isfinite(drawn)]
+        if not math.isfinite(value) or len(drawn) < 2:
+            continue
+        spread = float(drawn.std(ddof=1))
+        freedom = len(pairs) - 1 if len(pairs) > 1 else math.inf
+        p = 2 * float(stats.t.sf(abs(value) / spread, freedom)) if spread > 0 else float(value == 0)
+        width = spread * float(stats.t.ppf((1 + confidence) / 2, freedom))
+        report[name] = {"value": value, "low": value - width, "high": value + width, "p": p}
+    return report
+
+
+def _seeds_needed(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats]) -> int | None:
+    """Seeds with which a difference of half a point of AP is seen in four of five studies on these images."""
+    if len(pairs) < 2:
+        return None
+    spread = float(np.std(_paired(pairs, draws)[:, 0, MEASURES.index("AP")], ddof=1))
+    return seeds_needed(spread)
+
+
+def seeds_needed(spread: float, difference: float = DETECTABLE) -> int:
+    """Paired seeds that a two-sided t-test at 5 % needs to see a difference with a power of 80 %.
+
+    Args:
+        spread: Standard deviation of the difference over seeds.
+        difference: Difference to see, in the same unit.
+
+    Example:
+        >>> seeds_needed(0.01), seeds_needed(0.001)
+        (34, 3)
+    """
+    for n in range(2, 10_000):
+        shift = difference / spread * math.sqrt(n) if spread > 0 else math.inf
+        critical = float(stats.t.ppf(0.975, n - 1))
+        if math.isinf(shift) or float(stats.nct.sf(critical, n - 1, shift)) >= POWER:
+            return n
+    return 10_000
+
+
+def _correct(entries: Sequence[dict[str, Any]], level: float) -> None:
+    """Adds verdicts by Holm's method over the losses of a group, for each measure."""
+    for index, name in enumerate(MEASURES):
+        found = [entry["differences"][name] for entry in entries if name in entry["differences"]]
+        for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
+            row["p_corrected"] = p
+            lower_is_better = MEASURES[index] == "oLRP"
+            better = (row["value"] < 0) == lower_is_better
+            row["verdict"] = "no difference" if p > level else "better" if better else "worse"
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values corrected for their number: m p of the smallest, (m - 1) p of the next, ..., never decreasing.
+
+    Example:
+        >>> [round(p, 6) for p in holm([0.01, 0.04, 0.03])]
+        [0.03, 0.06, 0.06]
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+def sentence(report: dict[str, Any]) -> str:
+    """What a practitioner can act on, in one sentence per detector.
+
+    Example:
+        >>> row = {"value": 0.012, "low": 0.002, "high": 0.022, "verdict": "better"}
+        >>> entry = {"loss": "rank_sort", "n_pairs": 5, "differences": {"AP": row}}
+        >>> group = {"detector": "atss", "variant": "", "losses": [{"loss": "default"}, entry]}
+        >>> sentence({"reference": "default", "groups": [group]})
+        'atss: rank_sort, 1.2 points of AP above default over 5 seeds.'
+    """
+    parts = []
+    for group in report["groups"]:
+        name = group["detector"] + (f" ({group['variant']})" if group["variant"] else "")
+        rows = [e for e in group["losses"][1:] if "AP" in e["differences"]]
+        if not rows:
+            parts.append(f"{name}: nothing to compare yet")
+            continue
+        seeds = max(e["n_pairs"] for e in rows)
+        over = "over one seed" if seeds == 1 else f"over {seeds} seeds"
+        better = [e for e in rows if e["differences"]["AP"]["verdict"] == "better"]
+        if better:
+            best = max(better, key=lambda e: e["differences"]["AP"]["value"])
+            gain = 100 * best["differences"]["AP"]["value"]
+            parts.append(f"{name}: {best['loss']}, {gain:.1f} points of AP above {report['reference']} {over}")
+        elif all(e["differences"]["AP"]["verdict"] == "worse" for e in rows):
+            parts.append(f"{name}: {report['reference']}, which all others fall behind {over}")
+        else:
+            parts.append(f"{name}: no loss is better than {report['reference']} {over}; no difference can be seen")
+    return "; ".join(parts) + "."
