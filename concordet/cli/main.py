@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "detect objects in images, as COCO results and as pictures",
     "analyze": "measure the detections of any detector from COCO files",
     "calibrate": "fit scores to expected IoUs, and keep the order of detections",
+    "study": "train a grid of losses and seeds, and say which loss is better",
     "compare": "compare evaluated runs in a table and a page",
     "benchmark": "time losses, analysis and detectors",
     "list": "list detectors, losses, measures, data sets and recipes",

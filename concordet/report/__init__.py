@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from concordet.report.calibration import write_calibration
     from concordet.report.comparison import write_comparison
     from concordet.report.draw import draw_detections
+    from concordet.report.study import write_study
 
 __all__ = [
     "MASK_METRICS",
@@ -28,6 +29,7 @@ __all__ = [
     "write_analysis",
     "write_calibration",
     "write_comparison",
+    "write_study",
 ]
 
 _LATER = {
@@ -35,6 +37,7 @@ _LATER = {
     "write_calibration": "calibration",
     "write_comparison": "comparison",
     "draw_detections": "draw",
+    "write_study": "study",
 }
 
 

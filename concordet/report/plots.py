@@ -226,3 +226,26 @@ def _svg(figure: Figure, description: str) -> Markup:
         f'<svg class="plot" role="img" aria-label="{html.escape(description)}" viewBox="0 0 {width:g} {height:g}">'
     )
     return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1).strip())
+
+
+def forest_plot(rows: Sequence[tuple[str, float, float, float]], *, title: str, x_label: str) -> Markup:
+    """Differences with their intervals, one row each from top to bottom, and a line at 0.
+
+    Args:
+        rows: Name, value, lower and upper end of each.
+        title: Beginning of the description for screen readers.
+        x_label: Label of the axis.
+    """
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _figure(height=0.7 + 0.28 * len(rows))
+        axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        heights = np.arange(len(rows))[::-1]
+        for height, (_, value, low, high) in zip(heights, rows, strict=True):
+            axes.plot([low, high], [height, height], color=slot_color(0), linewidth=1.6)
+            axes.plot([value], [height], color=slot_color(0), marker="o", markersize=4.5)
+        axes.set_yticks(heights, [name for name, *_ in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.grid(False, axis="y")
+        axes.set_xlabel(x_label)
+        described = ", ".join(f"{name} {value:+.1f} ({low:+.1f} to {high:+.1f})" for name, value, low, high in rows)
+        return _svg(figure, f"{title}: {described}")

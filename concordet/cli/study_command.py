@@ -1,0 +1,218 @@
+"""``concordet study``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from concordet.cli.options import Parser
+from concordet.errors import UsageError
+
+
+def parser() -> Parser:
+    """The options."""
+    options = Parser(
+        "study",
+        "Trains a grid of detectors, losses and seeds, and says which loss is better, and how sure that is.",
+        "concordet study --config run.yaml --losses default rank_sort --seeds 5 --jobs 2 --out studies/x",
+        "concordet study --out studies/x                # goes on with the study, or shows it again",
+        "concordet study --out studies/x --cell 7       # trains one cell: the job of a scheduler's array",
+    )
+    options.add_argument("--out", type=str | None, help="Folder of the study.")
+    options.add_argument("--config", type=str | None, help="YAML file with the settings of all runs, or a recipe.")
+    options.add_argument("--losses", nargs="+", help="Names of losses; the others are compared with the first one.")
+    options.add_argument("--detectors", nargs="+", help="Names of detectors; by default the configuration's.")
+    options.add_argument("--seeds", type=int | None, help="Number of seeds; by default 3.")
+    options.add_argument("--first_seed", type=int, default=1, help="The lowest seed.")
+    options.add_argument("--vary", nargs="+", help="Settings with several values, such as optim.lr=0.01,0.02.")
+    options.add_argument("--jobs", type=int, default=1, help="Runs at a time, with one thread each.")
+    options.add_argument("--cell", type=int | None, help="Trains only the cell with this number, from 1.")
+    options.add_argument("--dry_run", action="store_true", help="Lists the cells and the time left; trains nothing.")
+    options.add_argument("--retry_failed", action="store_true", help="Trains failed cells again.")
+    options.add_argument("--resamples", type=int, default=1000, help="Bootstrap draws of the intervals.")
+    options.add_argument("--html", type=str | None, help="Page to write; by default study.html in the study's folder.")
+    options.add_argument("--json", type=str | None, help="JSON file for the comparison; - is standard output.")
+    options.add_force()
+    return options
+
+
+def run(words: list[str]) -> None:
+    """Parses and runs."""
+    from concordet.cli.outputs import check_outputs, messages
+    from concordet.files import write_json
+    from concordet.study import compare_study, run_cell, run_study
+    from concordet.study.runner import state_of
+    from concordet.study.statistics import sentence
+
+    options = parser().parse_args(words)
+    if options.out is None:
+        raise UsageError("out must be the folder of the study, got none; add for example --out studies/first")
+    check_outputs({"--html": options.html, "--json": options.json}, (options.config,), force=options.force)
+    study = _study(options)
+    with messages(options.json):
+        if options.dry_run:
+            _show(study)
+            return
+        if options.cell is not None:
+            study.save()
+            cell = study.cells()[options.cell - 1] if 1 <= options.cell <= len(study.cells()) else None
+            state = run_cell(study, options.cell)
+            print(f"{'' if cell is None else cell.name}: {state}")
+            if state == "failed" and cell is not None:
+                raise ValueError(
+                    f"the run of {cell.name} must finish, got a failure; see its log in {study.folder}/runs"
+                )
+            return
+        display = _Display(study)
+        with display:
+            states = run_study(study, jobs=options.jobs, retry_failed=options.retry_failed, report=display.report)
+        print(", ".join(f"{count} {state}" for state, count in states.items() if count))
+        if not any(state_of(study, cell) == "finished" for cell in study.cells()):
+            raise ValueError(f"a study must have a finished run, got none; see the logs in {study.folder}/runs")
+        report = compare_study(study, n_resamples=options.resamples)
+        page = Path(options.html) if options.html else study.folder / "study.html"
+        from concordet.report import write_study
+
+        write_study(report, page, title=study.folder.name, summary=sentence(report))
+        write_json(study.folder / "comparison.json", report)
+        _print(report)
+        print(f"page: {page}")
+    if options.json is not None:
+        write_json(options.json, report)
+
+
+def _study(options: Any) -> Any:
+    """The study of the options, or the one that the folder has."""
+    from concordet.engine.config import TrainConfig, load_config
+    from concordet.engine.recipes import recipe_path
+    from concordet.study import Study, load_study
+    from concordet.study.grid import parse_vary
+
+    folder = Path(options.out)
+    given = (options.config, options.losses, options.detectors, options.seeds, options.vary)
+    if (folder / "study.json").is_file() and not any(value is not None for value in given):
+        return load_study(folder)
+    if options.losses is None:
+        raise UsageError(f"losses must be named for a new study in {folder}, got none; for example --losses default ap")
+    seeds = 3 if options.seeds is None else options.seeds
+    if seeds < 1:
+        raise UsageError(f"seeds must be at least 1, got {seeds}")
+    config = TrainConfig() if options.config is None else load_config(recipe_path(options.config))
+    study = Study(
+        folder,
+        tuple(options.detectors or [config.detector]),
+        tuple(options.losses),
+        tuple(range(options.first_seed, options.first_seed + seeds)),
+        parse_vary(options.vary or []),
+        config,
+    )
+    _check_names(study)
+    return study
+
+
+def _check_names(study: Any) -> None:
+    """Raises before anything is trained where a name is unknown."""
+    from concordet.detectors import list_detectors
+    from concordet.engine.plugins import import_plugins
+    from concordet.errors import closest
+    from concordet.losses import build_criterion
+
+    import_plugins(study.config.plugins)
+    for detector in study.detectors:
+        if detector not in list_detectors():
+            raise UsageError(f"detectors must be known ones, got {detector}{closest(detector, list_detectors())}")
+    for loss in study.losses:
+        build_criterion(loss)
+    for cell in study.cells():
+        study.config_of(cell)
+
+
+def _show(study: Any) -> None:
+    from concordet.study.runner import estimate_seconds, state_of
+
+    cells = study.cells()
+    width = len(str(len(cells)))
+    for number, cell in enumerate(cells, 1):
+        print(f"{number:>{width}}  {state_of(study, cell):<10}  {cell.name}")
+    estimate = estimate_seconds(study)
+    if estimate is None:
+        print(f"{len(cells)} runs; the time they take is known once one is finished (train one with --cell 1)")
+    else:
+        print(f"{len(cells)} runs; {_duration(estimate[0])} of one thread are left, by {estimate[1]}")
+
+
+class _Display:
+    """One display for all runs: a bar on a terminal, a line per finished run elsewhere."""
+
+    def __init__(self, study: Any) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from concordet.study.runner import state_of
+
+        console = Console(stderr=True)
+        self.total = len(study.cells())
+        self.done = sum(state_of(study, cell) == "finished" for cell in study.cells())
+        self.first, self.start = self.done, time.monotonic()
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+        )
+        self.task = self.progress.add_task("runs", total=self.total, completed=self.done)
+        self.running: list[str] = []
+
+    def __enter__(self) -> _Display:
+        if self.console.is_terminal:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def report(self, event: str, cell: Any, state: str) -> None:
+        """Takes note of a run that starts or ends."""
+        if event == "start":
+            self.running.append(cell.name)
+        else:
+            self.running.remove(cell.name)
+            self.done += state in ("finished", "failed")
+        self.progress.update(self.task, completed=self.done, description=f"training {', '.join(self.running[:2])}"[:60])
+        if event == "end" and (not self.console.is_terminal or state == "failed"):
+            new = max(self.done - self.first, 1)
+            left = (time.monotonic() - self.start) / new * (self.total - self.done)
+            self.console.print(
+                f"{self.done} of {self.total}: {cell.name} {state}, {_duration(left)} left", highlight=False
+            )
+
+
+def _duration(seconds: float) -> str:
+    from concordet.engine.evaluation import remaining_time
+
+    return remaining_time(1, 2, seconds)
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from concordet.study.statistics import sentence
+
+    print(sentence(report))
+    for group in report["groups"]:
+        name = group["detector"] + (f", {group['variant']}" if group["variant"] else "")
+        level = f"{100 * report['confidence']:g} %"
+        table = Table("loss", "seeds", "AP", f"difference to {report['reference']} ({level})", "verdict", title=name)
+        for entry in group["losses"]:
+            ap = entry["metrics"].get("AP")
+            spread = "" if ap is None or ap["std"] is None else f" ± {100 * ap['std']:.1f}"
+            row = entry["differences"].get("AP")
+            difference = verdict = ""
+            if row is not None:
+                ends = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+                difference, verdict = f"{100 * row['value']:+.1f} ({ends})", row["verdict"]
+            value = "–" if ap is None else f"{100 * ap['mean']:.1f}{spread}"
+            table.add_row(entry["loss"], str(len(entry["seeds"])), value, difference, verdict)
+        Console().print(table)
+    for failure in report["failures"]:
+        print(f"failed: {failure['cell']}: {failure['reason']}")

@@ -1,0 +1,161 @@
+"""Small studies: finished runs stay, unfinished ones resume, failures are recorded, tables do not depend on the way."""
+
+import json
+import shutil
+import signal
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from concordet.cli import main
+from concordet.errors import UsageError
+from concordet.measures import evaluate_detections
+from concordet.study import Study, compare_study, load_study, run_cell, run_study
+from concordet.study.runner import estimate_seconds, failure_file, state_of
+
+from ..trained import tiny
+
+LOSSES = ("default", "focal")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Two losses, two seeds, trained by two processes."""
+    grid = Study(tmp_path_factory.mktemp("study") / "small", ("fcos",), LOSSES, (1, 2), config=tiny())
+    states = run_study(grid, jobs=2)
+    assert states["finished"] == 4, [p.read_text()[-500:] for p in (grid.folder / "runs").glob("*.log")]
+    return grid
+
+
+def test_differences_are_those_of_the_evaluations(study):
+    report = compare_study(study, n_resamples=20)
+    (group,) = report["groups"]
+    for entry in group["losses"]:
+        for seed, ap in zip(entry["seeds"], entry["metrics"]["AP"]["values"], strict=True):
+            (cell,) = [c for c in study.cells() if (c.loss, c.seed) == (entry["loss"], seed)]
+            folder = study.run_folder(cell)
+            files = (json.loads((folder / f"{n}.json").read_text()) for n in ("ground_truth", "detections"))
+            assert evaluate_detections(*files)["AP"] == pytest.approx(ap, abs=1e-12)
+    first, second = (entry["metrics"]["AP"]["values"] for entry in group["losses"])
+    row = group["losses"][1]["differences"]["AP"]
+    assert row["value"] == pytest.approx(sum(second) / 2 - sum(first) / 2, abs=1e-9)
+    assert row["low"] <= row["value"] <= row["high"]
+    assert row["verdict"] in ("better", "worse", "no difference")
+
+
+def test_finished_runs_are_not_trained_again(study):
+    before = {p: p.stat().st_mtime_ns for p in (study.folder / "runs").rglob("evaluation.json")}
+    assert len(before) == 4
+    run_study(study)
+    assert {p: p.stat().st_mtime_ns for p in (study.folder / "runs").rglob("evaluation.json")} == before
+
+
+def test_the_command_shows_a_finished_study(study, tmp_path, capsys):
+    words = ["study", "--out", str(study.folder), "--resamples", "10", "--json", str(tmp_path / "report.json")]
+    assert main(words) == 0
+    assert "4 finished" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [entry["loss"] for entry in report["groups"][0]["losses"]] == list(LOSSES)
+    page = (study.folder / "study.html").read_text(encoding="utf-8")
+    assert "Difference in AP" in page
+    assert main(["study", "--out", str(study.folder), "--dry_run"]) == 0
+    listed = capsys.readouterr().out
+    assert "4 runs" in listed
+    assert "fcos-focal-seed2" in listed
+
+
+def test_the_estimate_scales_with_what_is_left(study):
+    longer = replace(study, seeds=(1, 2, 3))
+    left, basis = estimate_seconds(longer)
+    assert basis == "the mean of 4 finished runs"
+    timings = [json.loads(p.read_text()) for p in (study.folder / "runs").rglob("timing.json")]
+    seconds = [t["seconds_per_iteration"] * t["updates"] for t in timings]
+    assert left == pytest.approx(2 * sum(seconds) / 4)
+
+
+@pytest.mark.slow
+def test_a_failure_does_not_stop_the_others(study, tmp_path):
+    """A run folder that is not ours makes one cell fail; it can be tried again once that is put right."""
+    grid = replace(study, folder=tmp_path / "again")
+    shutil.copytree(study.folder, grid.folder)
+    cell = grid.cells()[0]
+    folder = grid.run_folder(cell)
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "somebody.txt").write_text("else's")
+    states = run_study(grid)
+    assert states == {"finished": 3, "failed": 1, "unfinished": 0, "new": 0}
+    assert failure_file(grid, cell).read_text().startswith("concordet: error: ")
+    report = compare_study(grid, n_resamples=5)
+    assert [f["cell"] for f in report["failures"]] == [cell.name]
+    assert report["groups"][0]["losses"][1]["n_pairs"] == 1
+    shutil.rmtree(folder)
+    assert run_study(grid, retry_failed=True)["finished"] == 4
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_goes_on_to_the_same_table(study, tmp_path):
+    """Killed while runs are at work, continued cell by cell: the metrics are those of the study that was left alone."""
+    grid = replace(study, folder=tmp_path / "interrupted")
+    timer = threading.Timer(6.0, signal.raise_signal, (signal.SIGINT,))
+    timer.start()
+    try:
+        while timer.is_alive():
+            run_study(grid, jobs=2)
+            shutil.rmtree(grid.folder / "runs")
+            time.sleep(0.05)
+    except KeyboardInterrupt:
+        pass
+    timer.join()
+    for number in range(1, 5):
+        assert run_cell(grid, number) == "finished"
+    metrics = [compare_study(g, n_resamples=5)["groups"][0]["losses"] for g in (study, grid)]
+    for first, second in zip(*metrics, strict=True):
+        assert first["metrics"]["AP"] == second["metrics"]["AP"]
+        assert first["differences"] == second["differences"]
+
+
+def test_cells_alternate_losses_and_have_folders_of_their_own(tmp_path):
+    grid = Study(tmp_path, ("atss", "fcos"), LOSSES, (1, 2), {"optim.lr": (0.01, 0.02)}, tiny())
+    cells = grid.cells()
+    assert len(cells) == len({c.name for c in cells}) == 16
+    assert {state_of(grid, cell) for cell in cells} == {"new"}
+    assert [c.loss for c in cells[:4]] == ["default", "focal", "default", "focal"]
+    config = grid.config_of(cells[-1])
+    assert (config.detector, config.loss, config.seed, config.optim.lr) == ("fcos", "focal", 2, 0.02)
+
+
+def test_a_study_is_read_back(tmp_path):
+    grid = Study(tmp_path / "x", ("atss",), LOSSES, (1,), {"optim.lr": (0.01, 0.02)}, tiny())
+    grid.save()
+    assert load_study(grid.folder) == grid
+    other = replace(grid, config=replace(grid.config, size="full"))
+    with pytest.raises(UsageError, match="another configuration"):
+        other.save()
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ([], 2, "out must be the folder"),
+        (["--out", "{new}"], 2, "losses must be named"),
+        (["--out", "{new}", "--losses", "default", "ranksort"], 1, "ranksort"),
+        (["--out", "{new}", "--losses", "default", "--detectors", "yolo"], 2, "detectors must be known ones"),
+        (["--out", "{new}", "--losses", "default", "default"], 2, "one or more different"),
+        (["--out", "{new}", "--losses", "default", "--vary", "lr=1,2"], 2, "vary must name settings"),
+        (["--out", "{new}", "--losses", "default", "--vary", "optim.lr"], 2, "vary must be NAME=VALUE"),
+        (["--out", "{new}", "--losses", "default", "--seeds", "0"], 2, "seeds must be at least 1"),
+    ],
+)
+def test_mistakes(words, status, message, tmp_path, capsys):
+    new = tmp_path / "new"
+    assert main(["study", *(word.format(new=new) for word in words)]) == status
+    assert message in capsys.readouterr().err
+    assert not new.exists()
+    assert (
+        state_of(Study(Path(new), ("atss",), LOSSES, (1,)), Study(Path(new), ("atss",), LOSSES, (1,)).cells()[0])
+        == "new"
+    )
