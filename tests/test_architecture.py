@@ -90,7 +90,7 @@ def test_a_circle_would_be_found():
 
 
 def test_late_imports_are_seen():
-    assert "concordet.measures" in imports("concordet.cli.analyze_command")
+    assert "concordet.measures" in imports("concordet.cli.commands.analyze")
 
 
 @pytest.mark.parametrize("folder", sorted({p.parent for p in MODULES.values()}), ids=lambda p: str(p.relative_to(ROOT)))

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(unknown("command", words[0], COMMANDS), 2)
     before = _stop_on_sigterm()
     try:
-        import_module(f"concordet.cli.{words[0]}_command").run(words[1:])
+        import_module(f"concordet.cli.commands.{words[0]}").run(words[1:])
         # what is still unwritten must fail here, not after the exit status is decided
         sys.stdout.flush()
     except SystemExit as stop:

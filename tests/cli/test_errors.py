@@ -286,7 +286,7 @@ def test_other_failures(error, sentence, capsys, monkeypatch):
     def fail(words):
         raise error
 
-    monkeypatch.setattr("concordet.cli.list_command.run", fail)
+    monkeypatch.setattr("concordet.cli.commands.list.run", fail)
     assert main(["list"]) == 1
     assert said(capsys).startswith(sentence)
 
@@ -300,14 +300,14 @@ def test_a_stopped_command_has_the_status_that_shells_expect(error, capsys, monk
     def fail(words):
         raise error
 
-    monkeypatch.setattr("concordet.cli.list_command.run", fail)
+    monkeypatch.setattr("concordet.cli.commands.list.run", fail)
     assert main(["list"]) == 130
     assert said(capsys) == "stopped"
 
 
 def test_sigterm_is_ctrl_c(capsys, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr("concordet.cli.list_command.run", lambda words: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("concordet.cli.commands.list.run", lambda words: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["list"]) == 130
     assert said(capsys) == "stopped"
     assert signal.getsignal(signal.SIGTERM) is before
@@ -319,7 +319,7 @@ def test_output_that_nobody_reads(capfd, monkeypatch):
     def fail(words):
         raise BrokenPipeError(32, "Broken pipe")
 
-    monkeypatch.setattr("concordet.cli.list_command.run", fail)
+    monkeypatch.setattr("concordet.cli.commands.list.run", fail)
     monkeypatch.setattr("os.dup2", lambda first, second: None)
     assert main(["list"]) == 1
     assert "the output was closed" in capfd.readouterr().err

@@ -10,7 +10,7 @@ import torch
 from torchvision.models import get_model_weights, get_weight
 
 from concordet.cli import main
-from concordet.cli.train_command import parser
+from concordet.cli.commands.train import parser
 from concordet.data import collate
 from concordet.detectors import build_detector, list_detectors
 from concordet.detectors.networks.backbones import RESNETS, TIMM
