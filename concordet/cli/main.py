@@ -14,7 +14,7 @@ from typing import Any
 from concordet.errors import DivergedError, InterruptedRun, LostProcess, UsageError, unknown
 from concordet.version import __version__
 
-# command: what it does; the module COMMAND_command parses and runs it
+# command: what it does; the module of its name in commands parses and runs it
 COMMANDS = {
     "demo": "train a small detector twice, with its default and with a coupled loss, and compare",
     "train": "train a detector with the loss of your choice",
