@@ -28,8 +28,8 @@ from concordet.benchmark.results import environment, known_rows, merge_rows, wri
 from concordet.benchmark.results import table as markdown_table
 from concordet.data import load_dataset
 from concordet.data.targets import DetectionDataset
-from concordet.detectors import build_detector
-from concordet.losses.criteria import Criterion
+from concordet.detectors import Detector, build_detector
+from concordet.losses.criteria import Criterion, StagedCriterion
 from concordet.losses.criteria.cores import WithL1
 from studies.overfit import GOAL, Batch, ap50_while_training, together
 
@@ -62,7 +62,7 @@ WHATS = {section: f"`python -m studies.detection_transformers {section}`: {text}
 # --- learning -------------------------------------------------------------------------------------------------------
 
 
-def learner(detector: str, loss: str, seed: int = 0, **options: Any) -> tuple[nn.Module, DetectionDataset]:
+def learner(detector: str, loss: str, seed: int = 0, **options: Any) -> tuple[Detector, DetectionDataset]:
     """A nano detector, and the scenes that it overfits."""
     scenes = load_dataset("digits", split="train", length=SCENES, size=SIDE)
     torch.manual_seed(seed)
@@ -209,7 +209,7 @@ class LoopedTerm(nn.Module):
         return {"ranking": ranking, "sorting": sorting}
 
 
-def loop_over_positives(model: nn.Module) -> nn.Module:
+def loop_over_positives(model: Detector) -> Detector:
     """Replaces the classification terms of a detector built with ``rank_sort`` by loops, in place."""
     for criterion in [m for m in model.modules() if isinstance(m, Criterion)]:
         core = criterion.core.core if isinstance(criterion.core, WithL1) else criterion.core
@@ -241,7 +241,7 @@ def steps_of(detector: str, options: argparse.Namespace) -> list[dict[str, Any]]
             image_size=(options.side, options.side), num_queries=options.queries,
         )  # fmt: skip
         models[loss] = (loop_over_positives(built) if loss == LOOP else built).train()
-    same(models[LOOP], models["rank_sort"], images, targets)
+    check_same(models[LOOP], models["rank_sort"], images, targets)
     shape = {"detector": detector, "size": options.size, "side": options.side, "batch": options.batch}
     counts = {}
     for loss, model in models.items():
@@ -253,12 +253,14 @@ def steps_of(detector: str, options: argparse.Namespace) -> list[dict[str, Any]]
     return [{**shape, "loss": loss, **counts[loss], "rounds": options.rounds, **compared[loss]} for loss in models]
 
 
-def same(looped: nn.Module, exact: nn.Module, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
+def check_same(looped: Detector, exact: Detector, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
     """Checks that the loop gives the exact losses and gradients of the logits, before anything is timed."""
     records = []
     for model in (looped, exact):
         torch.manual_seed(0)
         records.append(model.assigned(images, targets))
+    assert isinstance(looped.criterion, StagedCriterion)
+    assert isinstance(exact.criterion, StagedCriterion)
     for mine, theirs in zip(*records, strict=True):
         terms, wanted = looped.criterion.stages[mine.stage](mine), exact.criterion.stages[mine.stage](theirs)
         for name in ("ranking", "sorting"):

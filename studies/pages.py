@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
 
@@ -24,6 +24,7 @@ from concordet.benchmark.results import caption, read_rows
 from concordet.benchmark.results import table as markdown_table
 from concordet.detectors import build_detector, list_detectors
 from concordet.detectors.architectures.registry import DETECTORS
+from concordet.detectors.networks.backbones import Size
 from concordet.files import replacing
 from studies import compare_losses, detection_transformers, gpu, learning, overfit, prior, rematching
 
@@ -33,7 +34,7 @@ SHORT = ("AP", "AP50", "AP75", "oLRP")
 """Metrics in the README's table."""
 
 
-def measured(name: str, what: str, table: Callable[[Sequence[Any]], str]) -> str:
+def measured(name: str, what: str, table: Callable[[list[dict[str, str]]], str]) -> str:
     """A line that says what was measured and where, and the table of a results file."""
     rows = read_rows(RESULTS / f"{name}.csv")
     where = caption(rows)
@@ -69,12 +70,12 @@ def parameters() -> str:
     for name in list_detectors():
         entry = DETECTORS[name]
         what = (entry.build.__doc__ or "").splitlines()[0].split(": ", 1)[-1].rstrip(".")
-        counts = [f"{millions(name, size):.1f} M" for size in ("full", "nano")]
+        counts = [f"{millions(name, size):.1f} M" for size in get_args(Size)]
         lines.append([f"`{name}`", what, " x ".join(map(str, entry.resize.size)), *counts])
     return markdown_table(["detector", "description", "images", "full", "nano"], lines, text_columns=3)
 
 
-def millions(name: str, size: str) -> float:
+def millions(name: str, size: Size) -> float:
     """Millions of parameters with 80 classes, including those used only in training."""
     with torch.device("meta"):
         return sum(p.numel() for p in build_detector(name, num_classes=80, size=size).parameters()) / 1e6

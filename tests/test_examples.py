@@ -1,4 +1,4 @@
-"""The examples that a user pastes run as they stand, on small data and models and without a download."""
+"""The examples run unchanged, on small data and models and without a download."""
 
 import json
 import runpy
@@ -13,6 +13,8 @@ from transformers import DeformableDetrForObjectDetection, DetrImageProcessor
 
 from concordet.data import load_dataset
 from concordet.detectors import install
+from concordet.engine.config import load_config
+from concordet.engine.demo import DEMO
 from tests.detectors.adapters.tiny_models import set_predictor, torchvision_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -39,7 +41,7 @@ def folder(tmp_path_factory):
 
 
 def run(name, monkeypatch, tmp_path, *arguments):
-    """The example as ``python examples/NAME ARGUMENTS`` in an empty folder; its names."""
+    """Runs ``python examples/NAME ARGUMENTS`` in an empty folder and returns its global names."""
     monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
     monkeypatch.chdir(tmp_path)
     return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
@@ -80,3 +82,7 @@ def test_annotations_are_what_processors_take(folder):
     corners = target["boxes"] / 64
     expected = torch.cat([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]], 1)
     torch.testing.assert_close(labels["boxes"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_configuration_of_digit_scenes_is_the_demonstrations():
+    assert load_config(EXAMPLES / "digits.yaml") == DEMO.config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -170,12 +170,12 @@ def _soft_rank_fake(values: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     return torch.empty_like(values), torch.empty_like(values, dtype=torch.long)
 
 
-def _soft_rank_setup(ctx, inputs, output) -> None:
+def _soft_rank_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.strength = inputs[1]
     ctx.save_for_backward(output[1])
 
 
-def _soft_rank_backward(ctx, grad_ranks, grad_blocks):
+def _soft_rank_backward(ctx: Any, grad_ranks: Tensor, grad_blocks: Tensor | None) -> tuple[Tensor, None]:
     # r = s - (block means of s - w): the Jacobian is identity minus averaging within blocks
     (blocks,) = ctx.saved_tensors
     gradient = grad_ranks.double()
