@@ -173,17 +173,34 @@ def _ranking_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(output[1])
+    ctx.save_for_backward(output[1], inputs[0])
     ctx.n_others = len(inputs) - 1
     ctx.set_materialize_grads(True)
 
 
+class _NoSecondDerivative(torch.autograd.Function):
+    """Identity of an update, which refuses to be differentiated: an update is no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, update: Tensor, logits: Tensor) -> Tensor:
+        return update.view_as(update)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "a ranking loss must be differentiated once, got a second derivative; its gradient is an error-driven "
+            "update, which has none: leave it out of gradient penalties"
+        )
+
+
 def _backward(ctx: Any, grad_values: Tensor, grad_updates: Tensor, grad_weights: Tensor) -> tuple[Tensor | None, ...]:
-    (updates,) = ctx.saved_tensors
+    updates, logits = ctx.saved_tensors
     # each term's update is scaled by the gradient that arrives at its own output
     grad_logits = updates[0] * grad_values[0]
     for update, grad_value in zip(updates[1:], grad_values[1:], strict=True):
         grad_logits = torch.addcmul(grad_logits, update, grad_value)
+    if torch.is_grad_enabled():  # create_graph=True
+        grad_logits = _NoSecondDerivative.apply(grad_logits, logits)
     return (grad_logits, *[None] * ctx.n_others)
 
 

@@ -87,6 +87,50 @@ class TestClassification:
         got = build_criterion("ce")(assigned)["classification"].item()
         assert got == pytest.approx(total / 2, rel=1e-5)
 
+    def test_binary_cross_entropy_is_divided_by_the_normalizer(self):
+        """Which is averaged over processes, and no count of this batch."""
+        assigned = replace(record(), normalizer=torch.tensor(7.0))
+        used = assigned.labels != IGNORED
+        targets = F.one_hot(assigned.labels.clamp(min=0), 3) * (assigned.labels >= 0)[:, None]
+        total = F.binary_cross_entropy(assigned.logits.sigmoid()[used], targets[used].float(), reduction="sum")
+        torch.testing.assert_close(build_criterion("ce")(assigned)["classification"], total / 7)
+
+    def test_ndcg_by_hand(self):
+        """One positive with one negative above it, far apart: 1 - 1 / log2(1 + 2); boxes are balanced."""
+        assigned = record(positives=1, negatives=2, ignored=0, classes=2)
+        with torch.no_grad():
+            assigned.logits.fill_(-10)
+            row = int(assigned.positive)
+            assigned.logits[row, assigned.labels[row]] = 0
+            assigned.logits[row, 1 - assigned.labels[row]] = 10
+        criterion = build_criterion("ndcg")
+        terms = criterion(assigned)
+        assert terms["ranking"].item() == pytest.approx(1 - 1 / math.log2(3))
+        assert terms["box"].item() == pytest.approx(terms["ranking"].item(), rel=1e-5)
+        assert criterion.needs.ranks_only
+        assert criterion.needs.balances_boxes
+
+    def test_matchability_aware_by_hand(self):
+        """A positive of no overlap still counts in full; boxes keep the default term."""
+        assigned = record(positives=3, negatives=2, ignored=1, classes=2)
+        moved = assigned.boxes.detach().clone()
+        moved[0] += 1000
+        assigned = replace(assigned, boxes=moved)
+        ious = paired_iou(assigned.boxes, assigned.gt_boxes).tolist()
+        assert ious[0] == 0
+        total = 0.0
+        for row, label in enumerate(assigned.labels.tolist()):
+            for c in range(2) if label != IGNORED else ():
+                p = sigmoid(float(assigned.logits[row, c].detach()))
+                if c == label:
+                    q = ious[assigned.positive.tolist().index(row)] ** 1.5
+                    total -= q * math.log(p) + (1 - q) * math.log(1 - p)
+                else:
+                    total -= p**1.5 * math.log(1 - p)
+        terms = build_criterion("matchability_aware")(assigned)
+        assert terms["classification"].item() == pytest.approx(total / 3, rel=1e-4)
+        torch.testing.assert_close(terms["box"], build_criterion("focal")(assigned)["box"])
+
     @pytest.mark.parametrize("name", ["quality_focal", "varifocal"])
     def test_iou_targets_reach_the_loss(self, name):
         assigned = record(positives=3, negatives=2, ignored=0, classes=2)
@@ -158,6 +202,19 @@ class TestBoxTerms:
         expected = 2 * sum(w * v for w, v in zip(weights, losses, strict=True)) / sum(weights)
         criterion = build_criterion("focal", LossDefaults("focal", BoxTerm("giou", 2.0, weighting)))
         assert criterion(assigned)["box"].item() == pytest.approx(expected, rel=1e-5)
+
+    @pytest.mark.parametrize("name", ["ap", "bucketed_ap"])
+    @pytest.mark.parametrize(("defaults", "weight"), [({}, 2.0), ({"ap_box_weight": 1.0}, 1.0)])
+    def test_ap_weighs_boxes_by_score(self, name, defaults, weight):
+        """sum(w GIoU loss) / sum(w) with w the largest score of each positive, times 2 (ATSS) or 1 (PAA)."""
+        assigned = record()
+        scores = [max(sigmoid(v) for v in assigned.logits[i].tolist()) for i in assigned.positive.tolist()]
+        giou = (1 - generalized_box_iou(assigned.boxes, assigned.gt_boxes).diagonal()).tolist()
+        expected = weight * sum(w * v for w, v in zip(scores, giou, strict=True)) / sum(scores)
+        box = build_criterion(name, LossDefaults(**defaults))(assigned)["box"]
+        assert box.item() == pytest.approx(expected, rel=1e-4)
+        (gradient,) = torch.autograd.grad(box, assigned.logits, allow_unused=True)
+        assert gradient is None or (gradient == 0).all()
 
     def test_self_balancing(self):
         assigned = record()

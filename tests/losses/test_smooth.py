@@ -146,7 +146,7 @@ def test_harmonic_iou_falls_for_every_allowed_focus():
     iou = torch.linspace(0, 1, 101, dtype=torch.float64)
     for gamma in (0.0, 0.3, 0.8, 1.0):
         assert bool((F.harmonic_iou_loss(iou, gamma=gamma, reduction="none").diff() <= 1e-15).all())
-    with pytest.raises(ValueError, match=r"expected gamma in \[0, 1\], got 1.2"):
+    with pytest.raises(ValueError, match=r"gamma must be in \[0, 1\], got 1.2"):
         F.harmonic_iou_loss(iou, gamma=1.2)
 
 
@@ -162,7 +162,7 @@ def test_task_contrastive_equals_equation_8():
     certain = torch.eye(3, dtype=torch.float64)[labels].requires_grad_()
     F.task_contrastive_loss(certain, labels, iou).backward()
     assert certain.grad.isfinite().all()
-    with pytest.raises(ValueError, match="expected labels from 0 to 2"):
+    with pytest.raises(ValueError, match="labels must be from 0 to 2"):
         F.task_contrastive_loss(probabilities, labels + 1, iou)
 
 

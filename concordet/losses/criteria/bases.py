@@ -12,6 +12,8 @@ from concordet.losses.criteria.classification import (
     CrossEntropyTerm,
     DistributionalRankingTerm,
     FocalTerm,
+    MatchabilityAwareTerm,
+    NDCGTerm,
     QualityFocalTerm,
     RankSortTerm,
     VarifocalTerm,
@@ -38,6 +40,8 @@ class LossDefaults:
         quality_weight: Weight of the auxiliary head's term.
         focal: Alpha and gamma of focal loss.
         ap_delta: Half the width of AP loss's step.
+        ap_box_weight: Weight of the box term of AP loss (sum(w GIoU loss) / sum(w) with w the largest score): 2 as
+            published for ATSS, 1 for PAA.
         no_object_weight: Weight of the background in a softmax's cross entropy, which is then a weighted mean
             (DETR: 0.1); None for the sum over the normalizer.
         mask: Mask term, which losses that are not ranking losses keep.
@@ -51,6 +55,7 @@ class LossDefaults:
     quality_weight: float = 1.0
     focal: tuple[float, float] = (0.25, 2.0)
     ap_delta: float = 1.0
+    ap_box_weight: float = 2.0
     no_object_weight: float | None = None
     mask: MaskTerm = field(default_factory=MaskTerm)
 
@@ -77,7 +82,6 @@ class Base:
     settings: tuple[str, ...] = ()
 
 
-_AP_BOX = BoxTerm("giou", weight=2.0)
 _SCORED_BOX = BoxTerm("giou", weighting="score")
 _BALANCED_DICE = MaskTerm("dice", weighting="score", balanced=True)
 
@@ -91,7 +95,11 @@ def _cross_entropy(defaults: LossDefaults) -> Core:
 
 
 def _ap(method: Method) -> Callable[[LossDefaults], Core]:
-    return lambda defaults: SeparateCore(APTerm(delta=defaults.ap_delta, method=method), _AP_BOX)
+    def build(defaults: LossDefaults) -> Core:
+        box = BoxTerm("giou", defaults.ap_box_weight, "score")
+        return SeparateCore(APTerm(delta=defaults.ap_delta, method=method), box)
+
+    return build
 
 
 def _alrp(defaults: LossDefaults, *, balanced: float = 1.0, giou: float = 1.0) -> Core:
@@ -114,6 +122,15 @@ def _varifocal(defaults: LossDefaults) -> Core:
     return SeparateCore(VarifocalTerm(), BoxTerm("giou", 1.5, "iou"))
 
 
+def _ndcg(defaults: LossDefaults) -> Core:
+    # no detector was published with it: self-balancing leaves no weight to choose
+    return SelfBalancedCore(NDCGTerm(), _SCORED_BOX)
+
+
+def _matchability_aware(defaults: LossDefaults) -> Core:
+    return SeparateCore(MatchabilityAwareTerm(), defaults.box)
+
+
 def _distributional_ranking(defaults: LossDefaults) -> Core:
     return SeparateCore(DistributionalRankingTerm(), defaults.box)
 
@@ -124,11 +141,13 @@ BASES: dict[str, Base] = {
     "ap": Base(_ap("auto"), ranks_only=True, mask=MaskTerm("dice")),
     "alrp": Base(_alrp, ranks_only=True, balances_boxes=True, mask=_BALANCED_DICE, settings=("balanced", "giou")),
     "rank_sort": Base(_rank_sort("auto"), ranks_only=True, balances_boxes=True, mask=_BALANCED_DICE),
+    "ndcg": Base(_ndcg, ranks_only=True, balances_boxes=True, mask=_BALANCED_DICE),
     "bucketed_ap": Base(_ap("bucketed"), ranks_only=True, mask=MaskTerm("dice")),
     "bucketed_rank_sort": Base(_rank_sort("bucketed"), ranks_only=True, balances_boxes=True, mask=_BALANCED_DICE),
     "harmonic": Base(_harmonic, softmax=True, settings=("alpha", "gamma", "margin", "contrast")),
     "quality_focal": Base(_quality_focal),
     "varifocal": Base(_varifocal),
+    "matchability_aware": Base(_matchability_aware),
     "distributional_ranking": Base(_distributional_ranking),
 }
 """Base losses by name."""

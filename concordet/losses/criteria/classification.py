@@ -16,6 +16,7 @@ from concordet.assigned import BACKGROUND, IGNORED, Assigned
 from concordet.distributed import world
 from concordet.losses import functional
 from concordet.losses.criteria.terms import Term
+from concordet.losses.functional.distributional import unchecked_distributional_ranking_loss
 from concordet.losses.functional.ranking import Method
 
 Classification = Callable[[Assigned, Tensor], Tensor | Mapping[str, Tensor | Term]]
@@ -84,11 +85,25 @@ class VarifocalTerm(nn.Module):
         return assigned.normalized_sum(functional.varifocal_loss(assigned.logits, targets, reduction="none"))
 
 
+class MatchabilityAwareTerm(nn.Module):
+    """Matchability-Aware Loss: the target of a positive is a power of its IoU; every positive counts in full."""
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:
+        losses = functional.matchability_aware_loss(
+            assigned.logits,
+            assigned.class_targets(ious),
+            positive=assigned.class_targets() > 0,
+            reduction="none",
+        )
+        return assigned.normalized_sum(losses)
+
+
 class DistributionalRankingTerm(nn.Module):
     """DR Loss over the batch; its published code takes it per image."""
 
     def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:
-        return functional.distributional_ranking_loss(assigned.logits.flatten(), assigned.ranking_labels())
+        logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
+        return unchecked_distributional_ranking_loss(logits, labels, group=assigned.group)
 
 
 class APTerm(nn.Module):
@@ -107,6 +122,14 @@ class APTerm(nn.Module):
         logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
         loss = functional.ap_loss(logits, labels, delta=self.delta, method=self.method, **ranking_kwargs(assigned))
         return {"ranking": loss}
+
+
+class NDCGTerm(nn.Module):
+    """NDCG Loss, with the step's width and the algorithm that AP and aLRP Loss have by default."""
+
+    def forward(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
+        logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
+        return {"ranking": functional.ndcg_loss(logits, labels, **ranking_kwargs(assigned))}
 
 
 class RankSortTerm(nn.Module):

@@ -12,7 +12,7 @@ from concordet.assigned import Assigned
 from concordet.boxes import paired_iou
 from concordet.losses import functional
 from concordet.losses.criteria.box import BoxTerm, box_losses, box_value, weigh
-from concordet.losses.criteria.classification import Classification, softmax_entropies
+from concordet.losses.criteria.classification import Classification, ranking_kwargs, softmax_entropies
 from concordet.losses.criteria.terms import CoreTerms, Term, as_terms, balance, sum_of_role
 from concordet.losses.functional.ranking import Method
 
@@ -196,7 +196,7 @@ class ALRPCore(Core):
         largest = 2 if self.giou else 1  # the largest possible error of a box
         errors = box_losses("giou" if self.giou else "iou", assigned) / (largest * (1 - self.positive_iou))
         logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
-        parts = functional.alrp_loss(logits, labels, errors, method=self.method, group=assigned.group)
+        parts = functional.alrp_loss(logits, labels, errors, method=self.method, **ranking_kwargs(assigned))
         if self.training and self.balanced:
             total = (parts.classification + parts.localization).detach()
             self.sums += torch.stack([total, parts.localization.detach()])

@@ -1,8 +1,8 @@
 """Checks of what users hand to losses: one sentence with what was expected, what came and what to do.
 
-Shapes, dtypes and devices are always checked. What a value is can only be seen by waiting for the device: values are
-checked on a CPU, on other devices where :func:`value_checks` asks for it, and never inside torch.compile. What is not
-checked may become NaN, and NaN stays NaN.
+Shapes, dtypes and devices are always checked. A value can be seen only by waiting for the device: values are checked on
+a CPU, on other devices where :func:`value_checks` asks for it, and never inside torch.compile. What is not checked may
+become NaN, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ _VALUE_CHECKS: ContextVar[bool | None] = ContextVar("value_checks", default=None
 
 @contextmanager
 def value_checks(enabled: bool) -> Iterator[None]:
-    """Turn the checks of values on or off within a block, whatever the device.
+    """Turns the checks of values on or off within a block, whatever the device.
+
+    Args:
+        enabled: Whether values are checked.
 
     Example:
         >>> from concordet.losses.functional import ap_loss
@@ -47,34 +50,30 @@ def values_are_checked(tensor: Tensor) -> bool:
 def check_floating(where: str, name: str, tensor: Tensor, n_dims: int | None = None) -> None:
     """``tensor`` is a floating-point tensor with ``n_dims`` dimensions (any number for None)."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        raise ValueError(
-            f"{where}: expected {name} to be a floating-point tensor, got {_kind(tensor)}; convert it first."
-        )
+        raise ValueError(f"{where}: {name} must be a floating-point tensor, got {_kind(tensor)}; convert it first")
     if n_dims is not None and tensor.ndim != n_dims:
         raise ValueError(
-            f"{where}: expected {name} with {n_dims} dimension(s), got shape {tuple(tensor.shape)}; flatten it."
+            f"{where}: {name} must have {n_dims} dimension(s), got shape {tuple(tensor.shape)}; flatten it"
         )
 
 
-def check_integer(where: str, name: str, tensor: Tensor) -> None:
-    """``tensor`` is an integer tensor."""
+def check_integer(where: str, name: str, tensor: Tensor, *, or_bool: bool = False) -> None:
+    """``tensor`` is an integer tensor, or a bool one if ``or_bool``."""
     if (
         not isinstance(tensor, Tensor)
         or tensor.is_floating_point()
         or tensor.is_complex()
-        or tensor.dtype == torch.bool
+        or (tensor.dtype == torch.bool and not or_bool)
     ):
-        raise ValueError(
-            f"{where}: expected {name} to be an integer tensor, got {_kind(tensor)}; convert it with .long()."
-        )
+        raise ValueError(f"{where}: {name} must be an integer tensor, got {_kind(tensor)}; convert it with .long()")
 
 
-def check_same(where: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
+def check_same(where: str, name: str, tensor: Tensor, other_name: str, other: Tensor, *, hint: str = "") -> None:
     """Two tensors have one shape and one device."""
     if tensor.shape != other.shape:
         raise ValueError(
-            f"{where}: expected {name} and {other_name} of the same shape, got {tuple(tensor.shape)} and "
-            f"{tuple(other.shape)}; give one {name} entry for each entry of {other_name}."
+            f"{where}: {name} must have the shape of {other_name}, {tuple(other.shape)}, got {tuple(tensor.shape)}; "
+            f"{hint or f'give one entry of {name} per entry of {other_name}'}"
         )
     check_device(where, name, tensor, other_name, other)
 
@@ -83,8 +82,8 @@ def check_device(where: str, name: str, tensor: Tensor, other_name: str, other: 
     """Two tensors are on one device."""
     if tensor.device != other.device:
         raise ValueError(
-            f"{where}: expected {name} and {other_name} on the same device, got {tensor.device} and {other.device}; "
-            "move one of them."
+            f"{where}: {name} must be on the device of {other_name}, {other.device}, got {tensor.device}; "
+            "move one of them"
         )
 
 
@@ -98,32 +97,51 @@ def check_finite(where: str, name: str, tensor: Tensor) -> None:
     if not total.isfinite() and not values.isfinite().all():
         n_bad = int((~values.isfinite()).sum())
         raise ValueError(
-            f"{where}: expected finite {name}, got {n_bad} NaN or infinite value(s) among {values.numel()}; "
-            "look for the step before that made them, or label such entries -1 and set them to 0."
+            f"{where}: {name} must be finite, got {n_bad} NaN or infinite value(s) among {values.numel()}; find the "
+            "step that made them, or label such entries -1 and set them to 0"
         )
 
 
-def check_range(where: str, name: str, tensor: Tensor, low: float, high: float) -> None:
-    """All values are in [low, high], where values are checked."""
+def check_range(where: str, name: str, tensor: Tensor, low: float, high: float, *, slack: float = 0.0) -> None:
+    """All values are in [low, high], where values are checked; they may exceed ``high`` by a rounding ``slack``."""
     if not values_are_checked(tensor) or tensor.numel() == 0:
         return
     smallest, largest = (value.item() for value in tensor.detach().aminmax())
-    if not (smallest >= low and largest <= high):
+    if not (smallest >= low and largest <= high + slack):
         raise ValueError(
-            f"{where}: expected {name} in [{low:g}, {high:g}], got values from {smallest:g} to {largest:g}; "
-            "clamp or rescale them."
+            f"{where}: {name} must be in [{low:g}, {high:g}], got values from {smallest:g} to {largest:g}; clamp or "
+            "rescale them"
         )
 
 
-def check_labels(where: str, labels: Tensor) -> None:
-    """Labels are -1, 0 or 1, where values are checked."""
+def check_ranking_labels(where: str, labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels of a ranking loss, int64: 1, 0 or -1 (or bool), one per logit; values where values are checked."""
+    check_integer(where, "labels", labels, or_bool=True)
+    check_same(where, "labels", labels, "logits", logits)
+    labels = labels.long()
     if not values_are_checked(labels) or labels.numel() == 0:
-        return
+        return labels
     smallest, largest = (int(value) for value in labels.aminmax())
     if smallest < -1 or largest > 1:
         raise ValueError(
-            f"{where}: expected labels of 1 (positive), 0 (negative) or -1 (ignored), got labels from {smallest} to "
-            f"{largest}; ranking losses are class-agnostic: flatten a one-hot [n, classes] target instead."
+            f"{where}: labels must be 1 (positive), 0 (negative) or -1 (ignored), got labels from {smallest} to "
+            f"{largest}; ranking losses are class-agnostic: flatten a one-hot [n, classes] target instead"
+        )
+    return labels
+
+
+def check_negatives(where: str, labels: Tensor) -> None:
+    """Positives have negatives beside them if anything is ignored, where values are checked.
+
+    :data:`concordet.assigned.BACKGROUND` is -1, which ranking losses ignore: such labels would silently give 0.
+    """
+    if not values_are_checked(labels) or labels.numel() == 0:
+        return
+    smallest, largest = (int(value) for value in labels.aminmax())
+    if smallest == -1 and largest == 1 and not (labels == 0).any():
+        raise ValueError(
+            f"{where}: labels must contain negatives (0), got only 1 and -1, which means ignored here; label the "
+            "background 0 (concordet.assigned.BACKGROUND is -1; Assigned.ranking_labels() converts)"
         )
 
 
@@ -131,15 +149,14 @@ def check_positive(where: str, name: str, value: float, *, or_zero: bool = False
     """A hyperparameter is a finite number above 0, or at least 0."""
     finite = isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
     if not finite or value < 0 or (value == 0 and not or_zero):
-        raise ValueError(
-            f"{where}: expected {name} {'>= 0' if or_zero else '> 0'}, got {value!r}; choose a finite number like that."
-        )
+        wanted = "a finite number >= 0" if or_zero else "a finite number > 0"
+        raise ValueError(f"{where}: {name} must be {wanted}, got {value!r}")
 
 
 def check_choice(where: str, name: str, value: str, choices: tuple[str, ...]) -> None:
     """A hyperparameter is one of a few names."""
     if value not in choices:
-        raise ValueError(f"{where}: expected {name} to be one of {', '.join(choices)}; got {value!r}.")
+        raise ValueError(f"{where}: {name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def _kind(value: object) -> str:

@@ -1,20 +1,21 @@
-"""Distributional Ranking Loss: the hardest positives are to stand above the hardest negatives by a margin."""
+"""Distributional Ranking Loss: the hardest positives rank above the hardest negatives by a margin."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from concordet.distributed import SingleProcess, process_group
 from concordet.losses.functional.checks import (
     check_finite,
     check_floating,
-    check_integer,
-    check_labels,
+    check_negatives,
     check_positive,
-    check_same,
+    check_ranking_labels,
 )
 from concordet.losses.functional.reduction import at_least_float32
 
@@ -28,6 +29,7 @@ def distributional_ranking_loss(
     positive_temperature: float = 1.0,
     negative_temperature: float = 0.1 / math.log(3.5),
     weight: float = 4.0,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     r"""DR Loss: a logistic hinge between the expected scores of reweighted negatives and positives.
 
@@ -35,17 +37,22 @@ def distributional_ranking_loss(
               \hat P_- = \sum_{j \in N} q_j p_j, \; q_j \propto e^{p_j / \lambda_-}, \quad
               \hat P_+ = \sum_{i \in P} q_i p_i, \; q_i \propto e^{-p_i / \lambda_+}
 
-    with the scores p = sigmoid(logit). The published code takes it by image; here it is of what is given. Without
+    with the scores p = sigmoid(logit). The published code takes it per image; here it is of all logits given. Without
     positives their expected score counts 1, as there; without negatives theirs counts 0; without both the loss is 0.
 
     Args:
         logits: ``[n]`` raw scores; fp16 to fp64.
-        labels: ``[n]`` integers: 1 positive, 0 negative, -1 ignored.
+        labels: ``[n]`` integers or bool: 1 positive, 0 negative, -1 ignored. Background is 0 here, unlike in
+            :class:`~concordet.assigned.Assigned`, where it is -1: positives beside -1 without any 0 are refused.
         margin: m; 0.5 as published.
         smoothness: L; 6 as published.
         positive_temperature: lambda+; 1 as published.
-        negative_temperature: lambda-; 0.1 / log(3.5) as published. Smaller looks at the hardest alone.
+        negative_temperature: lambda-; 0.1 / log(3.5) as published. The smaller, the more the hardest
+            negatives count.
         weight: tau; 4 as published.
+        group: processes whose batches are one; all of them must call. The value is then global, and gradients are the
+            global loss's times the number of processes, so that DDP's average is the global gradient. Sent are sums
+            only.
 
     Returns:
         0-dim loss, float32 or better.
@@ -62,8 +69,34 @@ def distributional_ranking_loss(
     """
     where = "distributional_ranking_loss"
     check_floating(where, "logits", logits, 1)
-    check_integer(where, "labels", labels)
-    check_same(where, "labels", labels, "logits", logits)
+    labels = check_ranking_labels(where, labels, logits)
+    if group is None:  # other processes may have the negatives
+        check_negatives(where, labels)
+    return unchecked_distributional_ranking_loss(
+        logits,
+        labels,
+        margin=margin,
+        smoothness=smoothness,
+        positive_temperature=positive_temperature,
+        negative_temperature=negative_temperature,
+        weight=weight,
+        group=group,
+    )
+
+
+def unchecked_distributional_ranking_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    margin: float = 0.5,
+    smoothness: float = 6.0,
+    positive_temperature: float = 1.0,
+    negative_temperature: float = 0.1 / math.log(3.5),
+    weight: float = 4.0,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """DR Loss of labels that are known to be in order (those of a criterion may be positive or ignored only)."""
+    where = "distributional_ranking_loss"
     for name, value in (
         ("smoothness", smoothness),
         ("positive_temperature", positive_temperature),
@@ -72,25 +105,29 @@ def distributional_ranking_loss(
         check_positive(where, name, value)
     check_positive(where, "margin", margin, or_zero=True)
     check_positive(where, "weight", weight, or_zero=True)
-    check_labels(where, labels)
     check_finite(where, "logits", logits)
 
+    processes = process_group(group)
     scores = at_least_float32(logits).sigmoid()
-    positive, negative = labels == 1, labels == 0
-    above = _expected(scores, positive, -1 / positive_temperature, otherwise=1.0)
-    below = _expected(scores, negative, 1 / negative_temperature, otherwise=0.0)
+    above, n_positives = _expected(scores, labels == 1, -1 / positive_temperature, processes, otherwise=1.0)
+    below, n_negatives = _expected(scores, labels == 0, 1 / negative_temperature, processes, otherwise=0.0)
     loss = weight / smoothness * softplus(smoothness * (below - above + margin))
-    return torch.where((positive | negative).any(), loss, scores.sum() * 0.0)
+    return torch.where(n_positives + n_negatives > 0, loss, scores.sum() * 0.0)
 
 
-def _expected(scores: Tensor, chosen: Tensor, sharpness: float, *, otherwise: float) -> Tensor:
-    """Expectation of the chosen scores under q ~ exp(sharpness * score); ``otherwise`` for none chosen."""
-    if scores.numel() == 0:
-        return scores.sum() + otherwise
-    powers = sharpness * scores.detach()
-    greatest = torch.where(chosen, powers, -torch.inf).max()  # -inf for none chosen
-    shifted = torch.where(chosen, sharpness * scores - greatest, 0.0)
-    powers = torch.where(chosen, shifted.exp(), 0.0)
-    total = powers.sum()
-    none = ~chosen.any()
-    return torch.where(none, otherwise, (powers * scores).sum() / torch.where(none, 1.0, total))
+def _expected(
+    scores: Tensor, chosen: Tensor, sharpness: float, processes: SingleProcess, *, otherwise: float
+) -> tuple[Tensor, Tensor]:
+    """Expectation of the chosen scores under q ~ exp(sharpness * score), ``otherwise`` for none; and their number."""
+    sign = math.copysign(1.0, sharpness)
+    sharpness = sign * min(abs(sharpness), torch.finfo(scores.dtype).max)
+    ordered = torch.where(chosen, sign * scores.detach(), -torch.inf)
+    best = processes.all_max(torch.cat([ordered, ordered.new_full((1,), -torch.inf)]).amax())
+    best = sign * torch.where(best.isinf(), 0.0, best)
+    # distances from the best score are exactly 0 where scores tie, however sharp the weights
+    distances = torch.where(chosen, scores - best, 0.0)
+    powers = torch.where(chosen, (sharpness * distances).exp(), 0.0)
+    total, moment = processes.all_sum(torch.stack([powers.sum(), (powers * distances).sum()]))
+    count = processes.all_sum(chosen.sum())
+    none = count == 0
+    return torch.where(none, otherwise, best + moment / torch.where(none, 1.0, total)), count

@@ -39,7 +39,7 @@ def focal_loss(
     """
     logits, targets = _checked("focal_loss", logits, targets, gamma=gamma)
     signed = logits * (2 * targets - 1)  # logit of the true side
-    losses = -torch.sigmoid(-signed).pow(gamma) * logsigmoid(signed)
+    losses = -_power_of_sigmoid(-signed, gamma) * logsigmoid(signed)
     if alpha >= 0:
         losses = losses * (alpha * targets + (1 - alpha) * (1 - targets))
     return reduce("focal_loss", losses, reduction)
@@ -70,7 +70,13 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0, re
         tensor([0.0000, 0.1733])
     """
     logits, targets = _checked("quality_focal_loss", logits, targets, beta=beta)
-    losses = (targets - logits.sigmoid()).abs().pow(beta) * _cross_entropy(logits, targets)
+    distances = (targets - logits.sigmoid()).abs()
+    if 0 < beta < 1:
+        # the power has no derivative at 0, where the loss has its minimum
+        powers = torch.where(distances > 0, torch.where(distances > 0, distances, 1.0).pow(beta), 0.0)
+    else:
+        powers = distances.pow(beta)
+    losses = powers * _cross_entropy(logits, targets)
     return reduce("quality_focal_loss", losses, reduction)
 
 
@@ -103,7 +109,7 @@ def varifocal_loss(
         tensor([0.3466, 0.1300])
     """
     logits, targets = _checked("varifocal_loss", logits, targets, gamma=gamma)
-    weights = torch.where(targets > 0, targets, alpha * logits.sigmoid().pow(gamma))
+    weights = torch.where(targets > 0, targets, alpha * _power_of_sigmoid(logits, gamma))
     return reduce("varifocal_loss", weights * _cross_entropy(logits, targets), reduction)
 
 
@@ -145,6 +151,13 @@ def matchability_aware_loss(
     return reduce("matchability_aware_loss", weights * _cross_entropy(logits, targets.pow(gamma)), reduction)
 
 
+def _power_of_sigmoid(logits: Tensor, exponent: float) -> Tensor:
+    """sigmoid(logits)^exponent, with a finite gradient where the sigmoid is 0 in floating point."""
+    if 0 < exponent < 1:
+        return (exponent * logsigmoid(logits)).exp()
+    return logits.sigmoid().pow(exponent)
+
+
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     # -t log p - (1 - t) log (1 - p)
     return -logsigmoid(logits) + (1 - targets) * logits
@@ -155,7 +168,7 @@ def _checked(where: str, logits: Tensor, targets: Tensor, **exponents: float) ->
     check_floating(where, "logits", logits)
     check_same(where, "targets", targets, "logits", logits)
     check_finite(where, "logits", logits)
-    check_range(where, "targets", targets, 0, 1)
+    check_range(where, "targets", targets, 0, 1, slack=1e-3)
     for name, exponent in exponents.items():
         check_positive(where, name, exponent, or_zero=True)
     logits = at_least_float32(logits)

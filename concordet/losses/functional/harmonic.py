@@ -93,7 +93,7 @@ def harmonic_iou_loss(iou: Tensor, *, gamma: float = 0.8, reduction: Reduction =
     check_positive(where, "gamma", gamma, or_zero=True)
     if gamma > 1:
         raise ValueError(
-            f"{where}: expected gamma in [0, 1], got {gamma!r}; above 1 the loss would rise with the IoU of bad boxes."
+            f"{where}: gamma must be in [0, 1], got {gamma!r}; above 1 the loss would rise with the IoU of bad boxes"
         )
     check_range(where, "iou", iou, -1e-3, 1 + 1e-3)
     iou = at_least_float32(iou)
@@ -133,6 +133,10 @@ def task_contrastive_loss(
     """
     where = "task_contrastive_loss"
     check_floating(where, "probabilities", probabilities, 2)
+    if probabilities.shape[1] == 0:
+        raise ValueError(
+            f"{where}: probabilities must have at least one class, got shape {tuple(probabilities.shape)}; give [p, c]"
+        )
     check_integer(where, "labels", labels)
     check_floating(where, "iou", iou, 1)
     for name, tensor in (("labels", labels), ("iou", iou)):
@@ -155,6 +159,6 @@ def _check_classes(where: str, labels: Tensor, n_classes: int) -> None:
     smallest, largest = (int(value) for value in labels.aminmax())
     if smallest < 0 or largest >= n_classes:
         raise ValueError(
-            f"{where}: expected labels from 0 to {n_classes - 1} (probabilities has {n_classes} columns), "
-            f"got labels from {smallest} to {largest}; give the positives' own classes."
+            f"{where}: labels must be from 0 to {n_classes - 1} (probabilities has {n_classes} columns), "
+            f"got labels from {smallest} to {largest}; give the classes of the positives' objects"
         )

@@ -13,9 +13,10 @@ from concordet.losses.functional.checks import (
     check_device,
     check_finite,
     check_floating,
-    check_integer,
-    check_labels,
+    check_negatives,
     check_positive,
+    check_range,
+    check_ranking_labels,
     check_same,
 )
 from concordet.ranking import RankingOptions, ranking_loss, step_at_zero
@@ -63,8 +64,9 @@ def ap_loss(
     -l(i) / |P|, a negative the sum of what the positives below it hand to it.
 
     Args:
-        logits: ``[n]`` raw scores of any range, usually flattened over batch, anchors and classes; fp16 to fp64.
-        labels: ``[n]`` integers: 1 positive, 0 negative, -1 ignored.
+        logits: ``[n]`` raw scores of any range, typically flattened over batch, anchors and classes; fp16 to fp64.
+        labels: ``[n]`` integers or bool: 1 positive, 0 negative, -1 ignored. Background is 0 here, unlike in
+            :class:`~concordet.assigned.Assigned`, where it is -1: positives beside -1 without any 0 are refused.
         delta: half width of the smoothed step, in logits; 1 as published. 0 is the hard step, where ties count as
             above.
         interpolated: take precision as its running maximum, as the published code does and the paper's equations do
@@ -76,7 +78,7 @@ def ap_loss(
         group: processes whose batches are ranked together, with any ``method``; all of them must call, with positives
             or without. Values are then global and gradients are the global loss's times the number of processes, so
             that DDP's average is the global gradient. Positives are sent, negatives are not.
-        n_positives: how many labels are 1, where the caller knows it. On a GPU the loss then never waits for the
+        n_positives: number of labels that are 1, if the caller knows it. On a GPU the loss then never waits for the
             device, so that it can be part of a CUDA graph; without it, it asks once. A wrong number is an error on a
             CPU and makes the loss NaN elsewhere.
 
@@ -114,6 +116,7 @@ def alrp_loss(
     self_relation: float | None = None,
     method: Method = "auto",
     group: dist.ProcessGroup | None = None,
+    n_positives: int | None = None,
 ) -> ALRP:
     r"""Average Localization-Recall-Precision Loss: false positives and localization errors by one ranking.
 
@@ -128,7 +131,8 @@ def alrp_loss(
 
     Args:
         logits: ``[n]`` raw scores; fp16 to fp64.
-        labels: ``[n]`` integers: 1 positive, 0 negative, -1 ignored.
+        labels: ``[n]`` integers or bool: 1 positive, 0 negative, -1 ignored. Background is 0 here, unlike in
+            :class:`~concordet.assigned.Assigned`, where it is -1: positives beside -1 without any 0 are refused.
         loc_errors: ``[p]`` localization errors of the positives, in their order in ``logits``; published: 1 - GIoU in
             [0, 2] (that is, (1 - GIoU) / 2 over 1 - 0.5).
         delta: half width of the smoothed step; 1 as published.
@@ -157,7 +161,7 @@ def alrp_loss(
     check_device("alrp_loss", "loc_errors", loc_errors, "logits", logits)
     check_finite("alrp_loss", "loc_errors", loc_errors)
     values, weights = _rank(
-        "alrp_loss", ALRP_DEFINITION, logits, labels, loc_errors, delta, self_relation, 1.0, method, group
+        "alrp_loss", ALRP_DEFINITION, logits, labels, loc_errors, delta, self_relation, 1.0, method, group, n_positives
     )
     localization = (loc_errors.to(weights.dtype) * weights).sum()
     return ALRP(values[0], process_group(group).all_sum(localization).to(values.dtype))
@@ -186,8 +190,10 @@ def rank_sort_loss(
 
     Args:
         logits: ``[n]`` raw scores; fp16 to fp64.
-        labels: ``[n]`` integers: 1 positive, 0 negative, -1 ignored.
-        quality: ``[n]`` in [0, 1], usually the IoU; read at the positives only. No gradient flows through it.
+        labels: ``[n]`` integers or bool: 1 positive, 0 negative, -1 ignored. Background is 0 here, unlike in
+            :class:`~concordet.assigned.Assigned`, where it is -1: positives beside -1 without any 0 are refused.
+        quality: ``[n]`` in [0, 1], typically the IoU; read at the positives only, 0 elsewhere. It gets no
+            gradient.
         delta: half width of the smoothed step; 0.5 as published.
         self_relation: what a positive adds to its own rank; None for H(0): 1/2 for delta > 0 and 1 at delta = 0, as
             published.
@@ -199,7 +205,7 @@ def rank_sort_loss(
         RankSort(ranking, sorting), 0-dim each.
 
     Raises:
-        ValueError: as :func:`ap_loss`, for ``quality`` too.
+        ValueError: as :func:`ap_loss`, or ``quality`` of a positive is not in [0, 1].
 
     Paper:
         Oksuz et al.: Rank & Sort Loss for Object Detection and Instance Segmentation (ICCV 2021); Eqs. 3.11-3.18 of the
@@ -212,10 +218,14 @@ def rank_sort_loss(
         RankSort(ranking=tensor(0.), sorting=tensor(0.1000))
     """
     check_floating("rank_sort_loss", "quality", quality, 1)
-    check_same("rank_sort_loss", "quality", quality, "logits", logits)
-    check_same("rank_sort_loss", "labels", labels, "logits", logits)
-    # what stands at other logits is not read
-    check_finite("rank_sort_loss", "quality", quality.masked_fill(labels != 1, 0))
+    check_floating("rank_sort_loss", "logits", logits, 1)
+    check_same(
+        "rank_sort_loss", "quality", quality, "logits", logits, hint="give one value per logit, 0 except at positives"
+    )
+    labels = check_ranking_labels("rank_sort_loss", labels, logits)
+    own_quality = quality.masked_fill(labels != 1, 0)  # the others are not read
+    check_finite("rank_sort_loss", "quality", own_quality)
+    check_range("rank_sort_loss", "quality", own_quality, 0, 1, slack=1e-3)
     own = step_at_zero(delta)
     values, _ = _rank(
         "rank_sort_loss", RANK_SORT, logits, labels, quality, delta, self_relation, own, method, group, n_positives
@@ -243,7 +253,8 @@ def ndcg_loss(
 
     Args:
         logits: ``[n]`` raw scores; fp16 to fp64.
-        labels: ``[n]`` integers: 1 positive, 0 negative, -1 ignored.
+        labels: ``[n]`` integers or bool: 1 positive, 0 negative, -1 ignored. Background is 0 here, unlike in
+            :class:`~concordet.assigned.Assigned`, where it is -1: positives beside -1 without any 0 are refused.
         delta: half width of the smoothed step; 1 as in AP and aLRP Loss.
         self_relation: what a positive adds to its own rank; None for 1 (for "bucketed": 1/2 with delta > 0).
         method: see :func:`ap_loss`.
@@ -283,15 +294,15 @@ def _rank(
     **settings: float,
 ) -> tuple[Tensor, Tensor]:
     check_floating(where, "logits", logits, 1)
-    check_integer(where, "labels", labels)
-    check_same(where, "labels", labels, "logits", logits)
+    labels = check_ranking_labels(where, labels, logits)
     check_positive(where, "delta", delta, or_zero=True)
     check_choice(where, "method", method, get_args(Method))
     if self_relation is None:
         self_relation = step_at_zero(delta) if method == "bucketed" else published_relation
     check_positive(where, "self_relation", self_relation)
-    labels = labels.long()
-    check_labels(where, labels)
+    # who counts the positives knows what the labels mean; other processes may have the negatives
+    if n_positives is None and group is None:
+        check_negatives(where, labels)
     check_finite(where, "logits", logits)
     options = RankingOptions(
         delta=float(delta),

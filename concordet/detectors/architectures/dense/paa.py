@@ -17,7 +17,12 @@ from concordet.losses.criteria import Criterion, LossDefaults
 from concordet.losses.criteria.box import BoxTerm
 
 DEFAULTS = LossDefaults(
-    "focal", BoxTerm("giou", weight=1.3, weighting="iou"), quality="iou", quality_weight=0.5, ap_delta=0.5
+    "focal",
+    BoxTerm("giou", weight=1.3, weighting="iou"),
+    quality="iou",
+    quality_weight=0.5,
+    ap_delta=0.5,
+    ap_box_weight=1.0,
 )
 
 
