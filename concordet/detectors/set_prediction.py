@@ -1,6 +1,6 @@
-"""Set predictors (DETR, Sparse R-CNN): stages of k predictions an image, matched to its objects one to one, no NMS.
+"""Set predictors (DETR, Sparse R-CNN): stages of k predictions per image, one-to-one matching with objects, no NMS.
 
-A subclass predicts; what follows from its stages (records, detections, criterion) is here.
+A subclass predicts; records, detections and criteria are made here from the predictions of its stages.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from concordet.detectors.parts.resize import Resize
 from concordet.losses.criteria import Criterion, LossDefaults, StagedCriterion, add_l1, build_criterion
 
 POSTPROCESS = PostProcess(score_threshold=0.0, nms_threshold=1.0, topk=100)
-"""Of predictions that were matched one to one: no NMS."""
+"""Thresholds for predictions that are matched one to one: no NMS."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one stage (decoder layer) predicts for b images."""
+    """Predictions of one stage (decoder layer) for b images."""
 
     name: str
-    logits: Tensor  # [b, k, c]; with softmax [b, k, c + 1], the background ("no object") last
+    logits: Tensor  # [b, k, c]; with softmax [b, k, c + 1], background ("no object") last
     boxes: Tensor  # [b, k, 4] xyxy pixels of the network's input, with gradient
-    class_agnostic: bool = False  # every object is of class 0, as for the proposals of an encoder
+    class_agnostic: bool = False  # every object has class 0, as for proposals of an encoder
 
 
 @dataclass(frozen=True)
@@ -55,51 +55,51 @@ def per_layer_criterion(
     l1: float = 5.0,
     weights: Mapping[str, float] | None = None,
 ) -> StagedCriterion:
-    """A criterion for each stage; a loss by name gets L1 of boxes in units of the image beside it.
+    """One criterion per stage; a loss by name gets L1 of boxes in units of the image in addition.
 
     Args:
-        name: the detector's, for messages.
-        loss: a name, a criterion (copied for each stage) or a criterion for all stages.
-        defaults: the detector's published terms.
-        stages: their names, the one that detects last.
-        classification: factor of the classification term; see :func:`~concordet.losses.criteria.add_l1`.
-        l1: factor of the L1 term.
-        weights: of stages.
+        name: Name of the detector, for errors.
+        loss: Name, criterion (copied for each stage), or criterion with all stages.
+        defaults: Default terms of the detector.
+        stages: Names of the stages; the last one detects.
+        classification: Factor of the classification term; see :func:`~concordet.losses.criteria.add_l1`.
+        l1: Weight of the L1 term.
+        weights: Weights of stages by name; 1 for stages not named.
 
     Raises:
-        ValueError: for an auxiliary head, or a criterion of other stages.
+        ValueError: for a loss with an auxiliary head, or a criterion with other stages.
     """
     if isinstance(loss, StagedCriterion):
         if list(loss.stages) != list(stages):
             raise ValueError(f"stages of the criterion must be {list(stages)} for {name}, got {list(loss.stages)}")
         return loss
-    each = {
+    criteria = {
         stage: build_criterion(loss, defaults) if isinstance(loss, str) else copy.deepcopy(loss) for stage in stages
     }
-    for criterion in each.values():
+    for criterion in criteria.values():
         if criterion.needs.quality_head is not None:
             raise ValueError(f"loss must be without auxiliary head for {name}, got {loss!r}; leave the head out")
         if isinstance(loss, str):
             add_l1(criterion, classification=classification, l1=l1)
-    return StagedCriterion(each, weights)
+    return StagedCriterion(criteria, weights)
 
 
 class SetPredictor(Detector):
     """A set predictor in torchvision's convention.
 
-    Each stage's predictions are matched to objects anew, at least cost, and make a record of the stage's name; encoded
-    regressions are boxes in units of the image, in the form that the costs compare.
+    The predictions of each stage are matched to objects with the smallest total cost and become a record with the
+    stage's name; encoded regressions are boxes in units of the image, in the format that the costs compare.
 
-    A subclass has ``_predict``, which returns an :class:`Outcome`.  With a sigmoid a class every pair of box and class
-    is a candidate for detection; with a softmax each box has its best class, as DETR does.
+    A subclass implements ``_predict``, which returns an :class:`Outcome`.  With one sigmoid per class every pair of
+    box and class is a candidate for detection; with a softmax each box has its best class, as in DETR.
 
     Args:
-        criterion: loss, of all stages; says whether the classifier is a softmax.
-        num_classes: foreground classes; labels outside are 1..num_classes.
+        criterion: Loss of all stages; its needs say whether the classifier is a softmax.
+        num_classes: Number of foreground classes; labels in targets and detections are 1..num_classes.
         resize: How images come to the network's input size.
-        postprocess: thresholds; ``topk`` candidates an image, and an NMS threshold of 1 drops nothing.
-        costs: of the matching.
-        ignore_regions: boxes inside ``target["ignored_boxes"]`` are no background.
+        postprocess: Thresholds; ``topk`` candidates per image, and an NMS threshold of 1 drops none of them.
+        costs: Matching costs.
+        ignore_regions: Whether predictions inside ``target["ignored_boxes"]`` are ignored instead of background.
     """
 
     criterion: StagedCriterion
@@ -131,12 +131,12 @@ class SetPredictor(Detector):
 
     @torch.no_grad()
     def _match(self, stage: Stage, outcome: Outcome) -> Tensor:
-        """``[b, k]`` each prediction's object in its image, or a label without object."""
+        """``[b, k]`` index of each prediction's object in its image, or a label without object."""
         matches = []
         objects = self._objects(stage, outcome)
-        each = zip(stage.logits, stage.boxes, outcome.sizes, strict=True)
-        theirs = zip(objects.boxes, objects.classes, objects.ignored, strict=True)
-        for (logits, boxes, size), (gt_boxes, classes, ignored) in zip(each, theirs, strict=True):
+        predictions = zip(stage.logits, stage.boxes, outcome.sizes, strict=True)
+        per_image = zip(objects.boxes, objects.classes, objects.ignored, strict=True)
+        for (logits, boxes, size), (gt_boxes, classes, ignored) in zip(predictions, per_image, strict=True):
             match = hungarian_match(
                 logits, boxes, gt_boxes, classes, size, costs=self.costs, softmax=self.criterion.needs.softmax
             )
@@ -144,7 +144,7 @@ class SetPredictor(Detector):
         return torch.stack(matches)
 
     def _record(self, stage: Stage, matches: Tensor, outcome: Outcome) -> Assigned:
-        """The stage's record with ``[b, k]`` matches."""
+        """The record of a stage with ``[b, k]`` matches."""
         matching = Matching.of(list(matches), self._objects(stage, outcome))
         boxes = stage.boxes.flatten(0, 1)[matching.positive]
         extents = boxes.new_tensor([[width, height, width, height] for height, width in outcome.sizes])
@@ -164,13 +164,15 @@ class SetPredictor(Detector):
     def _detections(self, outcome: Outcome, images: list[Tensor]) -> Detections:
         stage = outcome.stages[-1]
         scores = class_scores(stage.logits, softmax=self.criterion.needs.softmax)
-        each = zip(scores, stage.boxes, outcome.sizes, strict=True)
-        results = [select_boxes(s, boxes[:, None], self.postprocess, size) for s, boxes, size in each]
+        results = [
+            select_boxes(image_scores, boxes[:, None], self.postprocess, size)
+            for image_scores, boxes, size in zip(scores, stage.boxes, outcome.sizes, strict=True)
+        ]
         return in_pixels(results, outcome.sizes, images)
 
 
 def class_scores(logits: Tensor, *, softmax: bool) -> Tensor:
-    """``[b, k, c]`` in [0, 1]; of a softmax only each box's best class is not 0."""
+    """``[b, k, c]`` scores in [0, 1]; with a softmax all classes of a box but the best one have score 0."""
     if not softmax:
         return logits.sigmoid()
     scores = logits.softmax(-1)[..., :-1]

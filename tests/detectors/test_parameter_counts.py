@@ -1,14 +1,18 @@
 """Parameters of the full architectures at 80 classes: those of the implementations that the docstrings name.
 
 torchvision's own classes are counted; other published architectures are summed layer by layer from their papers and
-configuration files; totals that are printed somewhere stand in a table with where.
+configuration files; printed totals are in a table with their sources, and those in docstrings are counted too.
 """
+
+import re
 
 import pytest
 import torch
 from torchvision.models import detection, resnet50, resnet101, vgg16
 
 from concordet.detectors import build_detector, list_detectors
+from concordet.detectors.architectures.registry import DETECTORS
+from concordet.detectors.networks.backbones import nano_body
 
 CLASSES = 80
 
@@ -230,3 +234,61 @@ def test_mmdetection_counts_what_is_trained():
     """Its printed totals and ours are the same to the last digit that is printed."""
     for name in ("retinanet", "atss", "cascade_rcnn"):
         assert round((ours(name) - FROZEN) / 1e6, 2) == round(MILLIONS[name, None] - FROZEN / 1e6, 2)
+
+
+# --- counts in docstrings -------------------------------------------------------------------------------------------
+
+NANO = {"size": "nano", "num_classes": 3}
+NANO_80 = {"size": "nano"}
+
+STATED = {
+    "retinanet": {"38.0": {}, "0.6": NANO},
+    "fcos": {"32.3": {}, "0.6": NANO},
+    "atss": {"32.3": {}, "0.6": NANO},
+    "foveabox": {"36.4": {}, "0.6": NANO},
+    "paa": {"32.3": {}, "0.6": NANO},
+    "ssd": {"34.3": {}, "36.0": {"image_size": (512, 512)}, "0.4": NANO},
+    "dssd": {"152.5": {}, "0.5": NANO},
+    "refinedet": {"36.1": {}, "0.5": NANO},
+    "faster_rcnn": {"41.8": {}, "0.7": NANO},
+    "cascade_rcnn": {"69.4": {}, "0.8": NANO},
+    "mask_rcnn": {"44.4": {}, "0.8": NANO},
+    "yolact": {"35.3": {}, "0.6": NANO},
+    "sparse_rcnn": {"106.3": {}, "2.3": NANO},
+    "detr": {"41.6": {"num_classes": 91}, "1.2": NANO_80},
+    "deformable_detr": {
+        "40.1": {"num_classes": 91},
+        "40.8": {"num_classes": 91, "box_refine": True},
+        "1.1": NANO_80,
+        "1.3": {**NANO_80, "two_stage": True},
+    },
+    "co_detr": {"41.2": {"auxiliary": False}, "62.3": {}, "2.9": NANO_80},
+}
+PUBLISHED_ELSEWHERE = {
+    "faster_rcnn": {"41.5"},
+    "cascade_rcnn": {"69.2"},
+    "mask_rcnn": {"44.2"},
+    "detr": {"41"},
+    "deformable_detr": {"40"},
+}
+"""Totals that a docstring compares ours with; see MILLIONS."""
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_docstrings_state_what_is_counted(name):
+    text = " ".join(DETECTORS[name].build.__doc__.split())
+    stated = set(re.findall(r"(\d+(?:\.\d+)?) M\b", text))
+    assert stated - PUBLISHED_ELSEWHERE.get(name, set()) == set(STATED[name])
+    for millions, options in STATED[name].items():
+        with torch.device("meta"):
+            model = build_detector(name, **{"num_classes": CLASSES, **options})
+        assert f"{count(model) / 1e6:.{len(millions.partition('.')[2])}f}" == millions
+
+
+def test_nano_detectors_are_as_small_as_build_detector_says():
+    for name in STATED:
+        with torch.device("meta"):
+            millions = count(build_detector(name, num_classes=CLASSES, size="nano")) / 1e6
+        assert millions < (3 if STATED[name].keys() & {"2.3", "1.2", "1.1", "2.9"} else 1)
+    assert round(count(nano_body()) / 1e6, 1) == 0.3
+    assert "residual network of 0.3 M parameters" in nano_body.__doc__

@@ -61,7 +61,7 @@ def yolact(
 
     35.3 M parameters at ResNet-50 and 80 classes, as that configuration's layers add up to: ResNet 23.5, pyramid 8.0,
     head 1.4, prototypes 2.4, classes of pixels 0.02 (the authors' P6 and P7 have 4.1 less).  Nano: levels P3..P5,
-    16 coefficients, 0.7 M parameters at 3 classes.
+    16 coefficients, 0.6 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)
     channels, (depth, count) = features.out_channels, NANO if size == "nano" else FULL

@@ -1,4 +1,4 @@
-"""Co-DETR (Zong et al. 2023): a Deformable DETR that one-to-many heads help to train; with RS Loss it is BRS-DETR."""
+"""Co-DETR (Zong et al. 2023): Deformable DETR with auxiliary one-to-many heads; with RS Loss BRS-DETR."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from concordet.losses.criteria.box import BoxTerm
 if TYPE_CHECKING:
     from transformers import DeformableDetrForObjectDetection
 
-RCNN_USUAL = LossDefaults("ce", BoxTerm("giou", weight=10.0), softmax=True)
+RCNN_DEFAULTS = LossDefaults("ce", BoxTerm("giou", weight=10.0), softmax=True)
 HEADS = ("rcnn", "atss")
 WEIGHT = 12.0
 RANKING_WEIGHT = 5.0
@@ -53,24 +53,25 @@ def co_detr_options(size: Size) -> dict[str, Any]:
 
 
 def query_stages(layers: int) -> list[str]:
-    """Stages of the extra queries, head by head."""
+    """Names of the stages of the extra queries, head by head."""
     return [f"{head}_{name}" for head in HEADS for name in stage_names(layers, False)]
 
 
 def co_detr_criterion(
     loss: str | Criterion | StagedCriterion, *, layers: int, auxiliary: bool, **_: Any
 ) -> StagedCriterion:
-    """A criterion for each term of the total loss: auxiliary heads, extra queries, encoder and decoder layers.
+    """One criterion per term of the total loss: auxiliary heads, extra queries, encoder and decoder layers.
 
-    sum over layers l of (L_dec,l + lambda_1 sum_k L_extra,k,l + lambda_2 sum_k L_aux,k), thesis Eq. 3.54, with K = 2
-    auxiliary heads, lambda_1 = 1 and 12 (with ranking losses 5) for the sum of lambda_2 over the layers.  L_dec and
-    L_extra are weighted sums of classification, L1 and GIoU (Eq. 3.55; Co-DETR's code: 2, 5, 2); with ranking losses
-    L1 and GIoU are scaled to the classification's value (Eq. 3.56).  The auxiliary heads have the same loss in their
-    own form: with the default one focal loss and centerness (ATSS), cross entropy and 10 times GIoU (Faster R-CNN);
-    with ranking losses the proposals' terms weigh a fifth of the heads', as in RS Loss.
+    The total is the sum over layers l of L_dec,l + lambda_1 sum_k L_extra,k,l + lambda_2 sum_k L_aux,k (thesis
+    Eq. 3.54), with K = 2 auxiliary heads, lambda_1 = 1, and 12 (5 with ranking losses) for the sum of lambda_2 over the
+    layers.  L_dec and L_extra are weighted sums of classification, L1 and GIoU (Eq. 3.55; weights 2, 5 and 2 in
+    Co-DETR's code); with ranking losses L1 and GIoU are scaled to the value of the classification term (Eq. 3.56).  The
+    auxiliary heads have the same loss in their own form: with the default focal loss and centerness (ATSS), cross
+    entropy and GIoU with weight 10 (Faster R-CNN); with ranking losses the terms of the proposals have a fifth of the
+    heads' weight, as in RS Loss.
 
     Raises:
-        ValueError: for an auxiliary quality head, or a criterion of other stages.
+        ValueError: for a loss with an auxiliary quality head, or a criterion with other stages.
     """
     decoder = stage_names(layers, two_stage=True)
     if isinstance(loss, StagedCriterion):
@@ -79,7 +80,7 @@ def co_detr_criterion(
     if not auxiliary:
         return per_layer_criterion("co_detr", loss, DEFAULTS, decoder)
     sets = per_layer_criterion("co_detr", loss, DEFAULTS, [*query_stages(layers), *decoder])
-    rcnn = staged_criterion("co_detr", loss, RCNN_USUAL, {"roi": 1.0})
+    rcnn = staged_criterion("co_detr", loss, RCNN_DEFAULTS, {"roi": 1.0})
     dense = build_criterion(loss, atss.DEFAULTS) if isinstance(loss, str) else copy.deepcopy(loss)
     weight = RANKING_WEIGHT if sets.needs.ranks_only else WEIGHT
     weights = {name: weight * rcnn.weights.get(name, 1.0) for name in rcnn.stages}
@@ -101,24 +102,27 @@ def co_detr(
 ) -> CoDETR:
     """Co-Deformable-DETR: two-stage Deformable DETR with box refinement, and auxiliary ATSS and Faster R-CNN.
 
-    Follows the authors' code: 300 queries, six layers of 256 channels.  At ResNet-50 and 80 classes 41.2 M parameters
-    detect, as in two-stage Deformable DETR, and 62.3 M train.  The auxiliary heads are the zoo's own: proposals come
-    from three anchors a location instead of nine, and learn boxes by smooth L1.  Images with fewer positives than
-    others have masked queries in their place, as in the authors' version on DINO, not random negatives.  Nano: 50
-    queries, two layers of 128 channels, 2.9 M parameters at 80 classes.
+    Follows the authors' code: 300 queries, six layers of 256 channels.  At ResNet-50 and 80 classes it has 62.3 M
+    parameters in training and 41.2 M parameters for inference, as two-stage Deformable DETR.  Departures: the auxiliary
+    heads are those of this package, where proposals have three anchors per location instead of nine and smooth L1 for
+    boxes; images with fewer positives than others get masked queries instead of random negatives, as in the authors'
+    version on DINO.  Nano: 50 queries, two layers of 128 channels, 2.9 M parameters at 80 classes.
 
     Args:
-        criterion: of each stage.
-        num_classes: foreground classes.
-        size: of the network.
-        backbone: see :func:`~concordet.detectors.networks.backbones.features`; ``"swin_t"`` and ``"swin_l"`` are the
-        thesis's.
-        pretrained: weights will be loaded.
-        num_queries: detections an image, at most.
-        layers: of the encoder, and of the decoder.
-        auxiliary: trains the auxiliary heads and the queries from their positives; False is a Deformable DETR, and
-            loads what was trained with them.
-        **settings: of the detector.
+        criterion: Criterion with all stages.
+        num_classes: Number of foreground classes.
+        size: Size of the network.
+        backbone: Name for :func:`~concordet.detectors.networks.backbones.features`; the thesis uses ``"swin_t"`` and
+            ``"swin_l"``.
+        pretrained: Whether weights will be loaded.
+        num_queries: Number of queries, the most detections per image.
+        layers: Number of encoder layers, and of decoder layers.
+        auxiliary: Whether to train the auxiliary heads and queries from their positives; False is a Deformable DETR,
+            which loads weights trained with them.
+        **settings: Arguments of the detector.
+
+    Raises:
+        ValueError: if ``num_queries`` is less than 1, or Transformers is not installed.
     """
     maps = features(size, backbone, pretrained=pretrained)
     network = build_network(
@@ -138,21 +142,21 @@ class CoOutcome(Outcome):
     """A forward pass, with what the auxiliary heads and their queries need."""
 
     batch: ImageList
-    decoding: dict[str, Any]  # what the decoder was called with
+    decoding: dict[str, Any]  # arguments of the decoder
 
 
 class CoDETR(DeformableDETR):
     """Co-DETR in torchvision's convention.
 
-    Records are named ``rpn``, ``roi`` and ``atss`` (the auxiliary heads' own), ``rcnn_layer1`` and ``atss_layer1`` on
-    (the extra queries of each decoder layer, whose objects are those of the heads' positives), ``encoder`` and
-    ``layer1`` on.  Only the last two kinds are there outside of training.
+    Records are named ``rpn``, ``roi`` and ``atss`` (auxiliary heads), ``rcnn_layer1``, ``atss_layer1`` and so on (extra
+    queries of each decoder layer, whose objects are those of the heads' positives), ``encoder``, ``layer1`` and so on.
+    Outside of training there are only ``encoder`` and the decoder layers.
 
     Args:
-        network: Transformers' model, with two stages.
-        heads: auxiliary heads, None for none.
-        criterion: loss.
-        **settings: of :class:`~concordet.detectors.set_prediction.SetPredictor`.
+        network: Transformers' model with two stages.
+        heads: Auxiliary heads; None for a detector without them.
+        criterion: Loss.
+        **settings: Arguments of :class:`~concordet.detectors.set_prediction.SetPredictor`.
     """
 
     def __init__(
@@ -178,30 +182,30 @@ class CoDETR(DeformableDETR):
         if not trained or self.heads is None or not isinstance(outcome, CoOutcome):
             return records
         memory, shapes = (outcome.decoding[key] for key in ("encoder_hidden_states", "spatial_shapes_list"))
-        own, positives = self.heads(outcome.batch, memory, shapes, outcome.objects)
-        return [*own, *self._query_records(outcome, positives), *records]
+        head_records, positives = self.heads(outcome.batch, memory, shapes, outcome.objects)
+        return [*head_records, *self._query_records(outcome, positives), *records]
 
     def _query_records(self, outcome: CoOutcome, positives: dict[str, Positives]) -> list[Assigned]:
-        """One record a head and decoder layer, of queries made from the head's positives.
+        """One record per head and decoder layer, of queries made from the head's positives.
 
-        All heads' queries go through the decoder at once; each attends to those of its own head and image alone.
+        The queries of all heads go through the decoder at once; each attends only to those of its own head and image.
         """
         groups = [Queries(p, outcome.sizes) for p in positives.values()]
         boxes = torch.cat([g.padded(g.boxes) for g in groups], 1)
         owners = torch.cat([g.padded(torch.full_like(g.slots, k + 1)) for k, g in enumerate(groups)], 1)
-        made = [
-            self.queries[name](*(g.padded(x) for x in (self._embedded(g.boxes), g.features)))
+        queries = [
+            self.queries[name](g.padded(self._embedded(g.boxes)), g.padded(g.features))
             for name, g in zip(positives, groups, strict=True)
         ]
-        places, contents = (torch.cat(list(parts), 1) for parts in zip(*made, strict=True))
-        found = self._decoded(outcome.decoding, boxes, places, contents, owners)
+        positions, contents = (torch.cat(list(tensors), 1) for tensors in zip(*queries, strict=True))
+        layers = self._decoded(outcome.decoding, boxes, positions, contents, owners)
         records, start = [], 0
         for name, g in zip(positives, groups, strict=True):
             rows = (g.record.image_ids[g.kept], start + g.slots)
-            for i, (logits, decoded) in enumerate(found, 1):
+            for i, (logits, decoded) in enumerate(layers, 1):
                 pixels = to_pixels(decoded, outcome.sizes)
                 records.append(g.stage(f"{name}_layer{i}", logits[rows], pixels[rows]))
-            start += g.most
+            start += g.max_slots
         return records
 
     def _embedded(self, boxes: Tensor) -> Tensor:
@@ -212,48 +216,48 @@ class CoDETR(DeformableDETR):
         return embedded.to(boxes.dtype)  # Transformers computes in float32
 
     def _decoded(
-        self, decoding: dict[str, Any], boxes: Tensor, places: Tensor, contents: Tensor, owners: Tensor
+        self, decoding: dict[str, Any], boxes: Tensor, positions: Tensor, contents: Tensor, owners: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
-        """Each decoder layer's logits ``[b, q, c]`` and boxes ``[b, q, 4]``; queries see those of their owner."""
+        """Logits ``[b, q, c]`` and boxes ``[b, q, 4]`` per decoder layer; queries attend to those of the same owner."""
         from concordet.detectors.networks.transformers_deformable import layer_predictions
 
-        strangers = owners[:, :, None] != owners[:, None, :]
-        mask = torch.zeros_like(strangers, dtype=contents.dtype)
-        mask = mask.masked_fill(strangers, torch.finfo(mask.dtype).min)
+        separate = owners[:, :, None] != owners[:, None, :]
+        mask = torch.zeros_like(separate, dtype=contents.dtype)
+        mask = mask.masked_fill(separate, torch.finfo(mask.dtype).min)
         out = self.network.model.decoder(
             **{
                 **decoding,
                 "inputs_embeds": contents,
-                "object_queries_position_embeddings": places,
+                "object_queries_position_embeddings": positions,
                 "reference_points": boxes,
                 "attention_mask": mask[:, None],
             }
         )
-        hidden, moved = out.intermediate_hidden_states, out.intermediate_reference_points
-        return layer_predictions(self.network, hidden, boxes, moved)
+        hidden, refined = out.intermediate_hidden_states, out.intermediate_reference_points
+        return layer_predictions(self.network, hidden, boxes, refined)
 
 
 class Queries:
     """A head's positives as queries: at most :data:`MAX_QUERIES` random ones per image, each with a slot.
 
     Args:
-        positives: of the head, p of them.
-        sizes: of the images, pixels.
+        positives: Positives of the head, p of them.
+        sizes: Height and width of each image, pixels.
     """
 
     def __init__(self, positives: Positives, sizes: Sequence[tuple[int, int]]) -> None:
         self.record, self.count = positives.record, len(sizes)
-        self.kept = at_most(self.record.image_ids, MAX_QUERIES)
+        self.kept = sample_per_image(self.record.image_ids, MAX_QUERIES)
         images = self.record.image_ids[self.kept]
-        self.slots = places_in_image(images)
-        self.most = max(int(images.bincount(minlength=1).max()), 1)  # of no positives one empty query is decoded
+        self.slots = index_in_image(images)
+        self.max_slots = max(int(images.bincount(minlength=1).max()), 1)  # one empty query if there are no positives
         self.extents = positives.boxes.new_tensor([[w, h, w, h] for h, w in sizes])[images]
         self.boxes = in_units(positives.boxes[self.kept], self.extents, "cxcywh")
         self.features = positives.features[self.kept]
 
     def padded(self, values: Tensor) -> Tensor:
-        """``[b, most, ...]`` of ``[k, ...]``, with zeros where an image has fewer."""
-        empty = values.new_zeros(self.count, self.most, *values.shape[1:])
+        """``[b, max_slots, ...]`` from ``[k, ...]``, with zeros where an image has fewer."""
+        empty = values.new_zeros(self.count, self.max_slots, *values.shape[1:])
         return empty.index_put((self.record.image_ids[self.kept], self.slots), values)
 
     def stage(self, name: str, logits: Tensor, boxes: Tensor) -> Assigned:
@@ -270,11 +274,11 @@ class Queries:
         return matching.assigned(logits, boxes, regression=regression, stage=name)
 
 
-def places_in_image(image_ids: Tensor) -> Tensor:
-    """``[p]`` how many of the same image come before, of ascending ``image_ids`` ``[p]``.
+def index_in_image(image_ids: Tensor) -> Tensor:
+    """``[p]`` number of earlier entries of the same image, for ascending ``image_ids`` ``[p]``.
 
     Example:
-        >>> places_in_image(torch.tensor([0, 0, 2, 2, 2])).tolist()
+        >>> index_in_image(torch.tensor([0, 0, 2, 2, 2])).tolist()
         [0, 1, 0, 1, 2]
     """
     counts = image_ids.bincount()
@@ -282,11 +286,11 @@ def places_in_image(image_ids: Tensor) -> Tensor:
     return torch.arange(len(image_ids), device=image_ids.device) - first[image_ids]
 
 
-def at_most(image_ids: Tensor, most: int) -> Tensor:
-    """Places of at most ``most`` entries of each image, ascending; of an image with more, random ones."""
+def sample_per_image(image_ids: Tensor, count: int) -> Tensor:
+    """Ascending indices of at most ``count`` entries per image, random ones of images with more."""
     order = torch.randperm(len(image_ids), device=image_ids.device)
     order = order[image_ids[order].argsort(stable=True)]
-    return order[places_in_image(image_ids[order]) < most].sort().values
+    return order[index_in_image(image_ids[order]) < count].sort().values
 
 
 ARCHITECTURE = Architecture(

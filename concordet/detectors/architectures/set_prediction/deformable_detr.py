@@ -1,4 +1,4 @@
-"""Deformable DETR (Zhu et al. 2021) on Transformers' network: each query looks at a few points of every level."""
+"""Deformable DETR (Zhu et al. 2021) on Transformers' network: each query attends to a few points per level."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def stage_names(layers: int, two_stage: bool) -> list[str]:
     """``layer1`` and so on, with two stages after ``encoder``.
 
     Raises:
-        ValueError: for fewer than two layers, of which Transformers makes no model.
+        ValueError: if ``layers`` is less than 2, which Transformers' model does not support.
     """
     if layers < 2:
         raise ValueError(f"layers must be at least 2, got {layers}")
@@ -57,9 +57,9 @@ def stage_names(layers: int, two_stage: bool) -> list[str]:
 def deformable_detr_criterion(
     loss: str | Criterion | StagedCriterion, *, layers: int, two_stage: bool, **_: Any
 ) -> StagedCriterion:
-    """A criterion for each decoder layer, with two stages for the encoder too.
+    """One criterion per decoder layer, with two stages one for the encoder too.
 
-    Weights are those of Transformers: 1 for the class, 5 for L1, 2 for GIoU (the authors' class weighs 2).
+    Weights are those of Transformers: 1 for the class, 5 for L1 and 2 for GIoU (the authors' class weight is 2).
     """
     return per_layer_criterion("deformable_detr", loss, DEFAULTS, stage_names(layers, two_stage), classification=1.0)
 
@@ -77,23 +77,26 @@ def deformable_detr(
     two_stage: bool,
     **settings: Any,
 ) -> DeformableDETR:
-    """Deformable DETR: three levels of the backbone and one below, as many encoder as decoder layers.
+    """Deformable DETR: three levels of the backbone and a coarser one, as many encoder as decoder layers.
 
-    Follows the authors' code as Transformers has it: 300 queries, six layers of 256 channels; 40 M parameters at
-    ResNet-50 and 91 classes, as published, with refinement 41 M.  Nano: 50 queries, two layers of 128 channels, three
-    levels, no dropout; 1.1 M parameters at 80 classes, with two stages 1.3 M.
+    Follows the authors' code as in Transformers: 300 queries, six layers of 256 channels; 40.1 M parameters at
+    ResNet-50 and 91 classes (published: 40 M), 40.8 M with refinement.  Nano: 50 queries, two layers of 128 channels,
+    three levels, no dropout; 1.1 M parameters at 80 classes, 1.3 M with two stages.
 
     Args:
-        criterion: of each layer.
-        num_classes: foreground classes.
-        size: of the network.
-        backbone: see :func:`~concordet.detectors.networks.backbones.features`.
-        pretrained: weights will be loaded.
-        num_queries: detections an image, at most; with two stages, proposals.
-        layers: of the encoder, and of the decoder.
-        box_refine: each decoder layer moves the boxes of the one before it (Sec. 4.2).
-        two_stage: the encoder proposes the boxes that the decoder begins with; asks for ``box_refine``, and sets it.
-        **settings: of the detector.
+        criterion: Criterion with one stage per layer.
+        num_classes: Number of foreground classes.
+        size: Size of the network.
+        backbone: Name for :func:`~concordet.detectors.networks.backbones.features`.
+        pretrained: Whether weights will be loaded.
+        num_queries: Number of queries, the most detections per image; with two stages also the number of proposals.
+        layers: Number of encoder layers, and of decoder layers.
+        box_refine: Whether each decoder layer refines the boxes of the layer before it (Sec. 4.2).
+        two_stage: Whether the encoder proposes the boxes that the decoder starts from; includes ``box_refine``.
+        **settings: Arguments of the detector.
+
+    Raises:
+        ValueError: if ``num_queries`` is less than 1, or Transformers is not installed.
     """
     maps = features(size, backbone, pretrained=pretrained)
     network = build_network(
@@ -117,7 +120,7 @@ def build_network(
     """Transformers' network of this size.
 
     Raises:
-        ValueError: for a number of queries below 1, or where Transformers is not installed.
+        ValueError: if ``num_queries`` is less than 1, or Transformers is not installed.
     """
     check_queries(num_queries)
     with needs_transformers():
@@ -158,14 +161,16 @@ class DeformableDETR(DetectionTransformer):
 
         self._check_locations(tuple(batch.tensors.shape[-2:]))
         out = self.network.model(batch.tensors, pixel_mask=valid_pixels(batch))
-        found = layer_predictions(
+        layers = layer_predictions(
             self.network,
             out.intermediate_hidden_states,
             out.init_reference_points,
             out.intermediate_reference_points,
         )
-        each = enumerate(found, 1)
-        stages = [Stage(f"layer{i}", logits, to_pixels(boxes, batch.image_sizes)) for i, (logits, boxes) in each]
+        stages = [
+            Stage(f"layer{i}", logits, to_pixels(boxes, batch.image_sizes))
+            for i, (logits, boxes) in enumerate(layers, 1)
+        ]
         if out.enc_outputs_class is not None:
             # every location is classified as object or not, by the first class's logit (Appendix A.4)
             boxes = to_pixels(at_least_float32(out.enc_outputs_coord_logits).sigmoid(), batch.image_sizes)
@@ -173,7 +178,7 @@ class DeformableDETR(DetectionTransformer):
         return Outcome(stages, batch.image_sizes, Objects.from_targets(targets, ignore_regions=self.ignore_regions))
 
     def _check_locations(self, padded: tuple[int, int]) -> None:
-        """Two stages choose their queries among the locations of all levels."""
+        """Refuses images with fewer locations than two stages choose queries."""
         config, finest = self.network.config, self.backbone.strides[0]
         if not config.two_stage:
             return
@@ -181,8 +186,8 @@ class DeformableDETR(DetectionTransformer):
         count = sum(-(-padded[0] // s) * -(-padded[1] // s) for s in strides)
         if count < config.num_queries:
             raise ValueError(
-                f"images of {padded[0]} x {padded[1]} pixels have {count} locations, of which two_stage=True chooses "
-                f"{config.num_queries}; take a larger image_size or fewer num_queries"
+                f"num_queries must be at most {count} with two_stage=True, the number of locations in images of "
+                f"{padded[0]} x {padded[1]} pixels, got {config.num_queries}; take a larger image_size or fewer queries"
             )
 
 

@@ -1,4 +1,4 @@
-"""What detectors on Transformers' networks share: the network, costs of the matching, boxes in pixels, weights."""
+"""The base of detectors on Transformers' networks: the network, matching costs, boxes in pixels, weights."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class DetectionTransformer(SetPredictor):
     """A network of Transformers that detects by queries, in torchvision's convention.
 
     Args:
-        network: with ``model.backbone.model`` for the feature maps.
-        criterion: loss, which decides the costs of the matching too.
-        **settings: of :class:`SetPredictor`.
+        network: Model whose ``model.backbone.model`` computes the feature maps.
+        criterion: Loss, which also determines the matching costs.
+        **settings: Arguments of :class:`SetPredictor`.
     """
 
     def __init__(self, network: Any, criterion: StagedCriterion, **settings: Any) -> None:
@@ -34,12 +34,12 @@ class DetectionTransformer(SetPredictor):
 
     @property
     def backbone(self) -> Features:
-        """Feature maps of images."""
+        """The network that computes the feature maps."""
         return cast(Features, self.network.model.backbone.model)
 
 
 def costs_for(criterion: StagedCriterion) -> Costs:
-    """Of the matching: the class weighs 1 as a softmax's probability, 2 as focal cost, 4 with ranking losses.
+    """Matching costs: the class has factor 1 as a softmax's probability, 2 as focal cost and 4 with ranking losses.
 
     The last is BRS-DETR's (thesis Sec. 4.1).
     """
@@ -61,19 +61,19 @@ def needs_transformers() -> Iterator[None]:
 
 
 def check_queries(num_queries: int) -> None:
-    """Raises a ValueError for a number of queries below 1."""
+    """Raises a ValueError if the number of queries is less than 1."""
     if num_queries < 1:
         raise ValueError(f"num_queries must be at least 1, got {num_queries}")
 
 
 def to_pixels(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
-    """Boxes ``[b, k, 4]`` from centre and size in units of each image to xyxy pixels."""
+    """Boxes ``[b, k, 4]`` from center and size in units of each image to xyxy pixels."""
     extents = boxes.new_tensor([[width, height, width, height] for height, width in sizes])
     return box_convert(boxes * extents[:, None], "cxcywh", "xyxy")
 
 
 def load_network(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
-    """Weights of a folder that Transformers' ``save_pretrained`` wrote, or of whatever :func:`load_weights` takes."""
+    """Loads a folder that Transformers' ``save_pretrained`` wrote, or anything that :func:`load_weights` takes."""
     if isinstance(weights, str | Path) and Path(weights).is_dir():
         from concordet.detectors.networks.transformers_deformable import load_folder
 

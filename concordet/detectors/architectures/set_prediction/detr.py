@@ -1,4 +1,4 @@
-"""DETR (Carion et al. 2020) on Transformers' network: queries look at one feature map, matched one to one, no NMS."""
+"""DETR (Carion et al. 2020) on Transformers' network: queries, one feature map, one-to-one matching, no NMS."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def detr_options(size: Size) -> dict[str, Any]:
 
 
 def detr_criterion(loss: str | Criterion | StagedCriterion, *, layers: int, **_: Any) -> StagedCriterion:
-    """A criterion for each decoder layer, ``layer1`` and so on; weights are 1 for the class, 5 for L1, 2 for GIoU.
+    """One criterion per decoder layer, ``layer1`` and so on; weights are 1 for the class, 5 for L1 and 2 for GIoU.
 
     Raises:
-        ValueError: for fewer layers than one.
+        ValueError: if ``layers`` is less than 1.
     """
     if layers < 1:
         raise ValueError(f"layers must be at least 1, got {layers}")
@@ -53,27 +53,27 @@ def detr(
     layers: int,
     **settings: Any,
 ) -> DETR:
-    """DETR: the backbone's last map, as many encoder as decoder layers, a loss at each of the latter.
+    """DETR: the backbone's last map, as many encoder as decoder layers, a loss on each decoder layer.
 
-    Follows the authors' code as Transformers has it: 100 queries, six layers of 256 channels, 41 M parameters at
-    ResNet-50 and 91 classes, as published.  Nano: 50 queries, three layers of 128 channels on the map of stride 16, no
-    dropout; 1.7 M parameters at 80 classes.
+    Follows the authors' code as in Transformers: 100 queries, six layers of 256 channels, 41.6 M parameters at
+    ResNet-50 and 91 classes (published: 41 M).  Nano: 50 queries, three layers of 128 channels on the map of stride
+    16, no dropout; 1.2 M parameters at 80 classes.
 
     With cross entropy (``default``, ``ce``) and Harmonic loss the classifier is a softmax whose last class, "no
-    object", weighs 0.1; every other loss has a sigmoid a class.
+    object", has weight 0.1; with every other loss it has one sigmoid per class.
 
     Args:
-        criterion: of each decoder layer.
-        num_classes: foreground classes.
-        size: of the network.
-        backbone: see :func:`~concordet.detectors.networks.backbones.features`.
-        pretrained: weights will be loaded.
-        num_queries: detections an image, at most.
-        layers: of the encoder, and of the decoder.
-        **settings: of the detector.
+        criterion: Criterion with one stage per decoder layer.
+        num_classes: Number of foreground classes.
+        size: Size of the network.
+        backbone: Name for :func:`~concordet.detectors.networks.backbones.features`.
+        pretrained: Whether weights will be loaded.
+        num_queries: Number of queries, the most detections per image.
+        layers: Number of encoder layers, and of decoder layers.
+        **settings: Arguments of the detector.
 
     Raises:
-        ValueError: for a number of queries below 1, or where Transformers is not installed.
+        ValueError: if ``num_queries`` is less than 1, or Transformers is not installed.
     """
     check_queries(num_queries)
     with needs_transformers():
@@ -109,8 +109,8 @@ class DETR(DetectionTransformer):
         logits = at_least_float32(self.network.class_labels_classifier(states))  # [layers, b, q, c]
         boxes = at_least_float32(self.network.bbox_predictor(states)).sigmoid()  # [layers, b, q, 4]
         stages = [
-            Stage(f"layer{i}", own, to_pixels(found, batch.image_sizes))
-            for i, (own, found) in enumerate(zip(logits, boxes, strict=True), 1)
+            Stage(f"layer{i}", layer_logits, to_pixels(layer_boxes, batch.image_sizes))
+            for i, (layer_logits, layer_boxes) in enumerate(zip(logits, boxes, strict=True), 1)
         ]
         return Outcome(
             stages, batch.image_sizes, Objects.from_targets(resized or [], ignore_regions=self.ignore_regions)

@@ -1,4 +1,4 @@
-"""Sparse R-CNN (Sun et al. 2021): a few learned boxes, refined six times, matched one to one; no anchors and no NMS."""
+"""Sparse R-CNN (Sun et al. 2021): learned boxes, refined six times, one-to-one matching, no anchors, no NMS."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from concordet.losses.functional.reduction import at_least_float32
 
 DEFAULTS = LossDefaults("focal", BoxTerm("giou", weight=2.0))
 STAGES = tuple(f"stage{k}" for k in range(1, 7))
-CODER = BoxCoder((2.0, 2.0, 1.0, 1.0))  # which bounds growth, so that areas stay finite after six stages
+CODER = BoxCoder((2.0, 2.0, 1.0, 1.0))  # it limits growth, so that areas stay finite after six stages
 
 
 def sparse_rcnn_criterion(loss: str | Criterion | StagedCriterion) -> StagedCriterion:
-    """A criterion for each of ``stage1`` to ``stage6``; a loss by name gets L1 of normalised boxes beside it."""
+    """One criterion per stage, ``stage1`` to ``stage6``; a loss by name gets L1 of normalized boxes in addition."""
     return per_layer_criterion("sparse_rcnn", loss, DEFAULTS, STAGES)
 
 
@@ -43,8 +43,8 @@ def sparse_rcnn(
 ) -> SparseRCNN:
     """Sparse R-CNN: 100 learned boxes and features, six heads of self-attention and dynamic convolution.
 
-    Follows the authors' code: focal loss weighs 2, L1 5, GIoU 2, in each head alike; 106 M parameters at ResNet-50 and
-    80 classes, as theirs and mmdetection's.  Nano: 50 boxes, 64 channels, 2.3 M parameters at 3 classes.
+    Follows the authors' code: weights are 2 for focal loss, 5 for L1 and 2 for GIoU in each head; 106.3 M parameters at
+    ResNet-50 and 80 classes, as theirs and mmdetection's.  Nano: 50 boxes, 64 channels, 2.3 M parameters at 3 classes.
     """
     features, _ = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     pool = box_pool(size)
@@ -58,7 +58,7 @@ def sparse_rcnn(
 
 
 class DynamicConv(nn.Module):
-    """A box's own feature makes two 1 x 1 convolutions, which its pooled features go through (Sec. 3.4)."""
+    """Two 1 x 1 convolutions of a box's pooled features, whose weights its proposal feature predicts (Sec. 3.4)."""
 
     def __init__(self, width: int, inner: int, side: int) -> None:
         super().__init__()
@@ -69,17 +69,17 @@ class DynamicConv(nn.Module):
         self.out_layer = nn.Linear(width * side**2, width)
         self.norm3 = nn.LayerNorm(width)
 
-    def forward(self, own: Tensor, pooled: Tensor) -> Tensor:
-        """``[n, width]`` from own features ``[n, width]`` and pooled ones ``[n, side * side, width]``."""
-        width = own.shape[1]
-        first, second = self.dynamic_layer(own).chunk(2, dim=1)
+    def forward(self, proposals: Tensor, pooled: Tensor) -> Tensor:
+        """``[n, width]`` from proposal features ``[n, width]`` and pooled ones ``[n, side * side, width]``."""
+        width = proposals.shape[1]
+        first, second = self.dynamic_layer(proposals).chunk(2, dim=1)
         x = F.relu(self.norm1(pooled @ first.view(-1, width, self.inner)))
         x = F.relu(self.norm2(x @ second.view(-1, self.inner, width)))
         return F.relu(self.norm3(self.out_layer(x.flatten(1))))
 
 
 class SparseStage(nn.Module):
-    """One head: boxes look at one another, then at the image, and are classified and moved."""
+    """One head: self-attention among boxes, dynamic convolution of the image's features, classification, regression."""
 
     def __init__(self, width: int, num_classes: int, *, side: int, hidden: int, inner: int, heads: int) -> None:
         super().__init__()
@@ -97,19 +97,19 @@ class SparseStage(nn.Module):
                 nn.init.xavier_uniform_(parameter)
         init_prior_bias(self.class_logits)
 
-    def forward(self, own: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features ``[b, k, width]``, logits ``[b, k, c]`` and deltas ``[b, k, 4]``.
+    def forward(self, proposals: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Proposal features ``[b, k, width]``, logits ``[b, k, c]`` and deltas ``[b, k, 4]``.
 
         Args:
-            own: ``[b, k, width]`` features of the boxes.
-            pooled: ``[b * k, width, side, side]`` the image's.
+            proposals: ``[b, k, width]`` proposal features of the boxes.
+            pooled: ``[b * k, width, side, side]`` features of the image, pooled from the boxes.
         """
-        shape = own.shape
-        own = self.norm1(own + self.self_attn(own, own, own, need_weights=False)[0]).flatten(0, 1)
-        own = self.norm2(own + self.inst_interact(own, pooled.flatten(2).transpose(1, 2)))
-        own = self.norm3(own + self.linear2(F.relu(self.linear1(own)))).view(shape)
-        logits, deltas = self.class_logits(self.cls_module(own)), self.bboxes_delta(self.reg_module(own))
-        return own, at_least_float32(logits), at_least_float32(deltas)
+        x = proposals
+        x = self.norm1(x + self.self_attn(x, x, x, need_weights=False)[0]).flatten(0, 1)
+        x = self.norm2(x + self.inst_interact(x, pooled.flatten(2).transpose(1, 2)))
+        x = self.norm3(x + self.linear2(F.relu(self.linear1(x)))).view(proposals.shape)
+        logits, deltas = self.class_logits(self.cls_module(x)), self.bboxes_delta(self.reg_module(x))
+        return x, at_least_float32(logits), at_least_float32(deltas)
 
 
 def _tower(width: int, depth: int) -> nn.Sequential:
@@ -118,7 +118,7 @@ def _tower(width: int, depth: int) -> nn.Sequential:
 
 
 class SparseHead(nn.Module):
-    """The learned boxes (centre and size in units of the image; at first the whole of it), features, and the stages."""
+    """Learned boxes (center and size in units of the image, initially the whole image), features and stages."""
 
     def __init__(self, count: int, width: int, stages: list[SparseStage]) -> None:
         super().__init__()
@@ -127,21 +127,21 @@ class SparseHead(nn.Module):
         self.head_series = nn.ModuleList(stages)
 
     def proposals(self, image_size: tuple[int, int]) -> Tensor:
-        """``[k, 4]`` the learned boxes, xyxy pixels of an image."""
-        centre, extent = self.init_proposal_boxes.chunk(2, dim=1)
+        """``[k, 4]`` learned boxes, xyxy pixels of an image."""
+        center, extent = self.init_proposal_boxes.chunk(2, dim=1)
         height, width = image_size
-        return torch.cat([centre - extent / 2, centre + extent / 2], 1) * centre.new_tensor([width, height] * 2)
+        return torch.cat([center - extent / 2, center + extent / 2], 1) * center.new_tensor([width, height] * 2)
 
 
 class SparseRCNN(SetPredictor):
     """Sparse R-CNN in torchvision's convention; records are named ``stage1`` to ``stage6``.
 
     Args:
-        backbone: features; has ``out_channels``.
-        pool: features and boxes to ``[n, channels, h, w]``.
-        head: learned boxes and stages.
-        criterion: loss.
-        **settings: of :class:`SetPredictor`.
+        backbone: Feature pyramid.
+        pool: Pooling of features and boxes to ``[n, channels, h, w]``.
+        head: Learned boxes and stages.
+        criterion: Loss.
+        **settings: Arguments of :class:`SetPredictor`.
     """
 
     def __init__(
@@ -161,12 +161,12 @@ class SparseRCNN(SetPredictor):
         batch, resized = self.transform(images, targets)
         features = self.backbone(batch.tensors)
         padded = [tuple(batch.tensors.shape[-2:])] * len(images)
-        own = self.head.init_proposal_features.expand(len(images), -1, -1)
+        proposals = self.head.init_proposal_features.expand(len(images), -1, -1)
         boxes = torch.stack([self.head.proposals(size) for size in batch.image_sizes])
         stages = []
         for name, stage in zip(STAGES, self.head.head_series, strict=True):
             pooled = self.pool(features, list(boxes.detach()), padded)
-            own, logits, deltas = stage(own, pooled)
+            proposals, logits, deltas = stage(proposals, pooled)
             decoded = CODER.decode_single(deltas.flatten(0, 1), boxes.flatten(0, 1)).view_as(boxes)
             stages.append(Stage(name, logits, decoded))
             boxes = decoded.detach()

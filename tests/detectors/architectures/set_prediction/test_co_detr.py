@@ -7,7 +7,7 @@ from torchvision.ops import box_convert
 from concordet.assigned import IGNORED
 from concordet.detectors import build_detector
 from concordet.detectors.architectures.set_prediction.auxiliary_heads import Adapter
-from concordet.detectors.architectures.set_prediction.co_detr import MAX_QUERIES, at_most, query_stages
+from concordet.detectors.architectures.set_prediction.co_detr import MAX_QUERIES, query_stages, sample_per_image
 from concordet.detectors.architectures.set_prediction.detection_transformer import to_pixels
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
@@ -132,13 +132,13 @@ class TestExtraQueries:
     def test_there_are_not_too_many(self):
         torch.manual_seed(0)
         image_ids = torch.tensor([0] * 5 + [2] * 9 + [3] * 2)
-        kept = at_most(image_ids, 4)
+        kept = sample_per_image(image_ids, 4)
         assert (kept.diff() > 0).all()
         assert image_ids[kept].bincount().tolist() == [4, 0, 4, 2]
-        chosen = {tuple(at_most(image_ids, 4).tolist()) for _ in range(20)}
+        chosen = {tuple(sample_per_image(image_ids, 4).tolist()) for _ in range(20)}
         assert len(chosen) > 1
-        assert torch.equal(at_most(image_ids, 9), torch.arange(16))
-        assert len(at_most(image_ids[:0], 4)) == 0
+        assert torch.equal(sample_per_image(image_ids, 9), torch.arange(16))
+        assert len(sample_per_image(image_ids[:0], 4)) == 0
         record = records_of(build(NAME, "rank_sort"), *batch(300, 0))["atss_layer1"]
         assert len(record.logits) <= MAX_QUERIES
 
