@@ -1,4 +1,4 @@
-"""Two-stage detectors: one forward pass, from images to proposals, refined boxes, records, losses and detections.
+"""Two-stage detectors: one forward pass, from images to proposals, boxes, records, losses and detections.
 
 What distinguishes Faster, Cascade and Mask R-CNN is passed in: stages of the RoI head, and a mask branch.
 """
@@ -42,9 +42,9 @@ class BoxStage(nn.Module):
         box_head: ``[n, channels, h, w]`` to ``[n, width]``.
         box_predictor: ``[n, width]`` to class logits and deltas, in torchvision's order: with softmax the background
             comes first, and in class-specific regression has deltas too.
-        coder: deltas to boxes.
-        foreground: IoU from which on a box is an object's.
-        softmax: of the classifier.
+        coder: Deltas to boxes.
+        foreground: Smallest IoU of a positive, in [0, 1].
+        softmax: The classifier is one softmax over classes and background.
     """
 
     def __init__(

@@ -181,11 +181,11 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("change", "message"),
         [
-            ({"name": "fcoss"}, "unknown detector 'fcoss'; choose one of retinanet"),
-            ({"size": "tiny"}, "size must be one of full, nano, got 'tiny'"),
+            ({"name": "fcoss"}, "detector must be one of retinanet, .*, got fcoss; did you mean fcos"),
+            ({"size": "tiny"}, "size must be one of full, nano, got tiny"),
             ({"num_classes": 0}, "must be at least 1, got 0"),
             ({"loss": "focl"}, "got 'focl'"),
-            ({"score": 0.1}, "unknown option 'score'"),
+            ({"score": 0.1}, "option of fcos must be one of score_threshold, .*, got score"),
             ({"backbone": "resnet18"}, "drop backbone='resnet18'"),
             ({"size": "full", "backbone": "vgg"}, "backbone must be one of resnet18"),
             ({"weights": "no/such/file.pt"}, "no such file"),

@@ -17,6 +17,7 @@ from concordet.detectors.architectures.two_stage import cascade_rcnn, faster_rcn
 from concordet.detectors.base import Detector
 from concordet.detectors.networks.backbones import Size
 from concordet.detectors.parts.postprocess import PostProcess
+from concordet.errors import unknown
 from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
 
 DETECTORS: dict[str, Architecture] = {
@@ -40,7 +41,7 @@ DETECTORS: dict[str, Architecture] = {
 
 
 def register_detector(name: str, architecture: Architecture) -> None:
-    """Makes a detector of one's own available by name, in :func:`build_detector` and on the command line.
+    """Makes a user's detector available by name, in :func:`build_detector` and on the command line.
 
     Args:
         name: Lowercase letters, digits and underscores.
@@ -103,44 +104,44 @@ def build_detector(
     ignore_regions: bool = True,
     **options: Any,
 ) -> Detector:
-    """A detector in torchvision's convention with the loss of one's choice.
+    """Builds a detector in torchvision's convention, with any loss.
 
     Args:
-        name: one of :func:`list_detectors`.
-        num_classes: foreground classes; labels in targets and detections are 1..num_classes.
-        loss: a name (:func:`concordet.losses.list_losses`) such as ``"rank_sort+concordance(0.3)"``, or a criterion.
-            ``"default"`` is the detector's own.
+        name: One of :func:`list_detectors`.
+        num_classes: Number of foreground classes; labels in targets and detections are 1..num_classes.
+        loss: Name (:func:`concordet.losses.list_losses`) such as ``"rank_sort+concordance(0.3)"``, or a criterion;
+            ``"default"`` is the loss that the detector was published with.
         size: ``"full"``, the published architecture, or ``"nano"``, under 1 M parameters (Sparse R-CNN and DETRs:
             3 M), for CPUs and small images.
-        backbone: a torchvision ResNet's name, with ``_dcn`` behind it for deformable convolutions
+        backbone: Name of a torchvision ResNet, followed by ``_dcn`` for deformable convolutions
             (``"resnet101_dcn"``), ``"swin_t"``, ``"swin_l"`` or ``"timm/NAME"``; for SSD ``"vgg16"`` or a ResNet of at
             least 50 layers, for DSSD the latter, for RefineDet all of them.  None is ResNet-50, for DSSD ResNet-101,
-            for SSD and RefineDet VGG-16.  Nano has its own.
-        weights: file or torchvision enumeration, of the whole detector or of its backbone, for DETR and
-            Deformable DETR also a folder that Transformers' ``save_pretrained`` wrote; None starts from scratch.
-            With weights, batch norms and the first two stages are frozen, as torchvision does.
+            for SSD and RefineDet VGG-16.  Nano detectors have one small backbone and take no other.
+        weights: File or torchvision enumeration, for the whole detector or for its backbone, for DETR and
+            Deformable DETR also a folder written by Transformers' ``save_pretrained``; None starts from scratch.
+            With weights, batch norms and the first two stages are frozen, as in torchvision.
         image_size: Size of the network's input in pixels.  Most detectors keep the shape of images: (shorter, longer)
             are the most that their sides may have, one number is the shorter side, with the longer one in the same
             proportion as the default's; None is (800, 1333), nano (240, 320).  SSD, DSSD, RefineDet and YOLACT stretch
             every image to (height, width), or to a square with sides of one number; None is 300, 320 or 550 pixels,
-            nano (240, 320).  ``model.resize`` says which
-            (:class:`~concordet.detectors.parts.resize.Resize`).
-        train_sizes: shorter sides of multi-scale training: each training image is resized to one of them or of
-            ``image_size``'s, drawn at random.
-        ignore_regions: leaves anchors inside ``ignored_boxes`` out of the loss.
-        **options: of inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order but no
-            scale), ``nms`` (``"hard"``, ``"soft"``, ``"soft_linear"``, ``"fast"``), ``nms_threshold``, ``sigma``,
-            ``class_wise``, ``score_voting``, ``topk``, ``detections_per_image``
-            (:class:`~concordet.detectors.parts.postprocess.PostProcess`); of DETR and Deformable DETR
-            (:func:`~concordet.detectors.architectures.set_prediction.deformable_detr.deformable_detr`):
-            ``num_queries``, ``layers``; of the latter
-            ``box_refine`` and ``two_stage`` too.
+            nano (240, 320).  ``model.resize`` (:class:`~concordet.detectors.Resize`) tells which.
+        train_sizes: Shorter sides for multi-scale training: each training image is resized to one of them or to that
+            of ``image_size``, drawn at random.
+        ignore_regions: Leave anchors inside ``ignored_boxes`` out of the loss.
+        **options: Settings of inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order
+            but no scale), ``nms`` (``"hard"``, ``"soft"``, ``"soft_linear"``, ``"fast"``), ``nms_threshold``,
+            ``sigma``, ``class_wise``, ``score_voting``, ``topk``, ``detections_per_image``
+            (:class:`~concordet.detectors.parts.postprocess.PostProcess`).  Options of the detector itself: DETR,
+            Deformable DETR and Co-DETR have ``num_queries`` and ``layers``, Deformable DETR also ``box_refine`` and
+            ``two_stage`` and Co-DETR ``auxiliary``
+            (:func:`~concordet.detectors.architectures.set_prediction.deformable_detr.deformable_detr`).
 
     Returns:
-        ``model(images, targets)`` gives losses in training mode, ``model(images)`` detections in evaluation mode.
+        The detector: ``model(images, targets)`` returns losses in training mode, ``model(images)`` detections in
+        evaluation mode, ``model.losses_and_detections(images, targets)`` both.
 
     Raises:
-        ValueError: for an unknown name, size, backbone, loss or option, or an option out of its range.
+        ValueError: If a name, size, backbone, loss or option is unknown, or an option is out of its range.
 
     Example:
         >>> import torch
@@ -151,19 +152,19 @@ def build_detector(
     """
     entry = _entry(name)
     if size not in get_args(Size):
-        raise ValueError(f"size must be one of {', '.join(get_args(Size))}, got {size!r}")
+        raise ValueError(unknown("size", size, get_args(Size)))
     if num_classes < 1:
-        raise ValueError(f"num_classes counts foreground classes and must be at least 1, got {num_classes}")
-    own = entry.options(size)
-    known = [*own, *(f.name for f in fields(PostProcess))]
-    unknown = [k for k in options if k not in known]
-    if unknown:
-        raise ValueError(f"unknown option {unknown[0]!r} for detector {name!r}; choose one of {', '.join(known)}")
-    postprocess = {k: v for k, v in options.items() if k not in own}
-    own = {**own, **{k: v for k, v in options.items() if k in own}}
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}; count foreground classes only")
+    defaults = entry.options(size)
+    known = [*defaults, *(f.name for f in fields(PostProcess))]
+    for option in options:
+        if option not in known:
+            raise ValueError(unknown(f"option of {name}", option, known))
+    postprocess = {k: v for k, v in options.items() if k not in defaults}
+    architecture_options = {**defaults, **{k: v for k, v in options.items() if k in defaults}}
     criterion: Criterion | StagedCriterion
     if entry.criterion is not None:
-        criterion = entry.criterion(loss, **own)
+        criterion = entry.criterion(loss, **architecture_options)
     else:
         criterion = build_criterion(loss, entry.defaults) if isinstance(loss, str) else loss
     head = criterion.needs.quality_head
@@ -183,7 +184,7 @@ def build_detector(
         resize=resize,
         postprocess=PostProcess(**{**vars(entry.postprocess), **postprocess}),
         ignore_regions=ignore_regions,
-        **own,
+        **architecture_options,
     )
     if train_sizes:
         _train_at(model, train_sizes, name)
@@ -194,14 +195,14 @@ def build_detector(
 
 def _entry(name: str) -> Architecture:
     if name not in DETECTORS:
-        raise ValueError(f"unknown detector {name!r}; choose one of {', '.join(DETECTORS)}")
+        raise ValueError(unknown("detector", name, DETECTORS))
     return DETECTORS[name]
 
 
 def _train_at(model: Detector, sides: Sequence[int], name: str) -> None:
     """Lets torchvision's transform draw the shorter side in training; of several it takes the last one otherwise."""
     if not model.resize.keeps_shape:
-        raise ValueError(f"{name} resizes all images to one size; leave train_sizes out, or take another detector")
+        raise ValueError(f"train_sizes must be empty for {name}, which resizes all images to one size; leave it out")
     if any(side < 1 for side in sides):
         raise ValueError(f"train_sizes must be shorter sides in pixels, from 1 on, got {list(sides)}")
     model.transform.min_size = (*sides, model.transform.min_size[-1])

@@ -60,6 +60,11 @@ class Objects:
         """The same objects, all of class 0."""
         return replace(self, classes=[torch.zeros_like(c) for c in self.classes])
 
+    def complete_masks(self) -> list[Tensor] | None:
+        """The masks of all images; None if an image has none, as in validation data without masks."""
+        masks = [own for own in self.masks if own is not None]
+        return masks if len(masks) == len(self.masks) else None
+
     @property
     def counts(self) -> list[int]:
         """Number of objects of each image."""

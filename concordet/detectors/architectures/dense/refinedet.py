@@ -88,7 +88,8 @@ class RefineVGG(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         if pretrained:
             self.features[:4].requires_grad_(False)
         self.out_channels = [512, 512, 1024, 512]

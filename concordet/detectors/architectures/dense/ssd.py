@@ -60,7 +60,8 @@ class VGGFeatures(SSDFeatureExtractorVGG):
         for layer in layers:
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
         if pretrained:
             layers[:4].requires_grad_(False)
         super().__init__(layers, highres)

@@ -218,19 +218,21 @@ class Yolact(DenseDetector):
         if trained:
             require_masks(objects.masks, "yolact")
         (record,) = super()._records(outcome, trained=trained)
-        if any(masks is None for masks in objects.masks):  # validation images of a data set without masks
+        masks = objects.complete_masks()
+        if masks is None:
             return [record]
-        return [self._with_segments(self._with_masks(record, predictions, objects), predictions, objects)]
+        record = self._with_masks(record, predictions, masks)
+        return [self._with_segments(record, predictions, objects, masks)]
 
-    def _with_masks(self, record: Assigned, predictions: MaskPredictions, objects: Objects) -> Assigned:
+    def _with_masks(self, record: Assigned, predictions: MaskPredictions, gt_masks: list[Tensor]) -> Assigned:
         shape = height_and_width(predictions.prototypes)
         chosen = predictions.coefficients.flatten(0, 1)[record.positive]
-        counts = torch.bincount(record.image_ids, minlength=len(objects)).tolist()
+        counts = torch.bincount(record.image_ids, minlength=len(gt_masks)).tolist()
         logits = [
             (coefficients @ prototypes.flatten(1)).unflatten(1, shape)
             for coefficients, prototypes in zip(chosen.split(counts), predictions.prototypes, strict=True)
         ]
-        masks = torch.cat([resized(cast(Tensor, masks), shape) > 0.5 for masks in objects.masks])
+        masks = torch.cat([resized(own, shape) > 0.5 for own in gt_masks])
         kept = inside(record.gt_boxes, predictions.image_sizes[0], shape)
         extents = on_map(record.gt_boxes, predictions.image_sizes[0], shape)
         areas = (extents[:, 2:] - extents[:, :2]).prod(1).clamp(min=1.0)  # objects below a pixel have one
@@ -239,16 +241,18 @@ class Yolact(DenseDetector):
             masks=Masks(torch.cat(logits), at_least_float32(masks[record.gt_ids]), kept / areas[:, None, None]),
         )
 
-    def _with_segments(self, record: Assigned, predictions: MaskPredictions, objects: Objects) -> Assigned:
+    def _with_segments(
+        self, record: Assigned, predictions: MaskPredictions, objects: Objects, gt_masks: list[Tensor]
+    ) -> Assigned:
         if self.segmentation is None:
             return record
         logits = self.segmentation(predictions.finest)
         shape = height_and_width(logits)
         targets = []
-        each = zip(objects.masks, objects.classes, objects.ignored, predictions.image_sizes, strict=True)
+        each = zip(gt_masks, objects.classes, objects.ignored, predictions.image_sizes, strict=True)
         for masks, labels, regions, size in each:
             classes = at_least_float32(torch.zeros_like(logits[0]))
-            covered = (resized(cast(Tensor, masks), shape) > 0.5).to(classes.dtype)
+            covered = (resized(masks, shape) > 0.5).to(classes.dtype)
             classes = classes.index_add(0, labels, covered).clamp(max=1)
             ignored = inside(regions, size, shape, margin=0.0).any(0)
             targets.append(torch.where(ignored & (classes == 0), -1.0, classes))

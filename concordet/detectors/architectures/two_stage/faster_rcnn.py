@@ -66,7 +66,7 @@ def faster_rcnn(
 
 
 def box_stage(criterion: StagedCriterion, num_classes: int, size: Size, channels: int) -> BoxStage:
-    """The RoI head on what :func:`box_pool` gives of features of so many channels."""
+    """The RoI head on features of ``channels``, pooled by :func:`box_pool`."""
     softmax = bool(criterion.stages["roi"].needs.softmax)
     width = (NANO if size == "nano" else FULL).width
     return BoxStage(

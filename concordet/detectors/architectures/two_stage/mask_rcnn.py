@@ -1,4 +1,4 @@
-"""Mask R-CNN (He et al. 2017): Faster R-CNN with a mask for every box, on torchvision's parts."""
+"""Mask R-CNN (He et al. 2017): Faster R-CNN with a mask per box, on torchvision's parts."""
 
 from __future__ import annotations
 
@@ -92,7 +92,12 @@ class MaskStage(BoxStage):
     mask_predictor: nn.Module
 
     def masks(self, pooled: Tensor, classes: Tensor) -> Tensor:
-        """``[k, m, m]`` mask logits of each box's class."""
+        """``[k, m, m]`` mask logits of the boxes, for their ``classes`` ``[k]``.
+
+        Args:
+            pooled: ``[k, channels, h, w]`` features of the boxes.
+            classes: ``[k]`` 0..c-1.
+        """
         logits = at_least_float32(self.mask_predictor(self.mask_head(pooled)))
         # with softmax torchvision's first output is the background's, and stays untrained
         return logits[torch.arange(len(classes), device=classes.device), classes + int(self.softmax)]
@@ -101,12 +106,12 @@ class MaskStage(BoxStage):
 class MaskRCNN(TwoStageDetector):
     """Mask R-CNN in torchvision's convention.
 
-    Targets also have ``masks`` ``[m, h, w]`` uint8.  Detections have ``masks`` ``[k, 1, h, w]``, probabilities in
-    [0, 1] in the image's pixels, as torchvision gives them; above 0.5 is the object.  The RoI head's record carries
-    mask logits and targets in the frames of the boxes that were refined.
+    Targets also have ``masks`` ``[m, h, w]`` uint8.  Detections have ``masks`` ``[k, 1, h, w]``, probabilities in [0,
+    1] in pixels of the image, as in torchvision; above 0.5 is the object.  The RoI head's record carries mask logits
+    and targets in the frames of the boxes that the stage refines.
 
     Args:
-        mask_pool: features and boxes to ``[n, channels, h, w]``.
+        mask_pool: Features and boxes to ``[n, channels, h, w]``.
 
     The other arguments are :class:`~concordet.detectors.two_stage.TwoStageDetector`'s.
     """
@@ -126,7 +131,8 @@ class MaskRCNN(TwoStageDetector):
     def roi_records(self, rpn: RPNOutput, rois: list[RoIOutput], objects: Objects) -> list[Assigned]:
         """The record of the RoI head, with masks where all images have them."""
         (record,) = super().roi_records(rpn, rois, objects)
-        if any(masks is None for masks in objects.masks):  # validation images of a data set without masks
+        gt_masks = objects.complete_masks()
+        if gt_masks is None:
             return [record]
         counts = torch.bincount(record.image_ids, minlength=len(objects)).tolist()
         boxes = list(torch.cat(rois[0].references)[record.positive].split(counts))
@@ -134,8 +140,8 @@ class MaskRCNN(TwoStageDetector):
         logits = stage.masks(self.pool(self.mask_pool, rpn, boxes), record.labels[record.positive])
         own = (record.gt_ids - objects.offsets[record.image_ids]).split(counts)  # indices in the image
         targets = [
-            project_masks_on_boxes(cast(Tensor, masks), b, ids, logits.shape[-1])
-            for masks, b, ids in zip(objects.masks, boxes, own, strict=True)
+            project_masks_on_boxes(masks, b, ids, logits.shape[-1])
+            for masks, b, ids in zip(gt_masks, boxes, own, strict=True)
         ]
         return [replace(record, masks=Masks(logits, torch.cat(targets)))]
 

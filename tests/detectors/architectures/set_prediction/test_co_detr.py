@@ -254,7 +254,7 @@ def test_criteria_by_object():
     ("options", "message"),
     [
         ({"loss": "focal+centerness"}, "without auxiliary head for co_detr"),
-        ({"two_stage": True}, "unknown option 'two_stage' for detector 'co_detr'; choose one of num_queries, layers"),
+        ({"two_stage": True}, "option of co_detr must be one of num_queries, layers, .*, got two_stage"),
         (
             {"loss": StagedCriterion({"layer1": build_criterion("focal")})},
             r"criterion must be .*, got \['layer1'\]",

@@ -195,7 +195,7 @@ def test_criteria_by_object():
     ("options", "message"),
     [
         ({"loss": "focal+iou_head"}, "without auxiliary head for deformable_detr"),
-        ({"queries": 10}, "unknown option 'queries' for detector 'deformable_detr'; choose one of num_queries"),
+        ({"queries": 10}, "option of deformable_detr must be one of num_queries, .*, got queries"),
         ({"layers": 1}, "layers must be at least 2, got 1"),
         ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
         (

@@ -145,7 +145,7 @@ class TestCriteria:
         ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"num_queries": 0}, "num_queries must be at least 1, got 0"),
         ({"loss": "default+iou_head"}, "without auxiliary head for"),
-        ({"two_stage": True}, "unknown option 'two_stage' for detector 'detr'"),
+        ({"two_stage": True}, "option of detr must be one of num_queries, .*, got two_stage"),
     ],
 )
 def test_bad_options(options, message):
