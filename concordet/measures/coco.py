@@ -21,8 +21,7 @@ TIDE_ERRORS: Final = {
     "background": "Bkg",
     "missed": "Miss",
 }
-AREAS: Final = ("all", "small", "medium", "large")
-_AREA_RANGES: Final = ([0.0, 1e10], [0.0, 1024.0], [1024.0, 9216.0], [9216.0, 1e10])
+_ALL_AREAS: Final = [0.0, 1e10]
 
 
 def load(dataset: Dataset) -> Any:
@@ -83,7 +82,7 @@ def evaluator(
         params.iou_thrs = list(thresholds)
         params.max_dets = max_dets
         if not all_areas:
-            params.area_rng, params.area_rng_lbl = [_AREA_RANGES[0]], [AREAS[0]]
+            params.area_rng, params.area_rng_lbl = [_ALL_AREAS], ["all"]
         result.evaluate()
     return result
 

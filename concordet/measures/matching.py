@@ -146,7 +146,7 @@ def _matches(
 ) -> Matches:
     matched = objects >= 0
     ious = np.zeros(len(rows))
-    ious[matched] = np.round(paired_iou(dataset, rows[matched], objects[matched]), 12)  # equal boxes tie
+    ious[matched] = np.round(paired_iou(dataset, rows[matched], objects[matched]), 12)  # ties equal boxes
     return Matches(
         rows=rows,
         images=dataset.dt_images[rows],
@@ -172,7 +172,8 @@ def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
     common = side[:, 0] * side[:, 1]
     area_d, area_g = d[:, 2] * d[:, 3], g[:, 2] * g[:, 3]
     union = np.where(dataset.gt_crowd[objects], area_d, area_d + area_g - common)
-    return np.divide(common, union, out=np.zeros(len(d)), where=union > 0)
+    ious = np.divide(common, union, out=np.zeros(len(d)), where=union > 0)
+    return np.minimum(ious, 1.0)  # far from the origin, x + w - x can exceed w
 
 
 def _paired_mask_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
@@ -261,4 +262,4 @@ class Matches:
 
     def targets(self) -> Floats:
         """``[n]`` IoU of each true positive with its object, 0 for every other detection."""
-        return np.where(self.true_positive, np.minimum(self.ious, 1), 0.0)
+        return np.where(self.true_positive, self.ious, 0.0)

@@ -186,7 +186,7 @@ def _put_inconsistency(report: dict[str, Any], reasons: dict[str, str], scores: 
         _put(report, reasons, "AIC", None, why)
         _put(report, reasons, "AIC_mean", None, why)
         return
-    total, mean = average_inconsistency(scores, np.minimum(ious, 1))
+    total, mean = average_inconsistency(scores, ious)
     _put(report, reasons, "AIC", total, None)
     _put(report, reasons, "AIC_mean", mean, "there is no true positive")
 

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from concordet.measures import analyze, coco
-from concordet.measures.bounds import ranks
+from concordet.measures.bounds import permuted_ranks, ranks
 from concordet.measures.matching import match
 from concordet.measures.reading.dataset import read_dataset
-from tests.measures.reference import coco_figures, matched_pairs, run_pycocotools
+from tests.measures.reference import box_iou, coco_figures, matched_pairs, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene
 
 NAMES = ("AP", "AP50", "AP75")
@@ -123,13 +123,39 @@ def test_rematching_of_duplicates_is_reported():
     assert any("which of several boxes on an object is matched" in note for note in report["notes"])
 
 
-def test_beta_cls_of_permuted_scores_is_one():
+def test_beta_cls_of_permuted_scores_is_one_without_duplicates():
+    truth, found = make_scene(9, n_objects=30, n_detections=40)
+    single = []
+    for d in found:  # one detection per object: permuting cannot change which one is matched
+        if all(box_iou(d["bbox"], k["bbox"]) < 0.2 for k in single if k["image_id"] == d["image_id"]):
+            single.append(d)
+    assert analyze(truth, single).to_dict()["beta_cls"] < 0.9
+    assert analyze(truth, permuted_by_hand(truth, single, True)).to_dict()["beta_cls"] == pytest.approx(1, abs=1e-12)
+    assert analyze(truth, permuted_by_hand(truth, single, False)).to_dict()["beta_cls"] == pytest.approx(-1, abs=1e-12)
+
+
+def test_beta_cls_of_permuted_scores_with_duplicates():
     truth, found = make_scene(9, n_objects=30, n_detections=40)
     report = analyze(truth, permuted_by_hand(truth, found, True))
-    assert report.to_dict()["beta_cls"] == pytest.approx(1.0, abs=1e-9) or report.to_dict()["rematching"]
+    assert report.to_dict()["beta_cls"] == pytest.approx(0.9857, abs=5e-5)  # two objects change their detection
     hit = report.true_positive
     for label in np.unique(report.class_ids[hit]):
         chosen = hit & (report.class_ids == label)
         expected = stats.spearmanr(report.scores[chosen], report.ious[chosen]).statistic if chosen.sum() > 1 else None
         entry = next(c for c in report.to_dict()["per_class"] if c["id"] == label)
         assert entry["beta_cls"] == (None if expected is None else pytest.approx(expected, abs=1e-12))
+
+
+@pytest.mark.parametrize("best", [True, False])
+@pytest.mark.parametrize("shape", ["exact_boxes", "ties"])
+def test_detections_of_equal_iou_keep_their_order(shape, best):
+    truth, found = make_scene(3, **SHAPES[shape] | {"jitter": 0.0})
+    matches = match(dataset := read_dataset(truth, found), coco.load(dataset))
+    assert set(matches.ious[matches.true_positive].round(9)) == {1.0}
+    before = ranks(matches)
+    assert len(set(before)) == len(before)
+    np.testing.assert_array_equal(permuted_ranks(matches, best=best), before)
+    for label in range(5):  # ranks follow the score, then the order of the file within an image
+        own = np.flatnonzero(matches.classes == label)
+        order = sorted(own, key=lambda i: (-matches.scores[i], matches.images[i], matches.rows[i]))
+        assert np.argsort(-before[own]).tolist() == [own.tolist().index(i) for i in order]

@@ -99,6 +99,26 @@ def test_interval_has_the_spread_of_resampled_evaluations():
     assert spread == pytest.approx(np.std(slow), rel=0.4)
 
 
+@pytest.mark.parametrize("confidence", [0.95, 0.5])
+def test_intervals_are_percentiles_of_the_differences(confidence):
+    truth, found = make_scene(0)
+    other = [{**d, "score": d["score"] ** 2} if i % 3 else d for i, d in enumerate(found)]
+    report = compare(truth, found, other, n_resamples=41, confidence=confidence, seed=3)
+    sides = [prepare(read_dataset(truth, d), 100) for d in (found, other)]
+    rng = np.random.default_rng(3)
+    n = len(truth["images"])
+    draws = [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(41)]
+    for k, name in enumerate(MEASURES):
+        values = sorted(np.subtract(*(evaluate_weighted(side, w)[k] for side in sides[::-1])) for w in draws)
+        for end, share in (("low", (1 - confidence) / 2), ("high", (1 + confidence) / 2)):
+            index = share * 40  # linear between the sorted differences
+            below = int(index)
+            expected = values[below] + (index - below) * (values[min(below + 1, 40)] - values[below])
+            assert report[name][end] == pytest.approx(expected, abs=1e-12)
+        assert report[name]["share_higher"] == pytest.approx(sum(v > 0 for v in values) / 41)
+        assert report[name]["differs"] == (report[name]["low"] > 0 or report[name]["high"] < 0)
+
+
 def test_undefined_measures_say_so_and_settings_are_checked():
     truth, found = make_scene(0)
     report = compare(truth, [], found, n_resamples=5)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from concordet.measures import coco, evaluate_detections
-from concordet.measures.matching import match
+from concordet.measures.matching import match, paired_iou
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import best_lrp, box_iou, coco_figures, matched_pairs, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene, write_scene
@@ -139,3 +139,64 @@ def test_torch_is_not_imported():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("area", [1023, 1024, 1025, 9215, 9216, 9217])
+def test_objects_on_the_limits_of_area_are_of_both_sizes(area):
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 1, area], "area": area, "iscrowd": 0}
+        ],
+    }
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, area], "score": 0.9}]
+    report = evaluate_detections(truth, found)
+    theirs = coco_figures(run_pycocotools(truth, found))
+    sizes = {"APs": area <= 1024, "APm": 1024 <= area <= 9216, "APl": area >= 9216}
+    for name, inside in sizes.items():
+        expected = pytest.approx(1.0) if inside else None
+        assert report[name] == expected
+        assert theirs[name] == expected
+
+
+@pytest.mark.parametrize("iou_type", ["bbox", "segm"])
+def test_overlap_with_a_crowd_is_the_share_of_the_detection(iou_type):
+    from pycocotools import mask
+
+    rng = np.random.default_rng(0)
+    boxes = np.column_stack([rng.integers(0, 60, (40, 2)), rng.integers(5, 60, (40, 2))]).astype(float).tolist()
+    size = {"width": 128, "height": 128}
+
+    def record(box, **more):
+        x, y, w, h = box
+        return {
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": box,
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        } | more
+
+    truth = {
+        "images": [{"id": 1, **size}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [record(box, id=i, iscrowd=i % 2) for i, box in enumerate(boxes[:20])],
+    }
+    dataset = read_dataset(truth, [record(box, score=0.5) for box in boxes[20:]], iou_type=iou_type)
+    pairs = [(i, j) for i in range(20) for j in range(20)]
+    ours = paired_iou(dataset, *np.array(pairs).T)
+    sides = boxes[20:], boxes[:20]
+    if iou_type == "segm":
+        sides = tuple(
+            [mask.merge(mask.frPyObjects(record(box)["segmentation"], 128, 128)) for box in side] for side in sides
+        )
+    theirs = mask.iou(*sides, [i % 2 for i in range(20)])
+    np.testing.assert_allclose(ours, [theirs[i, j] for i, j in pairs], atol=1e-12)
+
+
+def test_equal_boxes_far_from_the_origin_have_iou_one_and_an_inconsistency():
+    box = [1e6 + 0.1, 0.0, 0.3, 10.0]  # x + w - x exceeds w
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": box}
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": [annotation]}
+    report = evaluate_detections(truth, [{"image_id": 1, "category_id": 1, "bbox": box, "score": 1.0}])
+    assert (report["AIC"], report["AIC_mean"], report["oLRP"]) == (0.0, 0.0, 0.0)

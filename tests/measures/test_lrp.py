@@ -55,6 +55,12 @@ def test_worked_example():
     assert found.loc == pytest.approx(0.1)
 
 
+def test_of_equal_minima_the_highest_threshold_is_taken():
+    # at s >= 0.9: (0.5 + 0 + 1) / 2; at s >= 0.5: (0.5 + 1 + 0) / 2; both are 0.75
+    found = lrp([0.5, 0.9], [0.5, 0.75], [1, 1], 2).per_class[1]
+    assert (found.value, found.threshold, found.loc, found.fn) == (0.75, 0.9, 0.25, 0.5)
+
+
 def test_threshold_attains_the_optimum_when_detections_below_it_are_dropped():
     rng = np.random.default_rng(0)
     scores, hit = rng.random(300), rng.random(300) < 0.4
