@@ -18,6 +18,8 @@ from concordet.version import __version__
 COMMANDS = {
     "demo": "train a small detector twice, with its default and with a coupled loss, and compare",
     "train": "train a detector with the loss of your choice",
+    "data": "show a data set before training: counts, sizes of boxes, faults, pictures",
+    "convert": "write COCO files from any data that can be read",
     "evaluate": "measure a trained detector: AP, score-IoU correlations, oLRP",
     "predict": "detect objects in images, as COCO results and as pictures",
     "analyze": "measure the detections of any detector from COCO files",

@@ -173,6 +173,12 @@ class FileDataset(DetectionDataset):
     def image_path(self, index: int) -> Path | None:
         return self._records[index].path
 
+    def annotations_of(self, index: int) -> dict[str, NDArray[Any]]:
+        """Boxes ``[n, 4]`` xyxy in pixels of the original image and labels ``[n]`` of an image's objects."""
+        record = self._records[index]
+        objects = ~record.ignored
+        return {"boxes": clip_boxes(record.boxes, self._size(index))[objects], "labels": record.labels[objects]}
+
     def ground_truth(self) -> dict[str, Any]:
         images, annotations = [], []
         for record, size in zip(self._records, self._sizes, strict=True):

@@ -1,0 +1,71 @@
+"""``concordet convert``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from concordet.cli.options import Parser
+
+
+def parser() -> Parser:
+    """The options."""
+    options = Parser(
+        "convert",
+        "Writes COCO files from any data that can be read: one JSON file, or a folder in COCO's layout with images.",
+        "concordet convert photos --out photos-coco",
+        "concordet convert photos/data.yaml --part val --out val.json",
+    )
+    options.add_argument("path", type=str, help="Folder or annotation file with the data, as for concordet train.")
+    options.add_argument(
+        "--out",
+        type=str | None,
+        help="JSON file, or new folder for annotations/instances_PART.json and copies of the images in PART/.",
+    )
+    options.add_argument("--part", type=str | None, help="Part to convert: train, val or test; all by default.")
+    options.add_argument("--name", type=str | None, help="Format to read it as; recognized by default.")
+    options.add_argument(
+        "--classes",
+        type=list[str] | dict[str, str | None] | None,
+        help="Names of the classes to keep, or a mapping of names to new names or null.",
+    )
+    options.add_argument("--masks", action="store_true", help="write polygons and masks too, where there are some")
+    options.add_argument(
+        "--allow_outside", "--allow-outside", action="store_true", help="read images outside the folder too"
+    )
+    options.add_argument("--skip_faulty", "--skip-faulty", action="store_true", help="leave faulty images out")
+    options.add_force()
+    return options
+
+
+def run(words: list[str]) -> None:
+    """Parses and runs."""
+    from concordet.cli.outputs import check_outputs
+    from concordet.errors import UsageError
+    from concordet.files import check_new, is_standard_output, write_json
+
+    args = parser().parse_args(words)
+    if not args.out:
+        raise UsageError("out must be a JSON file or a new folder, got none; add for example --out photos-coco")
+    to_file = args.out.lower().endswith(".json") or is_standard_output(args.out)
+    if to_file:
+        check_outputs({"--out": args.out}, (args.path,), force=args.force)
+    else:
+        check_new(args.out, "name another --out")
+
+    from concordet.data.convert import merge_parts, write_folder
+    from concordet.data.detect import count_sentence, detect_format
+
+    source = detect_format(args.path, args.name)
+    options: dict[str, Any] = {"classes": args.classes, "skip_faulty": args.skip_faulty}
+    options |= {name: True for name in ("masks", "allow_outside") if getattr(args, name)}
+    parts = source.open_all(**options) if args.part is None else {args.part: source.open(args.part, **options)}
+    print(count_sentence(source.layout.description, parts), file=sys.stderr)
+    root = source.path if source.path.is_dir() else source.path.parent
+    if to_file:
+        write_json(args.out, merge_parts(parts, root), indent=None)
+    else:
+        write_folder(parts, Path(args.out))
+    if not is_standard_output(args.out):
+        print(f"written: {args.out}")

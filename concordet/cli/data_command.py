@@ -1,0 +1,125 @@
+"""``concordet data``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from concordet.cli.options import Parser
+
+PICTURES = 24
+FAULTS_PRINTED = 10
+
+
+def parser() -> Parser:
+    """The options."""
+    options = Parser(
+        "data",
+        "Shows a data set before training: what it is, counts by part and class, sizes of boxes, faults with file "
+        "names, and a page of pictures with boxes drawn.",
+        "concordet data photos",
+        "concordet data photos --html photos.html --json photos.json",
+    )
+    options.add_argument("path", type=str, help="Folder or annotation file with the data, as for concordet train.")
+    options.add_argument("--html", type=str | None, help="HTML page to write, with pictures.")
+    options.add_argument("--json", type=str | None, help="JSON file for counts and faults; - is standard output.")
+    options.add_argument("--name", type=str | None, help="Format to read it as; recognized by default.")
+    options.add_argument(
+        "--classes",
+        type=list[str] | dict[str, str | None] | None,
+        help="Names of the classes to keep, or a mapping of names to new names or null.",
+    )
+    options.add_argument(
+        "--allow_outside", "--allow-outside", action="store_true", help="read images outside the folder too"
+    )
+    options.add_argument("--pictures", type=int, default=PICTURES, help="Number of pictures on the page.")
+    options.add_force()
+    return options
+
+
+def run(words: list[str]) -> None:
+    """Parses and runs."""
+    from concordet.cli.outputs import check_outputs, messages
+    from concordet.errors import UsageError
+    from concordet.files import write_json
+
+    args = parser().parse_args(words)
+    check_outputs({"--html": args.html, "--json": args.json}, (args.path,), force=args.force)
+    if args.pictures < 0:
+        raise UsageError(f"pictures must be at least 0, got {args.pictures}; 0 leaves them out")
+
+    from concordet.data.detect import count_sentence, detect_format
+    from concordet.data.statistics import dataset_statistics
+
+    source = detect_format(args.path, args.name)
+    outside = {"allow_outside": True} if args.allow_outside else {}
+    parts = source.open_all(skip_faulty=True, check_images=True, classes=args.classes, **outside)
+    sentence = count_sentence(source.layout.description, parts)
+    report = dataset_statistics(parts)  # type: ignore[arg-type]  # what is recognized is in files
+    if args.html is not None:
+        from concordet.report.dataset import write_dataset
+
+        names = next(iter(parts.values())).class_names
+        write_dataset(Path(args.path).name, sentence, report, _photographs(parts, args.pictures), names, args.html)
+    with messages(args.json, args.html):
+        print_report(sentence, report)
+        if args.html is not None:
+            print(f"page: {args.html}")
+    if args.json is not None:
+        write_json(args.json, {"format": source.name, "description": sentence} | report)
+
+
+def print_report(sentence: str, report: dict[str, Any]) -> None:
+    """Prints what was recognized, a table of the parts and the first faults."""
+    from rich.console import Console
+    from rich.table import Table
+
+    parts = report["parts"]
+    table = Table("", *parts)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("images", *(f"{part['images']:,}" for part in parts.values()))
+    table.add_row("images without objects", *(f"{part['images_without_objects']:,}" for part in parts.values()))
+    table.add_row("objects", *(f"{part['objects']:,}" for part in parts.values()))
+    for name in dict.fromkeys(name for part in parts.values() for name in part["classes"]):
+        table.add_row(f"  {name}", *(f"{part['classes'].get(name, 0):,}" for part in parts.values()))
+    for name in ("small", "medium", "large"):
+        table.add_row(f"objects, {name}", *(f"{part['objects_by_size'][name]:,}" for part in parts.values()))
+    table.add_row("image, median", *(_size(part["image_sizes"]) for part in parts.values()))
+    table.add_row("side of a box, median", *(_size(part["box_sides"]) for part in parts.values()))
+    print(sentence)
+    Console().print(table)
+    for name, part in parts.items():
+        for kind, number in part["counts"].items():
+            print(f"{name}: {number:,} {kind.replace('_', ' ')}")
+    faults = report["faults"]
+    print(f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "no faults")
+    for fault in faults[:FAULTS_PRINTED]:
+        print(f"  {fault['file'] or fault['part']}: {fault['fault']}")
+    if len(faults) > FAULTS_PRINTED:
+        print(f"  and {len(faults) - FAULTS_PRINTED} more; --json FILE writes them all")
+
+
+def _size(spread: dict[str, Any] | None) -> str:
+    if spread is None:
+        return "–"
+    median = spread["median"]
+    return f"{median[0]:.0f} x {median[1]:.0f}" if isinstance(median, list) else f"{median:.0f}"
+
+
+def _photographs(parts: dict[str, Any], number: int) -> Any:
+    """Images spread over each part, as many of each as its share, with objects where there are some."""
+    import numpy as np
+
+    from concordet.report.dataset import Photograph
+
+    total = sum(map(len, parts.values()))
+    for name, part in parts.items():
+        wanted = max(round(number * len(part) / total), 1) if number else 0
+        for index in np.linspace(0, len(part) - 1, min(wanted, len(part))).astype(int).tolist():
+            try:
+                image = part.load_image(index)
+            except (ValueError, FileNotFoundError):
+                continue  # it is among the faults
+            truth = part.annotations_of(index)
+            yield Photograph(part.image_path(index).name, name, image, truth["boxes"], truth["labels"])

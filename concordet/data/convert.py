@@ -1,0 +1,84 @@
+"""COCO files from any data set."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from concordet.data.targets import DetectionDataset
+from concordet.files import new_folder, write_json
+
+
+def merge_parts(parts: Mapping[str, DetectionDataset], root: Path | None = None) -> dict[str, Any]:
+    """All parts as one content of a COCO file, with ids of their own.
+
+    Args:
+        parts: Data sets by part.
+        root: Folder that names of images are relative to, as far as the images are in it; None keeps their names.
+
+    Raises:
+        ValueError: The parts have other classes.
+
+    Example:
+        >>> from concordet.data import DigitScenes
+        >>> merged = merge_parts({"train": DigitScenes("train", 2), "val": DigitScenes("val", 1)})
+        >>> [image["id"] for image in merged["images"]]
+        [1, 2, 3]
+    """
+    merged: dict[str, Any] = {"images": [], "annotations": [], "categories": None}
+    for part_name, part in parts.items():
+        truth = part.ground_truth()
+        if merged["categories"] not in (None, truth["categories"]):
+            raise ValueError(
+                f"the parts must have the same classes, got others in {part_name}; convert them one by one"
+            )
+        merged["categories"] = truth["categories"]
+        number = len(merged["images"])
+        ids = {image["id"]: number + index for index, image in enumerate(truth["images"], start=1)}
+        for index, image in enumerate(truth["images"]):
+            path = part.image_path(index)
+            name = image["file_name"]
+            if root is not None and path is not None and path.is_relative_to(root):
+                name = path.relative_to(root).as_posix()
+            merged["images"].append(image | {"id": ids[image["id"]], "file_name": name})
+        number = len(merged["annotations"])
+        merged["annotations"] += [
+            annotation | {"id": number + index, "image_id": ids[annotation["image_id"]]}
+            for index, annotation in enumerate(truth["annotations"], start=1)
+        ]
+    return merged
+
+
+def write_folder(parts: Mapping[str, DetectionDataset], out: Path) -> None:
+    """Writes COCO's layout: ``annotations/instances_<part>.json``, and copies of the images in ``<part>``.
+
+    Images of one name from two folders get numbers.
+
+    Args:
+        parts: Data sets by part.
+        out: Folder, which must be new or empty.
+
+    Raises:
+        ValueError: There is something in the folder, or it cannot be written.
+    """
+    new_folder(out, "name another folder")
+    (out / "annotations").mkdir()
+    for name, part in parts.items():
+        truth = part.ground_truth()
+        folder = out / name
+        folder.mkdir()
+        taken: set[str] = set()
+        for index, image in enumerate(truth["images"]):
+            path = part.image_path(index)
+            file = Path(image["file_name"]).name if path is None else path.name
+            if file in taken:
+                file = f"{Path(file).stem}-{index}{Path(file).suffix}"
+            taken.add(file)
+            if path is None:
+                part.load_image(index).save(folder / file)
+            else:
+                shutil.copyfile(path, folder / file)
+            image["file_name"] = file
+        write_json(out / "annotations" / f"instances_{name}.json", truth, indent=None)

@@ -1,0 +1,154 @@
+"""What is in a data set: counts by part and class, sizes of boxes and images, and faults with file names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from concordet.data.file_dataset import FileDataset
+from concordet.data.images import read_rgb
+
+DECODED: Final = 2000
+"""Images of which all pixels are read; of further ones the headers only."""
+
+SMALL, LARGE = 32, 96
+"""Sides in pixels of squares below and above which COCO calls an object small and large."""
+
+
+def dataset_statistics(parts: Mapping[str, FileDataset], *, decode: int = DECODED) -> dict[str, Any]:
+    """Counts, sizes and faults as plain JSON.
+
+    Args:
+        parts: Data sets by part, made with ``skip_faulty=True`` so that faulty images are reported and do not stop it.
+        decode: Number of images of which all pixels are read, to find truncated ones.
+
+    Returns:
+        ``parts`` by name with ``images``, ``objects``, ``images_without_objects``, ``classes`` (objects by name),
+        ``image_sizes`` and ``box_sides`` (smallest, median and largest, in pixels), ``objects_by_size`` (COCO's small,
+        medium, large) and ``counts`` of what the reader dropped or changed; ``classes``, the names in order; and
+        ``faults``, a list of ``{"part", "file", "fault"}``.
+
+    Example:
+        >>> parts = detect_format("photos").open_all(skip_faulty=True)  # doctest: +SKIP
+        >>> dataset_statistics(parts)["parts"]["train"]["objects"]  # doctest: +SKIP
+        3943
+    """
+    faults = [fault for name, part in parts.items() for fault in _faults(name, part, decode // max(len(parts), 1))]
+    faults += _shared_images(parts) + _missing_classes(parts)
+    return {
+        "parts": {name: _part(part) for name, part in parts.items()},
+        "classes": next(iter(parts.values())).class_names if parts else [],
+        "faults": faults,
+    }
+
+
+def _part(dataset: FileDataset) -> dict[str, Any]:
+    truth = dataset.ground_truth()
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    objects = [annotation for annotation in truth["annotations"] if not annotation["iscrowd"]]
+    per_class = dict.fromkeys(names.values(), 0)
+    for annotation in objects:
+        per_class[names[annotation["category_id"]]] += 1
+    areas = np.array([annotation["area"] for annotation in objects], np.float64)
+    sides = np.array([annotation["bbox"][2:] for annotation in objects], np.float64).reshape(-1, 2)
+    images = np.array([(image["width"], image["height"]) for image in truth["images"]], np.float64).reshape(-1, 2)
+    summary = dataset.summary()
+    common = ("images", "objects", "classes", "images_without_objects", "image_headers_checked")
+    return {
+        "images": len(images),
+        "objects": len(objects),
+        "images_without_objects": summary["images_without_objects"],
+        "classes": per_class,
+        "image_sizes": _spread(images),
+        "box_sides": _spread(np.sqrt(sides.prod(1))[:, None]),
+        "objects_by_size": {
+            "small": int((areas < SMALL**2).sum()),
+            "medium": int(((areas >= SMALL**2) & (areas < LARGE**2)).sum()),
+            "large": int((areas >= LARGE**2).sum()),
+        },
+        "counts": {name: count for name, count in summary.items() if count and name not in common},
+    }
+
+
+def _spread(values: NDArray[np.float64]) -> dict[str, Any] | None:
+    """Smallest, median and largest row, by product; None without rows."""
+    if not len(values):
+        return None
+    order = values[np.argsort(values.prod(1), kind="stable")]
+    chosen = {"smallest": order[0], "median": order[(len(order) - 1) // 2], "largest": order[-1]}
+    rounded = {name: [round(float(value), 1) for value in row] for name, row in chosen.items()}
+    return {name: row if len(row) > 1 else row[0] for name, row in rounded.items()}
+
+
+def _faults(name: str, dataset: FileDataset, decode: int) -> list[dict[str, str]]:
+    faults = [{"part": name, "file": str(path), "fault": fault} for path, fault in dataset.faults.examples]
+    for index in range(min(len(dataset), decode)):
+        path = dataset.image_path(index)
+        try:
+            if path is not None:
+                read_rgb(path)
+        except (ValueError, FileNotFoundError) as error:
+            faults.append({"part": name, "file": str(path), "fault": str(error).partition(": ")[2]})
+    for image_id, number in _repeated_boxes(dataset).items():
+        faults.append(
+            {
+                "part": name,
+                "file": image_id,
+                "fault": f"{number} object{'s' * (number > 1)} with the box and class of another",
+            }
+        )
+    return faults
+
+
+def _repeated_boxes(dataset: FileDataset) -> dict[str, int]:
+    """Number of objects by image file that are in it twice."""
+    seen: set[tuple[Any, ...]] = set()
+    found: dict[str, int] = {}
+    truth = dataset.ground_truth()
+    index_of = {image["id"]: index for index, image in enumerate(truth["images"])}
+    for annotation in truth["annotations"]:
+        key = (annotation["image_id"], annotation["category_id"], *annotation["bbox"])
+        if key in seen:
+            path = str(dataset.image_path(index_of[annotation["image_id"]]))
+            found[path] = found.get(path, 0) + 1
+        seen.add(key)
+    return found
+
+
+def _shared_images(parts: Mapping[str, FileDataset]) -> list[dict[str, str]]:
+    """Images that are in two parts: what is learned from them is not tested by them."""
+    by_size: dict[int, list[tuple[str, Path]]] = {}
+    for name, part in parts.items():
+        for index in range(len(part)):
+            path = part.image_path(index)
+            if path is not None:
+                by_size.setdefault(path.stat().st_size, []).append((name, path))
+    first: dict[bytes, tuple[str, Path]] = {}
+    faults = []
+    for group in by_size.values():
+        if len({name for name, _ in group}) < 2:
+            continue
+        for name, path in group:
+            known, other = first.setdefault(hashlib.sha256(path.read_bytes()).digest(), (name, path))
+            if known != name:
+                faults.append({"part": name, "file": str(path), "fault": f"the same image as {other} of {known}"})
+    return faults
+
+
+def _missing_classes(parts: Mapping[str, FileDataset]) -> list[dict[str, str]]:
+    """Classes of other parts that the training images do not have."""
+    if "train" not in parts:
+        return []
+    counts = {name: _part(part)["classes"] for name, part in parts.items()}
+    return [
+        {"part": "train", "file": "", "fault": f"no object of the class {cls}, which {name} has"}
+        for name, part in counts.items()
+        if name != "train"
+        for cls, number in part.items()
+        if number and not counts["train"].get(cls)
+    ]

@@ -1,0 +1,97 @@
+"""The page of a data set: tables of counts and sizes, faults, and a contact sheet with boxes drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image
+
+from concordet.report.draw import class_color, draw_detections
+from concordet.report.page import data_uri, fit, render, write_page
+
+FAULTS_SHOWN: Final = 200
+"""Faults on the page; the JSON report has more."""
+
+
+@dataclass(frozen=True)
+class Photograph:
+    """One picture of the contact sheet.
+
+    Attributes:
+        name: File name.
+        part: Part of the data set.
+        image: Picture in its own size.
+        boxes: ``[n, 4]`` xyxy in pixels of it.
+        labels: ``[n]`` 1..C.
+    """
+
+    name: str
+    part: str
+    image: Image.Image
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+def write_dataset(
+    title: str,
+    sentence: str,
+    report: dict[str, Any],
+    photographs: Iterable[Photograph],
+    class_names: Sequence[str],
+    out: str | Path,
+) -> Path:
+    """Writes the page of a data set.
+
+    Args:
+        title: Name of the data set.
+        sentence: What it was recognized as, with numbers of images and classes.
+        report: Result of :func:`concordet.data.statistics.dataset_statistics`.
+        photographs: Pictures of the contact sheet.
+        class_names: Names by label.
+        out: HTML file.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: The file cannot be written.
+    """
+    pictures = []
+    for photograph in photographs:
+        image, factor = fit(photograph.image)
+        drawn = draw_detections(image, photograph.boxes * factor, photograph.labels, None, class_names)
+        number = len(photograph.boxes)
+        pictures.append(
+            {
+                "uri": data_uri(drawn),
+                "name": photograph.name,
+                "part": photograph.part,
+                "count": f"{number} object{'s' * (number != 1)}",
+            }
+        )
+    parts = report["parts"]
+    names = list(dict.fromkeys(name for part in parts.values() for name in part["classes"]))
+    colors = {name: class_color(label) for label, name in enumerate(class_names, start=1)}
+    classes = [
+        {
+            "name": name,
+            "color": colors.get(name, "#888888"),
+            "counts": [part["classes"].get(name, 0) for part in parts.values()],
+        }
+        for name in names
+    ]
+    text = render(
+        "dataset.html.jinja",
+        title=title,
+        sentence=sentence,
+        parts=parts,
+        classes=classes,
+        faults=report["faults"][:FAULTS_SHOWN],
+        n_faults=len(report["faults"]),
+        pictures=pictures,
+    )
+    return write_page(text, Path(out))
