@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -87,7 +88,8 @@ class FileDataset(DetectionDataset):
         self.held_out: HoldOut | None = None
         if part is not None:
             self.held_out = HoldOut(part, val_fraction, val_seed)
-            names = [_relative(record, annotated.source) for record in annotated.records]
+            base = annotated.source if annotated.source.is_dir() else annotated.source.parent
+            names = [_relative(record, base) for record in annotated.records]
             chosen = [annotated.records[index] for index in self.held_out.indices(names)]
             annotated = replace(annotated, records=chosen)
         annotated = select_classes(annotated, classes)
@@ -263,13 +265,11 @@ class FileDataset(DetectionDataset):
         return torch.stack(masks) if masks else torch.zeros((0, resized[1], resized[0]), dtype=torch.uint8)
 
 
-def _relative(record: Record, source: Path) -> str:
+def _relative(record: Record, folder: Path) -> str:
     """The image's path below the data set, which a copy of the data set elsewhere has too."""
-    base = source if source.is_dir() else source.parent
-    try:
-        return record.path.relative_to(base).as_posix()
-    except ValueError:
-        return record.path.name
+    path = str(record.path)
+    base = str(folder) + os.sep
+    return path[len(base) :].replace(os.sep, "/") if path.startswith(base) else record.path.name
 
 
 def _inspect(record: Record, faults: Faults) -> tuple[int, int]:

@@ -33,6 +33,7 @@ class Listing:
     files: list[Path]
     named: bool = False
     _images: dict[str, list[Path]] | None = field(default=None, repr=False)
+    _by_suffix: dict[str, list[tuple[int, Path]]] | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, root: Path) -> Listing:
@@ -51,15 +52,22 @@ class Listing:
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         """Files whose names end so, in any case."""
-        return [path for path in self.files if path.suffix.lower() in suffixes]
+        if self._by_suffix is None:
+            self._by_suffix = {}
+            for index, path in enumerate(self.files):
+                suffix = os.path.splitext(path.name)[1].lower()
+                self._by_suffix.setdefault(suffix, []).append((index, path))
+        found = [pair for suffix in suffixes for pair in self._by_suffix.get(suffix, ())]
+        return [path for _, path in sorted(found, key=lambda pair: pair[0])]
 
     def images(self) -> dict[str, list[Path]]:
         """Image files by name and by stem, both in lower case."""
         if self._images is None:
             self._images = {}
             for path in self.with_suffix(*SUFFIXES):
-                for key in {path.name.lower(), path.stem.lower()}:
-                    self._images.setdefault(key, []).append(path)
+                name = path.name.lower()
+                self._images.setdefault(name, []).append(path)
+                self._images.setdefault(os.path.splitext(name)[0], []).append(path)
         return self._images
 
     def find_image(self, name: str, near: Path, part: str | None = None) -> Path | None:
@@ -71,6 +79,9 @@ class Listing:
         Raises:
             ValueError: Several files fit equally well.
         """
+        base = name.replace("\\", "/").rpartition("/")[2].lower()
+        if len(self.images().get(base, ())) == 1:
+            return self.images()[base][0]
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts:
             return None

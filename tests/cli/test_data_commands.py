@@ -66,7 +66,7 @@ def test_faults_are_listed_with_their_files(tmp_path, capsys):
         ("c.jpg", "the image file is missin"),
         ("d.jpg", "a box without width or h"),
         ("d.jpg", "a box that reaches beyon"),
-        ("e.jpg", "1 object with the box and"),
+        ("e.jpg", "1 object with the box an"),
     }
     assert "6 faults" in err
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -162,6 +161,8 @@ def read_annotations(data: dict[str, Any], finder: ImageFinder, masks: bool) -> 
     images = _images(data["images"], file, counts)
     columns = _Columns(data["annotations"], file, images, set(categories), counts)
     _drop_headings(data["categories"], categories, columns.categories, counts)
+    if not masks:
+        data["annotations"] = columns.entries = []  # most of the memory; all that is needed is in the columns
     labels = np.searchsorted(np.array(list(categories), np.int64), columns.categories) + 1
     index_of = {number: index for index, number in enumerate(images)}
     image_of = np.array([index_of[number] for number in columns.image_ids], np.int64)
@@ -414,11 +415,17 @@ def recognize_json(listing: Listing, form: str, *, lvis: bool) -> Layout | None:
 
 def _is_annotation_file(path: Path, lvis: bool) -> bool:
     """Whether a JSON file has COCO's lists, by their names, without parsing it."""
+    missing = {b'"images"', b'"annotations"', b'"categories"'}
+    is_lvis, tail = False, b""
     try:
-        if not path.is_file() or path.stat().st_size < 20:
+        if not path.is_file():
             return False
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            keys = (b'"images"', b'"annotations"', b'"categories"')
-            return all(content.find(key) >= 0 for key in keys) and lvis == (content.find(b'"neg_category_ids"') >= 0)
+        with path.open("rb") as file:
+            while chunk := file.read(2**24):
+                content = tail + chunk
+                missing = {key for key in missing if key not in content}
+                is_lvis = is_lvis or b'"neg_category_ids"' in content
+                tail = chunk[-32:]
     except OSError:
         return False
+    return not missing and lvis == is_lvis
