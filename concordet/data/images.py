@@ -149,7 +149,7 @@ def require_file(path: Path, what: str, fix: str = "name another file") -> Path:
         raise FileNotFoundError(f"{path}: {what} is missing; {fix}") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{str(path)!r}: {what} cannot be opened ({reason}); {fix}") from None
+        raise ValueError(f"{str(path)[:300]!r}: {what} cannot be opened ({reason}); {fix}") from None
     if stat.S_ISDIR(mode):
         raise ValueError(f"{path}: {what} must be a file, got a folder; {fix}")
     if not stat.S_ISREG(mode):

@@ -147,9 +147,13 @@ def require_inside(path: Path, folders: Sequence[Path], where: str, allow_outsid
         allow_outside: Skip the check.
 
     Raises:
-        ValueError: It leads outside.
+        ValueError: It leads outside, or is no path.
     """
-    if not allow_outside and not any(is_inside(os.path.realpath(path), os.path.realpath(f)) for f in folders):
+    try:
+        inside = any(is_inside(os.path.realpath(path), os.path.realpath(folder)) for folder in folders)
+    except (ValueError, OSError) as error:  # a null byte, or a circle of links
+        raise ValueError(f"{where} names {str(path)!r}, which is no path ({error}); correct it") from error
+    if not allow_outside and not inside:
         raise ValueError(f"{where} names {path}, which leads outside {folders[0]}; {ALLOW}")
     return path
 

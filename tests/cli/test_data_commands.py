@@ -152,7 +152,7 @@ def test_the_contact_sheet_has_as_many_pictures_as_asked_for(tmp_path):
 
 
 def test_pictures_show_the_boxes(tmp_path):
-    from concordet.cli.data_command import _photographs
+    from concordet.cli.commands.data import _photographs
 
     parts = detect_format(voc_one_folder(tmp_path)).open_all()
     photographs = list(_photographs(parts, 5))

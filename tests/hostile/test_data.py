@@ -1,0 +1,432 @@
+"""Damaged and malicious data sets load, or are refused with one sentence that names the file; nothing else happens.
+
+Cases are structured mutations of small valid data sets, drawn from a seed: the same every time.
+"""
+
+import json
+import os
+import random
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+
+from concordet.data import detect_format, load_dataset
+
+from ..data.forms import IMAGES, coco_json, csv_corners, labels, save, voc_objects, write
+from ..trees import cityscapes_tree, lvis_tree
+
+pytestmark = pytest.mark.filterwarnings("error")  # a warning is no sentence
+
+FAST, SLOW = 30, 1000
+"""Cases of each form."""
+
+VALUES = [
+    *(None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, -(10**30)),
+    *(0.5, 1e308, float("nan"), float("inf"), float("-inf")),
+    *("", "a", "0", "1e400", "nan", "../../etc/passwd", "/etc/passwd", "a\0b", "ü" * 300, "a.jpg"),
+    *([], [1], [[1]], [None], {}, {"a": 1}, [1, 2, 3, 4], [1, 2, 3, 1e308], [[[]]]),
+]
+"""What stands in place of a value of JSON."""
+
+TEXTS = [
+    *("", " ", "-1", "0", "1e400", "inf", "-inf", "nan", "0x10", "1,5", "٣", "a", "\x00", "ü", "9" * 5000, "..", "/"),
+    *("../../etc/passwd", "<!--", "&amp;", "]]>", "%s", "{}", "\ufeff", "\r", "1 2 3"),
+]
+"""What stands in place of a word of a text file."""
+
+
+def mutate_json(text, draw):
+    """A JSON text with one to three values replaced, removed, repeated or moved."""
+    content = json.loads(text)
+    for _ in range(draw.choice([1, 1, 1, 2, 3])):
+        containers = list(walk(content))
+        container, key = draw.choice(containers)
+        action = draw.choice(["replace"] * 6 + ["remove", "repeat", "deep", "swap"])
+        if action == "replace":
+            container[key] = draw.choice(VALUES)
+        elif action == "remove":
+            del container[key]
+        elif action == "repeat" and isinstance(container, list):
+            container.append(container[key])
+        elif action == "deep":
+            container[key] = [[[[container[key]]]]]
+        else:
+            other, place = draw.choice(containers)
+            container[key] = other[place] if not contains(other[place], container) else None
+    return json.dumps(content)
+
+
+def walk(content):
+    """Every place in nested lists and dicts, as (container, key)."""
+    if isinstance(content, list | dict):
+        for key in range(len(content)) if isinstance(content, list) else list(content):
+            yield content, key
+            yield from walk(content[key])
+
+
+def contains(content, container):
+    return content is container or any(inner is container for inner, _ in walk(content))
+
+
+def mutate_text(text, draw):
+    """A text with one to three words replaced, removed or repeated, or lines lost."""
+    for _ in range(draw.choice([1, 1, 1, 2, 3])):
+        words = list(re.finditer(r"[^\s<>,;=\"]+", text))
+        if not words:
+            return text + draw.choice(TEXTS)
+        word = draw.choice(words)
+        action = draw.choice(["replace"] * 6 + ["remove", "repeat", "cut"])
+        if action == "cut":
+            text = text[: draw.randrange(len(text))]
+        else:
+            new = {"replace": draw.choice(TEXTS), "remove": "", "repeat": f"{word[0]} {word[0]}"}[action]
+            text = text[: word.start()] + new + text[word.end() :]
+    return text
+
+
+def mutate_bytes(content, draw):
+    """Bytes of a file with some changed, or cut."""
+    changed = bytearray(content)
+    for _ in range(draw.choice([1, 4, 64])):
+        changed[draw.randrange(len(changed))] = draw.randrange(256)
+    return bytes(changed[: draw.randrange(1, len(changed))] if draw.random() < 0.3 else changed)
+
+
+def coco(root, draw):
+    for name in IMAGES:
+        save(root, name)
+    text = coco_json(IMAGES)
+    content = json.loads(text)
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h]]
+    content["annotations"][0]["segmentation"] = {"size": [48, 64], "counts": [0, 100, 2972]}
+    write(root / "boxes.json", mutate_json(json.dumps(content), draw))
+    return load_dataset("coco", annotations=root / "boxes.json", masks=draw.random() < 0.5)
+
+
+def lvis(root, draw):
+    lvis_tree(root)
+    path = root / "annotations" / "lvis_v1_val.json"
+    path.write_text(mutate_json(path.read_text(), draw))
+    return load_dataset("lvis", root=root, split="val")
+
+
+def voc(root, draw):
+    for name in IMAGES:
+        save(root, name)
+        write(root / f"{name}.xml", voc_objects(name))
+    path = root / f"{draw.choice('abcde')}.xml"
+    path.write_bytes(mutate_text(path.read_text(), draw).encode())
+    return detect_format(root).open(draw.choice(["train", "val"]))
+
+
+def voc_list(root, draw):
+    for name in IMAGES:
+        save(root / "JPEGImages", name)
+        write(root / "Annotations" / f"{name}.xml", voc_objects(name))
+    write(root / "ImageSets" / "Main" / "train.txt", mutate_text("a\nb\nc\n", draw))
+    return load_dataset("voc", root=root, split="train")
+
+
+def yolo(root, draw):
+    for name in IMAGES:
+        save(root / "train" / "images", name)
+        write(root / "train" / "labels" / f"{name}.txt", labels(name, polygons=draw.random() < 0.5))
+    write(root / "data.yaml", "path: .\ntrain: train/images\nval: train/images\nnc: 2\nnames: [cat, dog]\n")
+    path = root / "data.yaml" if draw.random() < 0.4 else root / "train" / "labels" / f"{draw.choice('abcde')}.txt"
+    path.write_bytes(mutate_text(path.read_text(), draw).encode())
+    return load_dataset("yolo", root=root)
+
+
+def table(root, draw):
+    for name in IMAGES:
+        save(root, name)
+    write(root / "boxes.csv", "").write_bytes(mutate_text(csv_corners(IMAGES), draw).encode())
+    return load_dataset("csv", root=root, annotations="boxes.csv")
+
+
+def cityscapes(root, draw):
+    cityscapes_tree(root)
+    path = draw.choice(sorted((root / "gtFine" / "val").rglob("*.png")))
+    path.write_bytes(mutate_bytes(path.read_bytes(), draw))
+    return load_dataset("cityscapes", root=root, split="val", masks=draw.random() < 0.5)
+
+
+def image(root, draw):
+    for name in IMAGES:
+        save(root, name, draw.choice([".jpg", ".png", ".bmp", ".tif", ".webp", ".gif"]))
+    write(root / "boxes.csv", csv_corners(IMAGES).replace(".jpg", ""))
+    path = draw.choice([path for path in sorted(root.iterdir()) if path.suffix != ".csv"])
+    path.write_bytes(mutate_bytes(path.read_bytes(), draw))
+    return load_dataset("csv", root=root, annotations="boxes.csv")
+
+
+FORMS = [coco, lvis, voc, voc_list, yolo, table, cityscapes, image]
+
+
+def check(make, root, seed):
+    """The oracle: a data set that can be used, or one sentence that names a file."""
+    draw = random.Random(f"{make.__name__}{seed}")
+    try:
+        dataset = make(root, draw)
+        for index in range(len(dataset)):
+            _, target = dataset[index]
+            assert (target["boxes"][:, 2:] > target["boxes"][:, :2]).all()
+            assert set(target["labels"].tolist()) <= set(range(1, len(dataset.class_names) + 1))
+        truth = dataset.ground_truth()
+        json.dumps(truth, allow_nan=False)
+        assert len({annotation["id"] for annotation in truth["annotations"]}) == len(truth["annotations"])
+        dataset.summary()
+    except (ValueError, FileNotFoundError) as error:
+        said = str(error)
+        assert not isinstance(error, UnicodeError | json.JSONDecodeError), said
+        assert said.count("\n") == 0, said
+        assert len(said) < 1200, said
+        assert str(root) in said or repr(str(root))[1:-1] in said, said
+        assert not re.search(r"invalid literal|could not convert|embedded null byte$|Errno", said), said
+
+
+@pytest.mark.parametrize("seed", range(FAST))
+@pytest.mark.parametrize("make", FORMS, ids=lambda make: make.__name__)
+def test_mutations(make, seed, tmp_path):
+    check(make, tmp_path, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", FORMS, ids=lambda make: make.__name__)
+def test_many_mutations(make, tmp_path):
+    for seed in range(FAST, SLOW):
+        check(make, tmp_path / str(seed), seed)
+
+
+def png(width, height):
+    """A PNG file that claims a size and has no pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def one_image(root, **fields):
+    """A COCO file of one image, and the function that loads it."""
+    save(root, "a")
+    content = json.loads(coco_json(["a"]))
+    content["images"][0] |= fields.pop("image", {})
+    content["annotations"][0] |= fields.pop("annotation", {})
+    write(root / "boxes.json", json.dumps(content | fields))
+    return lambda **options: load_dataset("coco", annotations=root / "boxes.json", **options)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"image": {"id": [1]}}, "entry 1 of 'images' has no whole number 'id'"),
+        ({"image": {"id": True}}, "entry 1 of 'images' has no whole number 'id'"),
+        ({"image": {"id": 2**64}}, "entry 1 of 'images' has no whole number 'id'"),
+        ({"image": {"file_name": 7}}, "image 0 has the file_name '7', which is no name"),
+        ({"image": {"file_name": {"a": 1}}}, "image 0 has the file_name .*, which is no name"),
+        ({"image": {"file_name": None, "coco_url": 5}}, "image 0 has the file_name '5', which is no name"),
+        ({"image": {"file_name": "a\0.jpg"}}, "image 0 has the file_name .*, which is no name"),
+        ({"image": {"width": float("inf")}}, "image 0 has the width 'inf'; it must be a number of pixels"),
+        ({"image": {"height": "48"}}, "image 0 has the height '48'; it must be a number of pixels"),
+        ({"image": {"width": -64}}, "image 0 has the width '-64'"),
+        ({"annotation": {"bbox": [10**400, 0, 1, 1]}}, r"annotation 1 has the bbox \[1000.* instead of four numbers"),
+        ({"annotation": {"bbox": [True, 0, 1, 1]}}, "annotation 1 has the bbox"),
+        ({"annotation": {"bbox": "abcd"}}, "annotation 1 has the bbox"),
+        ({"annotation": {"id": True}}, "annotation number 1 has the id True"),
+        ({"annotation": {"id": [1]}}, r"annotation number 1 has the id \[1\]"),
+        ({"annotation": {"id": 2**64}}, "annotation number 1 has the id 18446744073709551616"),
+        ({"annotation": {"image_id": [1]}}, r"annotation 1 has image_id \[1\], which is not in 'images'"),
+        ({"annotation": {"category_id": 2**70}}, "annotation 1 has category_id 1180.*, which is not in 'categories'"),
+        ({"annotation": {"area": "large"}}, "annotation 1 has the area 'large', which is no number"),
+        ({"annotation": {"iscrowd": "0"}}, "annotation 1 has iscrowd '0'; it must be 0 or 1"),
+        ({"categories": [{"id": True, "name": "a"}]}, "entry 1 of 'categories' is without a whole number 'id'"),
+        ({"categories": [{"id": 1, "name": ["a"]}]}, "entry 1 of 'categories' is without"),
+    ],
+)
+def test_values_that_evaluation_would_refuse(fields, sentence, tmp_path):
+    with pytest.raises(ValueError, match=rf"boxes\.json: {sentence}"):
+        one_image(tmp_path, **fields)()
+
+
+@pytest.mark.parametrize("area", [None, float("nan"), float("inf"), -5])
+def test_an_area_that_cannot_be_used_is_the_boxs(area, tmp_path):
+    dataset = one_image(tmp_path, annotation={"area": area})()
+    assert dataset.ground_truth()["annotations"][0]["area"] == 28 * 35
+    assert dataset.summary()["areas_taken_from_the_box"] == 1
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "sentence"),
+    [
+        ({"size": [48, 64], "counts": [3072, -1, 1]}, "are not all whole numbers from 0"),
+        ({"size": [48, 64], "counts": [1.5, 3070.5]}, "are not all whole numbers from 0"),
+        ({"size": [48, 64], "counts": "abc"}, "cannot be read"),
+        ({"size": 5, "counts": [3072]}, "have size 5 instead of"),
+        ([["a", "b", "c", "d", "e", "f"]], "has the coordinate a, which is no finite number"),
+        ([[float("nan"), 1, 5, 1, 5, 5]], "has the coordinate nan"),
+        ([[10**400, 1, 5, 1, 5, 5]], "has the coordinate 1000"),
+        (7, "neither a list of polygons nor run lengths"),
+    ],
+)
+def test_segmentations_are_checked_when_they_are_loaded(segmentation, sentence, tmp_path):
+    load = one_image(tmp_path, annotation={"segmentation": segmentation})
+    with pytest.raises(ValueError, match=rf"boxes\.json: annotation 1: .*{sentence}"):
+        load(masks=True)
+    assert len(load()) == 1
+
+
+def test_deep_json(tmp_path):
+    write(tmp_path / "boxes.json", "[" * 200_000 + "]" * 200_000)
+    with pytest.raises(ValueError, match=r"boxes\.json is not valid JSON \(it is nested too deeply\)"):
+        load_dataset("coco", annotations=tmp_path / "boxes.json")
+
+
+def test_vocs_numbers_and_encodings(tmp_path):
+    save(tmp_path, "a")
+    save(tmp_path, "b")
+    write(tmp_path / "b.xml", voc_objects("b"))
+    text = voc_objects("a")
+    for changed, sentence in (
+        (text.replace("<width>64", "<width>inf"), r"a\.xml: the width must be a number of pixels, got inf"),
+        ('<?xml version="1.0" encoding="klingon"?>' + text, r"a\.xml: not readable as XML .*encoding"),
+        (text.replace("<xmax>34", "<xmax>ten"), r"a\.xml: object 1 \(cat\) has no bndbox of four numbers"),
+    ):
+        write(tmp_path / "a.xml", changed)
+        with pytest.raises(ValueError, match=sentence):
+            detect_format(tmp_path).open("train")
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (png(60_000, 60_000), "exceeds limit"),
+        (png(1, 20_000), "its sides are 1 and 20000 pixels, more than 100 to 1"),
+        (b"", "no image format is recognized"),
+    ],
+)
+def test_images_that_are_refused(content, sentence, tmp_path):
+    load = one_image(tmp_path, image={"file_name": "a.png"})
+    (tmp_path / "a.jpg").unlink()
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"a\.png: the image cannot be decoded \(.*{sentence}"):
+        load()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+@pytest.mark.parametrize("name", ["a.jpg", "boxes.json"])
+def test_pipes_are_refused_instead_of_read(name, tmp_path):
+    load = one_image(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=rf"{name}: .* must be a regular file, got a pipe or a device"):
+        load()
+
+
+# paths that lead outside
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A data set in a folder, and an image outside of it."""
+    secret = save(tmp_path / "private", "secret")
+    return tmp_path / "data", secret
+
+
+def leads_outside(source, name=""):
+    return rf"{source}.*{name}.* leads outside .*data.*allow_outside"
+
+
+@pytest.mark.parametrize("images", [None, "."])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_coco_names_stay_inside(outside, images, absolute):
+    root, secret = outside
+    name = str(secret) if absolute else "../private/secret.jpg"
+    one_image(root, image={"file_name": name})
+    options = {"root": root, "annotations": "boxes.json", "images": images}
+    with pytest.raises(ValueError, match=leads_outside(r"boxes\.json: image 0", "secret")):
+        load_dataset("coco", **options)
+    assert len(load_dataset("coco", **options, allow_outside=True)) == 1
+
+
+def test_links_stay_inside(outside):
+    root, secret = outside
+    load = one_image(root)
+    (root / "a.jpg").unlink()
+    (root / "a.jpg").symlink_to(secret)
+    with pytest.raises(ValueError, match=leads_outside(r"boxes\.json: image 0", r"a\.jpg")):
+        load()
+    assert len(load(allow_outside=True)) == 1
+    (root / "a.jpg").unlink()
+    (root / "a.jpg").symlink_to(save(root, "b"))
+    assert len(load()) == 1
+
+
+def test_lists_stay_inside(outside):
+    root, secret = outside
+    write(secret.with_suffix(".xml"), voc_objects("a"))
+    for name in "ab":
+        save(root / "JPEGImages", name)
+        write(root / "Annotations" / f"{name}.xml", voc_objects(name))
+    write(root / "ImageSets" / "Main" / "train.txt", "a\n../../private/secret\n")
+    with pytest.raises(ValueError, match=leads_outside(r"train\.txt", "secret")):
+        load_dataset("voc", root=root, split="train")
+
+
+@pytest.mark.parametrize("text", ["train: ../private\n", "path: ../private\ntrain: .\n", "train: list.txt\n"])
+def test_yolo_stays_inside(outside, text):
+    root, secret = outside
+    write(secret.with_suffix(".txt"), labels("a"))
+    write(root / "list.txt", f"{secret}\n")
+    write(root / "data.yaml", f"{text}names: [cat, dog]\n")
+    with pytest.raises((ValueError, FileNotFoundError), match=r"leads outside|no image of the part train"):
+        load_dataset("yolo", root=root)
+    if "path" not in text:
+        assert len(load_dataset("yolo", root=root, allow_outside=True)) == 1
+
+
+def test_tables_stay_inside(outside):
+    root, secret = outside
+    save(root, "a")
+    write(root / "boxes.csv", csv_corners("a").replace("a.jpg", str(secret)))
+    with pytest.raises(ValueError, match=leads_outside(r"boxes\.csv: row 2", "secret")):
+        load_dataset("csv", root=root)
+    assert len(load_dataset("csv", root=root, allow_outside=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"max_size": "abc"}, "max_size must be at least 16 pixels, got 'abc'"),
+        ({"max_size": True}, "max_size must be at least 16 pixels, got True"),
+        ({"flip": "sideways"}, "flip must be 'none', 'horizontal' or 'both', got 'sideways'"),
+        ({"part": "dev"}, "part must be 'train' or 'val', got 'dev'"),
+        ({"num_classes": 3}, "has no option num_classes"),
+    ],
+)
+def test_refused_options(options, sentence, tmp_path):
+    with pytest.raises(ValueError, match=sentence):
+        one_image(tmp_path)(**options)
+
+
+def test_missing_folders_are_no_unexpected_failure(tmp_path, capsys, monkeypatch):
+    from concordet.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    for words in (
+        ["train", "nothing", "--out", "x"],
+        ["train", "empty", "--out", "x"],
+        ["train", "--data.name", "voc", "--data.root", "nothing", "--out", "x"],
+        ["train", "--data.name", "coco", "--data.root", "empty", "--out", "x"],
+    ):
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert "unexpected" not in said
+        assert "nothing" in said or "empty" in said
