@@ -1,4 +1,4 @@
-"""Box geometry that torchvision has not: IoU of pairs (torchvision's ``box_iou`` compares all with all)."""
+"""IoU of pairs of boxes; torchvision's ``box_iou`` compares all with all."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU of each box with the other of the same row.
+    """IoU of each box with the box in the same row.
 
     Args:
         boxes: ``[..., 4]`` xyxy, any unit.
         others: ``[..., 4]`` xyxy, same unit.
 
     Returns:
-        ``[...]`` in [0, 1]; 0 where the union is empty.  Computed in fp32 or better, differentiable in both.
+        ``[...]`` in [0, 1]; 0 where the union is empty. In float32 or better, differentiable in both.
 
     Example:
         >>> paired_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]]))
@@ -25,7 +25,7 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def paired_overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """``[...]`` areas of intersection and union of such pairs, in fp32 or better."""
+    """``[...]`` areas of intersection and union of such pairs, in float32 or better."""
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, others.dtype), torch.float32)
     boxes, others = boxes.to(dtype), others.to(dtype)
     extent = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])

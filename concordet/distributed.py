@@ -1,4 +1,4 @@
-"""What several processes tell one another: positives are gathered, sums added up, negatives never move."""
+"""Collectives over a process group, differentiable, and the same interface for a single process."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from torch import Tensor
 
 
 class SingleProcess:
-    """This process alone."""
+    """This process only: every collective returns its input."""
 
     size = 1
 
     def all_gather(self, *own: Tensor) -> tuple[tuple[Tensor, ...], slice]:
-        """Each column ``[p]`` with the rows of all processes in order of rank, and which of them are this process's.
+        """Columns with the rows of all processes, in order of rank; differentiable.
 
-        Differentiable; columns have one length in a process.
+        Args:
+            own: Columns ``[p]`` of this process, of one length.
+
+        Returns:
+            The columns of all processes, and the slice of this process's rows in them.
         """
         return own, slice(0, len(own[0]))
 
     def all_sum(self, own: Tensor) -> Tensor:
-        """The sum over processes of a tensor of one shape.  Differentiable."""
+        """Sum over processes of a tensor of the same shape in each; differentiable."""
         return own
 
     def all_mean(self, own: Tensor) -> Tensor:
-        """The mean over processes of a tensor of one shape.  Differentiable."""
+        """Mean over processes of a tensor of the same shape in each; differentiable."""
         return self.all_sum(own) / self.size
 
     def all_max(self, own: Tensor) -> Tensor:
-        """The largest over processes, element by element.  Carries no gradient."""
+        """Elementwise maximum over processes, without gradient."""
         return own
 
 
 class MultiProcess(SingleProcess):
-    """The processes of a group. Every one must call, with or without positives; none waits for data that never come.
+    """The processes of a group. Every process of the group must call, with or without positives.
 
     Gradients are those of the sum of all processes' losses: where each computes the same global loss, they are that
     loss's times the number of processes, and DDP's average is the global gradient.
@@ -58,9 +62,9 @@ class MultiProcess(SingleProcess):
         return _Sum.apply(own, self._group, self.size)
 
     def all_max(self, own: Tensor) -> Tensor:
-        found = own.detach().clone()
-        dist.all_reduce(found, dist.ReduceOp.MAX, self._group)
-        return found
+        largest = own.detach().clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX, self._group)
+        return largest
 
 
 class _Gathered(torch.autograd.Function):
@@ -95,7 +99,7 @@ SINGLE_PROCESS = SingleProcess()
 
 
 def process_group(group: dist.ProcessGroup | str | None) -> SingleProcess:
-    """The processes of this group, or of the group of this name; None and "" are this process alone."""
+    """The processes of this group, or of the group of this name; None and "" are this process only."""
     if not group:
         return SINGLE_PROCESS
     if isinstance(group, str):
@@ -104,6 +108,6 @@ def process_group(group: dist.ProcessGroup | str | None) -> SingleProcess:
 
 
 def world() -> SingleProcess:
-    """Every process there is: what DDP averages gradients over."""
+    """All processes, which DDP averages gradients over; this process only where no group is initialized."""
     started = dist.is_available() and dist.is_initialized()
     return MultiProcess(dist.group.WORLD) if started and dist.group.WORLD is not None else SINGLE_PROCESS

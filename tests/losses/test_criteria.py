@@ -1,4 +1,4 @@
-"""Criteria on hand-made records: each term against a loop or another library, composition, names."""
+"""Criteria on small records: each term against a loop or another library, combinations, names."""
 
 import math
 from dataclasses import replace
@@ -263,7 +263,7 @@ class TestHarmonic:
         assigned = record(positives=3, negatives=2, ignored=1, classes=2)
         ious = paired_iou(assigned.boxes, assigned.gt_boxes).tolist()
         smooth = box_losses("smooth_l1", assigned).tolist()
-        harmonised, contrast, negatives = 0.0, 0.0, 0.0
+        harmonized, contrast, negatives = 0.0, 0.0, 0.0
         for row, label in enumerate(assigned.labels.tolist()):
             p = [sigmoid(v) for v in assigned.logits[row].tolist()]
             if label != IGNORED:
@@ -271,11 +271,11 @@ class TestHarmonic:
             if label >= 0:
                 k = assigned.positive.tolist().index(row)
                 entropy, location = -math.log(p[label]), smooth[k] + 1.5 * (1 + ious[k]) ** 0.8 * (1 - ious[k])
-                harmonised += (1 + math.exp(-location)) * entropy + (1 + math.exp(-entropy)) * location
+                harmonized += (1 + math.exp(-location)) * entropy + (1 + math.exp(-entropy)) * location
                 doubt = -sum(v * math.log(v) for v in p)
                 contrast += max(0, abs(p[label] - ious[k]) - 0.2) / (1 + math.exp(doubt))
         terms = build_criterion("harmonic")(assigned)
-        expected = {"classification": negatives / 3, "harmonic": harmonised / 3, "contrast": contrast / 3}
+        expected = {"classification": negatives / 3, "harmonic": harmonized / 3, "contrast": contrast / 3}
         assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected, rel=1e-5)
 
     def test_boxes_learn(self):
@@ -335,8 +335,8 @@ def test_stages_have_their_own_criteria_and_weights():
     records = [replace(record(seed=1), stage="rpn"), replace(record(seed=2), stage="roi")]
     terms = criterion(records)
     assert set(terms) == {"rpn_ranking", "rpn_sorting", "rpn_box", "roi_classification", "roi_box"}
-    alone = build_criterion("rank_sort")(records[0])
-    assert terms["rpn_sorting"].item() == pytest.approx(0.2 * alone["sorting"].item())
+    single = build_criterion("rank_sort")(records[0])
+    assert terms["rpn_sorting"].item() == pytest.approx(0.2 * single["sorting"].item())
     assert criterion.needs.ranks_only
     criterion.on_epoch_end()
     assert criterion.stages["roi"].core.weight != 50
@@ -379,7 +379,7 @@ class TestQuality:
             expected -= q * math.log(sigmoid(x)) + (1 - q) * math.log(1 - sigmoid(x))
         assert criterion(assigned)["quality"].item() == pytest.approx(expected / 5, rel=1e-5)
 
-    def test_head_is_asked_for_only_where_trained(self):
+    def test_auxiliary_head_is_needed_only_where_it_is_trained(self):
         defaults = LossDefaults("focal", BoxTerm(), quality="centerness")
         assert build_criterion("default", defaults).needs.quality_head == "centerness"
         assert build_criterion("focal", defaults).needs.quality_head is None
@@ -387,7 +387,7 @@ class TestQuality:
 
 
 class TestSettings:
-    """What the papers' tables vary stands in brackets by name."""
+    """Settings in brackets: the numbers that the papers' tables vary."""
 
     def test_harmonic(self):
         assigned = record()
@@ -413,9 +413,9 @@ class TestSettings:
 
     def test_alrp_without_balance_and_with_iou(self):
         assigned = record()
-        usual = build_criterion("alrp")(assigned)
+        default = build_criterion("alrp")(assigned)
         plain = build_criterion("alrp(balanced=0)")
-        torch.testing.assert_close(plain(assigned)["box"], usual["box"] / 50)
+        torch.testing.assert_close(plain(assigned)["box"], default["box"] / 50)
         plain.on_epoch_end()
         assert plain.core.weight == 1
         errors = (1 - paired_iou(assigned.boxes, assigned.gt_boxes)) / 0.5

@@ -37,13 +37,13 @@ def nothing_in_the_first(labels, world):
     return 1 + torch.arange(len(labels)) % (world - 1)
 
 
-def positives_in_the_last_alone(labels, world):
+def positives_in_the_last_only(labels, world):
     return torch.where(labels == 1, world - 1, torch.arange(len(labels)) % world)
 
 
 # positives, negatives, and what they are: rounded logits tie, also over processes
 BATCHES = {
-    "usual": {"p": 17, "n": 100},
+    "ordinary": {"p": 17, "n": 100},
     "ties": {"p": 17, "n": 100, "ties": True},
     "one positive": {"p": 1, "n": 20},
     "no negative": {"p": 9, "n": 0},
@@ -52,10 +52,10 @@ BATCHES = {
 
 # a batch, and which process has each row
 CASES = {
-    "usual": ("usual", even),
-    "uneven": ("usual", uneven),
-    "an empty process": ("usual", nothing_in_the_first),
-    "positives in one process": ("usual", positives_in_the_last_alone),
+    "ordinary": ("ordinary", even),
+    "uneven": ("ordinary", uneven),
+    "an empty process": ("ordinary", nothing_in_the_first),
+    "positives in one process": ("ordinary", positives_in_the_last_only),
     "ties": ("ties", uneven),
     "one positive": ("one positive", even),
     "no negative": ("no negative", nothing_in_the_first),
@@ -168,7 +168,7 @@ def work(rank, folder):
 
 @pytest.fixture(scope="module")
 def by_rank(tmp_path_factory):
-    """What each of four processes found; the first two and the first three are groups of their own."""
+    """Results of each of four processes; the first two and the first three are groups of their own."""
     folder = tmp_path_factory.mktemp("processes")
     multiprocessing.set_forkserver_preload([__name__])  # everything is imported once
     mp.start_processes(work, args=(str(folder),), nprocs=max(WORLDS), start_method="forkserver")
@@ -202,7 +202,7 @@ def test_nothing_to_rank_is_zero_everywhere(by_rank):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_what_is_sent_grows_with_positives_alone(by_rank, world):
+def test_bytes_sent_grow_with_positives_only(by_rank, world):
     sent = by_rank[0][world, "bytes"]
     few, many_negatives, many_positives = sent[20, 50], sent[20, 5000], sent[200, 50]
     assert many_negatives == few

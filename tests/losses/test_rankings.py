@@ -136,9 +136,9 @@ def test_a_perfect_order_is_perfect(name, method, delta):
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("method", METHODS)
 def test_nan_stays_nan_where_values_are_not_checked(name, method):
-    for place in range(4):
+    for index in range(4):
         logits, labels = torch.tensor([1.0, 0.0, 2.0, -3.0]), torch.tensor([1, 0, 1, 0])
-        logits[place] = float("nan")
+        logits[index] = float("nan")
         with value_checks(False):
             values, _ = _run(name, logits, labels, torch.rand(4), method=method)
         assert any(value != value for value in values)
@@ -156,7 +156,7 @@ def test_infinite_logits_and_ignored_nan_without_checks():
     assert logits.grad.tolist() == pytest.approx([-0.5, 0.0, 0.5, 0.0])
 
 
-def test_bad_input_is_refused_with_a_sentence():
+def test_bad_input_is_refused():
     logits, labels, side = torch.randn(4), torch.tensor([1, 0, -1, 0]), torch.rand(4)
     cases = [
         (lambda: F.ap_loss(logits[None], labels), r"ap_loss: logits must have 1 dimension\(s\), got shape \(1, 4\)"),
@@ -242,7 +242,7 @@ def test_compiles_for_sizes_that_change():
             torch.testing.assert_close(got.grad, expected.grad)
 
 
-def test_losses_need_torch_alone():
+def test_losses_need_torch_only():
     code = (
         "import sys, concordet.losses, concordet.losses.functional\n"
         "foreign = {'scipy', 'torchvision', 'lightning', 'transformers', 'hotcoco', 'matplotlib', 'sklearn'}\n"

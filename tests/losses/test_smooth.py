@@ -55,7 +55,7 @@ def _log_loss(p, q):
     return -(q * math.log(p) + (1 - q) * math.log(1 - p))
 
 
-def test_peers_equal_their_papers():
+def test_baselines_equal_their_papers():
     targets = (ONE_HOT * QUALITY).tolist()
     scores = LOGITS.sigmoid().tolist()
     pairs = list(zip(scores, targets, strict=True))
@@ -190,7 +190,7 @@ def test_published_spearman_is_pearson(n, seed):
     )
 
 
-def test_correlation_loss_moves_scores_alone():
+def test_correlation_loss_moves_scores_only():
     scores, quality = UNIT.clone().requires_grad_(), QUALITY.clone().requires_grad_()
     for coefficient in ("pearson", "concordance", "spearman"):
         F.correlation_loss(scores, quality, coefficient=coefficient).backward()

@@ -87,7 +87,7 @@ class SelfBalancedCore(SeparateCore):
 
 
 class HarmonicCore(Core):
-    """HarmonicDet: cross entropy and localization of a positive weigh each other, plus Task-Contrastive loss.
+    """HarmonicDet: cross entropy and localization of a positive weight each other, plus Task-Contrastive loss.
 
     Localization is smooth L1 of the encoded regression, for detectors that have one, plus ``alpha`` times the Harmonic
     IoU loss. With one sigmoid per class only the logit of the positive's own class is harmonized; every other logit is
@@ -158,7 +158,7 @@ class HarmonicCore(Core):
 
 
 class ALRPCore(Core):
-    """aLRP Loss: one loss ranks positives above negatives and weighs their localization errors by rank.
+    """aLRP Loss: one loss ranks positives above negatives and weights their localization errors by rank.
 
     The localization part is scaled by mean(total) / mean(localization) of the previous epoch (Oksuz et al. 2020,
     Sec. 4.2), and by 50 in the first. This is state of the training: it is in buffers, so that it is saved with the

@@ -293,9 +293,9 @@ def _check_name(name: str, loss: Callable[..., Any]) -> None:
 
 
 def _same_definition(first: Callable[..., Any], second: Callable[..., Any]) -> bool:
-    """Whether both come from the same place in the same module."""
-    places = [(getattr(f, "__module__", None), getattr(f, "__qualname__", "<lambda>")) for f in (first, second)]
-    return first is second or (places[0] == places[1] and "<lambda>" not in places[0][1])
+    """Whether both are the same definition in the same module."""
+    origins = [(getattr(f, "__module__", None), getattr(f, "__qualname__", "<lambda>")) for f in (first, second)]
+    return first is second or (origins[0] == origins[1] and "<lambda>" not in origins[0][1])
 
 
 def _keyword_settings(name: str, loss: Callable[..., Any], arguments: Sequence[str]) -> tuple[str, ...]:

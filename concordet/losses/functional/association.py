@@ -33,7 +33,7 @@ def association_loss(
 
     .. math:: \beta (p - k I)^2 \quad \text{(squared)}, \qquad -\beta \log(1 - |p - k I|) \quad \text{(cross\_entropy)}
 
-    The gradient goes through the score alone.
+    Only the scores get a gradient.
 
     Args:
         scores: ``[p]`` probabilities in [0, 1] of the positives' own classes.

@@ -15,7 +15,7 @@ from concordet.losses.functional.reduction import at_least_float32
 Coefficient = Literal["pearson", "spearman", "concordance"]
 
 RELATIVE_STRENGTH = 0.3
-"""Default strength of Spearman's soft ranks times n, for values in [0, 1]. Gaps between neighbours shrink as 1/n and
+"""Default strength of Spearman's soft ranks times n, for values in [0, 1]. Gaps between neighbors shrink as 1/n, so
 the strength has to follow: at 0.3 / n the coefficient is within 1 % of the rank correlation and 60 % of the scores
 still get a gradient; at 1 / n and above it is Pearson's (docs/losses/correlation.md)."""
 
@@ -32,7 +32,7 @@ def correlation(x: Tensor, y: Tensor, coefficient: Coefficient, *, strength: flo
         x: ``[n]`` values.
         y: ``[n]`` values.
         coefficient: "pearson", "spearman" or "concordance".
-        strength: of :func:`soft_rank`, for "spearman" alone; None for 0.3 / n, which suits values in [0, 1].
+        strength: strength of :func:`soft_rank`, for "spearman" only; None for 0.3 / n, which suits values in [0, 1].
 
     Returns:
         0-dim in [-1, 1], float32 or better; NaN where it is undefined (fewer than two values, or no variance).
@@ -63,13 +63,14 @@ def correlation_loss(
     strength: float | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    r"""Correlation Loss: 1 - rho of the positives' scores and IoUs, with gradient through the scores alone.
+    r"""Correlation Loss: 1 - rho of the positives' scores and IoUs, with a gradient through the scores only.
 
     Args:
         scores: ``[p]`` probabilities in [0, 1] of the positives' own classes.
         quality: ``[p]`` IoUs in [0, 1]; clamped at 1e-6 as in the published code.
         coefficient: "concordance" (matches values), "spearman" (matches ranks) or "pearson".
-        strength: of Spearman's soft ranks; smaller ranks harder. None for 0.3 / p, found by measurement. At 1, the
+        strength: strength of Spearman's soft ranks; the smaller, the harder the ranks. None for 0.3 / p, which
+            was measured. At 1, the
             published setting, soft ranks of values in [0, 1] are affine in the values: Spearman is then exactly
             Pearson.
         group: processes whose positives are one sample; all of them must call, with positives or without. The value is
@@ -107,7 +108,7 @@ def soft_rank(values: Tensor, *, strength: float) -> Tensor:
     .. math:: r = \arg\min_{y \in \mathcal{P}(n, ..., 1)} \left\| y - \theta / \epsilon \right\|^2
 
     the projection onto the permutahedron (all permutations of 1..n and their mixtures). It is exact as soon as
-    neighbouring values are at least ``strength`` apart, and affine in the values while n - 1 times their range stays
+    neighboring values are at least ``strength`` apart, and affine in the values while n - 1 times their range stays
     small against it. The projection is an isotonic regression (SciPy's, on the CPU); its gradient is exact.
 
     Args:
@@ -123,7 +124,7 @@ def soft_rank(values: Tensor, *, strength: float) -> Tensor:
 
     Paper:
         Blondel et al.: Fast Differentiable Sorting and Ranking (ICML 2020), Props. 1-4, with the quadratic
-        regularisation.
+        regularization.
 
     Example:
         >>> soft_rank(torch.tensor([5.0, 1.0, 2.0]), strength=1.0)
@@ -198,7 +199,7 @@ def _fraction(
     dtype = at_least_float32(x).dtype
     x, y = x.double(), y.double()
     if coefficient == "spearman":
-        # ranks are nobody's own: from here on every process has the whole sample
+        # ranks need the whole sample: from here on every process has it
         (x, y), _ = processes.all_gather(x, y)
         processes = SINGLE_PROCESS
         strength = RELATIVE_STRENGTH / max(len(x), 1) if strength is None else strength

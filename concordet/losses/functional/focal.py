@@ -1,4 +1,4 @@
-"""Losses on each logit by itself: focal, quality focal, varifocal and matchability-aware loss."""
+"""Losses per logit: focal, quality focal, varifocal and matchability-aware loss."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concordet.losses.functional.reduction import Reduction, at_least_float32, r
 def focal_loss(
     logits: Tensor, targets: Tensor, *, alpha: float = 0.25, gamma: float = 2.0, reduction: Reduction = "sum"
 ) -> Tensor:
-    r"""Focal Loss: cross entropy, weighed down where the classifier is sure already.
+    r"""Focal Loss: cross entropy, weighted down where the classifier is certain.
 
     .. math:: -\alpha_t (1 - p_t)^\gamma \log p_t
 
@@ -46,7 +46,7 @@ def focal_loss(
 
 
 def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0, reduction: Reduction = "sum") -> Tensor:
-    r"""Quality Focal Loss: the score of an object's class is to be its box's IoU.
+    r"""Quality Focal Loss: the score of an object's class becomes the IoU of its box.
 
     .. math:: -|q - p|^\beta \left( q \log p + (1 - q) \log (1 - p) \right)
 
@@ -83,7 +83,7 @@ def quality_focal_loss(logits: Tensor, targets: Tensor, *, beta: float = 2.0, re
 def varifocal_loss(
     logits: Tensor, targets: Tensor, *, alpha: float = 0.75, gamma: float = 2.0, reduction: Reduction = "sum"
 ) -> Tensor:
-    r"""Varifocal Loss: positives weigh their IoU, negatives are weighed down as in focal loss.
+    r"""Varifocal Loss: positives are weighted by their IoU, negatives weighted down as in focal loss.
 
     .. math:: -q \left( q \log p + (1 - q) \log (1 - p) \right) \text{ for } q > 0, \quad
               -\alpha p^\gamma \log (1 - p) \text{ for } q = 0

@@ -1,4 +1,4 @@
-"""The Harmonic losses: classification and localization weigh each other."""
+"""The Harmonic losses: classification and localization weight each other."""
 
 from __future__ import annotations
 
@@ -55,8 +55,7 @@ def harmonic_loss(cls_losses: Tensor, loc_losses: Tensor, *, reduction: Reductio
 
 
 def harmonic_factors(cls_losses: Tensor, loc_losses: Tensor) -> tuple[Tensor, Tensor]:
-    """``[p]`` 1 + beta_r (weighs classification) and 1 + beta_c (weighs localization), detached, to be watched (Fig.
-    4).
+    """``[p]`` 1 + beta_r (weight of classification) and 1 + beta_c (weight of localization), detached (Figure 4).
 
     Example:
         >>> harmonic_factors(torch.tensor([0.0]), torch.tensor([0.0]))
@@ -103,7 +102,7 @@ def harmonic_iou_loss(iou: Tensor, *, gamma: float = 0.8, reduction: Reduction =
 def task_contrastive_loss(
     probabilities: Tensor, labels: Tensor, iou: Tensor, *, margin: float = 0.2, reduction: Reduction = "mean"
 ) -> Tensor:
-    r"""Task-Contrastive Loss of the positives: score and IoU are to differ by no more than a margin.
+    r"""Task-Contrastive Loss of the positives: score and IoU differ by no more than a margin.
 
     .. math:: \frac{1}{1 + \beta_e} \max(0, |p_i - IoU_i| - m), \quad \beta_e = e^{-\sum_k p_k \log p_k}
 

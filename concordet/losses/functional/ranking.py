@@ -125,7 +125,7 @@ def alrp_loss(
 
     The update of the logits moves (N_FP(i) + sum_{k != i} E_k H(s_k - s_i)) / rank(i) from each positive to the
     negatives above it (Eq. 14), scaled by the gradient at ``classification``. ``localization`` is differentiable in
-    ``loc_errors`` alone. As in the published code, its numerator follows the hard, stable order over the smoothed rank
+    ``loc_errors`` only. As in the published code, its numerator follows the hard, stable order over the smoothed rank
     (Appendix E), the update uses plain E (not the cumulated one of Algorithm A.1, line 29), and no update leaves a
     positive with N_FP <= 1e-5.
 

@@ -1,4 +1,4 @@
-"""What is watched: Theorem 2's balance, self-balancing, harmonic factors."""
+"""Observed values: Theorem 2's balance, self-balancing, harmonic factors."""
 
 import pytest
 import torch
@@ -29,13 +29,13 @@ def test_ranking_losses_balance_positives_and_negatives(name, seed):
 
 
 @pytest.mark.parametrize("name", ["focal", "ce"])
-def test_score_based_losses_do_not(name):
+def test_score_based_losses_do_not_balance_them(name):
     ratios = [ratio(name, positives=6, negatives=n) for n in (30, 300, 3000)]
     assert ratios[0] < ratios[1] < ratios[2]
     assert ratios[2] > 5 * ratios[0]
 
 
-def test_without_positives_the_ratio_is_no_number():
+def test_ratio_is_undefined_without_positives():
     assert ratio("focal", positives=0) == float("inf")
     assert torch.tensor(ratio("ap", positives=0)).isnan()
 
