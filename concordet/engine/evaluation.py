@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import nn
 
 from concordet.boxes import paired_iou
 from concordet.detectors import predicts_masks
+from concordet.engine.calibration import NAME as CALIBRATOR
+from concordet.engine.calibration import calibrated_results, carried_calibrator, cross_fitted_metrics
 from concordet.engine.checkpoint import check_same, checkpoint_path, load_detector
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
@@ -161,6 +163,7 @@ def evaluate_run(
     out: str | Path | None = None,
     accelerator: str = "auto",
     averaged: bool = True,
+    raw_scores: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a run's detector and writes the results into a folder.
 
@@ -172,6 +175,9 @@ def evaluate_run(
         out: Folder to write to; by default the run folder.
         accelerator: Device: auto, cpu or gpu.
         averaged: Whether to use the averaged weights where there are some.
+        raw_scores: Whether to keep the detector's own scores.  By default they are calibrated: on the run's evaluation
+            data by a calibrator that is fitted here, whose errors are cross-fitted (no value is of an image that the
+            fit saw), and that is kept with the run; on other data by the calibrator of the checkpoint.
 
     Returns:
         The content of ``evaluation.json``.
@@ -198,12 +204,21 @@ def evaluate_run(
         "checkpoint": path.name if path.parent == run / "checkpoints" else str(path),
         "data": evaluated_part(data),
         "averaged": averaged,
+        "raw_scores": raw_scores,
     }
     _check_out(out, run, asked)
     device = pick_device(accelerator)
     output = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
     ground_truth = dataset.ground_truth()
-    values = measure(ground_truth, output)
+    calibrated = calibrated_results(
+        ground_truth,
+        output.detections,
+        own_data=evaluated_part(data) == evaluated_part(config.data),
+        carried=carried_calibrator(meta, run),
+        raw_scores=raw_scores,
+    )
+    output = replace(output, detections=calibrated.detections)
+    values = cross_fitted_metrics(measure(ground_truth, output), calibrated.report)
     timing = run / "timing.json"
     values["seconds_per_iteration"] = read_json(timing)["seconds_per_iteration"] if timing.is_file() else None
     report = {
@@ -216,10 +231,14 @@ def evaluate_run(
         "size": meta["size"],
         "class_names": meta["class_names"],
         "evaluated": asked,
+        "scores": calibrated.scores,
+        "calibration": calibrated.report,
         "environment": environment(device),
     }
     if out.resolve() != run.resolve():
         shutil.copyfile(run / "config.yaml", out / "config.yaml")
+    if calibrated.calibrator is not None:
+        calibrated.calibrator.save(out / CALIBRATOR)
     write_evaluation(out, dataset, ground_truth, output, report)
     return report
 
@@ -246,7 +265,8 @@ def _check_out(out: Path, run: Path, asked: dict[str, Any]) -> None:
             new_folder(out, "name another folder with --out")
         return
     before = read_json(path)
-    if not isinstance(before, dict) or before.get("evaluated") != asked:
+    evaluated = before.get("evaluated") if isinstance(before, dict) else None
+    if not isinstance(evaluated, dict) or {"raw_scores": False, **evaluated} != asked:
         raise ValueError(
             f"out must not hold an evaluation of another checkpoint or of other data, got {out}; name another folder "
             "with --out"

@@ -24,6 +24,7 @@ class PredictionResult:
         pictures: Files drawn.
         drawn: Number of detections drawn.
         drawn_from: From which score detections were drawn, in words.
+        calibrated: Whether scores are calibrated.
     """
 
     results: list[dict[str, Any]]
@@ -32,6 +33,7 @@ class PredictionResult:
     pictures: list[Path]
     drawn: int = 0
     drawn_from: str = ""
+    calibrated: bool = False
 
 
 def image_ids(paths: Sequence[Path], annotations: str | Path | None = None) -> list[int]:
@@ -71,6 +73,7 @@ def predict(
     threshold: float | None = None,
     skip_unreadable: bool = True,
     accelerator: str = "auto",
+    raw_scores: bool = False,
 ) -> PredictionResult:
     """Runs a trained detector over image files.
 
@@ -85,6 +88,7 @@ def predict(
             have no scale.
         skip_unreadable: Whether to go on after an image that cannot be read.
         accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
+        raw_scores: Whether to write the detector's own scores instead of calibrated ones.
 
     Raises:
         ValueError: no checkpoint, no images, or none of them can be read; nothing is written then.
@@ -95,7 +99,7 @@ def predict(
     ids = image_ids(paths, annotations)
     if out is not None:
         writable(Path(out).parent)
-    predictor = load(checkpoint, accelerator=accelerator)
+    predictor = load(checkpoint, accelerator=accelerator, raw_scores=raw_scores)
     folder = None if draw is None else _folder(Path(draw))
     results: list[dict[str, Any]] = []
     unreadable: dict[str, str] = {}
@@ -128,7 +132,9 @@ def predict(
         drawn_from = f"from a score of {threshold:g}"
     else:
         drawn_from = "from each class's threshold" if predictor.advised else f"from a score of {DEFAULT_THRESHOLD:g}"
-    return PredictionResult(results, len(paths) - len(unreadable), unreadable, pictures, drawn, drawn_from)
+    n_images = len(paths) - len(unreadable)
+    calibrated = predictor.calibrator is not None
+    return PredictionResult(results, n_images, unreadable, pictures, drawn, drawn_from, calibrated)
 
 
 def _folder(path: Path) -> Path:

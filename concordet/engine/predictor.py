@@ -11,6 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from concordet.calibration import Calibrator
+from concordet.engine.calibration import NAME as CALIBRATOR
+from concordet.engine.calibration import carried_calibrator
 from concordet.engine.checkpoint import checkpoint_path, load_detector, run_of
 from concordet.engine.config import load_config
 from concordet.engine.evaluation import pick_device
@@ -30,6 +33,7 @@ class Predictor:
         category_ids: Id of each class in the data set, in the same order.
         thresholds: ``[c]`` lowest score of a drawn detection per class, in the same order; 0.3 by default.
         device: Device of the model; by default a GPU where there is one.
+        calibrator: Calibrator of the scores, whose class ids are the category ids; None leaves them as they are.
 
     Attributes:
         advised: Whether the thresholds are those that an evaluation found best (LRP).
@@ -43,11 +47,13 @@ class Predictor:
         *,
         thresholds: Sequence[float] | None = None,
         device: torch.device | None = None,
+        calibrator: Calibrator | None = None,
     ) -> None:
         self.device = device or pick_device()
         self.model = model.to(self.device).eval()
         self.class_names = list(class_names)
         self.category_ids = list(category_ids)
+        self.calibrator = calibrator
         self.advised = thresholds is not None
         self.thresholds = torch.tensor(thresholds or [DEFAULT_THRESHOLD] * len(self.class_names), dtype=torch.float32)
 
@@ -75,6 +81,10 @@ class Predictor:
         """Detections in one image; arguments and result are those of calling the predictor."""
         (detection,) = self.model([to_tensor(image).to(self.device)])
         detection = {name: value.cpu() for name, value in detection.items()}
+        if self.calibrator is not None:
+            detection = self.calibrator.apply(detection, labels=dict(enumerate(self.category_ids, 1)))
+            order = detection["scores"].argsort(descending=True, stable=True)  # classes have maps of their own
+            detection = {name: value[order] for name, value in detection.items()}
         return detection if threshold is None else _above(detection, detection["scores"] >= threshold)
 
     def draw(self, image: Any, detection: Mapping[str, Tensor] | None = None, *, threshold: float | None = None) -> Any:
@@ -105,6 +115,7 @@ def load(
     averaged: bool = True,
     accelerator: str = "auto",
     plugins: Sequence[str] | None = None,
+    raw_scores: bool = False,
 ) -> Predictor:
     """A predictor from a run folder or a checkpoint.
 
@@ -114,6 +125,8 @@ def load(
         averaged: Whether to use the averaged (EMA) weights where there are some.
         accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
         plugins: Python files or modules that register the loss of the run; by default those of its ``config.yaml``.
+        raw_scores: Whether to give the detector's own scores.  By default they are calibrated where the checkpoint or
+            its run folder has a calibrator: a score is then the IoU to expect.
 
     Raises:
         ValueError: there is no checkpoint, or it is not one of concordet.
@@ -127,9 +140,19 @@ def load(
     run = run_of(path)
     import_plugins(plugins if plugins is not None or run is None else load_config(run / "config.yaml").plugins)
     model, meta = load_detector(file, averaged=averaged)
-    thresholds = known_thresholds(meta, run)
+    calibrator = None if raw_scores else carried_calibrator(meta, run)
+    if calibrator is None:
+        thresholds = known_thresholds(meta, run)
+    else:
+        advised = calibrator.thresholds()
+        thresholds = [DEFAULT_THRESHOLD if (t := advised.get(i)) is None else t for i in meta["category_ids"]]
     return Predictor(
-        model, meta["class_names"], meta["category_ids"], thresholds=thresholds, device=pick_device(accelerator)
+        model,
+        meta["class_names"],
+        meta["category_ids"],
+        thresholds=thresholds,
+        device=pick_device(accelerator),
+        calibrator=calibrator,
     )
 
 
@@ -143,6 +166,8 @@ def known_thresholds(meta: Mapping[str, Any], run: Path | None) -> list[float] |
         if run is None or not (run / "evaluation.json").is_file():
             return None
         evaluation = read_json(run / "evaluation.json")
+        if (run / CALIBRATOR).is_file():
+            return None  # the thresholds of that evaluation are of calibrated scores
         rows = evaluation.get("per_class", []) if isinstance(evaluation, dict) else []
         by_id = {row.get("id"): row.get("lrp_threshold") for row in rows if isinstance(row, dict)}
         thresholds = [by_id.get(category) for category in meta["category_ids"]]

@@ -20,7 +20,7 @@ from concordet.engine import load_detector, predict, train
 from concordet.engine.config import DataConfig
 from concordet.engine.data import build_dataset
 from concordet.engine.detections import batch_results, mask_metrics
-from concordet.engine.evaluation import Found, measure, run_detector
+from concordet.engine.evaluation import DetectorOutput, measure, run_detector
 
 from ..trained import tiny
 from ..trees import TREES, voc_tree
@@ -182,7 +182,7 @@ def test_an_object_without_mask_is_a_reason_and_boxes_are_judged():
     figures = measure(truth, found)
     assert figures["AP_mask"] is None
     assert "annotation 2" in figures["reasons"]["AP_mask"]
-    assert figures["AP"] == measure(truth, Found(found.detections, found.positives))["AP"] > 0.5
+    assert figures["AP"] == measure(truth, DetectorOutput(found.detections, found.positives))["AP"] > 0.5
     assert mask_metrics(truth, found.detections)[1].keys() == {"AP_mask", "AP50_mask", "AP75_mask"}
 
 

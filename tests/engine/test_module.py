@@ -2,7 +2,7 @@
 
 import torch
 
-from concordet.engine.training.module import evaluate_everywhere, without_repeats
+from concordet.engine.training.module import evaluate_on_all, without_repeats
 
 from ..trained import tiny
 
@@ -14,8 +14,8 @@ def test_repeated_images_count_once():
     assert without_repeats([first, second]) == [*first, second[0]]
 
 
-def test_an_undefined_figure_is_no_number():
+def test_an_undefined_metric_is_nan():
     from concordet.engine.data import build_dataset
 
     truth = build_dataset(tiny().data, "val").ground_truth() | {"annotations": []}
-    assert torch.tensor(evaluate_everywhere(truth, [])["AP"]).isnan()
+    assert torch.tensor(evaluate_on_all(truth, [])[0]["AP"]).isnan()

@@ -35,6 +35,7 @@ def parser() -> Parser:
     options.add_argument("--workers", type=int | None, help="Processes that load images; by default the run's.")
     options.add_argument("--accelerator", type=str, default="auto", help="Device: auto, cpu or gpu.")
     options.add_argument("--averaged", type=bool, default=True, help="Whether to use the averaged weights.")
+    options.add_argument("--raw_scores", action="store_true", help="Keep the detector's own scores, not calibrated.")
     options.add_argument("--plugins", type=str | None, help="Python file or module that registers the loss of the run.")
     options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
     options.add_force()
@@ -84,9 +85,11 @@ def run(words: list[str]) -> None:
         out=out,
         accelerator=args.accelerator,
         averaged=args.averaged,
+        raw_scores=args.raw_scores,
     )
     with messages(args.json):
         print_runs([out])
+        print(f"scores: {report['scores']}")
         if out != folder:
             print(f"evaluation: {out}")
     if args.json is not None:

@@ -31,6 +31,7 @@ def parser() -> Parser:
     options.add_argument(
         "--skip_unreadable", type=bool, default=True, help="Whether to go on after an image that cannot be read."
     )
+    options.add_argument("--raw_scores", action="store_true", help="Write the detector's own scores, not calibrated.")
     options.add_argument("--accelerator", type=str, default="auto", help="Device: auto, cpu or gpu.")
     options.add_argument("--plugins", type=str | None, help="Python file or module that registers the loss of the run.")
     options.add_argument("--json", type=str | None, help="Another name of --out.")
@@ -70,10 +71,12 @@ def run(words: list[str]) -> None:
             threshold=args.threshold,
             skip_unreadable=args.skip_unreadable,
             accelerator=args.accelerator,
+            raw_scores=args.raw_scores,
         )
         for reason in done.unreadable.values():
             print(f"skipped: {reason}", file=sys.stderr)
-        print(f"{len(done.results)} detections in {done.images} images")
+        scores = "scores calibrated" if done.calibrated else "the detector's own scores"
+        print(f"{len(done.results)} detections in {done.images} images, {scores}")
         if done.pictures:
             print(f"pictures: {done.pictures[0].parent}, {done.drawn} detections drawn {done.drawn_from}")
         if out is not None and out != "-":

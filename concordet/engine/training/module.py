@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from concordet.detectors import predicts_masks
 from concordet.distributed import world
+from concordet.engine.calibration import fit_run_calibrator
 from concordet.engine.checkpoint import KEY
 from concordet.engine.config import TrainConfig
 from concordet.engine.detections import batch_results, is_federated, mask_metrics
 from concordet.engine.seeding import seed_all
 from concordet.engine.training.schedule import build_optimizer, learning_rate_factor
 from concordet.errors import DivergedError
+from concordet.files import plain
 from concordet.losses import rank_over, value_checks
 
 DIVERGED_HINT = "a smaller optim.lr (a tenth, say), a longer optim.warmup or a smaller optim.clip usually fixes this"
@@ -105,11 +107,13 @@ class DetectionModule(pl.LightningModule):
         self.detections += batch_results(self.model(images), targets, self.meta["category_ids"])
 
     def on_validation_epoch_end(self) -> None:
-        metrics, thresholds = evaluate_on_all(
+        metrics, advice = evaluate_on_all(
             self.ground_truth, self.detections, masks=predicts_masks(self.config.detector)
         )
         self.detections = []
+        thresholds = advice["thresholds"]
         self.meta["thresholds"] = [thresholds.get(category) for category in self.meta["category_ids"]]
+        self.meta["calibrator"] = advice["calibrator"]
         for name, value in metrics.items():
             # the same on every process; sync_dist only tells Lightning so
             self.log(f"val/{name}", value, sync_dist=True)
@@ -139,15 +143,15 @@ class DetectionModule(pl.LightningModule):
         checkpoint[KEY] = dict(self.meta)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        thresholds = checkpoint[KEY].get("thresholds")
-        if thresholds is not None:
-            self.meta["thresholds"] = thresholds
+        for name in ("thresholds", "calibrator"):
+            if checkpoint[KEY].get(name) is not None:
+                self.meta[name] = checkpoint[KEY][name]
 
 
 def evaluate_on_all(
     ground_truth: dict[str, Any] | None, detections: list[dict[str, Any]], *, masks: bool = False
-) -> tuple[dict[str, float], dict[int, float | None]]:
-    """AP of the detections of all processes, and the score threshold of each category that LRP advises.
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """AP of the detections of all processes, the score thresholds that LRP advises, and a calibrator.
 
     Args:
         ground_truth: Evaluation annotations as COCO has them; read on the first process only.
@@ -155,7 +159,8 @@ def evaluate_on_all(
         masks: Whether to measure AP of masks too.
 
     Returns:
-        Metrics by name, NaN where undefined, and thresholds by category id; the same on every process.
+        Metrics by name, NaN where undefined, and a dict of ``thresholds`` by category id and ``calibrator`` as plain
+        JSON (None without detections); the same on every process.
 
     Raises:
         ValueError: on every process, where the one that measures fails, so that none waits for the others.
@@ -167,7 +172,7 @@ def evaluate_on_all(
     if several:
         shares = [None] * dist.get_world_size()
         dist.all_gather_object(shares, detections)
-    outcome: list[Any] = [None, None, ""]  # metrics and thresholds, or a message
+    outcome: list[Any] = [None, None, ""]  # metrics and advice, or a message
     cause = None
     if not several or dist.get_rank() == 0:
         try:
@@ -177,7 +182,11 @@ def evaluate_on_all(
             if masks:
                 values |= mask_metrics(ground_truth, together)[0]
             outcome[0] = {name: float("nan") if value is None else value for name, value in values.items()}
-            outcome[1] = {row["id"]: row["lrp_threshold"] for row in measured["per_class"]}
+            calibrator = fit_run_calibrator(ground_truth or {}, together)
+            outcome[1] = {
+                "thresholds": {row["id"]: row["lrp_threshold"] for row in measured["per_class"]},
+                "calibrator": None if calibrator is None else plain(calibrator.to_dict()),
+            }
         except Exception as error:
             if not several:
                 raise
@@ -185,10 +194,10 @@ def evaluate_on_all(
             outcome[2] = f"the evaluation during training failed ({type(error).__name__}: {error})"
     if several:
         dist.broadcast_object_list(outcome)
-    metrics, thresholds, failure = outcome
+    metrics, advice, failure = outcome
     if failure:
         raise ValueError(f"{failure}; --val_every 0 trains without it") from cause
-    return metrics, thresholds
+    return metrics, advice
 
 
 def without_repeats(shares: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:

@@ -1,0 +1,94 @@
+"""Calibrators of runs: fitted on the evaluated images, carried by checkpoints, used by evaluation and prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from concordet.calibration import Calibrator, evaluate_calibration, fit_calibrator
+from concordet.engine.detections import is_federated
+from concordet.files import read_json
+
+NAME = "calibrator.json"
+"""The calibrator's file in a run folder."""
+
+
+@dataclass(frozen=True)
+class CalibratedResults:
+    """Detections with calibrated scores.
+
+    Attributes:
+        detections: COCO results; ``raw_score`` is the detector's own score.
+        calibrator: What gave the scores; None where they are the detector's own.
+        report: Cross-fitted comparison where the calibrator was fitted on these detections.
+        scores: What the scores are, in words.
+    """
+
+    detections: list[dict[str, Any]]
+    calibrator: Calibrator | None
+    report: dict[str, Any] | None
+    scores: str
+
+
+def fit_run_calibrator(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> Calibrator | None:
+    """A calibrator of a run's detections; None where nothing can be fitted, as without detections."""
+    if not detections or not ground_truth.get("annotations"):
+        return None
+    return fit_calibrator(ground_truth, detections, lvis=is_federated(ground_truth))
+
+
+def calibrated_results(
+    ground_truth: dict[str, Any],
+    detections: list[dict[str, Any]],
+    *,
+    own_data: bool,
+    carried: Calibrator | None,
+    raw_scores: bool = False,
+) -> CalibratedResults:
+    """A run's detections with calibrated scores.
+
+    Args:
+        ground_truth: COCO annotations of the images.
+        detections: COCO results with the detector's own scores.
+        own_data: Whether these are the images that the run evaluates on; the calibrator is then fitted here and judged
+            by cross-fitting, else the carried one is applied.
+        carried: Calibrator of the checkpoint.
+        raw_scores: Keep the detector's own scores.
+    """
+    if raw_scores:
+        return CalibratedResults(detections, None, None, "the detector's own")
+    report = None
+    if own_data and len(ground_truth.get("images", ())) > 1 and detections and ground_truth.get("annotations"):
+        carried, report = evaluate_calibration(ground_truth, detections, lvis=is_federated(ground_truth), n_resamples=0)
+    if carried is None:
+        return CalibratedResults(detections, None, None, "the detector's own: nothing to fit a calibrator on")
+    kept = [{**row, "raw_score": row["score"]} for row in detections]
+    basis = f"{carried.fit.get('n_images', '?')} images"
+    scores = f"calibrated, errors cross-fitted over {basis}" if own_data else f"calibrated on {basis}"
+    return CalibratedResults(carried.apply(kept), carried, report, scores)
+
+
+def cross_fitted_metrics(values: dict[str, Any], report: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Metrics in which those of calibration are of scores whose fit did not see the image."""
+    if report is None:
+        return values
+    after = report["after"]
+    changed = {name: after[name] for name in ("LaECE0", "LaACE0", "D_ECE", "AIC_mean") if values.get(name) is not None}
+    if changed.get("AIC_mean") is not None:
+        changed["AIC"] = changed["AIC_mean"] * values["n_true_positives"]
+    errors = {row["id"]: row["LaECE0_after"] for row in report["per_class"]}
+    per_class = [{**row, "LaECE0": errors.get(row["id"], row.get("LaECE0"))} for row in values["per_class"]]
+    return values | changed | {"per_class": per_class}
+
+
+def carried_calibrator(meta: Mapping[str, Any], run: Path | None) -> Calibrator | None:
+    """The calibrator of a checkpoint, else that of its run folder; None where there is none."""
+    content = meta.get("calibrator")
+    if content is not None:
+        return Calibrator.from_dict(content, "the calibrator of the checkpoint")
+    path = None if run is None else run / NAME
+    if path is None or not path.is_file():
+        return None
+    return Calibrator.from_dict(read_json(path), str(path))

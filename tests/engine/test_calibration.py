@@ -1,0 +1,88 @@
+"""Runs carry a calibrator: evaluation judges it on images it did not see, prediction uses it, checkpoints keep it."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from concordet.calibration import Calibrator, evaluate_calibration
+from concordet.engine import evaluate_run, load_detector
+from concordet.engine.prediction import predict
+from concordet.engine.predictor import load
+from concordet.measures import evaluate_detections
+
+ORDER_ONLY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP90", "AR100", "beta_cls", "oLRP", "oLRP_fp", "oLRP_fn")
+
+
+def read(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_results_have_both_scores_and_metrics_are_cross_fitted(finished):
+    results, truth, report = (read(finished, n) for n in ("detections", "ground_truth", "evaluation"))
+    raw = [{**row, "score": row["raw_score"]} for row in results]
+    assert Calibrator.load(finished / "calibrator.json").apply(raw) == results
+    expected = evaluate_calibration(truth, raw, n_resamples=0)[1]["after"]
+    for name in ("LaECE0", "LaACE0", "D_ECE", "AIC_mean"):
+        assert report["metrics"][name] == expected[name], name
+    assert report["scores"].startswith("calibrated, errors cross-fitted")
+
+
+def test_what_rests_on_order_is_as_before(finished):
+    results, truth, report = (read(finished, n) for n in ("detections", "ground_truth", "evaluation"))
+    before = evaluate_detections(truth, [{**row, "score": row["raw_score"]} for row in results])
+    for name in ORDER_ONLY:
+        assert report["metrics"][name] == before[name], name
+
+
+def test_raw_scores_are_the_detectors_own(finished, tmp_path):
+    evaluate_run(finished, out=tmp_path / "raw", raw_scores=True, accelerator="cpu")
+    raw, calibrated = (read(folder, "detections") for folder in (tmp_path / "raw", finished))
+    assert [row["score"] for row in raw] == [row["raw_score"] for row in calibrated]
+    assert not (tmp_path / "raw" / "calibrator.json").exists()
+    assert read(tmp_path / "raw", "evaluation")["scores"] == "the detector's own"
+
+
+def test_a_copied_checkpoint_predicts_calibrated_scores(finished, tmp_path):
+    """Away from its run folder: scores and thresholds are those of the calibrator that it carries."""
+    copied = tmp_path / "alone.ckpt"
+    shutil.copyfile(finished / "checkpoints" / "last.ckpt", copied)
+    carried = Calibrator.from_dict(load_detector(copied)[1]["calibrator"])
+    image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    (got,), (raw,) = load(copied, accelerator="cpu")([image]), load(copied, accelerator="cpu", raw_scores=True)([image])
+    assert len(got["scores"]) == len(raw["scores"]) > 0
+    assert (got["scores"].diff() <= 0).all()
+    ids = {1: 3, 2: 7} if set(carried.classes) == {3, 7} else dict(enumerate(carried.classes, 1))
+    expected = carried.calibrate(raw["scores"].double().numpy(), np.array([ids[i] for i in raw["labels"].tolist()]))
+    np.testing.assert_allclose(np.sort(got["scores"].numpy()), np.sort(expected), atol=1e-6)
+    thresholds = [0.3 if t is None else t for t in carried.thresholds().values()]
+    assert load(copied, accelerator="cpu").thresholds.tolist() == pytest.approx(thresholds)
+
+
+def test_prediction_says_which_scores_it_writes(finished, tmp_path):
+    picture = finished / "samples" / sorted(p.name for p in (finished / "samples").iterdir())[0]
+    calibrated, raw = (
+        predict(finished, [picture], accelerator="cpu", raw_scores=raw_scores) for raw_scores in (False, True)
+    )
+    assert calibrated.calibrated
+    assert not raw.calibrated
+    assert [r["score"] for r in calibrated.results] != [r["score"] for r in raw.results]
+    boxes = [{tuple(r["bbox"]) for r in done.results} for done in (calibrated, raw)]
+    assert boxes[0] == boxes[1]
+
+
+def test_other_data_takes_the_carried_calibrator(finished, tmp_path):
+    from dataclasses import replace
+
+    from concordet.engine.config import load_config
+
+    data = load_config(finished / "config.yaml").data
+    other = replace(data, val_options={**data.val_options, "length": 4})
+    report = evaluate_run(finished, data=other, out=tmp_path / "other", accelerator="cpu")
+    assert report["scores"].startswith("calibrated on ")
+    assert report["calibration"] is None
+    carried = Calibrator.from_dict(load_detector(finished)[1]["calibrator"])
+    results = read(tmp_path / "other", "detections")
+    assert carried.apply([{**row, "score": row["raw_score"]} for row in results]) == results
