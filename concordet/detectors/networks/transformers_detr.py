@@ -1,4 +1,4 @@
-"""Transformers' DETR, built from a configuration, on the zoo's own backbones; needs the extra ``transformers``."""
+"""Transformers' DETR, built from a configuration, on a backbone of this package."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from transformers.models.detr.modeling_detr import DetrDecoder, DetrDecoderOutpu
 
 from concordet.detectors.networks.backbones import Features
 from concordet.detectors.networks.heads import init_prior_bias
-from concordet.detectors.networks.transformers_deformable import GivenConfig
+from concordet.detectors.networks.transformers_base import PlaceholderConfig
 
 
-class EveryLayersDecoder(DetrDecoder):
-    """Gives every layer's states, normalised, ``[layers, b, q, d]``.
+class AllLayersDecoder(DetrDecoder):
+    """Returns the normalized states of all layers, ``[layers, b, q, d]``.
 
-    So does Transformers' own where a configuration asks for losses at all layers, but then each layer is handed the
-    normalised states of the one before, which is neither DETR's way nor Transformers' own without those losses: weights
-    trained in one way are wrong for the other.
+    Transformers' decoder does so too if a configuration asks for losses on all layers, but then the input of each layer
+    is the normalized output of the layer before, unlike in DETR and in Transformers without those losses: weights
+    trained in one way do not fit the other.
     """
 
     def __init__(self, config: DetrConfig) -> None:
@@ -29,30 +29,30 @@ class EveryLayersDecoder(DetrDecoder):
         super().__init__(config)
 
     def forward(self, *args: Any, **keywords: Any) -> DetrDecoderOutput:
-        """As Transformers'."""
+        """Output of Transformers' decoder, with ``intermediate_hidden_states`` of all layers."""
         output = super().forward(*args, **{**keywords, "output_hidden_states": True})
-        *earlier, last = output.hidden_states[1:]  # the first are the layers' input, the last normalised
+        *earlier, last = output.hidden_states[1:]  # the first is the input, the last one is normalized
         output.intermediate_hidden_states = torch.stack([*map(self.layernorm, earlier), last])
         return output
 
 
 def detr_network(features: Features, *, softmax: bool, **options: Any) -> DetrForObjectDetection:
-    """DETR on this backbone, initialised as its authors do (Transformers' own is for loading weights).
+    """DETR on this backbone, initialized as in its authors' code (Transformers expects to load weights).
 
     Args:
-        features: the backbone, of one map.
-        softmax: of the classifier; otherwise a sigmoid a class, without "no object".
-        **options: of ``DetrConfig``.
+        features: Backbone with one feature map.
+        softmax: Whether the classifier is a softmax; otherwise it has one sigmoid per class, without "no object".
+        **options: Arguments of ``DetrConfig``.
     """
-    config = DetrConfig(backbone_config=GivenConfig(features.channels), auxiliary_loss=True, **options)
+    config = DetrConfig(backbone_config=PlaceholderConfig(features.channels), auxiliary_loss=True, **options)
     network = DetrForObjectDetection(config)
     model = network.model
     model.backbone.model = features
-    model.decoder = EveryLayersDecoder(config)
+    model.decoder = AllLayersDecoder(config)
     if not softmax:
         network.class_labels_classifier = nn.Linear(config.d_model, network.class_labels_classifier.out_features - 1)
-    for part in (model.encoder, model.decoder):
-        for parameter in part.parameters():
+    for stack in (model.encoder, model.decoder):
+        for parameter in stack.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
     nn.init.normal_(model.query_position_embeddings.weight)

@@ -171,7 +171,7 @@ class CoDETR(DeformableDETR):
         self.queries = nn.ModuleDict({name: QueryMaker(network.config.d_model) for name in HEADS} if heads else {})
 
     def _outcome(self, batch: ImageList, targets: list[Target]) -> Outcome:
-        from concordet.detectors.networks.transformers_deformable import calls_of
+        from concordet.detectors.networks.transformers_base import calls_of
 
         with calls_of(self.network.model.decoder) as calls:
             outcome = super()._outcome(batch, targets)
@@ -210,7 +210,7 @@ class CoDETR(DeformableDETR):
 
     def _embedded(self, boxes: Tensor) -> Tensor:
         """``[p, 2 d]`` sines and cosines of boxes ``[p, 4]`` in units of the image."""
-        from concordet.detectors.networks.transformers_deformable import inverse_sigmoid
+        from concordet.detectors.networks.transformers_deformable_detr import inverse_sigmoid
 
         embedded = self.network.model.get_proposal_pos_embed(inverse_sigmoid(boxes)[None])[0]
         return embedded.to(boxes.dtype)  # Transformers computes in float32
@@ -219,7 +219,7 @@ class CoDETR(DeformableDETR):
         self, decoding: dict[str, Any], boxes: Tensor, positions: Tensor, contents: Tensor, owners: Tensor
     ) -> list[tuple[Tensor, Tensor]]:
         """Logits ``[b, q, c]`` and boxes ``[b, q, 4]`` per decoder layer; queries attend to those of the same owner."""
-        from concordet.detectors.networks.transformers_deformable import layer_predictions
+        from concordet.detectors.networks.transformers_deformable_detr import layer_predictions
 
         separate = owners[:, :, None] != owners[:, None, :]
         mask = torch.zeros_like(separate, dtype=contents.dtype)

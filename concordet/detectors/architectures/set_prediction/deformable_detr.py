@@ -124,7 +124,7 @@ def build_network(
     """
     check_queries(num_queries)
     with needs_transformers():
-        from concordet.detectors.networks.transformers_deformable import deformable_network
+        from concordet.detectors.networks.transformers_deformable_detr import deformable_network
     shape = {} if size == "full" else _NANO
     return deformable_network(
         maps,
@@ -157,7 +157,8 @@ class DeformableDETR(DetectionTransformer):
         return self._outcome(batch, resized or [])
 
     def _outcome(self, batch: ImageList, targets: list[Target]) -> Outcome:
-        from concordet.detectors.networks.transformers_deformable import layer_predictions, valid_pixels
+        from concordet.detectors.networks.transformers_base import valid_pixels
+        from concordet.detectors.networks.transformers_deformable_detr import layer_predictions
 
         self._check_locations(tuple(batch.tensors.shape[-2:]))
         out = self.network.model(batch.tensors, pixel_mask=valid_pixels(batch))

@@ -75,7 +75,7 @@ def to_pixels(boxes: Tensor, sizes: Sequence[tuple[int, int]]) -> Tensor:
 def load_network(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
     """Loads a folder that Transformers' ``save_pretrained`` wrote, or anything that :func:`load_weights` takes."""
     if isinstance(weights, str | Path) and Path(weights).is_dir():
-        from concordet.detectors.networks.transformers_deformable import load_folder
+        from concordet.detectors.networks.transformers_base import load_folder
 
         load_folder(cast(Any, model).network, Path(weights))
     else:

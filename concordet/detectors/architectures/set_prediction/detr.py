@@ -102,7 +102,7 @@ class DETR(DetectionTransformer):
     """
 
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Outcome:
-        from concordet.detectors.networks.transformers_deformable import valid_pixels
+        from concordet.detectors.networks.transformers_base import valid_pixels
 
         batch, resized = self.transform(images, targets)
         states = self.network.model(batch.tensors, pixel_mask=valid_pixels(batch)).intermediate_hidden_states

@@ -8,7 +8,7 @@ from transformers.loss.loss_deformable_detr import DeformableDetrHungarianMatche
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
 from concordet.detectors import build_detector
-from concordet.detectors.networks.transformers_deformable import GivenConfig, valid_pixels
+from concordet.detectors.networks.transformers_base import PlaceholderConfig, valid_pixels
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
 from tests.detectors.architectures.set_prediction.test_deformable_detr import TERMS, theirs, unequal
@@ -26,8 +26,10 @@ def spread(model):
 
 
 def published(model):
-    """Transformers' class itself with the detector's weights; the loss of the last layer alone."""
-    config = DetrConfig(**{**model.network.config.to_dict(), "auxiliary_loss": False, "backbone_config": GivenConfig()})
+    """Transformers' class itself with the detector's weights; only the loss of the last layer."""
+    config = DetrConfig(
+        **{**model.network.config.to_dict(), "auxiliary_loss": False, "backbone_config": PlaceholderConfig()}
+    )
     config.backbone_config = model.network.config.backbone_config
     reference = DetrForObjectDetection(config)
     reference.model.backbone.model = model.backbone
@@ -183,8 +185,8 @@ class TestWeights:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"num_queries": 10}, "num_queries is 20 there, 10 here"),
-            ({"num_classes": 5}, "num_labels is 3 there, 5 here"),
+            ({"num_queries": 10}, "num_queries 10, got 20"),
+            ({"num_classes": 5}, "num_labels 5, got 3"),
             ({"backbone": "resnet34"}, "must be the same one"),
         ],
     )
@@ -193,14 +195,14 @@ class TestWeights:
             build_detector(NAME, weights=folder[0], **{**SHAPE, **options})
 
     def test_a_folder_of_another_model_is_refused(self, folder):
-        with pytest.raises(ValueError, match="holds no DeformableDetrForObjectDetection"):
+        with pytest.raises(ValueError, match=r"must hold a .*DeformableDetrForObjectDetection"):
             build_detector("deformable_detr", weights=folder[0], **SHAPE)
 
     def test_a_folder_without_some_weights_is_refused(self, folder, tmp_path):
         reference = folder[1]
         state = {k: v for k, v in reference.state_dict().items() if "query_position" not in k}
         reference.save_pretrained(tmp_path, state_dict=state)
-        with pytest.raises(ValueError, match=r"'model\.query_position_embeddings\.weight' is missing"):
+        with pytest.raises(ValueError, match=r"got none of 'model\.query_position_embeddings\.weight'"):
             build_detector(NAME, weights=tmp_path, **SHAPE)
 
 
