@@ -20,9 +20,9 @@ def scene(count, height=64, width=96, seed=0):
 def ellipses(boxes, height, width):
     """``[n, height, width]`` uint8: the ellipse in each box, for detectors that learn from masks."""
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    centre, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    across = (x - centre[:, 0, None, None]) / half[:, 0, None, None]
-    down = (y - centre[:, 1, None, None]) / half[:, 1, None, None]
+    center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
+    across = (x - center[:, 0, None, None]) / half[:, 0, None, None]
+    down = (y - center[:, 1, None, None]) / half[:, 1, None, None]
     return (across**2 + down**2 <= 1).to(torch.uint8)
 
 

@@ -49,7 +49,7 @@ class TestAgainstTorchvision:
         theirs.head.classification_head.conv = theirs.head.classification_head.conv[:2]
         theirs.head.regression_head.conv = theirs.head.regression_head.conv[:2]
         theirs.head.load_state_dict(ours.head.state_dict())
-        images, targets = batch(4)  # torchvision normalises image by image: one image is comparable
+        images, targets = batch(4)  # torchvision normalizes image by image: one image is comparable
         expected = theirs(images, [{**t, "labels": t["labels"] - 1} for t in targets])
         got = ours(images, targets)
         torch.testing.assert_close(got["classification"], expected["classification"], rtol=1e-5, atol=1e-6)
@@ -109,7 +109,7 @@ class TestEveryDetector:
         losses, detections = model.losses_and_detections(images, targets)
         for got, expected in zip(detections, model(images), strict=True):
             torch.testing.assert_close(got, expected)
-        for module in model.modules():  # same normalisation in both modes, to compare their losses
+        for module in model.modules():  # same normalization in both modes, to compare their losses
             module.training = isinstance(module, type(model))
         torch.manual_seed(1)
         torch.testing.assert_close(losses, model(images, targets))

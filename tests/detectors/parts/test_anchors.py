@@ -6,7 +6,7 @@ from torchvision.models.detection.image_list import ImageList
 from concordet.detectors.parts.anchors import GridAnchors
 
 
-def test_centered_anchors_lie_at_the_centres_of_cells():
+def test_centered_anchors_lie_at_the_centers_of_cells():
     images = ImageList(torch.zeros(1, 3, 64, 96), [(64, 96)])
     generator = GridAnchors(((16,), (32,)), ((0.5, 1.0),) * 2)
     (anchors,) = generator(images, [torch.zeros(1, 1, 8, 12), torch.zeros(1, 1, 4, 6)])

@@ -63,10 +63,10 @@ def test_fcos_equals_a_loop_over_points(boxes):
             stride, best, area_of_best = STRIDES[level], BACKGROUND, math.inf
             for j, (x0, y0, x1, y1) in enumerate(boxes.tolist()):
                 sides = (x - x0, y - y0, x1 - x, y1 - y)
-                centre_offset = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
+                center_offset = max(abs(x - (x0 + x1) / 2), abs(y - (y0 + y1) / 2))
                 low = 0 if level == 0 else 4 * stride
                 high = math.inf if level == len(sizes) - 1 else 8 * stride
-                inside = min(sides) > 0 and centre_offset < 1.5 * stride and low < max(sides) < high
+                inside = min(sides) > 0 and center_offset < 1.5 * stride and low < max(sides) < high
                 if inside and (x1 - x0) * (y1 - y0) < area_of_best - 1e-3:
                     best, area_of_best = j, (x1 - x0) * (y1 - y0)
             expected.append(best)
@@ -116,7 +116,7 @@ def test_ssd_equals_a_loop(boxes):
     table = [[iou(a, b) for b in boxes.tolist()] for a in anchors.tolist()]
     columns = [[row[j] for row in table] for j in range(len(boxes))]
     if any(sum(abs(v - max(column)) < 1e-6 for v in column) > 1 for column in columns):
-        return  # which of two equally good anchors is the object's own is nobody's business
+        return  # either of two equally good anchors may be the object's
     own = {column.index(max(column)): j for j, column in enumerate(columns)}
     for i, (row, match) in enumerate(zip(table, ssd_matches(anchors, boxes, sizes).tolist(), strict=True)):
         if i in own:
@@ -131,23 +131,23 @@ def test_ssd_equals_a_loop(boxes):
 @given(objects())
 def test_atss_equals_the_papers_algorithm(boxes):
     anchors, sizes = anchors_of([4 * s for s in STRIDES])
-    centre = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors.tolist()]
+    center = [((a[0] + a[2]) / 2, (a[1] + a[3]) / 2) for a in anchors.tolist()]
     wanted = [{} for _ in anchors]
     ambiguous = False
     for j, box in enumerate(boxes.tolist()):
         middle = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         candidates, start = [], 0
         for count in sizes:
-            level = sorted(range(start, start + count), key=lambda i: math.dist(centre[i], middle))
-            distances = [math.dist(centre[i], middle) for i in level]
-            # Which of two equally distant anchors comes ninth is nobody's business.
+            level = sorted(range(start, start + count), key=lambda i: math.dist(center[i], middle))
+            distances = [math.dist(center[i], middle) for i in level]
+            # Either of two equally distant anchors may come ninth.
             ambiguous |= count > 9 and abs(distances[8] - distances[9]) < 1e-4
             candidates += level[:9]
             start += count
         ious = [iou(anchors[i].tolist(), box) for i in candidates]
         threshold = statistics.mean(ious) + statistics.stdev(ious)
         for i, value in zip(candidates, ious, strict=True):
-            x, y = centre[i]
+            x, y = center[i]
             inside = min(x - box[0], y - box[1], box[2] - x, box[3] - y) > 0.01
             ambiguous |= abs(value - threshold) < 1e-5
             if value >= threshold and inside:

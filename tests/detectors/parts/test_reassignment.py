@@ -15,13 +15,13 @@ from concordet.detectors.parts.reassignment import Scene, better_component, hard
 def scene_of(anchors, objects, classes=3, softmax=False, levels=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
     corner = 50 * torch.rand(anchors, 2, generator=generator)
-    centre = 50 * torch.rand(objects, 2, generator=generator)
+    center = 50 * torch.rand(objects, 2, generator=generator)
     return Scene(
         logits=2 * torch.randn(anchors, classes + softmax, generator=generator),
         regressions=0.3 * torch.randn(anchors, 4, generator=generator),
         anchors=torch.cat([corner, corner + 12], 1),
         codec=delta_codec(),
-        boxes=torch.cat([centre, centre + 14], 1),
+        boxes=torch.cat([center, center + 14], 1),
         classes=torch.randint(0, classes, (objects,), generator=generator),
         level_sizes=levels or [anchors],
     )
@@ -29,7 +29,7 @@ def scene_of(anchors, objects, classes=3, softmax=False, levels=None, seed=0):
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 6), st.integers(0, 12), st.integers(0, 5), st.integers(0, 100))
-def test_hard_negatives_are_the_costliest_three_a_positive(positives, negatives, ignored, seed):
+def test_hard_negatives_are_the_three_of_highest_loss_per_positive(positives, negatives, ignored, seed):
     matches = torch.tensor([0] * positives + [BACKGROUND] * negatives + [IGNORED] * ignored, dtype=torch.int64)
     matches = matches[torch.randperm(len(matches), generator=torch.Generator().manual_seed(seed))]
     scene = scene_of(len(matches), 1, softmax=True, seed=seed)

@@ -38,7 +38,7 @@ def test_ap_in_paa_has_half_the_step():
     assert build("atss", "ap").criterion.core.classification.delta == 1.0
 
 
-def test_foveabox_has_its_own_focal_loss():
+def test_foveabox_has_the_published_focal_loss():
     focal = build("foveabox", "focal").criterion.core.classification
     assert (focal.alpha, focal.gamma) == (0.4, 1.5)
 

@@ -59,7 +59,7 @@ class TestSSD:
         with torch.device("meta"):
             assert build_detector("ssd", num_classes=3, image_size=[512, 512]).anchor_generator.steps[-1] == 512
 
-    def test_own_weights_keep_their_normalisation(self):
+    def test_saved_weights_keep_their_normalization(self):
         with torch.device("meta"):
             first, second = (build_detector("ssd", num_classes=3) for _ in range(2))
         second.load_state_dict(first.state_dict(), assign=True)
@@ -94,7 +94,7 @@ class TestSSD:
         assert shapes == [(n, n) for n in (64, 32, 16, 8, 4, 2, 1)]
 
     @pytest.mark.parametrize("loss", ["default", "harmonic", "ce+pse"])
-    def test_a_softmax_learns_from_three_negatives_a_positive(self, loss):
+    def test_a_softmax_learns_from_three_negatives_per_positive(self, loss):
         (record,) = build("ssd", loss).assigned(*batch(3, 0))
         assert record.logits.shape[1] == 4
         assert (record.labels == BACKGROUND).sum() == 3 * len(record.positive)

@@ -25,7 +25,7 @@ def entropy(logit, target):
 
 class TestAnchors:
     def test_full_size_is_the_published_grid(self):
-        """Levels of 69, 35, 18, 9 and 5 cells; the k-th centre at (k + 1/2) 550 / cells; sizes 24 to 384."""
+        """Levels of 69, 35, 18, 9 and 5 cells; the k-th center at (k + 1/2) 550 / cells; sizes 24 to 384."""
         with torch.device("meta"):
             model = build_detector("yolact", num_classes=3)
         cells = [69, 35, 18, 9, 5]
@@ -36,8 +36,8 @@ class TestAnchors:
         for n, size in zip(cells, (24, 48, 96, 192, 384), strict=True):
             level = anchors[start : start + 3 * n * n].view(n, n, 3, 4)
             start += 3 * n * n
-            centre = (level[..., :2] + level[..., 2:]) / 2
-            assert centre[1, n - 1, 0].tolist() == pytest.approx([550 - 275 / n, 1.5 * 550 / n], abs=1e-3)
+            center = (level[..., :2] + level[..., 2:]) / 2
+            assert center[1, n - 1, 0].tolist() == pytest.approx([550 - 275 / n, 1.5 * 550 / n], abs=1e-3)
             sides = level[0, 0, :, 2:] - level[0, 0, :, :2]
             assert sides[1].tolist() == [size, size]
             assert (sides.prod(1) / size**2).tolist() == pytest.approx([1, 1, 1], abs=0.06)  # torchvision rounds
@@ -104,7 +104,7 @@ class TestMasks:
         assert "segmentation" not in terms
         assert terms["mask"].item() == pytest.approx((terms["ranking"] + terms["sorting"]).item(), rel=1e-4)
 
-    def test_dice_sees_the_crop_alone(self):
+    def test_dice_sees_only_the_crop(self):
         (record,) = build("yolact", "rank_sort").assigned(*batch(2))
         outside = record.masks.weights == 0
         masks = record.masks
@@ -129,7 +129,7 @@ class TestClassesOfPixels:
                 total += entropy(x, t)
         assert losses["segmentation"].item() == pytest.approx(total / (2 * 8 * 12), rel=1e-4)
 
-    def test_nothing_is_learnt_of_ignored_regions(self):
+    def test_ignored_regions_are_not_background(self):
         """A crowd's pixels are no background; those of an object that stands in it are its class all the same."""
         images, targets = batch(1)
         box = targets[0]["boxes"][0]
@@ -152,7 +152,7 @@ class TestClassesOfPixels:
 
 @pytest.mark.parametrize("name", ["yolact", "mask_rcnn"])
 class TestIgnoredRegionsAndMasks:
-    def test_an_objects_mask_is_its_own_wherever_it_stands(self, name):
+    def test_masks_of_objects_in_ignored_regions_are_learned(self, name):
         """A crowd around an object changes neither which predictions learn its mask nor what they learn."""
         images, targets = batch(3)
         plain = build(name, "rank_sort").assigned(images, targets)[-1]
@@ -166,7 +166,7 @@ class TestIgnoredRegionsAndMasks:
         assert set(crowded.gt_ids.tolist()) <= {0, 1, 2}  # an ignored region is nobody's object
 
 
-def test_negatives_are_the_hardest_three_a_positive():
+def test_negatives_are_the_hardest_three_per_positive():
     for record in (build("yolact").assigned(*batch(n))[0] for n in (2, 4)):
         assert (record.labels == BACKGROUND).sum() == 3 * len(record.positive)
     (record,) = build("yolact", "focal").assigned(*batch(2))

@@ -150,7 +150,7 @@ class TestRecords:
             assert len(decoded) > 0
             torch.testing.assert_close(paired_iou(decoded, record.gt_boxes), torch.ones(len(decoded)))
 
-    def test_evaluation_measures_proposals_alone_and_draws_nothing(self, name):
+    def test_evaluation_measures_only_proposals_and_samples_nothing(self, name):
         model = build(name).eval()
         images, targets = batch(3, 4)
         state = torch.get_rng_state()
