@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -225,13 +225,19 @@ def read_text(path: str | Path) -> str:
         raise ValueError(f"{str(path)!r} must be the name of a file, got: {error}; check the name") from error
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *, edit: Callable[[str], str] | None = None) -> Any:
     """The content of a JSON file.
+
+    Args:
+        path: JSON file.
+        edit: Function of the text before it is parsed, such as one that takes out what is not needed.
 
     Raises:
         ValueError: there is no such file, or it is not JSON; the message says where it stops being so.
     """
     text = read_text(path)
+    if edit is not None:
+        text = edit(text)
     try:
         with _no_garbage_collection():
             return json.loads(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,8 @@ from concordet.data.targets import Layout
 from concordet.files import read_json
 
 LAYOUT: Final = "annotations/instances_{split}.json and {split}/"
+
+_POLYGONS: Final = re.compile(r'"segmentation":\s*+\[(?:\s*+\[[0-9eE+\-.,\s]*+\]\s*+,?+)++\]')
 
 _MAX_ID: Final = 2**63 - 1
 _MAX_SIDE: Final = 10**6
@@ -64,7 +67,7 @@ class CocoFolder(FileDataset):
         **options: Any,
     ) -> None:
         finder = ImageFinder(root, split, annotations, images, LAYOUT, bool(options.get("allow_outside")))
-        data = read_coco_json(finder.file)
+        data = read_coco_json(finder.file, masks)
         super().__init__(read_annotations(data, finder, masks), masks=masks, **options)
 
     @classmethod
@@ -142,15 +145,32 @@ class ImageFinder:
         return direct if path is None else path
 
 
-def read_coco_json(file: Path) -> dict[str, Any]:
-    """Content of an annotation file with its lists ``images``, ``annotations`` and ``categories``."""
-    data = read_json(file)
+def read_coco_json(file: Path, masks: bool = True) -> dict[str, Any]:
+    """Content of an annotation file with its lists ``images``, ``annotations`` and ``categories``.
+
+    Args:
+        file: Annotation file.
+        masks: Whether segmentations are needed; they are most of the memory.
+    """
+    data = read_json(file, edit=None if masks else _without_polygons)
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise ValueError(f"{file}: no list {key!r}, which an annotation file in COCO's form has")
     if not data["images"]:
         raise ValueError(f"{file}: the data set is empty, its list 'images' has no entries")
     return data
+
+
+def _without_polygons(text: str) -> str:
+    """The text of an annotation file in which polygons are only said to be there: parsing them takes most of the time.
+
+    What is not a plain list of polygons stays as it is. Strings are safe, since a quote within one is escaped.
+
+    Example:
+        >>> _without_polygons('{"id": 1, "segmentation": [[1, 2.5, 3, 4, 5, 6], [7, 8]], "name": "[[1]]"}')
+        '{"id": 1, "segmentation": true, "name": "[[1]]"}'
+    """
+    return _POLYGONS.sub('"segmentation": true', text)
 
 
 def read_annotations(data: dict[str, Any], finder: ImageFinder, masks: bool) -> Annotations:

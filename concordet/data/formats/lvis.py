@@ -62,7 +62,7 @@ class LvisFolder(FileDataset):
             )
         outside = bool(options.get("allow_outside"))
         finder = ImageFinder(root, split, annotations, images, LAYOUT, outside, images_default="")
-        data = read_coco_json(finder.file)
+        data = read_coco_json(finder.file, masks)
         read = read_annotations(data, finder, masks)
         known = {entry["id"] for entry in data["categories"]}
         lists = {entry["id"]: _lists(entry, finder.file, known) for entry in data["images"]}
