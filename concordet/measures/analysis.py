@@ -63,15 +63,15 @@ def analyze(
         An :class:`Analysis`; ``to_dict()`` is plain JSON.
 
     Raises:
-        ValueError: one sentence naming the file, the record, what is wrong with it and the mend.
+        ValueError: one sentence naming the file, the record, what is wrong with it and how to fix it.
 
     Example:
         >>> truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}],
         ...          "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]},
         ...                          {"id": 2, "image_id": 1, "category_id": 1, "bbox": [50, 0, 10, 10]}]}
-        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 6], "score": 0.9},
-        ...          {"image_id": 1, "category_id": 1, "bbox": [50, 0, 10, 9], "score": 0.6}]
-        >>> report = analyze(truth, found).to_dict()
+        >>> results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 6], "score": 0.9},
+        ...            {"image_id": 1, "category_id": 1, "bbox": [50, 0, 10, 9], "score": 0.6}]
+        >>> report = analyze(truth, results).to_dict()
         >>> [round(report[name], 3) for name in ("AP", "AP_upper", "AP_lower", "beta_cls")]
         [0.451, 0.603, 0.451, -1.0]
     """
@@ -134,9 +134,9 @@ def evaluate_detections(
     Example:
         >>> truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}],
         ...          "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}]}
-        >>> found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 8], "score": 0.9}]
-        >>> figures = evaluate_detections(truth, found)
-        >>> round(figures["AP"], 3), round(figures["AP50"], 3), round(figures["oLRP"], 3), figures["beta_cls"]
+        >>> results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 8], "score": 0.9}]
+        >>> metrics = evaluate_detections(truth, results)
+        >>> round(metrics["AP"], 3), round(metrics["AP50"], 3), round(metrics["oLRP"], 3), metrics["beta_cls"]
         (0.7, 1.0, 0.4, None)
     """
     limit = checked_limit(max_dets, lvis)
@@ -189,10 +189,10 @@ def _by_threshold(precision: coco.Precision) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All figures of a results file, with the detections that they are taken over.
+    """All metrics of a results file, with the detections that they are taken over.
 
     Attributes:
-        summary: the figures, as :meth:`to_dict` copies them.
+        summary: the metrics, as :meth:`to_dict` copies them.
         scores, ious: ``[n]`` of each kept detection; IoU with the annotation that it is matched to, 0 without one.
         true_positive: ``[n]`` matched at IoU 0.5 to an object that counts.
         ignored: ``[n]`` matched to a crowd region (or not judged, under LVIS).

@@ -96,7 +96,7 @@ def detection_ece(scores: Any, hits: Any, *, bins: int = D_ECE_BINS) -> Value:
 
     Args:
         scores: ``[n]`` confidences in [0, 1].
-        hits: ``[n]`` whether each is a true positive, usually at IoU 0.5.
+        hits: ``[n]`` whether each is a true positive, as a rule at IoU 0.5.
         bins: number of bins of equal width; 10 is common practice.
 
     Returns:

@@ -54,7 +54,7 @@ def load(dataset: Dataset) -> Any:
 def evaluator(
     dataset: Dataset, truth: Any, *, scores: Floats | None, max_dets: list[int], all_areas: bool, thresholds: Any
 ) -> Any:
-    """A hotcoco evaluator after ``evaluate()``, with these scores in place of the detections' own where given.
+    """A hotcoco evaluator after ``evaluate()``, with ``scores`` instead of the detections' where not None.
 
     Areas of masks are the masks', not their boxes', whether or not the results carry boxes: what pycocotools gives for
     results of masks only, and what mmdetection reports.

@@ -245,8 +245,8 @@ def _beta(sample: Sample, weights: Ints) -> float:
     w = weights[sample.hit_images]
     k = sample.n_classes
     total = np.bincount(sample.hit_classes, w, k)
-    centre = ((total - 1) / 2)[sample.hit_classes]
-    u, v = (_weighted_ranks(runs, w) - centre for runs in (sample.score_runs, sample.iou_runs))
+    center = ((total - 1) / 2)[sample.hit_classes]
+    u, v = (_weighted_ranks(runs, w) - center for runs in (sample.score_runs, sample.iou_runs))
     cross, uu, vv = (np.bincount(sample.hit_classes, w * x, k) for x in (u * v, u * u, v * v))
     norm = np.sqrt(uu * vv)
     defined = norm > 0
@@ -286,7 +286,7 @@ def _within(running: Ints, values: Ints, starts: Ints) -> Ints:
 
 
 def _last_of_tie(scores: Floats, classes: Ints) -> Ints:
-    # [n] place of the last detection with the same class and score
+    # [n] index of the last detection with the same class and score
     if not len(scores):
         return np.zeros(0, np.int64)
     final = np.append((scores[1:] != scores[:-1]) | (classes[1:] != classes[:-1]), True)

@@ -115,9 +115,9 @@ def pooled_correlation(scores: Any, ious: Any, coefficient: str) -> Value:
 def grouped_spearman(x: Floats, y: Floats, codes: Ints, n_groups: int) -> tuple[Floats, Ints]:
     """``[n_groups]`` Spearman of x and y in each group (NaN where undefined), and how many pairs each has."""
     counts = np.bincount(codes, minlength=n_groups)
-    centre = (counts - 1) / 2  # average ranks from 0 have this mean, exactly, with ties too
-    u = _ranks_within(x, codes, counts) - centre[codes]
-    v = _ranks_within(y, codes, counts) - centre[codes]
+    center = (counts - 1) / 2  # average ranks from 0 have this mean, exactly, with ties too
+    u = _ranks_within(x, codes, counts) - center[codes]
+    v = _ranks_within(y, codes, counts) - center[codes]
     cross = np.bincount(codes, u * v, n_groups)
     norm = np.sqrt(np.bincount(codes, u * u, n_groups) * np.bincount(codes, v * v, n_groups))
     values = np.full(n_groups, np.nan)
@@ -132,7 +132,7 @@ def _ranks_within(x: Floats, codes: Ints, counts: Ints) -> Floats:
     first[1:] = (sorted_x[1:] != sorted_x[:-1]) | (sorted_codes[1:] != sorted_codes[:-1])
     starts = np.flatnonzero(first)
     lengths = np.diff(np.append(starts, len(x)))
-    run_rank = starts + (lengths - 1) / 2  # ties share the mean of their places
+    run_rank = starts + (lengths - 1) / 2  # ties share the mean of their ranks
     ranks = np.empty(len(x))
     ranks[order] = np.repeat(run_rank, lengths) - (np.cumsum(counts) - counts)[sorted_codes]
     return ranks

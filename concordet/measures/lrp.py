@@ -60,19 +60,19 @@ def lrp(
     hit = iou >= tau if true_positive is None else to_numpy(true_positive).astype(bool)
     if len(hit) != len(s):
         raise ValueError(f"true_positive must have one value for each of {len(s)} scores, got {len(hit)}")
-    found = np.unique(labels).tolist()
+    present = np.unique(labels).tolist()
     if not isinstance(n_objects, Mapping):
-        if len(found) > 1:
-            raise ValueError(f"n_objects must be a dict of class to count for {len(found)} classes, got one number")
-        n_objects = {found[0] if found else 0: int(n_objects)}
-    missing = [c for c in found if c not in n_objects]
+        if len(present) > 1:
+            raise ValueError(f"n_objects must be a dict of class to count for {len(present)} classes, got one number")
+        n_objects = {present[0] if present else 0: int(n_objects)}
+    missing = [c for c in present if c not in n_objects]
     if missing:
         raise ValueError(
             f"n_objects must have every class with detections, got none for {missing[0]!r}; give its count, 0 included"
         )
     order = np.argsort(labels, kind="stable")
-    bounds = [*np.searchsorted(labels[order], found).tolist(), len(s)] if found else [0]
-    rows = {c: order[bounds[i] : bounds[i + 1]] for i, c in enumerate(found)}
+    bounds = [*np.searchsorted(labels[order], present).tolist(), len(s)] if present else [0]
+    rows = {c: order[bounds[i] : bounds[i + 1]] for i, c in enumerate(present)}
     nothing = np.zeros(0, np.int64)
     per_class = {
         c: _class_lrp(s[r], iou[r], hit[r], int(n), tau, c)
@@ -111,7 +111,7 @@ def _class_lrp(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: fl
 
 
 def _curve(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: float) -> tuple[Floats, Ints, Ints]:
-    # [m] error, place of the last kept detection and true positives, one for each distinct score, descending
+    # [m] error, index of the last kept detection and true positives, one for each distinct score, descending
     order = np.argsort(-scores, kind="stable")
     sorted_scores = scores[order]
     last = np.flatnonzero(np.append(sorted_scores[1:] != sorted_scores[:-1], True)).astype(np.int64)

@@ -55,8 +55,8 @@ def match_detections(
 
     Example:
         >>> truth = [[1, 0, 0, 10, 10, 7], [1, 50, 0, 10, 10, 7]]
-        >>> found = [[1, 0, 0, 10, 8, 0.9, 7], [1, 0, 0, 10, 10, 0.6, 7], [1, 50, 0, 10, 2, 0.3, 7]]
-        >>> matched = match_detections(np.array(truth), np.array(found))
+        >>> results = [[1, 0, 0, 10, 8, 0.9, 7], [1, 0, 0, 10, 10, 0.6, 7], [1, 50, 0, 10, 2, 0.3, 7]]
+        >>> matched = match_detections(np.array(truth), np.array(results))
         >>> matched.targets.tolist(), matched.n_objects
         ([0.8, 0.0, 0.2], {7: 2})
     """

@@ -60,12 +60,12 @@ def write_analysis(
     comparison: Mapping[str, Any] | None = None,
     other: str = "the other",
 ) -> Path:
-    """Write one self-contained page on what :func:`concordet.measures.analyze` found.
+    """Write one self-contained page on the result of :func:`concordet.measures.analyze`.
 
     Args:
         analysis: its result.
         out: the HTML file; written under a temporary name, then renamed.
-        images: folder of the images, found by the ground truth's ``file_name``, or by image id; without it the worst
+        images: folder of the images, named by the ground truth's ``file_name``, or by image id; without it the worst
             cases are a table.
         title: heading of the page, such as the name of the results file.
         comparison: what :func:`concordet.measures.compare` gives for these detections and others, to be shown too.
@@ -96,7 +96,12 @@ def analysis_page(
     pictures = [] if images is None else _pictures(cases, Path(images), analysis.images)
     notes = [str(note) for note in values.get("notes") or []]
     if images is not None and len(pictures) < min(PICTURES, len(cases)):
-        notes.append(f"of the worst cases, {len(pictures)} had a readable image in {Path(images).name}")
+        wanted = min(PICTURES, len(cases))
+        first = cases[0].get("file_name") or f"{cases[0]['image_id']}.jpg"
+        notes.append(
+            f"{len(pictures)} of {wanted} images of the worst cases were readable in {Path(images).name}"
+            f" (looked for {first}, for example)"
+        )
     hit = analysis.true_positive
     bounds, clipped = _bounds(values, "", "upper", "lower")
     lead = [comparison_sentence(comparison, title, other)] if comparison is not None else []

@@ -1,4 +1,4 @@
-"""The page that compares runs: what the figures say, how training went, and what the detections look like."""
+"""The page that compares runs: what the metrics say, how training went, and what the detections look like."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def comparison_page(runs: Sequence[Run]) -> str:
 
 
 def summary(runs: Sequence[Run]) -> list[str]:
-    """What the figures say, in sentences; the same words whichever way they point."""
+    """What the metrics say, in sentences; the same words whichever way they point."""
     first, others = runs[0], runs[1:]
     ap = BY_KEY["AP"]
     if not others:
@@ -85,13 +85,13 @@ def summary(runs: Sequence[Run]) -> list[str]:
 def cautions(runs: Sequence[Run]) -> list[str]:
     """Why a difference between these runs may not be one between their losses."""
     if not same_ground_truth(runs):
-        return ["The runs were evaluated on different objects, so differences are not due to the detectors alone."]
+        return ["The runs were evaluated on different objects, so differences are not only due to the detectors."]
     others = [name for name, _ in setting_differences(runs) if name.split(".")[-1] != "loss"]
     differ = len({run.loss for run in runs}) > 1
     sentences = []
     if differ and others:
         names = [*others[:3], f"{len(others) - 3} more"] if len(others) > 3 else others
-        sentences.append(f"The runs also differ in {listed(names)}, so differences are not due to the loss alone.")
+        sentences.append(f"The runs also differ in {listed(names)}, so differences are not only due to the loss.")
     if differ and len({run.loss for run in runs}) == len(runs):
         sentences.append(
             "Each loss was trained once here: a small difference can come from the seed, so repeat over several seeds "
@@ -181,7 +181,7 @@ def threshold_curves(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 
 def class_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """Columns and rows of the table by class; no rows where no run has figures by class."""
+    """Columns and rows of the table by class; no rows where no run has metrics by class."""
     names = list(dict.fromkeys(row["name"] for run in runs for row in run.per_class))
     by_name = [{row["name"]: row for row in run.per_class} for run in runs]
     metrics = [
@@ -203,7 +203,7 @@ def _cells(metric: Metric, values: Sequence[Any], reasons: Sequence[str | None] 
     best = metric.best(values)
     return [
         {
-            "value": "" if (found := number(value)) is None else repr(found),
+            "value": "" if (shown := number(value)) is None else repr(shown),
             "text": metric.text(value),
             "best": i in best,
             "difference": metric.difference(values[0], value) if i else "",

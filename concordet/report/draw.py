@@ -82,17 +82,17 @@ def draw_detections(
     for i in kept:
         pen.rectangle(_rectangle(corners[i]), outline=class_color(numbers[i]), width=width + (width > 1))
     taken: list[tuple[float, float, float, float]] = []
-    for i in reversed(kept):  # after all boxes, so that none hides a label; the highest scores choose their place first
+    for i in reversed(kept):  # after all boxes, so that none hides a label; the highest scores choose their position first
         text = _label_text(numbers[i], class_names, None if confidences is None else confidences[i])
         taken.append(_label(pen, drawn.size, corners[i], text, class_color(numbers[i]), font, taken))
     return drawn
 
 
-def _tinted(image: Image.Image, masks: Any, places: Sequence[tuple[int, str]]) -> Image.Image:
-    """The image with the masks of these places, above 0.5, in their colors; what is below them shows through."""
+def _tinted(image: Image.Image, masks: Any, chosen: Sequence[tuple[int, str]]) -> Image.Image:
+    """The image with the masks at these indices, above 0.5, in their colors; what is below them shows through."""
     pixels = np.asarray(image, dtype=float).copy()
-    for place, color in places:
-        inside = _array(masks[place])[0] > 0.5
+    for index, color in chosen:
+        inside = _array(masks[index])[0] > 0.5
         pixels[inside] = 0.55 * pixels[inside] + 0.45 * np.array(ImageColor.getrgb(color))
     return Image.fromarray(pixels.round().astype(np.uint8))
 
@@ -128,16 +128,16 @@ def _label(
     margin = max(1.0, (bottom - top) / 5)
     width, height = right - left + 2 * margin, bottom - top + 2 * margin
     corners = [(x1, y1 - height), (x1, y2), (x2 - width, y1 - height), (x2 - width, y2), (x1, y1), (x1, y2 - height)]
-    places = [_inside(x, y, width, height, size) for x, y in corners]
+    positions = [_inside(x, y, width, height, size) for x, y in corners]
     free = [
-        place
-        for place, (_, y) in zip(places, corners, strict=True)
-        if abs(place[1] - y) < 1 and not any(_overlap(place, other) for other in taken)
+        position
+        for position, (_, y) in zip(positions, corners, strict=True)
+        if abs(position[1] - y) < 1 and not any(_overlap(position, other) for other in taken)
     ]
-    place = free[0] if free else places[4]
-    pen.rectangle(place, fill=color)
-    pen.text((place[0] + margin - left, place[1] + margin - top), text, fill=_ink_on(color), font=font)
-    return place
+    position = free[0] if free else positions[4]
+    pen.rectangle(position, fill=color)
+    pen.text((position[0] + margin - left, position[1] + margin - top), text, fill=_ink_on(color), font=font)
+    return position
 
 
 def _inside(

@@ -72,7 +72,7 @@ def data_uri(image: Image.Image) -> str:
 
 
 def breakable(text: str) -> Markup:
-    """The text with places where a line may break after ``+ _ . /`` and before brackets: names of losses are long.
+    """The text with possible line breaks after ``+ _ . /`` and before brackets: names of losses are long.
 
     Example:
         >>> str(breakable("focal+concordance(0.3)"))

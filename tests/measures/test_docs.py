@@ -12,15 +12,15 @@ def test_examples_of_the_page_run_and_print_what_it_says(capsys):
     names: dict[str, object] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL):
         exec(compile(block, str(PAGE), "exec"), names)
-    sentence, figures, *rest = capsys.readouterr().out.splitlines()
+    sentence, metrics, *rest = capsys.readouterr().out.splitlines()
     assert f"# {sentence}\n" in PAGE.read_text()
-    assert f"# {figures}\n" in PAGE.read_text()
+    assert f"# {metrics}\n" in PAGE.read_text()
     assert rest[:2] == ["0.5", "{7: 0.5}"]
     assert float(rest[2]) == pytest.approx(1 / 6)
     assert rest[3:] == ["0.3", "0.312", "0.3333333333333333", "0.08", "0.151"]
 
 
-def test_every_figure_of_the_report_is_explained():
+def test_every_metric_of_the_report_is_explained():
     from concordet.measures import analyze
 
     report = analyze({"annotations": []}, []).to_dict()

@@ -86,7 +86,7 @@ def test_correlations_and_lrp_follow_from_pycocotools_matches():
     assert ours["n_true_positives"] == len(pooled)
 
 
-def test_class_figures_are_pycocotools_for_that_class_alone():
+def test_metrics_of_a_class_are_pycocotools_of_only_that_class():
     truth, found = make_scene(6)
     ours = evaluate_detections(truth, found)
     for entry in ours["per_class"]:

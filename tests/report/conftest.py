@@ -57,12 +57,12 @@ def make_run(
                 scores.append(score), ious.append(iou), image_ids.append(i), labels.append(label)
         if i < 8:
             picture.save(folder / "samples" / f"{i}.png")
-    figures = {"AP": 0.412, "AP50": 0.71, "AP75": 0.43, "AP90": 0.12, "beta_img": 0.31, "beta_cls": 0.42, "oLRP": 0.66,
+    values = {"AP": 0.412, "AP50": 0.71, "AP75": 0.43, "AP90": 0.12, "beta_img": 0.31, "beta_cls": 0.42, "oLRP": 0.66,
                "AIC": 12.0, "AIC_mean": 0.153, "seconds_per_iteration": 0.2104}  # fmt: skip
     per_class = [{"name": name, "AP": 0.3 + 0.05 * i + 0.01 * seed, "AP75": 0.4 - 0.1 * i, "oLRP": 0.6,
                   "beta_cls": None if i == 2 else 0.4, "lrp_threshold": 0.45}
                  for i, name in enumerate(CLASSES)]  # fmt: skip
-    evaluation = {"metrics": figures | (metrics or {}), "per_class": per_class, "loss": loss, "detector": "fcos",
+    evaluation = {"metrics": values | (metrics or {}), "per_class": per_class, "loss": loss, "detector": "fcos",
                   "class_names": CLASSES, "environment": {"torch": "2.14.1", "device": "cpu"}}  # fmt: skip
     (folder / "evaluation.json").write_text(json.dumps(evaluation))
     (folder / "ground_truth.json").write_text(json.dumps(truth))
@@ -136,10 +136,10 @@ class PageReader(HTMLParser):
 
 @pytest.fixture
 def run_folders(tmp_path: Path) -> list[Path]:
-    """A usual loss and a coupled one that is better in AP75 and worse in AP."""
+    """A default loss and a coupled one that is better in AP75 and worse in AP."""
     coupled = {"AP": 0.398, "AP75": 0.45, "beta_img": 0.52, "AIC_mean": 0.101, "AP90": None}
     return [
-        make_run(tmp_path / "usual", loss="focal"),
+        make_run(tmp_path / "default", loss="focal"),
         make_run(tmp_path / "coupled", loss="focal+concordance(0.3)", seed=1, spread=0.07, metrics=coupled, lr=0.02),
     ]
 

@@ -18,28 +18,28 @@ def analysis(run_folders):
 def test_the_page_says_what_the_analysis_found(analysis, tmp_path, read_page):
     out = write_analysis(analysis, tmp_path / "report.html", title="default <run>")
     text = out.read_text(encoding="utf-8")
-    page, figures = read_page(text), analysis.to_dict()
+    page, values = read_page(text), analysis.to_dict()
     assert page.headings[0] == "default <run>"
     assert analysis.sentence in page.text
     bounds = {row[0].split(" ")[0]: row[1:] for row in page.tables["bounds"][1:]}
     for name in ("AP", "AP50", "AP75", "AP90"):
         reached, perfect, _, worst = bounds[name]
-        value, upper, lower = (figures[k] for k in (name, f"{name}_upper", f"{name}_lower"))
+        value, upper, lower = (values[k] for k in (name, f"{name}_upper", f"{name}_lower"))
         assert [reached, perfect] == [f"{100 * value:.1f}", f"{100 * upper:.1f}"]
         assert worst == f"{100 * min(lower, value):.1f}"  # duplicates can lift the bound above the value
-    assert figures["AP50_lower"] > figures["AP50"]
+    assert values["AP50_lower"] > values["AP50"]
     assert "the bounds of AP50 cross the value here" in " ".join(page.text.split())
     body = page.tables["classes"][1:]
-    entries = sorted(figures["per_class"], key=lambda e: e["n_objects"] * (e["AP"] - e["AP_upper"]))
+    entries = sorted(values["per_class"], key=lambda e: e["n_objects"] * (e["AP"] - e["AP_upper"]))
     assert [row[0] for row in body] == [entry["name"] for entry in entries]
     assert [row[2] for row in body] == [f"{100 * entry['AP']:.1f}" for entry in entries]
     assert [row[-1] for row in body] == [f"{entry['lrp_threshold']:.3f}" for entry in entries]
-    gains = sorted(figures["gains"].values(), reverse=True)
+    gains = sorted(values["gains"].values(), reverse=True)
     assert [row[1] for row in page.tables["gains"][1:]] == [f"{100 * g:+.1f}" if g >= 5e-4 else "±0" for g in gains]
     for name in ("APs", "APm", "APl", "AR1", "AR10", "AR100", "LaECE0", "LaACE0", "D_ECE"):
         assert [a for _, a in page.tags if a.get("data-metric") == name], name
-    assert f"{figures['kendall']:.3f}" in page.text
-    assert figures["reasons"]["beta_img"] in page.text  # undefined, and it says why
+    assert f"{values['kendall']:.3f}" in page.text
+    assert values["reasons"]["beta_img"] in page.text  # undefined, and it says why
     assert not re.search(r"https?:|@import", text)
     assert len(page.with_class("plot")) == 3 + len(entries)  # a reliability diagram per class
     assert not [tag for tag, _ in page.tags if tag == "img"]
@@ -65,7 +65,7 @@ def test_pictures_that_are_not_there_are_counted(analysis, tmp_path, read_page):
     Image.new("L", (160, 120)).save(folder / f"{case['image_id']}.png")
     (folder / "1.png").write_text("no picture")
     page = read_page(write_analysis(analysis, tmp_path / "r.html", images=folder).read_text(encoding="utf-8"))
-    assert re.search(r"Of the worst cases, \d+ had a readable image in images\.", page.text)
+    assert re.search(r"\d+ of 12 images of the worst cases were readable in images \(looked for", page.text)
     with pytest.raises(ValueError, match=r"nowhere is not a folder; name the folder that holds the images"):
         write_analysis(analysis, tmp_path / "r.html", images=tmp_path / "nowhere")
 
@@ -84,11 +84,11 @@ def test_bounds_within_images_when_there_are_raw_detections(run_folders, tmp_pat
     truth, found = run_folders[0] / "ground_truth.json", run_folders[0] / "detections.json"
     analysis = analyze(truth, found, raw_detections=found)
     page = read_page(write_analysis(analysis, tmp_path / "r.html").read_text(encoding="utf-8"))
-    figures = analysis.to_dict()
+    values = analysis.to_dict()
     _, _, within = [row for row in page.tables["bounds"] if row[0].startswith("AP ↑") or not row[0]][-3:]
     keys = ("AP_raw", "AP_image_upper", "AP_image_lower")
-    assert [within[1], within[2], within[4]] == [f"{100 * figures[key]:.1f}" for key in keys]
-    assert f"{figures['beta_img']:.3f}" in page.text
+    assert [within[1], within[2], within[4]] == [f"{100 * values[key]:.1f}" for key in keys]
+    assert f"{values['beta_img']:.3f}" in page.text
 
 
 def test_a_comparison_says_which_differences_may_be_chance(analysis, run_folders, tmp_path, read_page):

@@ -98,6 +98,6 @@ def test_print_shows_all_rows(visit, run_folders, tmp_path):
     assert page.evaluate("getComputedStyle(document.querySelector('.tall')).maxHeight") == "none"
 
 
-def _brightness(colour):
-    red, green, blue = (float(part) for part in colour.strip("rgba()").split(",")[:3])
+def _brightness(color):
+    red, green, blue = (float(part) for part in color.strip("rgba()").split(",")[:3])
     return 0.299 * red + 0.587 * green + 0.114 * blue

@@ -64,7 +64,7 @@ def test_different_objects_are_no_comparison(run_folders):
 
 def test_cautions_name_what_else_differs(run_folders, build_run, tmp_path):
     also, once = cautions(read_runs(run_folders))
-    assert also == "The runs also differ in optim.lr, so differences are not due to the loss alone."
+    assert also == "The runs also differ in optim.lr, so differences are not only due to the loss."
     assert "seed" in once
     alike = build_run(tmp_path / "alike", loss="rank_sort", n_images=1)
     seeds = [build_run(tmp_path / f"seed{i}", n_images=1) for i in range(2)]
@@ -143,7 +143,7 @@ def test_a_missing_piece_is_named_and_the_rest_is_shown(missing, run_folders, tm
     assert len(page.tables["metrics"]) == 1 + len(stored)
 
 
-def test_a_run_with_figures_alone(run_folders, tmp_path, read_page):
+def test_a_run_with_metrics_only(run_folders, tmp_path, read_page):
     for path in run_folders[0].iterdir():
         if path.name != "evaluation.json":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -161,18 +161,18 @@ def test_many_runs_keep_the_page_small(build_run, tmp_path):
 
 
 def test_rows_for_tables(run_folders):
-    usual, coupled = comparison_rows(run_folders)
-    assert usual["loss"] == usual["name"] == "focal"
-    assert (usual["AP"], coupled["AP"], coupled["AP90"]) == (0.412, 0.398, None)
-    assert set(usual) == {"name", "loss", "detector", "folder", *(m.key for m in METRICS)}
+    default, coupled = comparison_rows(run_folders)
+    assert default["loss"] == default["name"] == "focal"
+    assert (default["AP"], coupled["AP"], coupled["AP90"]) == (0.412, 0.398, None)
+    assert set(default) == {"name", "loss", "detector", "folder", *(m.key for m in METRICS)}
 
 
 def test_runs_of_one_loss_are_told_apart(build_run, tmp_path):
     runs = [build_run(tmp_path / name / "run", loss="focal", n_images=1) for name in "ab"]
     assert len({row["name"] for row in comparison_rows(runs)}) == 2
     assert len({row["name"] for row in comparison_rows([runs[0], runs[0]])}) == 2
-    usual = build_run(tmp_path / "c", loss="default", n_images=1)
-    assert [row["name"] for row in comparison_rows([usual, runs[0]])] == ["default loss", "focal"]
+    default = build_run(tmp_path / "c", loss="default", n_images=1)
+    assert [row["name"] for row in comparison_rows([default, runs[0]])] == ["default loss", "focal"]
 
 
 def test_settings_name_what_differs_and_not_where_runs_lie(run_folders):
@@ -213,7 +213,7 @@ def test_what_is_no_run_is_refused_by_name(run_folders, tmp_path):
         ("samples/0.png", "no picture", r"0\.png cannot be read as an image"),
     ],
 )
-def test_a_damaged_file_is_named_and_the_page_before_it_kept(name, content, sentence, run_folders, tmp_path):
+def test_a_damaged_file_is_named_and_the_previous_page_kept(name, content, sentence, run_folders, tmp_path):
     out = tmp_path / "page.html"
     out.write_text("before")
     (run_folders[1] / name).write_text(content)

@@ -32,7 +32,7 @@ def test_the_outline_lies_on_the_box_and_has_the_color_of_the_class():
     assert tuple(drawn[220, 300]) == GREY
 
 
-def test_the_image_given_is_left_alone():
+def test_the_input_image_does_not_change():
     image = blank()
     draw_detections(image, [[40, 80, 200, 180]], [1], [0.9])
     assert colors(image) == {GREY}
@@ -64,8 +64,8 @@ def test_labels_stay_inside_the_image_and_off_each_other():
     apart = draw_detections(image, [[60, 60, 200, 180], [62, 62, 200, 180]], [1, 2], [0.9, 0.8], ["one", "two"])
     filled = np.asarray(apart)
     blue, orange = ((filled == ImageColor.getrgb(class_color(i))).all(-1).sum() for i in (1, 2))
-    alone = np.asarray(draw_detections(image, [[60, 60, 200, 180]], [1], [0.9], ["one"]))
-    assert blue >= (alone == ImageColor.getrgb(class_color(1))).all(-1).sum() * 0.5
+    single = np.asarray(draw_detections(image, [[60, 60, 200, 180]], [1], [0.9], ["one"]))
+    assert blue >= (single == ImageColor.getrgb(class_color(1))).all(-1).sum() * 0.5
     assert orange > 600  # outline and label
 
 

@@ -147,7 +147,7 @@ def _were(n: int) -> str:
 
 
 def checked_limit(max_dets: int | None, lvis: bool) -> int:
-    """How many detections to keep: COCO's 100 of an image and class or LVIS's 300 of an image, where not given."""
+    """Number of detections to keep: by default COCO's 100 per image and class, or LVIS's 300 per image."""
     if max_dets is None:
         return 300 if lvis else 100
     if isinstance(max_dets, bool) or not isinstance(max_dets, int | np.integer) or max_dets < 1:

@@ -13,7 +13,7 @@ from concordet.measures.reading.records import is_integer, is_number
 
 
 def mask_areas(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> Floats:
-    """``[n]`` pixels of each mask (polygons or run lengths), given the (height, width) of its image."""
+    """``[n]`` pixels of each mask (polygons or run lengths), by the (height, width) of its image."""
     from hotcoco import mask as rle
 
     encoded = [encode(mask, size) for mask, size in zip(masks, sizes, strict=True)]
