@@ -9,10 +9,11 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.calibration import Calibrator
+from concordet.measures.metrics import BY_KEY
 from concordet.report.page import render, write_page
 from concordet.report.plots import SLOTS, Line, calibration_plot, line_plot
 
-TITLES: Final = {"LaECE0": "LaECE₀", "LaACE0": "LaACE₀", "D_ECE": "D-ECE", "AIC_mean": "AIC mean"}
+SHOWN: Final = tuple(BY_KEY[key] for key in ("LaECE0", "LaACE0", "D_ECE", "AIC_mean"))
 """Metrics of the table."""
 
 
@@ -53,10 +54,7 @@ def calibration_page(calibrator: Calibrator, report: Mapping[str, Any], *, title
             for slot, (side, name) in enumerate((("before", "Before"), ("after", "After")))
         ],
         maps=_maps(calibrator),
-        classes=[
-            {**row, **{key: _text(row[key]) for key in ("threshold", "LaECE0_before", "LaECE0_after")}}
-            for row in report["per_class"]
-        ],
+        classes=[{**row, **_class_texts(row)} for row in report["per_class"]],
         notes=list(report.get("notes") or []),
     )
 
@@ -66,25 +64,27 @@ def sentence(report: Mapping[str, Any]) -> str:
 
     Example:
         >>> sentence({"before": {"LaECE0": 0.2}, "after": {"LaECE0": 0.05}})
-        'On images that the fit did not see, LaECE₀ falls from 0.200 to 0.050; the order of detections and AP stay.'
+        'On images that the fit did not see, LaECE₀ falls from 20.0 to 5.0; the order of detections and AP stay.'
     """
     before, after = report["before"]["LaECE0"], report["after"]["LaECE0"]
     if before is None or after is None:
         return "The calibration error is undefined: no class has an object and a detection."
     moves = "falls" if after < before else "rises" if after > before else "stays"
-    change = f"at {before:.3f}" if moves == "stays" else f"from {before:.3f} to {after:.3f}"
+    first, second = (BY_KEY["LaECE0"].text(value) for value in (before, after))
+    change = f"at {first}" if moves == "stays" else f"from {first} to {second}"
     return f"On images that the fit did not see, LaECE₀ {moves} {change}; the order of detections and AP stay."
 
 
 def _rows(report: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
-    for name, title in TITLES.items():
+    for metric in SHOWN:
+        name = metric.key
         intervals = report["intervals"].get(name, {})
-        cells = {side: _text(report[side][name]) for side in ("before", "after")}
+        cells = {side: metric.text(report[side][name]) for side in ("before", "after")}
         for side in ("before", "after", "difference"):
             ends = intervals.get(side)
-            cells[f"{side}_interval"] = "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
-        rows.append({"name": name, "title": title, **cells, "reason": report["reasons"].get(name, "")})
+            cells[f"{side}_interval"] = "" if ends is None else " to ".join(map(metric.text, ends))
+        rows.append({"name": name, "title": metric.title, **cells, "reason": report["reasons"].get(name, "")})
     return rows
 
 
@@ -99,5 +99,8 @@ def _maps(calibrator: Calibrator) -> Any:
     return {"plot": plot, "names": [name for name, _ in named], "left_out": len(own) - len(named) + 1}
 
 
-def _text(value: Any) -> str:
-    return "–" if value is None else f"{value:.3g}" if abs(value) < 0.1 else f"{value:.3f}"
+def _class_texts(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "threshold": BY_KEY["lrp_threshold"].text(row["threshold"]),
+        **{key: BY_KEY["LaECE0"].text(row[key]) for key in ("LaECE0_before", "LaECE0_after")},
+    }

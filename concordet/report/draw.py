@@ -82,7 +82,7 @@ def draw_detections(
     for i in kept:
         pen.rectangle(_rectangle(corners[i]), outline=class_color(numbers[i]), width=width + (width > 1))
     taken: list[tuple[float, float, float, float]] = []
-    for i in reversed(kept):  # after all boxes, so that none hides a label; the highest scores choose their position first
+    for i in reversed(kept):  # after all boxes, so that none hides a label; the highest scores choose first
         text = _label_text(numbers[i], class_names, None if confidences is None else confidences[i])
         taken.append(_label(pen, drawn.size, corners[i], text, class_color(numbers[i]), font, taken))
     return drawn

@@ -31,8 +31,8 @@ def test_everything_is_written(files, tmp_path, capsys):
     assert report["after"]["AP"] == report["before"]["AP"]
     assert report["after"]["LaECE0"] < report["before"]["LaECE0"] / 2
     page = out["page.html"].read_text(encoding="utf-8")
-    assert f"from {report['before']['LaECE0']:.3f} to {report['after']['LaECE0']:.3f}" in page
-    assert f"{report['after']['LaECE0']:.3f}" in capsys.readouterr().out
+    assert f"from {100 * report['before']['LaECE0']:.1f} to {100 * report['after']['LaECE0']:.1f}" in page
+    assert f"{100 * report['after']['LaECE0']:.1f}" in capsys.readouterr().out
     assert (files / "results.json").read_bytes() == before
     applied = tmp_path / "applied.json"
     assert [name for name, path in out.items() if is_ours(path)] == ["cal.json", "report.json", "page.html"]

@@ -141,6 +141,7 @@ def _print(report: dict[str, Any], outputs: dict[str, str | None]) -> None:
     from rich.table import Table
 
     from concordet.calibration.evaluation import METRICS
+    from concordet.measures.metrics import BY_KEY
 
     table = Table("metric", "before", "after", "95 % interval after", title="on images that the fit did not see")
     for column in table.columns[1:]:
@@ -153,8 +154,9 @@ def _print(report: dict[str, Any], outputs: dict[str, str | None]) -> None:
             table.add_row(heading, "", "", "")
         for name in METRICS:
             ends = part["intervals"].get(name, {}).get("after")
-            values = ["–" if part[side][name] is None else f"{part[side][name]:.3f}" for side in ("before", "after")]
-            table.add_row(name, *values, "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}")
+            metric = BY_KEY[name]
+            values = [metric.text(part[side][name]) for side in ("before", "after")]
+            table.add_row(metric.title, *values, "" if ends is None else " to ".join(map(metric.text, ends)))
     Console().print(table)
     shared = [row for row in report["per_class"] if row["reason"] is not None]
     if shared:
