@@ -1,4 +1,4 @@
-"""In evaluation mode what comes out for an image does not depend on the batch that it is in."""
+"""In evaluation mode the detections of an image do not depend on the rest of its batch."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def images_and_targets(dtype=torch.float64):
 
 
 def lively(name, **options):
-    """A detector whose scores differ: those of a fresh classifier are nearly tied, and their order is anybody's."""
+    """A detector with distinct scores; those of a fresh classifier are nearly tied."""
     model = build(name, **{"score_threshold": 0.0, "topk": 60, **options}).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_losses_are_those_of_the_whole_batch(loss):
 
 
 def test_wider_padding_would_change_detections():
-    """What the groups are for; without them the tests above could not fail."""
+    """Shows that groups are needed; otherwise the tests above could not fail."""
     model = lively("fcos")
     images, _ = images_and_targets()
     expected = model([images[0]])[0]["scores"]

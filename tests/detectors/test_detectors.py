@@ -18,7 +18,7 @@ from tests.detectors.scenes import batch, build, scene
 DETECTORS = list_detectors()
 REGIONS, QUERIES = ("faster_rcnn", "cascade_rcnn", "mask_rcnn"), ("sparse_rcnn", "detr", "deformable_detr", "co_detr")
 CODED = [name for name in DETECTORS if name not in (*REGIONS, *QUERIES)]
-"""Detectors whose boxes are coded by one codec; the others have tests of it in their own files."""
+"""Detectors whose boxes are coded by one codec; those of the others are tested in their own files."""
 SET_PREDICTORS = ("sparse_rcnn", "detr", "deformable_detr", "co_detr")  # which match predictions, and may be larger
 
 
@@ -59,7 +59,7 @@ class TestAgainstTorchvision:
 
     @staticmethod
     def spread(model):
-        """Fresh classifiers give nearly tied scores, whose order is anybody's."""
+        """Fresh classifiers give nearly tied scores, whose order is arbitrary."""
         torch.nn.init.normal_(model.head.classification_head.cls_logits.weight, std=1.0)
         return model
 
@@ -84,7 +84,7 @@ class TestEveryDetector:
         assert all(v.ndim == 0 and v.isfinite() for v in terms.values())
 
     @pytest.mark.parametrize("loss", ["default", "rank_sort", "ap", "alrp", "harmonic", "focal+concordance(0.3)+pse"])
-    def test_a_batch_without_objects_trains_on(self, name, loss):
+    def test_a_batch_without_objects_trains(self, name, loss):
         model = build(name, loss)
         terms = model(*batch(0, 0))
         sum(terms.values()).backward()
@@ -135,7 +135,7 @@ class TestEveryDetector:
         used = len(record.labels) if sampled else len(record.positive)
         assert record.normalizer == max(used, 1)
 
-    def test_ignored_regions_are_no_background(self, name):
+    def test_ignored_regions_are_not_background(self, name):
         images, targets = batch(1)
         targets[0]["ignored_boxes"] = torch.tensor([[-500.0, -500.0, 600.0, 600.0]])
         # a loss that sees everything: what is ignored is never sampled
@@ -156,7 +156,7 @@ class TestEveryDetector:
         assert all(v.dtype == torch.float32 and v.isfinite() for v in terms.values())
 
     def test_anchors_stay_fp32_under_bf16(self, name):
-        """bf16 cannot tell pixels of a large image apart; objects are matched with the anchors all the same."""
+        """bf16 cannot tell the pixels of a large image apart, so anchors stay in float32."""
         images, targets = batch(3, 2, height=200, width=320)
         model = build_detector(name, num_classes=3, size="nano", image_size=(200, 320)).eval()
         (*_, plain) = model.assigned(images, targets)
@@ -269,7 +269,7 @@ def test_centerness_is_the_papers_formula():
 
 
 def test_scores_of_ranking_losses_have_no_threshold():
-    """Their scores have an order but no scale: 0.05 would drop whatever comes below it."""
+    """Their scores have an order but no scale: a threshold of 0.05 would drop detections at random."""
     assert build("fcos", "rank_sort+pse").postprocess.score_threshold == 0
     assert build("fcos", "rank_sort", score_threshold=0.1).postprocess.score_threshold == 0.1
     assert build("fcos", "focal+concordance").postprocess.score_threshold == 0.05

@@ -78,7 +78,7 @@ TWO_LAYERS = linear(256 * 7 * 7, 1024) + linear(1024, 1024)
 
 
 def one_anchor_a_location(scales):
-    """FCOS's towers, three predictions a location."""
+    """FCOS's towers, three predictions per location."""
     predictions = sum(conv(256, outputs, 3) for outputs in (CLASSES, 4, 1))
     return R50 + C3_TO_C5 + P6_P7 + 2 * NORMED_TOWER + predictions + scales
 

@@ -23,7 +23,7 @@ CASES = [(loss, name) for loss, names in LOSSES.items() for name in names]
 
 
 def gradients(loss, name, images, targets):
-    """Of the parameters; batch norms keep their statistics, which are a process's own unless they are synchronised."""
+    """Of the parameters; batch norms keep their statistics, which differ between processes unless synchronized."""
     model = build(name, loss).double()  # in float32 some gradients are chaotic, and differ from processor to processor
     for module in model.modules():
         module.training = module is model

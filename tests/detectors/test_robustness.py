@@ -1,4 +1,4 @@
-"""Whatever images and objects real data bring: every detector trains on them and detects in them."""
+"""Awkward images and objects of real data: every detector trains and detects on them."""
 
 from functools import cache
 

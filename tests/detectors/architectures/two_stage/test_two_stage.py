@@ -50,7 +50,7 @@ def torchvision_twin(ours):
 
 
 def spread(model):
-    """Fresh classifiers and regressors give nearly tied scores, whose order is anybody's."""
+    """Fresh classifiers and regressors give nearly tied scores, whose order is arbitrary."""
     generator = torch.Generator().manual_seed(3)
     stage = model.roi_heads
     for layer, std in (
@@ -128,7 +128,7 @@ class TestRecords:
         assert [r.stage for r in (rpn, *rois)] == list(build(name).criterion.stages)
 
     @pytest.mark.parametrize("loss", ["rank_sort", "focal"])
-    def test_all_anchors_and_proposals_without(self, name, loss):
+    def test_all_anchors_and_proposals_without_softmax(self, name, loss):
         model = build(name, loss)
         images, targets = batch(3, 0, 4)
         rpn, *rois = model.assigned(images, targets)
@@ -175,7 +175,7 @@ def _references(model, scenes):
 
 
 class TestCascade:
-    def test_each_stage_begins_with_the_boxes_of_the_one_before(self):
+    def test_each_stage_refines_the_boxes_of_the_one_before(self):
         model = build("cascade_rcnn", "rank_sort")
         found = model._predict(*batch(2, 3)).rpn
         first, second, third = model.refine(found, found.boxes)
@@ -186,7 +186,7 @@ class TestCascade:
             torch.testing.assert_close(torch.cat(after.references), decoded)
             assert not torch.cat(after.references).requires_grad
 
-    def test_positives_need_ever_higher_ious(self):
+    def test_positives_need_higher_ious_at_later_stages(self):
         model = build("cascade_rcnn", "rank_sort")
         scenes = batch(6, 8)
         _, *records = model.assigned(*scenes)
@@ -236,7 +236,7 @@ class TestCascade:
 
 class TestMasks:
     def test_targets_are_the_objects_in_the_frames_of_the_boxes(self):
-        """A box that is its object's own, of a mask that fills it, has a target of ones."""
+        """A box equal to that of its object, whose mask fills it, has a target of ones."""
         model = build("mask_rcnn", "rank_sort")
         images, targets = batch(3)
         targets[0]["masks"] = torch.ones_like(targets[0]["masks"])
@@ -270,7 +270,7 @@ class TestMasks:
 
 
 class TestCriteria:
-    def test_the_network_of_proposals_has_the_same_family(self):
+    def test_the_region_proposal_network_has_the_same_kind_of_loss(self):
         def kinds(loss):
             stages = build("faster_rcnn", loss).criterion.stages
             return [(sorted(stages[s].couplings), not stages[s].needs.ranks_only) for s in ("rpn", "roi")]
@@ -287,7 +287,7 @@ class TestCriteria:
         for name, value in alone.items():
             torch.testing.assert_close(terms[f"rpn_{name}"], 0.2 * value)
 
-    def test_objects_are_taken(self):
+    def test_criterion_objects_are_taken(self):
         criterion = build_criterion("rank_sort")
         model = build("faster_rcnn", criterion)
         assert model.criterion.stages["roi"] is criterion
@@ -343,7 +343,7 @@ def test_a_sample_has_its_share_of_positives_and_nothing_ignored():
         ("cascade_rcnn", "rank_sort", 2000),
     ],
 )
-def test_proposals_to_learn_from(name, loss, count):
+def test_number_of_proposals_in_training(name, loss, count):
     with torch.device("meta"):
         model = build_detector(name, num_classes=3, loss=loss)
     assert model.rpn._post_nms_top_n["training"] == count
