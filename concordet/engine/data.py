@@ -1,4 +1,4 @@
-"""The images of a run: data sets by configuration, and loaders whose order depends on the seed and the epoch alone."""
+"""The images of a run: data sets by configuration, and loaders whose order depends on seed and epoch only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Part = Literal["train", "val"]
 
 
 def build_dataset(config: DataConfig, part: Part, *, augment: bool = False, masks: bool = False) -> Any:
-    """The training or the evaluated part of a data set.
+    """The training or evaluation data of a run.
 
     Args:
-        config: Which data set, and where.
+        config: Name, place and options of the data set.
         part: "train" or "val".
-        augment: With the training augmentations of ``config``.
-        masks: With instance masks, unless ``config`` says otherwise.
+        augment: Whether to apply the training augmentations of ``config``.
+        masks: Whether to read instance masks, unless ``config`` says otherwise.
 
     Raises:
         ValueError: it is missing, broken or empty, or has no masks where they are asked for.
@@ -119,11 +119,20 @@ def transforms_of(config: DataConfig, flip: str | None) -> Any:
 class EpochSampler(Sampler[tuple[int, int]]):
     """Pairs (epoch, image index) of one process, the same for the same seed and epoch whatever ran before.
 
-    A resumed run starts at ``first``: the trainer makes its iterator before it knows the epoch.
-    The order of all processes together is one permutation; each takes every ``world``-th place of it, so that an update
-    of all processes sees the same images however many they are.  With ``update``, the images of one update, what does
-    not fill one at the end of an epoch is left out.  Without, or where there are fewer images than that, the order is
-    filled up from its start, so that every process makes as many steps.
+    The order of all processes together is one permutation; each takes every ``world``-th index of it, so that an update
+    of all processes sees the same images however many they are.
+
+    Args:
+        length: Number of images.
+        seed: Seed of the order.
+        rank: Number of this process.
+        world: Number of processes.
+        shuffle: Whether to draw an order; otherwise it is that of the data set.
+        first: Epoch that a resumed run starts with: the trainer makes its iterator before it knows the epoch.
+        skip: Images of this process in that epoch which the run has seen before.
+        update: Images of one update; what does not fill one at the end of an epoch is left out.  Without it, or where
+            there are fewer images than that, the order is filled up from its start, so that every process makes the
+            same number of steps.
     """
 
     def __init__(
@@ -135,8 +144,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         world: int = 1,
         shuffle: bool = True,
         first: int = 0,
+        skip: int = 0,
         update: int | None = None,
     ) -> None:
+        self.skip = skip
         self.length, self.seed, self.rank, self.world, self.shuffle = length, seed, rank, world, shuffle
         self.first = self.epoch = first
         self.total = length // update * update if update and length >= update else -(-length // world) * world
@@ -155,7 +166,8 @@ class EpochSampler(Sampler[tuple[int, int]]):
         else:
             order = list(range(self.length))
         order = (order * (-(-self.total // self.length)))[: self.total]
-        return iter([(self.epoch, index) for index in order[self.rank :: self.world]])
+        own = order[self.rank :: self.world][self.skip if self.epoch == self.first else 0 :]
+        return iter([(self.epoch, index) for index in own])
 
 
 class SeededDataset(Dataset[Any]):
@@ -167,8 +179,8 @@ class SeededDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, place: tuple[int, int]) -> Any:
-        epoch, index = place
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        epoch, index = key
         with seeded(self.seed, epoch, index):
             return self.dataset[index]
 
@@ -187,15 +199,16 @@ def eval_loader(dataset: Any, *, batch_size: int, workers: int, rank: int = 0, w
 
 
 class DetectionData(pl.LightningDataModule):
-    """Loaders of a run's two parts; the data sets are made by whoever makes this, so that errors come early.
+    """Loaders of a run's training and evaluation data, which are opened before, so that errors come early.
 
     Args:
-        config: batch size, workers.
-        train: the training part.
-        val: the evaluated part, or None.
-        seed: of order and augmentation.
-        first_epoch: the epoch that training starts with, above 0 for a resumed run.
-        accumulate: batches of a process in one update.
+        config: Batch size and workers.
+        train: Training data.
+        val: Evaluation data, or None.
+        seed: Seed of order and augmentation.
+        first_epoch: Epoch that training starts with, above 0 for a resumed run.
+        first_update: Update of that epoch that training starts with, above 0 for a run resumed within an epoch.
+        accumulate: Batches of a process per update.
     """
 
     def __init__(
@@ -206,23 +219,30 @@ class DetectionData(pl.LightningDataModule):
         *,
         seed: int,
         first_epoch: int = 0,
+        first_update: int = 0,
         accumulate: int = 1,
     ) -> None:
         super().__init__()
         self.config, self.train, self.val, self.seed, self.first_epoch = config, train, val, seed, first_epoch
-        self.accumulate = accumulate
+        self.first_update, self.accumulate = first_update, accumulate
 
-    def _place(self) -> tuple[int, int]:
+    def _rank_and_world(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches in a new order every epoch; a last update that is not full is left out unless it is the only one."""
         from concordet.data import collate
 
-        rank, world = self._place()
-        update = self.config.batch_size * self.accumulate * world
+        rank, world = self._rank_and_world()
+        own = self.config.batch_size * self.accumulate
         sampler = EpochSampler(
-            len(self.train), seed=self.seed, rank=rank, world=world, first=self.first_epoch, update=update
+            len(self.train),
+            seed=self.seed,
+            rank=rank,
+            world=world,
+            first=self.first_epoch,
+            skip=self.first_update * own,
+            update=own * world,
         )
         return DataLoader(
             SeededDataset(self.train, self.seed),
@@ -238,6 +258,6 @@ class DetectionData(pl.LightningDataModule):
         """The evaluated part, in its own order."""
         if self.val is None:
             return []
-        rank, world = self._place()
+        rank, world = self._rank_and_world()
         size, workers = self.config.batch_size, self.config.workers
         return eval_loader(self.val, batch_size=size, workers=workers, rank=rank, world=world)

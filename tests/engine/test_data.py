@@ -96,7 +96,7 @@ def test_parts_have_their_defaults():
     assert build_dataset(DataConfig(name="digits", val_options={"length": 3}), "val").split == "val"
 
 
-def test_mirrored_digits_are_no_digits():
+def test_digits_are_never_mirrored():
     config = tiny(data_augment="flip").data
     augmented = build_dataset(config, "train", augment=True)
     plain = build_dataset(config, "train")
@@ -104,7 +104,7 @@ def test_mirrored_digits_are_no_digits():
 
 
 def test_unknown_data_is_refused():
-    with pytest.raises(UsageError, match="there is no data set digit; choose one of"):
+    with pytest.raises(UsageError, match=r"data\.name must be one of .*, got digit; did you mean digits\?"):
         build_dataset(DataConfig(name="digit"), "train")
     with pytest.raises(ValueError, match="has no option colour"):
         build_dataset(DataConfig(name="digits", train_options={"colour": 1}), "train")

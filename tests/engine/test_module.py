@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other."""
+"""Detections of all processes, measured together."""
 
 import torch
 

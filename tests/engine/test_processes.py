@@ -245,7 +245,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_one(tmp_path, 
         second.stderr.close()
     assert time.monotonic() - killed < 30 + 15  # what is left is the end of a process
     assert first.returncode == 1
-    sentence = re.escape(f"the last finished epoch is kept, continue with: concordet train --resume {run}")
+    sentence = re.escape(f"the last checkpoint is kept, continue with: concordet train --resume {run}")
     assert re.search(f"concordet: error: another process of this run has failed, was killed .*; {sentence}", said)
     assert "Traceback" not in said
 

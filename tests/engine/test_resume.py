@@ -9,13 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from concordet.engine import UsageError, train
+from concordet.engine.data import EpochSampler, build_dataset
 from concordet.engine.training.checkpoints import checkpoint_callbacks, resume_point
+from concordet.engine.training.module import DetectionModule
 
 from ..trained import snapshot, tiny, words
 
@@ -81,6 +84,80 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, settings):
     assert figures(whole) == figures(killed)
 
 
+def stop_at(monkeypatch, epoch, batch):
+    """Makes the next training fail before this batch."""
+    original = DetectionModule.on_train_batch_start
+
+    def fail(self, data, batch_idx):
+        if (self.current_epoch, batch_idx) == (epoch, batch):
+            raise RuntimeError("stopped by the test")
+        original(self, data, batch_idx)
+
+    monkeypatch.setattr(DetectionModule, "on_train_batch_start", fail)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_run_stopped_within_an_epoch_ends_with_the_same_weights(tmp_path, monkeypatch, capsys, accumulate):
+    """Six batches per epoch; the run stops before the last of the second."""
+    images = {"length": 24 // accumulate * accumulate, "size": 64, "classes": ["3", "7"]}
+    changes = {"loss": "alrp", "optim_epochs": 3, "val_every": 2, "evaluate": False, "optim_accumulate": accumulate}
+    config = tiny(**changes, data_train_options=images, checkpoint_minutes=1e-9)
+    torch.set_num_threads(1)
+    whole = train(replace(config, checkpoint_minutes=0), tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, 5)
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            train(config, stopped)
+    updates = (6 + 5) // accumulate
+    assert content(stopped)["global_step"] == updates
+    assert content(stopped)["concordet"]["updates_of_epoch"] == updates - 6 // accumulate
+    capsys.readouterr()
+    assert train(config, stopped, resume=True) == stopped
+    assert f"continuing in epoch 2/3, update {updates}/{18 // accumulate}" in capsys.readouterr().err
+    first, second = content(whole), content(stopped)
+    assert first["global_step"] == second["global_step"] == 18 // accumulate
+    assert same(first["state_dict"], second["state_dict"])
+    assert same(first["ema_state_dict"], second["ema_state_dict"])
+    assert figures(whole) == figures(stopped)
+
+
+def test_a_run_stopped_within_an_epoch_goes_on_with_other_batches(tmp_path, monkeypatch):
+    """An update of four images in one batch, then in two: the same images and the same number of updates."""
+    config = tiny(val_every=0, evaluate=False, checkpoint_minutes=1e-9)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 1, 2)
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            train(config, run)
+    assert content(run)["concordet"]["updates_of_epoch"] == 2
+    seen = []
+    original = DetectionModule.training_step
+
+    def step(self, batch, batch_idx):
+        seen.append([int(target["image_id"]) for target in batch[1]])
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(DetectionModule, "training_step", step)
+    train(replace(config, data=replace(config.data, batch_size=2)), run, resume=True)
+    assert content(run)["global_step"] == 6
+    sampler = EpochSampler(12, seed=0)
+    sampler.set_epoch(1)
+    order = [index for _, index in sampler]
+    ids = [int(build_dataset(config.data, "train")[index][1]["image_id"]) for index in order[8:]]
+    assert seen == [ids[:2], ids[2:]]
+
+
+@pytest.mark.parametrize("changes", [{"optim_epochs": 3}, {"optim_steps": 5}], ids=["epochs", "updates"])
+def test_the_end_of_training_is_evaluated_where_the_best_is_kept(tmp_path, changes):
+    run = train(tiny(val_every=2, evaluate=False, **changes), tmp_path / "run")
+    last, best = (torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
+    measured = [(int(step), float(ap)) for step, _, ap, _ in figures(run) if ap]
+    assert measured[-1][0] == last["global_step"] - 1
+    expected = max(measured, key=lambda row: row[1])
+    assert best["global_step"] - 1 == expected[0]
+
+
 def test_ctrl_c_keeps_what_was_reached_and_says_how_to_go_on(tmp_path, settings):
     run = tmp_path / "run"
     process = start(tiny(**settings | {"optim_epochs": 500}), run)
@@ -88,7 +165,7 @@ def test_ctrl_c_keeps_what_was_reached_and_says_how_to_go_on(tmp_path, settings)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    sentence = "concordet: error: stopped; the last finished epoch is kept, continue with: concordet train --resume"
+    sentence = "concordet: error: stopped; the last checkpoint is kept, continue with: concordet train --resume"
     assert f"{sentence} {run}" in said
     assert "Traceback" not in said
     assert content(run)["global_step"] >= 3
@@ -128,7 +205,8 @@ def test_a_broken_last_checkpoint_leaves_the_best(tmp_path, finished, capsys):
     train(tiny(evaluate=False), run, resume=True)
     said = capsys.readouterr().err
     assert "last.ckpt is not a checkpoint of concordet, or was cut short" in said
-    assert f"continuing from {run / 'checkpoints' / 'best.ckpt'} instead, after epoch {expected}" in said
+    assert f"continuing from {run / 'checkpoints' / 'best.ckpt'} instead" in said
+    assert (f"continuing in epoch {expected + 1}/2" in said) == (expected < 2)
 
 
 def test_the_best_score_is_known_after_the_folder_moved(tmp_path, finished):

@@ -1,9 +1,8 @@
-"""What happens beside a training step: averaged weights, time measured, progress shown."""
+"""Callbacks of training: averaged weights and measured times."""
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from typing import Any
 
@@ -13,18 +12,18 @@ from torch import Tensor
 
 from concordet.engine.checkpoint import EMA_KEY
 
-WARMUP_ITERATIONS = 5  # memory pools, cuDNN's choices and caches settle in these
-_KEPT = 20_000
+WARMUP_ITERATIONS = 5  # memory pools, cuDNN's algorithms and caches settle in these
+_MAX_ITERATIONS = 20_000
 
 
 class AveragedWeights(pl.Callback):
-    """Exponential moving average of weights and of float buffers, evaluated and saved in place of the last ones.
+    """Exponential moving average of weights and float buffers, which is evaluated, and saved beside the weights.
 
     w_ema <- d w_ema + (1 - d) w after every update, with d = min(decay, (1 + k) / (10 + k)) at update k, so that short
     runs do not keep their first weights.  A criterion's state and integer buffers are not averaged.
 
     Args:
-        decay: in [0, 1).
+        decay: Decay d in [0, 1).
     """
 
     def __init__(self, decay: float) -> None:
@@ -45,7 +44,7 @@ class AveragedWeights(pl.Callback):
         self.average = {name: value.to(pl_module.device) for name, value in self.average.items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # the tensors stay the same from here on; collecting them anew takes milliseconds an update
+        # the tensors stay the same from here on; collecting them takes milliseconds per update
         self._live = self.averaged(pl_module)
 
     @torch.no_grad()
@@ -109,14 +108,14 @@ class IterationTimer(pl.Callback):
         return time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # what lies between epochs (evaluation, checkpoints, starting workers) is not waiting for images
+        # time between epochs (evaluation, checkpoints, starting workers) is not waiting for images
         self._end = None
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._start = self._now(pl_module)
-        if self._end is not None and self._done_here >= WARMUP_ITERATIONS and len(self.waited) < _KEPT:
+        if self._end is not None and self._done_here >= WARMUP_ITERATIONS and len(self.waited) < _MAX_ITERATIONS:
             self.waited.append(self._start - self._end)
 
     def on_train_batch_end(
@@ -126,21 +125,21 @@ class IterationTimer(pl.Callback):
         taken = self._end - self._start
         if self._done_here < WARMUP_ITERATIONS:
             self.skipped += 1
-        elif len(self.seconds) < _KEPT:
+        elif len(self.seconds) < _MAX_ITERATIONS:
             self.seconds.append(taken)
         self._done_here += 1
         pl_module.log("seconds_per_iteration", taken)
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
 
     def report(self) -> dict[str, Any]:
-        """Medians in seconds, None before there are any, and what they leave out."""
+        """Medians in seconds, None before there are any, with the number of iterations left out."""
         return {
             "seconds_per_iteration": statistics.median(self.seconds) if self.seconds else None,
             "seconds_waiting_for_data": statistics.median(self.waited) if self.waited else None,
             "iterations": len(self.seconds),
             "iterations_left_out": self.skipped,
             "note": (
-                "median of forward, backward and update; waiting for images is counted apart, and the first "
+                "median of forward, backward and update; waiting for images is counted separately, and the first "
                 f"{WARMUP_ITERATIONS} iterations of each process are left out"
             ),
         }
@@ -151,59 +150,3 @@ class IterationTimer(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.waited = list(state_dict["seconds"]), list(state_dict["waited"])
         self.skipped = state_dict["skipped"]
-
-
-class Progress(pl.Callback):
-    """One bar for the whole run on a terminal, one line an epoch elsewhere.
-
-    Args:
-        title: what is being trained.
-    """
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self._bar: Any = None
-        self._task: Any = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_global_zero or not sys.stderr.isatty():
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
-            console=Console(stderr=True),
-        )
-        total = pl_module.total_updates
-        self._task = self._bar.add_task(self.title, total=total, completed=trainer.global_step, figures="")
-        self._bar.start()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if self._bar is not None:
-            self._bar.update(self._task, completed=trainer.global_step, figures=self._figures(trainer))
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._bar is None and trainer.is_global_zero:
-            known = trainer.max_epochs is not None and trainer.max_epochs > 0
-            done = f"{trainer.current_epoch + 1}" + (f"/{trainer.max_epochs}" if known else "")
-            print(f"{self.title}: epoch {done}, {self._figures(trainer)}", file=sys.stderr, flush=True)
-
-    @staticmethod
-    def _figures(trainer: pl.Trainer) -> str:
-        metrics = trainer.callback_metrics
-        shown = [("loss", metrics.get("train/total")), ("AP", metrics.get("val/AP"))]
-        return ", ".join(f"{name} {float(value):.3f}" for name, value in shown if value is not None)
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None

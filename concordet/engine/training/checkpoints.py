@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -43,7 +45,34 @@ class DurableCheckpointIO(TorchCheckpointIO):
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's callback, which also knows its best score again after the run folder was moved."""
+    """Lightning's callback, which also writes within epochs, and which knows its best score after the folder moved.
+
+    Args:
+        minutes: Minutes between checkpoints within an epoch; 0 writes none.
+        settings: Settings of Lightning's callback.
+    """
+
+    def __init__(self, *, minutes: float = 0.0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.minutes = minutes
+        self._written = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes a checkpoint between two updates, once the time has come."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        accumulating = progress.current.ready % trainer.accumulate_grad_batches != 0
+        if not self.minutes or progress.is_last_batch or accumulating:
+            return
+        due = time.monotonic() - self._written >= 60 * self.minutes
+        if trainer.strategy.broadcast(due):
+            self._save_checkpoint(trainer, self.format_checkpoint_name(dict(trainer.callback_metrics)))
+            self._written = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        self._written = time.monotonic()
 
     @property
     def state_key(self) -> str:
@@ -60,7 +89,7 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, **paths, "dirpath": self.dirpath, "best_k_models": best})
 
 
-def checkpoint_callbacks(out: Path, *, best: bool) -> list[Callback]:
+def checkpoint_callbacks(out: Path, *, best: bool, minutes: float = 0.0) -> list[Callback]:
     """Callbacks that keep the last checkpoint of a run, and the one with the highest AP."""
     common: dict[str, Any] = {
         "dirpath": (out / "checkpoints").absolute(),
@@ -68,7 +97,7 @@ def checkpoint_callbacks(out: Path, *, best: bool) -> list[Callback]:
         "enable_version_counter": False,
         "auto_insert_metric_name": False,
     }
-    callbacks: list[Callback] = [RunCheckpoint(filename="last", **common)]
+    callbacks: list[Callback] = [RunCheckpoint(filename="last", minutes=minutes, **common)]
     if best:
         callbacks.append(RunCheckpoint(filename="best", monitor="val/AP", mode="max", **common))
     return callbacks
@@ -79,20 +108,43 @@ class ResumePoint:
     """Where a resumed run stands.
 
     Attributes:
-        path: The checkpoint to continue from.
+        path: Checkpoint to continue from.
         epochs: Finished epochs.
         updates: Updates made.
+        updates_of_epoch: Updates made of the epoch after those; 0 where the checkpoint was written at an epoch's end.
         images: Images of an update; None where an old checkpoint does not say.
     """
 
     path: Path
     epochs: int
     updates: int
+    updates_of_epoch: int
     images: int | None
 
 
+def position(trainer: pl.Trainer) -> dict[str, int]:
+    """Where in an epoch a checkpoint is written, for :func:`resume_point` and :func:`rescale_batches`."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    accumulate = int(trainer.accumulate_grad_batches)
+    batches = 0 if progress.is_last_batch else int(progress.current.ready)
+    return {"updates_of_epoch": batches // accumulate, "accumulate": accumulate}
+
+
+def rescale_batches(checkpoint: dict[str, Any], accumulate: int) -> None:
+    """Counts a checkpoint's batches of an unfinished epoch as a run does with another ``accumulate``, in place."""
+    meta = checkpoint[KEY]
+    updates = meta.get("updates_of_epoch", 0)
+    if not updates or meta["accumulate"] == accumulate:
+        return
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    difference = updates * (accumulate - meta["accumulate"])
+    for counts in (progress["current"], progress["total"]):
+        for name in counts:
+            counts[name] += difference
+
+
 def resume_point(out: Path) -> ResumePoint | None:
-    """The newest whole checkpoint of a run; None where no epoch was finished.
+    """The newest whole checkpoint of a run; None where there is none.
 
     A checkpoint that cannot be read is named on standard error, and the next one is taken.
 
@@ -100,27 +152,28 @@ def resume_point(out: Path) -> ResumePoint | None:
         ValueError: there are checkpoints, and none of them is whole.
     """
     remove_temporaries(out / "checkpoints")
-    failures = []
+    failures: list[Exception] = []
     for name in NAMES:
         path = checkpoint_path(out, name)
         if not path.is_file():
             continue
         try:
-            content = read_checkpoint(path)
-            # checkpoints are written at the end of an epoch, before the trainer counts it
-            point = ResumePoint(
-                path, int(content["epoch"]) + 1, int(content["global_step"]), content[KEY].get("images_per_update")
-            )
+            point = _point(path)
         except (KeyError, TypeError, ValueError) as error:
             failures.append(error)
             continue
         if failures:
-            print(
-                f"{failures[0]}\ncontinuing from {path} instead, after epoch {point.epochs}",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"{failures[0]}\ncontinuing from {path} instead", file=sys.stderr, flush=True)
         return point
     if failures:
         raise failures[0]
     return None
+
+
+def _point(path: Path) -> ResumePoint:
+    content = read_checkpoint(path)
+    meta = content[KEY]
+    within = int(meta.get("updates_of_epoch", 0))
+    # at the end of an epoch, checkpoints are written before the trainer counts it
+    epochs = int(content["epoch"]) + (within == 0)
+    return ResumePoint(path, epochs, int(content["global_step"]), within, meta.get("images_per_update"))

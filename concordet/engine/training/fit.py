@@ -24,7 +24,7 @@ from concordet.engine.data import DetectionData, build_dataset, describe_source
 from concordet.engine.evaluation import evaluate_run, pick_device
 from concordet.engine.plugins import import_plugins
 from concordet.engine.seeding import seed_all
-from concordet.engine.training.callbacks import AveragedWeights, IterationTimer, Progress
+from concordet.engine.training.callbacks import AveragedWeights, IterationTimer
 from concordet.engine.training.checkpoints import (
     DurableCheckpointIO,
     ResumePoint,
@@ -35,6 +35,7 @@ from concordet.engine.training.launch import Launch, another_was_lost
 from concordet.engine.training.logger import CsvLog
 from concordet.engine.training.module import DetectionModule
 from concordet.engine.training.observers import WatchLosses
+from concordet.engine.training.progress import LastEpochEvaluation, Progress
 from concordet.errors import InterruptedRun, LostProcess, UsageError, unknown
 from concordet.files import check_new, locked, new_folder, writable, write_json
 
@@ -216,15 +217,22 @@ def _fit(
     module = DetectionModule(
         model, config, meta | {"images_per_update": images}, None if val_set is None else val_set.ground_truth()
     )
-    first = 0 if point is None else point.epochs
     data = DetectionData(
-        config.data, train_set, val_set, seed=config.seed, first_epoch=first, accumulate=config.optim.accumulate
+        config.data,
+        train_set,
+        val_set,
+        seed=config.seed,
+        first_epoch=0 if point is None else point.epochs,
+        first_update=0 if point is None else point.updates_of_epoch,
+        accumulate=config.optim.accumulate,
     )
     timer = IterationTimer()
     callbacks: list[Callback] = [timer, WatchLosses(), Progress(f"{config.detector} {config.loss}")]
     if config.optim.ema > 0:
         callbacks.append(AveragedWeights(config.optim.ema))
-    callbacks += checkpoint_callbacks(out, best=val_set is not None)
+    if val_set is not None:
+        callbacks.append(LastEpochEvaluation())
+    callbacks += checkpoint_callbacks(out, best=val_set is not None, minutes=config.checkpoint_minutes)
     _quiet_lightning()
     trainer = pl.Trainer(
         accelerator=config.accelerator,
@@ -267,6 +275,9 @@ def _fit(
             raise
         raise InterruptedRun(f"stopped; {_how_to_continue(out)}") from stop
     except RuntimeError as error:
+        if "DataLoader worker" in str(error) and "killed by signal: Terminated" in str(error):
+            # SIGTERM reached the workers before it reached this process
+            raise InterruptedRun(f"stopped; {_how_to_continue(out)}") from error
         if not another_was_lost(error):
             raise
         raise LostProcess(
@@ -280,9 +291,10 @@ def _fit(
 
 
 def _how_to_continue(out: Path) -> str:
+    command = f"concordet train --resume {out}"
     if not checkpoint_path(out).is_file():
-        return f"no epoch was finished yet, start again with: concordet train --resume {out}"
-    return f"the last finished epoch is kept, continue with: concordet train --resume {out}"
+        return f"there is no checkpoint yet, start again with: {command}"
+    return f"the last checkpoint is kept, continue with: {command}"
 
 
 def _check_devices(config: TrainConfig, launch: Launch) -> None:
@@ -314,6 +326,7 @@ def _quiet_lightning() -> None:
         ".*lr_scheduler.step.*before.*optimizer.step.*",
         ".*`isinstance.treespec, LeafSpec.`.*",
         ".*litlogger.*",
+        ".*your dataloader is not resumable.*",
         "Grad strides do not match bucket view strides",  # a hint that only matters for speed, of a compiled backbone
     ):
         warnings.filterwarnings("ignore", message)

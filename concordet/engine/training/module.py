@@ -17,6 +17,7 @@ from concordet.engine.checkpoint import KEY
 from concordet.engine.config import TrainConfig
 from concordet.engine.detections import batch_results, is_federated, mask_metrics
 from concordet.engine.seeding import seed_all
+from concordet.engine.training.checkpoints import position, rescale_batches
 from concordet.engine.training.schedule import build_optimizer, learning_rate_factor
 from concordet.errors import DivergedError
 from concordet.files import plain
@@ -140,9 +141,10 @@ class DetectionModule(pl.LightningModule):
         return optim.steps or optim.epochs * -(-batches // optim.accumulate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = dict(self.meta)
+        checkpoint[KEY] = self.meta | position(self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        rescale_batches(checkpoint, self.config.optim.accumulate)
         for name in ("thresholds", "calibrator"):
             if checkpoint[KEY].get(name) is not None:
                 self.meta[name] = checkpoint[KEY][name]
