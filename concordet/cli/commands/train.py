@@ -86,7 +86,7 @@ def run(words: list[str]) -> None:
     config = TrainConfig(**settings)
     if args.json is not None and not config.evaluate:
         raise UsageError("evaluate must be true where --json is given, got false; leave one of them out")
-    check_outputs({"--json": args.json}, force=args.force)
+    check_outputs({"--json": args.json}, [args.path], force=args.force)
 
     from concordet.engine.plugins import absolute
     from concordet.engine.training.fit import train
