@@ -37,10 +37,16 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
             return text
         if action.nargs == 0:  # a switch
             return text
-        return f"{text} (default: %(default)s)"
+        default = str(action.default).lower() if isinstance(action.default, bool) else "%(default)s"
+        return f"{text} (default: {default})"
+
+    def _format_action_invocation(self, action: Action) -> str:
+        # jsonargparse's second name of lists, NAME+, is left out
+        return re.sub(r", --\S+\+ \S+", "", super()._format_action_invocation(action))
 
     def _format_usage(self, usage: Any, actions: Iterable[Action], *args: Any, **kwargs: Any) -> str:
-        words = [f"{a.dest} [...]" if a.nargs == "+" else a.dest for a in actions if not a.option_strings]
+        shapes = {"+": "{} [...]", "?": "[{}]"}
+        words = [shapes.get(str(a.nargs), "{}").format(a.dest) for a in actions if not a.option_strings]
         return f"usage: {' '.join([self._prog, *words, '[options]'])}\n\n"
 
 

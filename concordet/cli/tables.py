@@ -1,4 +1,4 @@
-"""Tables of figures on the terminal."""
+"""Tables on the terminal."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ NARROW = 155
 
 
 def print_runs(folders: list[Path]) -> None:
-    """One table: a row a run, or a column a run on a narrow terminal.
+    """Prints one table: a row per run, or a column per run on a narrow terminal.
 
-    AP and oLRP are in per cent; an undefined figure is a dash.
+    AP and oLRP are in percent; an undefined value is a dash.
     """
     from rich.table import Table
 
@@ -31,22 +31,22 @@ def print_runs(folders: list[Path]) -> None:
     if console.width < NARROW:
         headings, lines = (
             [headings[0], *(line[0] for line in lines)],
-            [[heading, *(line[place] for line in lines)] for place, heading in enumerate(headings) if place > 0],
+            [[heading, *(line[index] for line in lines)] for index, heading in enumerate(headings) if index > 0],
         )
     table = Table()
-    for place, heading in enumerate(headings):
-        figure = place > (2 if console.width >= NARROW else 0)
-        table.add_column(heading, justify="right" if figure else "left", overflow="fold")
+    for index, heading in enumerate(headings):
+        is_value = index > (2 if console.width >= NARROW else 0)
+        table.add_column(heading, justify="right" if is_value else "left", overflow="fold")
     for line in lines:
         table.add_row(*line)
     console.print(table)
 
 
 def print_recipes(recipes: list[dict[str, Any]]) -> None:
-    """One table: a recipe a row, with the APs that the first of its paper's rows reports.
+    """Prints one table: a row per recipe, with the AP that the first of its paper's rows reports.
 
     Args:
-        recipes: what :func:`concordet.engine.recipes.describe_recipe` gives.
+        recipes: Descriptions by :func:`concordet.engine.recipes.describe_recipe`.
     """
     from rich.table import Table
 
@@ -58,8 +58,8 @@ def print_recipes(recipes: list[dict[str, Any]]) -> None:
     for recipe in recipes:
         first, tables = recipe["rows"][0], dict.fromkeys(row["table"] for row in recipe["rows"])
         masks = "AP_mask" in first
-        figures = [first.get(f"{key}_mask" if masks else key) for key in ("AP", "AP50", "AP75")]
-        texts = ["-" if figure is None else f"{figure:.1f}" for figure in figures]
+        values = [first.get(f"{key}_mask" if masks else key) for key in ("AP", "AP50", "AP75")]
+        texts = ["-" if value is None else f"{value:.1f}" for value in values]
         texts[0] += " (mask)" if masks else ""
         settings = [recipe["name"], recipe["loss"], recipe["data"], ", ".join(tables), str(recipe["epochs"])]
         table.add_row(*settings, *texts)

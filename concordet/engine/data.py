@@ -95,12 +95,12 @@ def describe_source(config: DataConfig, parts: dict[str, Any]) -> dict[str, Any]
 
     if config.path is None:
         return None
-    found: dict[str, Any] = {"path": config.path, "description": count_sentence(parts["train"].origin, parts)}
+    described: dict[str, Any] = {"path": config.path, "description": count_sentence(parts["train"].origin, parts)}
     held_out = getattr(parts.get("val"), "held_out", None)
     if held_out is not None:
         images = [image["file_name"] for image in parts["val"].ground_truth()["images"]]
-        found["held_out"] = {"fraction": held_out.fraction, "seed": held_out.seed, "images": images}
-    return found
+        described["held_out"] = {"fraction": held_out.fraction, "seed": held_out.seed, "images": images}
+    return described
 
 
 def transforms_of(config: DataConfig, flip: str | None) -> Any:

@@ -1,4 +1,4 @@
-"""The demonstration: one detector trained twice on digit scenes, with its usual loss and with a coupled one."""
+"""The demonstration: one detector trained twice on digit scenes, with its default loss and with a coupled one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from concordet.files import free_name, new_folder, read_json
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demonstration trains; both runs differ in the loss alone.
+    """What the demonstration trains; the runs differ only in the loss.
 
     Attributes:
-        losses: name of each run, and its loss; the first is the usual one.
-        config: everything else.
+        losses: Loss of each run by the name of the run; the first is the default one.
+        config: Configuration of the runs, but for the loss.
     """
 
-    losses: dict[str, str] = field(default_factory=lambda: {"usual": "default", "coupled": "default+concordance(0.3)"})
+    losses: dict[str, str] = field(
+        default_factory=lambda: {"default": "default", "coupled": "default+concordance(0.3)"}
+    )
     config: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             detector="atss",
@@ -47,9 +49,9 @@ def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tu
     """Trains and evaluates every run of the demonstration, and writes the page that compares them.
 
     Args:
-        out: Folder of the demonstration; where one exists the next free name (``demo-2``, ...) is taken.
-        seed: Of weights, order, augmentation; the same for all runs.
-        settings: What is trained.
+        out: Folder of the demonstration; the next free name (``demo-2``, ...) is taken where it exists.
+        seed: Seed of weights, order and augmentation of all runs.
+        settings: Losses and configuration.
 
     Returns:
         The run folders, and the page.
@@ -68,6 +70,6 @@ def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tu
 
 
 def summary(folders: list[Path], page: Path) -> dict[str, Any]:
-    """The demonstration's figures as plain JSON."""
+    """The demonstration's metrics as plain JSON."""
     runs = [{"run": str(folder), **read_json(folder / "evaluation.json")} for folder in folders]
     return {"page": str(page), "runs": [{k: run[k] for k in ("run", "detector", "loss", "metrics")} for run in runs]}

@@ -1,4 +1,4 @@
-"""Randomness that is a function of where one is (seed, epoch, image), not of what ran before.
+"""Random draws that are a function of seed, epoch and image, not of what ran before.
 
 A resumed run, a run with other workers and a run on other processes then draw the same augmentations.
 """
@@ -16,7 +16,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit number out of several, well mixed (SplitMix64's finaliser over each).
+    """One 63-bit number out of several, well mixed (SplitMix64's finalizer over each).
 
     Example:
         >>> mix(0, 1) != mix(1, 0), 0 <= mix(5, 7) < 2**63

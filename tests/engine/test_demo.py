@@ -20,13 +20,13 @@ def test_a_second_demonstration_leaves_the_first(tmp_path):
     wanted = {"AP", "AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "seconds_per_iteration"}
     assert wanted <= set(runs[0]["metrics"])
     before = snapshot(tmp_path / "demo")
-    _, second = demo(tmp_path / "demo", settings=DemoSettings(losses={"usual": "default"}, config=settings.config))
+    _, second = demo(tmp_path / "demo", settings=DemoSettings(losses={"default": "default"}, config=settings.config))
     assert second.parent.name == "demo-2"
     assert snapshot(tmp_path / "demo") == before
 
 
 def test_the_runs_differ_in_the_loss_alone():
-    """Same seed, same data; the first is the detector's usual loss."""
+    """Same seed, same data; the first is the detector's default loss."""
     first, *others = DEMO.losses.values()
     assert first == "default"
     assert others

@@ -55,15 +55,15 @@ def run(words: list[str]) -> None:
     from concordet.errors import UsageError
     from concordet.files import write_json
 
-    given = Path(args.run)
-    folder = run_of(given)
+    path = Path(args.run)
+    folder = run_of(path)
     if folder is None:
         raise ValueError(
-            f"run must be a run folder or a checkpoint in one, got {given}; name one that `concordet train` made"
+            f"run must be a run folder or a checkpoint in one, got {path}; name one that `concordet train` made"
         )
-    if given.is_file() and args.checkpoint is not None:
+    if path.is_file() and args.checkpoint is not None:
         raise UsageError(f"checkpoint must be left out where a file is evaluated, got {args.checkpoint}; name one")
-    checkpoint = str(given) if given.is_file() else args.checkpoint or "last"
+    checkpoint = str(path) if path.is_file() else args.checkpoint or "last"
     name = Path(checkpoint).stem
     out = Path(args.out) if args.out else folder if name == "last" else folder / f"evaluation-{name}"
     data = load_config(folder / "config.yaml").data

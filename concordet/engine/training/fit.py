@@ -80,17 +80,17 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch:
         _check_devices(config, launch)
         point = _resume(config, out) if resume else None
         if point is not None and point.images is not None:
-            config, given = launch.with_images_per_update(config, point.images), config
+            config, asked = launch.with_images_per_update(config, point.images), config
         else:
-            given = config
+            asked = config
         train_set, val_set = build_datasets(config)
         meta = describe(config, train_set.class_names, train_set.category_ids)
         model = build_model(config, meta)
         if launch.is_main:
             if not resume:
                 stack.enter_context(locked(new_folder(out, fix), IN_USE))
-            _note_start(given, out, train_set, val_set)
-            if config != given:
+            _note_start(asked, out, train_set, val_set)
+            if config != asked:
                 print(
                     f"updates stay at {launch.images_per_update(config)} images: {launch.processes} process(es), "
                     f"batches of {config.data.batch_size}, {config.optim.accumulate} of them per update",

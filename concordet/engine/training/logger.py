@@ -1,4 +1,4 @@
-"""metrics.csv: one row a logged update, kept across an interruption."""
+"""metrics.csv: one row per logged update, kept across an interruption."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class CsvLog(Logger):
     """Rows of named numbers in one CSV file, with columns added as they appear.
 
     Args:
-        path: the file; it may exist.
-        keep: updates that were made already: rows of later ones, which a resumed run makes again, are dropped.
+        path: File to write; it may exist.
+        keep: Number of updates made before: rows of later ones, which a resumed run makes again, are dropped.
     """
 
     def __init__(self, path: Path, *, keep: int = 0) -> None:
@@ -38,12 +38,12 @@ class CsvLog(Logger):
         return ""
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The configuration lies beside the file; nothing to do."""
+        """Does nothing: the configuration is in the run folder."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {"step": step, **metrics}
-        # evaluation and training figures of one update share a row
+        # evaluation and training metrics of one update share a row
         if self.waiting and self.waiting[-1]["step"] == step:
             self.waiting[-1] |= row
         else:

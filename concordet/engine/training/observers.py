@@ -16,16 +16,16 @@ from concordet.losses.criteria.observers import gradient_ratio, observe
 
 
 class WatchLosses(pl.Callback):
-    """Logs ``watch/...`` figures of a detector's criterion with every row of the log.
+    """Logs ``watch/...`` curves of a detector's criterion with every row of the log.
 
-    ``watch/gradient_ratio`` is read off the gradient that training computes anyway; the other figures cost one more
-    evaluation of the loss without gradient.  Of a detector with several stages each is watched, and figures are named
+    ``watch/gradient_ratio`` is read off the gradient that training computes anyway; the other curves cost one more
+    evaluation of the loss without gradient.  Of a detector with several stages each is watched, and curves are named
     as its loss terms are: ``watch/rpn_gradient_ratio``.
     """
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
-        self._figures: dict[str, Tensor] = {}
+        self._values: dict[str, Tensor] = {}
         self._gradients: dict[str, tuple[Tensor, Assigned]] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -44,7 +44,7 @@ class WatchLosses(pl.Callback):
         assigned = replace(assigned, group=criterion.group)
         prefix = f"{assigned.stage}_" if staged else ""
         with torch.autocast(assigned.logits.device.type, enabled=False):
-            self._figures |= {prefix + name: value for name, value in observe(criterion, assigned).items()}
+            self._values |= {prefix + name: value for name, value in observe(criterion, assigned).items()}
         assigned.logits.register_hook(partial(self._note_gradient, f"{prefix}gradient_ratio", assigned))
 
     def _note_gradient(self, name: str, assigned: Assigned, gradient: Tensor) -> None:
@@ -55,10 +55,10 @@ class WatchLosses(pl.Callback):
     ) -> None:
         # several processes add up here, where no gradient is on its way between them
         ratios = {name: gradient_ratio(*seen) for name, seen in sorted(self._gradients.items())}
-        for name, value in (self._figures | ratios).items():
+        for name, value in (self._values | ratios).items():
             if torch.isfinite(value):
                 pl_module.log(f"watch/{name}", value, batch_size=1)
-        self._figures, self._gradients = {}, {}
+        self._values, self._gradients = {}, {}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for handle in self._handles:

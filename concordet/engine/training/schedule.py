@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, as functions of the update's number."""
+"""Optimizers, and learning-rate schedules as functions of the number of the update."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STEPS = (2 / 3, 11 / 12)  # the "1x" schedule of 12 epochs drops after 8 and 11
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """Trainable parameters: the backbone apart, norms and biases (fewer than two dimensions) without decay."""
+    """Groups of trainable parameters: the backbone separately, norms and biases (under two dimensions) without decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -51,8 +51,8 @@ def learning_rate_factor(config: OptimConfig, total: int) -> Callable[[int], flo
     """The factor on the learning rate at each update 0..total-1.
 
     Args:
-        config: Its schedule and warm-up.
-        total: Updates of the whole run.
+        config: Schedule and warm-up.
+        total: Number of updates of the run.
 
     Example:
         >>> factor = learning_rate_factor(OptimConfig(schedule="cosine", warmup=2), total=10)
