@@ -75,7 +75,7 @@ class Parser(ArgumentParser):
         """Adds ``--force``, for commands that write files."""
         self.add_argument("--force", action="store_true", help="overwrite files that concordet did not write")
 
-    def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]  # words are always given
         """Also takes ``--two-words`` for ``--two_words``, and a yes-or-no option without a value for yes."""
         return super().parse_args(self._normalized(args), **options)
 

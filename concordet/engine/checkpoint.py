@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from concordet.detectors import Detector, build_detector
 from concordet.engine.config import TrainConfig
 from concordet.version import __version__
 
@@ -103,7 +104,7 @@ def run_of(path: str | Path) -> Path | None:
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
 
 
-def load_detector(path: str | Path, *, averaged: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+def load_detector(path: str | Path, *, averaged: bool = True) -> tuple[Detector, dict[str, Any]]:
     """The detector of a checkpoint, in evaluation mode on the CPU.
 
     Args:
@@ -118,8 +119,6 @@ def load_detector(path: str | Path, *, averaged: bool = True) -> tuple[nn.Module
         ValueError: the file is missing or not a checkpoint of concordet, its weights do not fit its description, or
             some of them are not finite.
     """
-    from concordet.detectors import build_detector
-
     path = checkpoint_path(path)
     content = read_checkpoint(path)
     meta = content[KEY]

@@ -210,8 +210,7 @@ class TrainConfig:
             raise UsageError(
                 f"image_size must be between 1 and {MAX_IMAGE_SIDE} pixels, got {list(sides)}; give another"
             )
-        if isinstance(self.plugins, str):
-            self.plugins = [self.plugins]
+        self.plugins = [self.plugins] if isinstance(self.plugins, str) else self.plugins
 
 
 # What may change when a run is continued: where it runs and where its files are, not what it computes.
@@ -381,15 +380,12 @@ def read_settings(path: Path) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError(f"{path} is not valid YAML (it is nested too deeply); correct it") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold settings, such as detector: fcos, got {_shown(values)}; name another file")
+        raise ValueError(
+            f"{path} must hold settings, such as detector: fcos, got {str(values)[:60]}; name another file"
+        )
     if _count(values, {}) > MAX_SETTINGS:
         raise ValueError(f"{path} must hold at most {MAX_SETTINGS} values, got more; write them without aliases")
     return values
-
-
-def _shown(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _count(value: Any, known: dict[int, float]) -> float:

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from concordet.boxes import paired_iou
-from concordet.detectors import predicts_masks
+from concordet.detectors import Detector, predicts_masks
 from concordet.engine.calibration import NAME as CALIBRATOR
 from concordet.engine.calibration import calibrated_results, carried_calibrator, cross_fitted_metrics
 from concordet.engine.checkpoint import check_same, checkpoint_path, load_detector
@@ -65,7 +64,7 @@ def pick_device(accelerator: str = "auto") -> torch.device:
 
 @torch.no_grad()
 def run_detector(
-    model: nn.Module,
+    model: Detector,
     dataset: Any,
     *,
     device: torch.device | None = None,
@@ -92,7 +91,7 @@ def run_detector(
     for images, targets in progress(loader, title):
         images = [image.to(device) for image in images]
         on_device = [{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in t.items()} for t in targets]
-        batch, stages = model.detections_and_assigned(images, on_device)  # type: ignore[operator]
+        batch, stages = model.detections_and_assigned(images, on_device)
         detections += batch_results(batch, targets, dataset.category_ids)
         masks = "masks" in batch[0]
         ids = [int(target["image_id"]) for target in targets]
@@ -294,7 +293,7 @@ def write_evaluation(
     write_json(out / "ground_truth.json", ground_truth, indent=None)
     write_json(out / "detections.json", output.detections, indent=None)
     with replacing(out / "positives.npz") as temporary:
-        np.savez_compressed(temporary, **output.positives)  # type: ignore[arg-type]
+        np.savez_compressed(temporary, **output.positives)  # type: ignore[arg-type]  # stubs mistake names for options
     write_samples(out / "samples", dataset, ground_truth)
     write_json(out / "evaluation.json", report)
 

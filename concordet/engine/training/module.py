@@ -137,7 +137,8 @@ class DetectionModule(pl.LightningModule):
     def total_updates(self) -> int:
         """Updates of the whole run."""
         optim = self.config.optim
-        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
+        # the trainer's own count would start the workers here
+        batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]  # set by Trainer.fit
         return optim.steps or optim.epochs * -(-batches // optim.accumulate)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -67,4 +67,4 @@ class WatchLosses(pl.Callback):
 
 
 def _every(trainer: pl.Trainer) -> int:
-    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set by a connector

@@ -50,7 +50,7 @@ class Progress(pl.Callback):
             TextColumn("{task.fields[metrics]}"),
             console=Console(stderr=True),
         )
-        total = pl_module.total_updates
+        total = int(trainer.estimated_stepping_batches)
         self._task = self._bar.add_task(self.title, total=total, completed=trainer.global_step, metrics="")
         self._bar.start()
 
@@ -73,7 +73,7 @@ class Progress(pl.Callback):
 
     def _line(self, trainer: pl.Trainer) -> None:
         self._shown = time.monotonic()
-        total = int(trainer.lightning_module.total_updates)  # type: ignore[arg-type]
+        total = int(trainer.estimated_stepping_batches)
         done = trainer.global_step - self._first_update
         text = f"{self.title}: {self._position(trainer)}, {self._metrics(trainer)}"
         if trainer.global_step < total:
@@ -83,7 +83,7 @@ class Progress(pl.Callback):
 
     @staticmethod
     def _position(trainer: pl.Trainer) -> str:
-        total = int(trainer.lightning_module.total_updates)  # type: ignore[arg-type]
+        total = int(trainer.estimated_stepping_batches)
         per_epoch = max(1, -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches))
         epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else -(-total // per_epoch)
         epoch = min(trainer.current_epoch + 1, epochs)

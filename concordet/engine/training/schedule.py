@@ -15,7 +15,7 @@ _STEPS = (2 / 3, 11 / 12)  # the "1x" schedule of 12 epochs drops after 8 and 11
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """Groups of trainable parameters: the backbone separately, norms and biases (under two dimensions) without decay."""
+    """Trainable parameters: the backbone separately, norms and biases (fewer than two dimensions) without decay."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
