@@ -160,7 +160,7 @@ def test_processes_wait_as_long_as_they_are_told(environment):
     environment()
     assert Launch.of(tiny()).strategy() == "auto"
     assert Launch.of(tiny(devices="2", timeout=7)).strategy()._timeout == timedelta(seconds=7)
-    with pytest.raises(UsageError, match="timeout must be at least 1, not 0"):
+    with pytest.raises(UsageError, match="timeout must be at least 1, got 0"):
         tiny(timeout=0)
 
 

@@ -176,13 +176,19 @@ def test_a_recipe_trains_from_the_command_line(trees, tmp_path, capsys):
 
 def test_names_are_those_of_files():
     assert [recipe_path(name) for name in list_recipes()] == sorted(FOLDER.rglob("*.yaml"))
-    with pytest.raises(UsageError, match="there is no recipe x/y; concordet list recipes names them"):
+    with pytest.raises(
+        UsageError, match="recipe must be a name or a file, got x/y, which does not exist; see concordet list recipes"
+    ):
         recipe_path("x/y")
 
 
-def test_files_and_other_words_stay_as_they_are(tmp_path):
-    words = ["--config", "own.yaml", "--seed", "1", "alrp_loss/retinanet_r50_500_alrp"]
+def test_files_and_other_words_are_kept(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 2")
+    words = ["--config", str(file), "--seed", "1", "alrp_loss/retinanet_r50_500_alrp"]
     assert with_recipes(words) == words
+    with pytest.raises(UsageError, match=r"did you mean alrp_loss/retinanet_r50_500_alrp\?"):
+        with_recipes(["--config", "alrp_loss/retinanet_r50_500_arlp"])
     assert with_recipes(["--config=alrp_loss/retinanet_r50_500_alrp"]) == [
         f"--config={FOLDER / 'alrp_loss/retinanet_r50_500_alrp.yaml'}"
     ]

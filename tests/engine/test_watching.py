@@ -16,7 +16,11 @@ def watched(loss, out, detector="fcos"):
         loss=loss,
         image_size=(64, 64),
         data=DataConfig(
-            train_options={"length": 16, "size": 64, "cache": True}, batch_size=4, workers=0, augment="none"
+            name="digits",
+            train_options={"length": 16, "size": 64, "cache": True},
+            batch_size=4,
+            workers=0,
+            augment="none",
         ),
         optim=OptimConfig(epochs=3, lr=1e-3),
         val_every=0,
