@@ -19,9 +19,9 @@ def select_classes(annotations: Annotations, classes: Classes | None) -> Annotat
 
     Args:
         annotations: What a reader found.
-        classes: A list keeps these classes, in this order.  A mapping gives classes new names: classes with the same
-            new name are merged, classes with None are left out, classes that it does not name stay as they are.  A
-            merged class has the category id of its first member.  None keeps all.
+        classes: A list keeps these classes, in this order. A mapping gives classes new names: classes with the same
+            new name are merged, classes with None are left out, classes that it does not name stay as they are. A
+            merged class has the category id of its first member. None keeps all.
 
     Raises:
         ValueError: ``classes`` names a class that there is not, or leaves none.

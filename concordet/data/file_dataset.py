@@ -36,12 +36,12 @@ class FileDataset(DetectionDataset):
     Args:
         annotated: Images and annotations, as a reader returns them.
         classes: Classes to keep, or new names by name, which merges classes of one new name and leaves out those with
-            None; see :func:`~concordet.data.classes.select_classes`.  None keeps all.
+            None; see :func:`~concordet.data.classes.select_classes`. None keeps all.
         masks: Whether targets carry masks; an object without a mask then becomes an ignored region.
         max_size: Longest side of the images in pixels; larger ones are made smaller, and ``target["scale"]`` holds
             the factors.
         cache: Whether to keep decoded images in memory (at ``max_size``; every worker process has its own).
-        check_images: Whether to read all headers now, which finds what is no image and counts kinds of images.  None
+        check_images: Whether to read all headers now, which finds what is no image and counts kinds of images. None
             does so for up to 5000 images; else each header is read with its image.
         flip: Overrides :attr:`DetectionDataset.default_flip`.
         allow_outside: Whether annotations may name image files outside the data set's folders.

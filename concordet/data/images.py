@@ -33,7 +33,7 @@ class Header:
     """What can be known of an image without decoding it.
 
     Attributes:
-        width, height: pixels as stored.
+        width, height: Pixels as stored.
         mode: Pillow's mode.
         orientation: EXIF orientation 1..8, 1 where there is none.
     """
@@ -66,7 +66,7 @@ class Header:
         """Whether annotations made for an image of ``size`` (width, height) refer to the image turned upright.
 
         The annotations' size decides: it equals the stored size or, for an image to be turned by a quarter, the
-        turned size.  Where it cannot decide (no size, a square, a half turn, a mirror image) the stored pixels are
+        turned size. Where it cannot decide (no size, a square, a half turn, a mirror image) the stored pixels are
         taken, as torchvision's data sets do and as COCO's annotations are made.
         """
         if not self.is_quarter_turned() or size is None:

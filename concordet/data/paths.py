@@ -170,7 +170,7 @@ def read_text(path: Path, what: str) -> str:
 def image_faults(records: Sequence[Record], folders: Sequence[Path], source: Path) -> dict[int, Exception]:
     """What is wrong with the paths of image files, by index: missing, no regular file, or outside ``folders``.
 
-    Each folder is listed once, which is faster than asking for each file.  An empty ``folders`` allows any place.
+    Each folder is listed once, which is faster than asking for each file. An empty ``folders`` allows any place.
     """
     roots = [os.path.realpath(folder) for folder in folders]
     listings: dict[str, tuple[bool, dict[str, bool]]] = {}

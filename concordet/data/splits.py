@@ -37,7 +37,7 @@ class HoldOut:
     """A seeded share of the images that is held out for validation.
 
     Which images these are depends on the seed and the names of the images only, not on their order or on the folder
-    that the data set lies in; an image that is added or removed moves no other.  The copies that Roboflow's
+    that the data set lies in; an image that is added or removed moves no other. The copies that Roboflow's
     augmentation makes of a photograph (``name.rf.<hash>.jpg``) stay together.
 
     Attributes:

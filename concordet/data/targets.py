@@ -39,7 +39,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
     """A map-style data set of ``(image, target)`` with what training and evaluation need to know about it.
 
     Without ``transforms`` an image is float ``[3, H, W]`` in 0..1 and a target holds plain tensors; transforms get what
-    :meth:`sample` returns.  A target holds
+    :meth:`sample` returns. A target holds
 
     - ``boxes`` ``[n, 4]`` float32 xyxy pixels of the returned image, ``labels`` ``[n]`` int64 1..C, ``image_id`` int;
     - ``ignored_boxes`` ``[k, 4]``: crowd regions and difficult objects, which are neither objects nor background;

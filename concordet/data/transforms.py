@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from concordet.data.targets import Target, Transforms, to_plain
 
-_FILL = [124, 116, 104]  # ImageNet's mean colour, as SSD fills what is outside the image
+_FILL = [124, 116, 104]  # ImageNet's mean color, as SSD fills what is outside the image
 _IGNORED_LABEL = 0
 
 
@@ -23,34 +23,34 @@ def train_transforms(
     scale_jitter: tuple[float, float] | None = None,
     min_size: float = 1.0,
 ) -> Transforms:
-    """Augmentations for training, in the order of SSD (Liu et al. 2016, section 2.2): colours, zoom out, crop, flip.
+    """Augmentations for training, in the order of SSD (Liu et al. 2016, section 2.2): colors, zoom out, crop, flip.
 
     Boxes are clipped to the image, and dropped (with their masks) where less than ``min_size`` pixels remain.
 
     Args:
-        flip: "none", "horizontal" or "both"; each direction has probability 1/2.  ``dataset.default_flip`` says
+        flip: "none", "horizontal" or "both"; each direction has probability 1/2. ``dataset.default_flip`` says
             what its classes allow (a mirrored digit is no digit).
-        photometric: SSD's random brightness, contrast, saturation, hue and channel order.
-        zoom_out: probability of putting the image on a canvas of up to 4 times its width and height (SSD: 0.5).
-        iou_crop: SSD's random crop with a least overlap with an object.
-        scale_jitter: range of a random factor by which the image is scaled, then cropped or padded to its own size.
-        min_size: least width and height of a box in pixels.
+        photometric: Whether to apply SSD's random brightness, contrast, saturation, hue and channel order.
+        zoom_out: Probability of putting the image on a canvas of up to 4 times its width and height (SSD: 0.5).
+        iou_crop: Whether to apply SSD's random crop with a least overlap with an object.
+        scale_jitter: Range of a random factor by which the image is scaled, then cropped or padded to its own size.
+        min_size: Least width and height of a box in pixels.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: An option out of its range.
 
     Example:
         >>> ssd = train_transforms(photometric=True, zoom_out=0.5, iou_crop=True)
         >>> light = train_transforms(flip="none", scale_jitter=(0.8, 1.25))
     """
     if flip not in ("none", "horizontal", "both"):
-        raise ValueError(f"flip must be 'none', 'horizontal' or 'both', not {flip!r}")
+        raise ValueError(f"flip must be 'none', 'horizontal' or 'both', got {flip!r}")
     if not 0 <= zoom_out <= 1:
-        raise ValueError(f"zoom_out is a probability in 0..1, not {zoom_out}")
+        raise ValueError(f"zoom_out must be a probability in 0..1, got {zoom_out}")
     if scale_jitter is not None and not 0 < scale_jitter[0] <= scale_jitter[1]:
-        raise ValueError(f"scale_jitter must be two factors 0 < low <= high, not {scale_jitter}")
+        raise ValueError(f"scale_jitter must be two factors 0 < low <= high, got {scale_jitter}")
     if min_size < 1:
-        raise ValueError(f"min_size must be at least 1 pixel, not {min_size}")
+        raise ValueError(f"min_size must be at least 1 pixel, got {min_size}")
     steps: list[nn.Module] = []
     if photometric:
         steps.append(v2.RandomPhotometricDistort())
@@ -75,7 +75,7 @@ def eval_transforms() -> Transforms:
 
 
 class DetectionTransforms(nn.Module):
-    """Applies ``steps`` to image and target and gives what a detector takes.
+    """Applies ``steps`` to image and target and returns what a detector takes.
 
     Meanwhile ignored regions are boxes with label 0, so that whatever happens to boxes happens to them too.
     """
@@ -94,10 +94,10 @@ class DetectionTransforms(nn.Module):
 
 
 class RescaleInPlace(nn.Module):
-    """Scales the image by a random factor and crops or pads it to its own size at a random place.
+    """Scales the image by a random factor and crops or pads it to its own size at a random position.
 
     Args:
-        low, high: range of the factor, which is uniform in it.
+        low, high: Range of the factor, which is uniform in it.
     """
 
     def __init__(self, low: float, high: float) -> None:

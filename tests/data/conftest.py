@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def picture(width, height, seed=0):
-    """A smooth coloured image, so that JPEG changes it little."""
+    """A smooth colored image, so that JPEG changes it little."""
     random = np.random.default_rng(seed)
     small = Image.fromarray(random.integers(0, 256, (4, 4, 3), dtype=np.uint8))
     return small.resize((width, height), Image.Resampling.BICUBIC)
@@ -26,14 +26,14 @@ def voc_xml(objects, size=(64, 48)):
 
 
 @pytest.fixture(name="picture")
-def give_picture():
+def picture_function():
     """The function :func:`picture`."""
     return picture
 
 
 @pytest.fixture
 def voc(tmp_path):
-    """Writes a VOC folder: ``voc({"name": objects})`` and gives its path."""
+    """Writes a VOC folder: ``voc({"name": objects})`` and returns its path."""
 
     root = tmp_path / "voc"
 
@@ -51,7 +51,7 @@ def voc(tmp_path):
 
 @pytest.fixture
 def coco(tmp_path):
-    """Writes a COCO folder from lists of annotations and images (64 x 48 where not given), and gives its path."""
+    """Writes a COCO folder from lists of annotations and images (64 x 48 where not given), and returns its path."""
 
     def write(annotations, images=None, categories=None, files=None):
         images = [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}] if images is None else images

@@ -16,7 +16,7 @@ RECIPES = [{}, {"flip": "both"}, {"flip": "none", "scale_jitter": (0.5, 2.0)}, S
 
 
 def sample(objects=3, ignored=2, masks=True, seed=0, size=(60, 80)):
-    """Rectangles whose mask fills the box, each painted in its own colour; ignored regions have none."""
+    """Rectangles whose mask fills the box, each painted in its own color; ignored regions have none."""
     random = torch.Generator().manual_seed(seed)
     height, width = size
     image = torch.zeros(3, *size, dtype=torch.uint8)
@@ -42,8 +42,8 @@ def sample(objects=3, ignored=2, masks=True, seed=0, size=(60, 80)):
         if masks and objects
         else (torch.zeros(0, *size, dtype=torch.uint8) if masks else None),
     )
-    for place, fill in enumerate(fills):
-        image[:, fill.bool()] = 40 + 40 * place
+    for index, fill in enumerate(fills):
+        image[:, fill.bool()] = 40 + 40 * index
     return tv_tensors.Image(image), target
 
 
@@ -151,8 +151,8 @@ def test_evaluation_changes_nothing_but_the_range():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"flip": "vertical"}, "flip must be 'none', 'horizontal' or 'both', not 'vertical'"),
-        ({"zoom_out": 2}, "zoom_out is a probability"),
+        ({"flip": "vertical"}, "flip must be 'none', 'horizontal' or 'both', got 'vertical'"),
+        ({"zoom_out": 2}, "zoom_out must be a probability"),
         ({"scale_jitter": (1.2, 0.8)}, "scale_jitter must be two factors"),
         ({"min_size": 0}, "min_size must be at least 1"),
     ],

@@ -42,7 +42,7 @@ def test_scene_does_not_depend_on_order_length_or_other_scenes():
         np.testing.assert_array_equal(forwards.scene(index).image, later[index])
 
 
-def test_seeds_and_splits_give_other_scenes():
+def test_other_seeds_and_splits_have_other_scenes():
     images = [DigitScenes(split, seed=seed).scene(0).image for split in ("train", "val") for seed in (0, 1)]
     assert len({image.tobytes() for image in images}) == 4
 
@@ -131,7 +131,7 @@ def test_workers_and_cache_change_nothing():
         assert torch.equal(cached[index][0], cached[index][0])
 
 
-def test_what_is_given_away_is_not_the_cache():
+def test_changing_a_sample_does_not_change_the_cache():
     dataset = DigitScenes(length=2, cache=True, transforms=lambda image, target: (image, target))
     image, target = dataset[0]
     first = image.clone()
@@ -144,13 +144,13 @@ def test_what_is_given_away_is_not_the_cache():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"split": "test"}, "'train' and 'val', not 'test'"),
+        ({"split": "test"}, "split must be 'train' or 'val' for digit scenes, got 'test'"),
         ({"classes": ["1", "x"]}, "different numerals"),
         ({"classes": ["1", "1"]}, "different numerals"),
         ({"classes": []}, "different numerals"),
         ({"size": 32}, "at least 48 pixels"),
         ({"length": 0}, "must be at least 1"),
-        ({"seed": -1}, "seed must be 0 or more"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_refused_options(options, sentence):

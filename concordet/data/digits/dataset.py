@@ -28,20 +28,24 @@ class DigitScenes(DetectionDataset):
 
     Light digits of 18 pixels up to half the image's height, at random aspects, slants, rotations, stroke widths and
     contrasts, overlap and are partly hidden; strokes, blobs and fragments of digits are no objects; about 2 % of the
-    scenes have no object.  A box is tight around the digit's ink within the image, whether that is hidden or not.
+    scenes have no object. A box is tight around the digit's ink within the image, whether that is hidden or not.
 
-    A scene is decided by (seed, split, index) alone: the same on every machine, in any order, by any worker.
+    A scene is decided by (seed, split, index) only: the same on every machine, in any order, by any worker.
     Training and validation scenes share no digit image: a fixed quarter of each numeral's images is for validation.
 
     Args:
         split: "train" or "val".
-        length: number of scenes; None is 4000 for training and 500 for validation.
-        seed: another seed, other scenes.
-        size: width and height in pixels, at least 48.
-        classes: the numerals to use, in the order of their labels; None is all ten.
-        masks: whether targets and ground truth carry the ink's masks.
-        cache: keep drawn scenes in memory (about 3 * size^2 bytes each; every worker process has its own cache).
-        transforms: see :class:`DetectionDataset`.
+        length: Number of scenes; None is 4000 for training and 500 for validation.
+        seed: Seed of the scenes.
+        size: Width and height in pixels, at least 48.
+        classes: Numerals to use, in the order of their labels; None is all ten.
+        masks: Whether targets and ground truth carry the ink's masks.
+        cache: Whether to keep drawn scenes in memory (about 3 * size^2 bytes each; every worker process has its own
+            cache).
+        transforms: See :class:`DetectionDataset`.
+
+    Raises:
+        ValueError: An option out of its range.
 
     Example:
         >>> image, target = DigitScenes("val", length=10)[0]
@@ -64,24 +68,24 @@ class DigitScenes(DetectionDataset):
         transforms: Transforms | None = None,
     ) -> None:
         if split not in DEFAULT_LENGTH:
-            raise ValueError(f"digit scenes have the splits 'train' and 'val', not {split!r}")
+            raise ValueError(f"split must be 'train' or 'val' for digit scenes, got {split!r}")
         names = [str(name) for name in (NUMERALS if classes is None else classes)]
         if not names or len(set(names)) < len(names) or not set(names) <= set(NUMERALS):
-            raise ValueError(f"classes of digit scenes are different numerals out of '0'..'9', not {names}")
+            raise ValueError(f"classes must be different numerals out of '0'..'9' for digit scenes, got {names}")
         if size < 48:
-            raise ValueError(f"digit scenes need a size of at least 48 pixels for legible digits, not {size}")
+            raise ValueError(f"size must be at least 48 pixels, so that digits are legible, got {size}")
         length = DEFAULT_LENGTH[split] if length is None else length
         if length < 1:
-            raise ValueError(f"length, the number of scenes, must be at least 1, not {length}")
+            raise ValueError(f"length must be at least 1, the number of scenes, got {length}")
         if seed < 0:
-            raise ValueError(f"seed must be 0 or more, not {seed}")
+            raise ValueError(f"seed must be at least 0, got {seed}")
         self.split, self.length, self.seed, self.size = split, length, seed, size
         self.masks, self.transforms = masks, transforms
         self.class_names = names
         self.category_ids = list(range(1, len(names) + 1))
         self._sources = [split_digits()[split][int(name)] for name in names]
         self._label_of = {int(name): label for label, name in enumerate(names, 1)}
-        self._found: list[dict[str, Any]] | None = None
+        self._all: list[dict[str, Any]] | None = None
         self._cache: dict[int, Scene] | None = {} if cache else None
 
     def __len__(self) -> int:
@@ -147,12 +151,12 @@ class DigitScenes(DetectionDataset):
 
     def _annotations(self) -> list[dict[str, Any]]:
         """All objects without ids; every scene is drawn once for this, about 3 s for a thousand."""
-        if self._found is not None:
-            return self._found
-        found = []
+        if self._all is not None:
+            return self._all
+        annotations = []
         for index in range(self.length):
             scene = self._kept(index)
-            for place, (box, digit) in enumerate(zip(scene.boxes.tolist(), scene.digits.tolist(), strict=True)):
+            for number, (box, digit) in enumerate(zip(scene.boxes.tolist(), scene.digits.tolist(), strict=True)):
                 width, height = box[2] - box[0], box[3] - box[1]
                 annotation: dict[str, Any] = {
                     "image_id": index,
@@ -162,8 +166,8 @@ class DigitScenes(DetectionDataset):
                     "iscrowd": 0,
                 }
                 if self.masks:
-                    ink = scene.ink[place]
+                    ink = scene.ink[number]
                     annotation |= {"segmentation": encode_mask(ink), "area": float(ink.sum())}
-                found.append(annotation)
-        self._found = found
-        return found
+                annotations.append(annotation)
+        self._all = annotations
+        return annotations

@@ -41,7 +41,7 @@ class CityscapesFolder(FileDataset):
     """Cityscapes (Cordts et al. 2016) with a box around each instance's visible pixels.
 
     In ``*_gtFine_instanceIds.png`` a value of 1000 * label id + n is instance n, a bare label id is stuff or a group
-    whose members are not told apart.  Each connected part of a group becomes an ignored region.  Caravans and
+    whose members are not told apart. Each connected part of a group becomes an ignored region. Caravans and
     trailers, which the benchmark leaves out, are left out. Image ids are indices in the sorted list of images.
 
     Args:
