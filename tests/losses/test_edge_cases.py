@@ -9,8 +9,8 @@ import torch
 from concordet.assigned import BACKGROUND
 from concordet.losses import build_criterion, value_checks
 from concordet.losses import functional as F
+from concordet.ranking import Definition, Result, Term, operator
 from concordet.ranking.bucketed import bucket
-from concordet.ranking.operator import RankingOptions, compute_terms
 from tests.losses.test_criteria import record
 
 RANKING = {
@@ -203,15 +203,28 @@ class TestConstants:
             loss = F.ap_loss(logits, torch.tensor([1] + [0] * 7), delta=0.0, method="bucketed")
             assert loss.item() == pytest.approx(7 / 8)
 
-    @pytest.mark.parametrize("method", ["exact", "quadratic", "bucketed"])
-    def test_autocast_has_no_effect_inside_the_operator(self, method):
-        generator = torch.Generator().manual_seed(1)
-        logits, labels = torch.randn(400, generator=generator), (torch.rand(400, generator=generator) < 0.2).long()
-        quality = torch.rand(400, generator=generator)
-        arguments = (logits, labels, quality, "rank_sort", [], True, *RankingOptions(0.5, 0.5, method))
-        expected = compute_terms(*arguments)
+    def test_autocast_has_no_effect_inside_the_operator(self, monkeypatch):
+        """Not even on a definition that multiplies float32 matrices, which autocast would do in bfloat16."""
+        seen = []
+
+        def product(counts, aux, *, self_relation):
+            column = counts.positives.float()[:, None]
+            seen.append((column @ column.T).dtype)
+            value = column.square().sum(1).double()
+            return Result(terms=(Term(value=value, error=value, pmf_denominator=counts.negatives_above()),))
+
+        definition = Definition(name="product", compute=product)
+        monkeypatch.setitem(operator.DEFINITIONS, "product", definition)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            got = compute_terms(*arguments)
-        for mine, theirs in zip(got, expected, strict=True):
-            assert mine.dtype == theirs.dtype
-            assert torch.equal(mine, theirs)
+            operator.ranking_loss(definition, torch.tensor([0.3, 0.1]), torch.tensor([1, 0]))
+        assert seen == [torch.float32]
+
+    @pytest.mark.parametrize(("above", "moves"), [(5e-6, False), (2e-5, True)])
+    def test_alrp_moves_a_positive_from_a_hundred_thousandth_on(self, above, moves):
+        """Algorithm A.1, line 28: with N_FP at most 1e-5 nothing moves, though the localization errors above count."""
+        negative = -1 + 2 * above  # H = (x + 1) / 2 of it for the second positive
+        logits = torch.tensor([5.0, 0.0, negative], dtype=torch.float64, requires_grad=True)
+        labels, errors = torch.tensor([1, 1, 0]), torch.tensor([0.9, 0.4], dtype=torch.float64)
+        (gradient,) = torch.autograd.grad(F.alrp_loss(logits, labels, errors).classification, logits)
+        moved = (above + 0.9) / (2 + above) / 2 if moves else 0.0
+        np.testing.assert_allclose(gradient.numpy(), [0, -moved, moved], rtol=1e-6)
