@@ -1,4 +1,9 @@
-"""How well scores and IoUs agree, from arrays or from files; nothing here imports torch or a loss."""
+"""How well scores and IoUs agree, from arrays or from files; nothing here imports torch or a loss.
+
+Functions of arrays return a report with ``value``, ``reason`` (why the value is None) and, where it is an average over
+groups, the values of the groups; :class:`Value` and :class:`Inconsistency` are tuples. Functions of files return plain
+JSON (:func:`evaluate_detections`, :func:`compare`, ``Analysis.to_dict()``), where ``reasons`` explains each None.
+"""
 
 from concordet.measures.analysis import Analysis, analyze, evaluate_detections
 from concordet.measures.calibration import (
