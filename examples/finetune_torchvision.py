@@ -27,7 +27,7 @@ def finetune(model, data, loss, *, epochs=12, batch_size=4, lr=0.005):
             sum(losses.values()).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
             optimizer.step()
-        installed_criterion(model).on_epoch_end()  # aLRP's balance moves on; others have none
+        installed_criterion(model).on_epoch_end()  # updates the balance of aLRP; other losses have no state
         print(epoch, {name: round(value.item(), 3) for name, value in losses.items()})
 
 

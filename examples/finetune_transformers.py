@@ -1,4 +1,4 @@
-"""Fine-tunes a set predictor of Transformers on your own data with a ranking loss, by its Trainer.
+"""Fine-tunes a set predictor of Transformers on your own data with a ranking loss, using its Trainer.
 
 python examples/finetune_transformers.py PekingU/rtdetr_r50vd coco FOLDER train2017    # or: voc VOC2007 trainval
 """
@@ -13,7 +13,7 @@ from concordet.detectors import install
 
 
 def annotations(target):
-    """One image's objects as Transformers' processors take them; its labels begin at 0."""
+    """One image's objects as Transformers' processors take them; their labels start at 0."""
     boxes = box_convert(target["boxes"], "xyxy", "xywh").tolist()
     objects = [
         {"bbox": box, "category_id": label - 1, "area": box[2] * box[3], "iscrowd": 0}

@@ -1,6 +1,6 @@
-"""Backbones: torchvision's ResNets, plain or with deformable convolutions, timm's networks, a small one as ``nano``.
+"""Backbones: torchvision's ResNets, plain or with deformable convolutions, timm's networks, and a small ``nano`` one.
 
-:func:`features` gives maps of several strides, :func:`pyramid` the same with a feature pyramid on top.
+:func:`features` builds networks with feature maps of several strides, :func:`pyramid` adds a feature pyramid.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ PLAIN = (
 BOTTLENECKS = (*PLAIN, *(name + DEFORMABLE for name in PLAIN))
 RESNETS = ("resnet18", "resnet34", *BOTTLENECKS)
 TIMM = {"swin_t": "swin_tiny_patch4_window7_224", "swin_l": "swin_large_patch4_window12_384"}
-"""Short names of timm's networks; any other of them is ``timm/`` and timm's name."""
+"""Short names of networks of timm; all others are called ``timm/NAME``."""
 
 
 class Features(nn.Module):
     """Feature maps of images, finest first.
 
     Args:
-        body: a network that returns them in a dict.
-        channels: of each map.
-        strides: of each map, pixels.
+        body: Network that returns a dict of feature maps.
+        channels: Number of channels of each map.
+        strides: Stride of each map, pixels.
     """
 
     def __init__(self, body: nn.Module, channels: Sequence[int], strides: Sequence[int]) -> None:
@@ -58,9 +58,9 @@ class Pyramid(nn.Module):
     """A network under torchvision's feature pyramid; parameters are named as in its ``BackboneWithFPN``.
 
     Args:
-        maps: what the pyramid stands on.
-        out_channels: of every level.
-        extra: makes the levels above the coarsest map.
+        maps: Network whose feature maps the pyramid is built on.
+        out_channels: Number of channels of every level.
+        extra: Module that computes the levels above the coarsest map; None for none.
     """
 
     def __init__(self, maps: Features, out_channels: int, extra: ExtraFPNBlock | None) -> None:
@@ -70,7 +70,7 @@ class Pyramid(nn.Module):
         self.out_channels = out_channels
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Images ``[b, 3, h, w]`` to levels of ``out_channels``."""
+        """Levels with ``out_channels`` channels, from images ``[b, 3, h, w]``."""
         return self.fpn(self.body(x))
 
 
@@ -80,16 +80,17 @@ def features(
     """Feature maps without a pyramid, for detectors that have none.
 
     Args:
-        size: ``full``, or ``nano``, which has a network of its own.
-        backbone: one of :data:`RESNETS` (those in ``_dcn`` have modulated deformable convolutions in their last three
-            stages), ``swin_t``, ``swin_l``, or ``timm/NAME`` for any network of timm that has these strides; None is
+        size: ``full``, or ``nano``, which has its own network.
+        backbone: One of :data:`RESNETS` (with ``_dcn`` at the end for modulated deformable convolutions in the last
+            three stages), ``swin_t``, ``swin_l``, or ``timm/NAME`` for any network of timm with these strides; None is
             ``resnet50``.
-        levels: strides of the maps, of 4 (not nano), 8, 16 and 32, finest first.
-        pretrained: weights will be loaded: batch norms are frozen, and of a ResNet the first two stages, as torchvision
-            does; from scratch everything trains.
+        levels: Strides of the maps, finest first, out of 4 (not nano), 8, 16 and 32.
+        pretrained: Whether weights will be loaded; then batch norms and the first two stages of a ResNet are frozen, as
+            in torchvision. From scratch everything is trained.
 
     Raises:
-        ValueError: for another backbone, one beside nano, one that lacks a stride, or one of timm's without timm.
+        ValueError: for an unknown backbone, any backbone with nano, one without these strides, or one of timm if timm
+            is not installed.
 
     Example:
         >>> import torch
@@ -102,7 +103,10 @@ def features(
         raise ValueError(f"levels must be strides of {known} in ascending order, got {tuple(levels)}")
     if size == "nano":
         if backbone is not None:
-            raise ValueError(f"size 'nano' has a backbone of its own; drop backbone={backbone!r} or take size='full'")
+            raise ValueError(
+                f"backbone must be None for size 'nano', got {backbone!r}; "
+                f"drop backbone={backbone!r} or use size='full'"
+            )
         stages = {f"c{stride.bit_length() - 1}": str(i) for i, stride in enumerate(levels)}
         return Features(IntermediateLayerGetter(nano_body(), stages), [NANO_WIDTHS[s] for s in levels], levels)
     name = backbone or "resnet50"
@@ -119,11 +123,18 @@ def pyramid(
 ) -> tuple[Pyramid, tuple[int, ...]]:
     """A backbone with a feature pyramid, and the strides of its levels.
 
-    Full size has five levels of 256 channels: P3..P7 (strides 8 to 128), with P6 computed from C5 (``extra`` is
-    ``c5``: RetinaNet) or P5 (``p5``: FCOS, ATSS), or P2..P6 (strides 4 to 64), with P6 pooled from P5 (``pool``: Faster
-    R-CNN).  Nano has P3..P5 (strides 8 to 32) of 64 channels: enough for small images.
+    Full size has five levels of 256 channels: P3..P7 (strides 8 to 128) with P6 computed from C5 (``c5``, RetinaNet) or
+    from P5 (``p5``, FCOS and ATSS), or P2..P6 (strides 4 to 64) with P6 pooled from P5 (``pool``, Faster R-CNN).  Nano
+    has P3..P5 (strides 8 to 32) of 64 channels, enough for small images.
 
-    Other arguments and errors are those of :func:`features`.
+    Args:
+        size: See :func:`features`.
+        backbone: See :func:`features`.
+        extra: Source of the levels above P5, see above; nano has none.
+        pretrained: See :func:`features`.
+
+    Raises:
+        ValueError: as in :func:`features`.
     """
     if size == "nano":
         return Pyramid(features(size, backbone), NANO_CHANNELS, None), (8, 16, 32)
@@ -136,15 +147,15 @@ def pyramid(
 
 
 def resnet(name: str, *, pretrained: bool = False, **options: Any) -> ResNet:
-    """A torchvision ResNet; with weights to come its batch norms and first two stages are frozen.
+    """A torchvision ResNet; if weights will be loaded, its batch norms and first two stages are frozen.
 
     Args:
-        name: one of :data:`RESNETS`.
-        pretrained: see :func:`features`.
-        **options: of torchvision's builder.
+        name: One of :data:`RESNETS`.
+        pretrained: See :func:`features`.
+        **options: Arguments of torchvision's builder.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for an unknown name.
     """
     if name not in RESNETS:
         raise ValueError(f"backbone must be one of {', '.join((*RESNETS, *TIMM))} or timm/NAME, got {name!r}")
@@ -154,21 +165,21 @@ def resnet(name: str, *, pretrained: bool = False, **options: Any) -> ResNet:
         for block in (*network.layer2, *network.layer3, *network.layer4):
             block.conv2 = DeformableConv(block.conv2)
     if pretrained:
-        for part in (network.conv1, network.layer1):
-            part.requires_grad_(False)
+        for stage in (network.conv1, network.layer1):
+            stage.requires_grad_(False)
     return network
 
 
 class DeformableConv(DeformConv2d):
-    """A modulated deformable convolution (Zhu et al. 2019, DCNv2) in the place of a plain one.
+    """A modulated deformable convolution (Zhu et al. 2019, DCNv2) that replaces a plain one.
 
-    A second convolution of the same kernel and stride predicts for each of its k * k samples an offset and a weight
-    ``2 sigmoid(m)`` in (0, 2), all zero at first: then it is the plain convolution, whose weights it has.  (The paper's
-    and mmdetection's weight is ``sigmoid(m)``, which halves the plain convolution's output.)  Offsets are common to all
-    groups.
+    A second convolution with the same kernel and stride predicts an offset and a weight ``2 sigmoid(m)`` in (0, 2) for
+    each of the k * k samples.  It is zero-initialized, so that the result first equals that of the plain convolution,
+    whose weights are kept.  (In the paper and in mmdetection the weight is ``sigmoid(m)``, which halves the output of
+    the plain convolution.)  All groups share the offsets.
 
     Args:
-        plain: the convolution that it replaces.
+        plain: Convolution to replace.
     """
 
     def __init__(self, plain: nn.Conv2d) -> None:
@@ -192,10 +203,11 @@ class TimmBody(nn.Module):
     """Some of the feature maps of a network of timm.
 
     Args:
-        model: the network.
-        indices: of the maps, as timm counts them.
-        channels: of the maps, where each is to get a layer norm; timm's networks that keep channels last (Swin) need
-            one, which their authors' detectors have too: before their last norm, values have no fixed scale.
+        model: Network.
+        indices: Indices of the maps, as in timm.
+        channels: Numbers of channels of the maps, to add a layer norm to each; empty for none. Networks of timm with
+            channels last (Swin) need one, as in their authors' detectors: before their last norm, values have no fixed
+            scale.
     """
 
     def __init__(self, model: Any, indices: Sequence[int], channels: Sequence[int] = ()) -> None:
@@ -216,7 +228,7 @@ def timm_features(name: str, levels: Sequence[int], *, pretrained: bool = False)
     """Feature maps of a network of timm; see :func:`features`.
 
     Raises:
-        ValueError: timm is not installed, does not know the name, or the network is of no use to a detector.
+        ValueError: if timm is not installed or has no such network, or if a detector cannot use it.
     """
     try:
         import timm
@@ -229,14 +241,14 @@ def timm_features(name: str, levels: Sequence[int], *, pretrained: bool = False)
         maps: Any = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=indices, **options)
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(
-            f"timm makes no feature maps of a backbone {name!r} ({error}); see timm.list_models()"
+            f"backbone must be a network of timm with feature maps, got {name!r} ({error}); see timm.list_models()"
         ) from error
     model, channels, strides = maps.model, maps.feature_info.channels(), maps.feature_info.reduction()
     dynamic = getattr(model, "dynamic_img_size", False)
     if strides != list(levels) or (model.pretrained_cfg.get("fixed_input_size") and not dynamic):
         raise ValueError(
-            f"backbone {name!r} is for images of one size or lacks maps of the strides {list(levels)}; take another, "
-            "such as 'swin_t' or 'timm/convnext_tiny'"
+            f"backbone must take images of any size and have maps with the strides {list(levels)}, got {name!r}; "
+            "use another, such as 'swin_t' or 'timm/convnext_tiny'"
         )
     if dynamic:
         model.patch_embed.dynamic_img_pad = True  # sides that are no multiple of the patch
@@ -247,7 +259,7 @@ def timm_features(name: str, levels: Sequence[int], *, pretrained: bool = False)
 
 
 def nano_body(stem: int = 24) -> nn.Sequential:
-    """A residual network of 0.3 M parameters; c3, c4 and c5 have strides 8, 16 and 32."""
+    """A residual network of 0.3 M parameters whose layers c3, c4 and c5 have strides 8, 16 and 32."""
 
     def stage(inputs: int, outputs: int) -> BasicBlock:
         shortcut = Conv2dNormActivation(inputs, outputs, 1, stride=2, activation_layer=None)

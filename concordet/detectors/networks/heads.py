@@ -18,26 +18,26 @@ def flatten_level(x: Tensor, channels: int) -> Tensor:
 
 
 def init_prior_bias(classifier: nn.Module) -> None:
-    """A sigmoid classifier begins with scores of 0.01, as RetinaNet's: nearly everything is background."""
+    """Initializes a sigmoid classifier to scores of 0.01, as in RetinaNet: nearly everything is background."""
     nn.init.constant_(cast(Tensor, classifier.bias), -math.log(99))
 
 
 class RegressionHead(nn.Module):
     """Box regression with an optional quality branch (centerness or IoU) on the same tower.
 
-    Parameter names are those of torchvision's ``FCOSRegressionHead``, so that its weights load; that one always has the
-    branch, and without it a detector must not carry parameters that get no gradient.
+    Parameters have the names of torchvision's ``FCOSRegressionHead``, so that its weights load. That class always has
+    the branch; here it is optional, because a detector must not have parameters without gradient.
 
     Args:
-        channels: of the features.
-        num_anchors: a location.
-        num_convs: depth of the tower.
-        quality: builds the branch.
-        levels: with a number, outputs are multiplied by a learned scale a level (ATSS); None: no scales (FCOS as
-            torchvision has it).
-        positive: applies ReLU to the regression (distances to sides).
-        bias: initial bias of the regression.
-        outputs: values per box; 4, or more where a box side is a distribution.
+        channels: Number of channels of the features.
+        num_anchors: Number of anchors per location.
+        num_convs: Depth of the tower.
+        quality: Whether to build the quality branch.
+        levels: Number of levels, to multiply outputs by one learned scale per level (ATSS); None for no scales
+            (torchvision's FCOS).
+        positive: Whether to apply ReLU to the regression (distances to sides).
+        bias: Initial bias of the regression.
+        outputs: Number of values per box: 4, or more if a box side is a distribution.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class DenseHead(nn.Module):
 
 
 class RetinaHead(RetinaNetHead):
-    """torchvision's RetinaNet head, answering like :class:`DenseHead`."""
+    """torchvision's RetinaNet head with the outputs of :class:`DenseHead`."""
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, None]:
         """``[b, a, c]`` logits, ``[b, a, 4]`` regressions, no quality."""
@@ -104,6 +104,6 @@ class RetinaHead(RetinaNetHead):
 
 def set_depth(head: RetinaHead, num_convs: int) -> RetinaHead:
     """Keeps the first ``num_convs`` layers of both towers (torchvision builds four)."""
-    for part in (head.classification_head, head.regression_head):
-        part.conv = part.conv[:num_convs]
+    for tower in (head.classification_head, head.regression_head):
+        tower.conv = tower.conv[:num_convs]
     return head

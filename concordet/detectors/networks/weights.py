@@ -11,20 +11,20 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
 
 OPTIONAL = ("num_batches_tracked", "caffe_input", "conv2.offset.weight", "conv2.offset.bias")
-"""Ends of names that weights may lack: a plain ResNet's have no deformable convolutions' offsets, which begin at 0."""
+"""Suffixes of names that weights may lack: plain ResNets have no offsets of deformable convolutions (0 at first)."""
 
 
 def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
     """Loads a whole detector's weights, or a classifier's into its backbone, in place.
 
     Args:
-        model: the detector.
-        weights: a local file (a state dict, or a checkpoint of this project), a torchvision enumeration, or its name
+        model: Detector.
+        weights: Local file (a state dict, or a checkpoint of concordet), enumeration of torchvision, or its name
             (``"ResNet50_Weights.IMAGENET1K_V1"``), which torchvision downloads unless it is in torch's cache.  Weights
-            of timm's networks are files as timm distributes them, PyTorch's or ``.safetensors``.
+            of timm's networks are files as timm distributes them, from PyTorch or ``.safetensors``.
 
     Raises:
-        ValueError: for a file that is no weights, for weights of something else, or when a download is not possible.
+        ValueError: for a file without weights, weights of another model, or if a download is not possible.
     """
     name = str(weights)
     state = _read(weights)

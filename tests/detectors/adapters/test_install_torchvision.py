@@ -285,7 +285,7 @@ class TestAgainstTheZoo:
 
 
 class _ZooHead(nn.Module):
-    """torchvision's FCOS head answering as the zoo's heads do."""
+    """torchvision's FCOS head with the outputs of heads of this package."""
 
     def __init__(self, head):
         super().__init__()

@@ -84,8 +84,8 @@ def set_batch(*counts, seed=1, size=64):
     generator = torch.Generator().manual_seed(seed)
     labels = []
     for count in counts:
-        centre, extent = torch.rand(2, count, 2, generator=generator)
-        boxes = torch.cat([0.3 + 0.4 * centre, 0.1 + 0.3 * extent], 1)
+        center, extent = torch.rand(2, count, 2, generator=generator)
+        boxes = torch.cat([0.3 + 0.4 * center, 0.1 + 0.3 * extent], 1)
         labels.append({"class_labels": torch.randint(0, 3, (count,), generator=generator), "boxes": boxes})
     return {"pixel_values": torch.rand(len(counts), 3, size, size, generator=generator), "labels": labels}
 

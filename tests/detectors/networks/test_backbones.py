@@ -97,9 +97,9 @@ class TestFeatures:
             (("full", "vgg"), "backbone must be one of resnet18"),
             (("full", "resnet18_dcn"), "backbone must be one of resnet18"),
             (("nano", "resnet18"), "drop backbone='resnet18'"),
-            (("full", "timm/nothing"), "no feature maps of a backbone 'nothing'"),
-            (("full", "timm/vit_tiny_patch16_224"), "lacks maps of the strides"),
-            (("full", "timm/maxvit_tiny_tf_224"), "for images of one size"),
+            (("full", "timm/nothing"), "must be a network of timm with feature maps, got 'nothing'"),
+            (("full", "timm/vit_tiny_patch16_224"), "maps with the strides"),
+            (("full", "timm/maxvit_tiny_tf_224"), "must take images of any size"),
         ],
     )
     def test_refusals(self, arguments, message):

@@ -86,10 +86,10 @@ class TestExtraQueries:
             }
             decoding |= {k: outcome.decoding[k] for k in ("spatial_shapes", "level_start_index")}
             decoding["encoder_attention_mask"] = outcome.decoding["encoder_attention_mask"][image : image + 1]
-            alone = model._decoded(
+            separate = model._decoded(
                 decoding, boxes[None], places[None], contents[None], torch.ones(1, len(boxes), dtype=torch.int64)
             )
-            for layer, (logits, decoded) in enumerate(alone, 1):
+            for layer, (logits, decoded) in enumerate(separate, 1):
                 record = found[f"atss_layer{layer}"]
                 rows = record.image_ids == image
                 assert rows.sum() == len(boxes) > 0
@@ -126,8 +126,8 @@ class TestExtraQueries:
         for record in model._query_records(outcome, positives):
             boxes = positives[record.stage.split("_")[0]].boxes
             unit = torch.tensor([96.0, 64, 96, 64])
-            centred = box_convert(boxes / unit, "xyxy", "cxcywh").clamp(1e-5, 1 - 1e-5)
-            torch.testing.assert_close(record.regression.deltas, centred, rtol=1e-4, atol=2e-5)
+            centered = box_convert(boxes / unit, "xyxy", "cxcywh").clamp(1e-5, 1 - 1e-5)
+            torch.testing.assert_close(record.regression.deltas, centered, rtol=1e-4, atol=2e-5)
 
     def test_there_are_not_too_many(self):
         torch.manual_seed(0)
@@ -180,10 +180,10 @@ class TestAuxiliaryHeads:
         assert model.network.class_embed[0].weight.grad.abs().sum() > 0
 
     def test_ranking_losses_take_no_sample_and_no_centerness(self):
-        usual, ranked = (records_of(build(NAME, loss), *batch(3, 2)) for loss in ("default", "rank_sort"))
-        assert usual["atss"].quality.logits is not None
+        default, ranked = (records_of(build(NAME, loss), *batch(3, 2)) for loss in ("default", "rank_sort"))
+        assert default["atss"].quality.logits is not None
         assert ranked["atss"].quality.logits is None
-        assert usual["roi"].softmax
+        assert default["roi"].softmax
         assert not ranked["roi"].softmax
         model = build(NAME, "rank_sort")
         anchors = 2 * sum(-(-64 // s) * -(-96 // s) for s in (8, 16, 32, 64)) * 6

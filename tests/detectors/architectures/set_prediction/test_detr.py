@@ -74,7 +74,7 @@ class TestAgainstTransformers:
         last = sum(value for name, value in terms.items() if name.startswith("layer3"))
         torch.testing.assert_close(last, expected.loss, rtol=1e-5, atol=1e-6)
 
-    def test_earlier_layers_are_normalised_and_not_handed_on(self):
+    def test_earlier_layers_are_normalized_only_for_their_predictions(self):
         """As published: with fewer layers of the same weights, Transformers' class predicts what a layer does."""
         model = spread(build(NAME)).eval()
         images, targets = unequal()
