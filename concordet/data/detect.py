@@ -81,7 +81,7 @@ def count_sentence(description: str, parts: dict[str, DetectionDataset]) -> str:
     return f"{description}: {images:,} image{'s' * (images != 1)}, {classes} class{'es' * (classes != 1)}"
 
 
-def detect_format(path: str | Path, name: str | None = None) -> DataSource:
+def detect_format(path: str | Path, name: str | None = None, *, allow_outside: bool = False) -> DataSource:
     """What a folder or file of images and annotations is.
 
     YOLO, COCO (also as Roboflow exports both), LVIS, Pascal VOC in any folders, Cityscapes and tables of boxes are
@@ -90,6 +90,7 @@ def detect_format(path: str | Path, name: str | None = None) -> DataSource:
     Args:
         path: Folder of a data set, or an annotation file (``data.yaml``, JSON, CSV).
         name: Data set to recognize it as, one of :func:`~concordet.data.list_datasets`; None tries all of them.
+        allow_outside: Whether to follow links to folders outside; give it to :meth:`DataSource.open` as well.
 
     Raises:
         FileNotFoundError: There is nothing at ``path``.
@@ -103,7 +104,7 @@ def detect_format(path: str | Path, name: str | None = None) -> DataSource:
     """
     path = Path(path)
     if path.is_dir():
-        listing = Listing.of(path)
+        listing = Listing.of(path, allow_outside)
     elif path.is_file():
         if path.suffix.lower() in _ARCHIVES:
             raise ValueError(f"{path} must be a folder or an annotation file, got an archive; unpack it first")
@@ -125,6 +126,11 @@ def detect_format(path: str | Path, name: str | None = None) -> DataSource:
         raise ValueError(f"{path} holds {forms}; choose one with --data.name, or name its folder or file")
     if not layouts:
         looked = "; ".join(text for candidate in names if (text := dataset_class(candidate).looks_for))
-        raise ValueError(f"{path}: no data set is recognized among {len(listing.files):,} files; looked for: {looked}")
+        links = ""
+        if listing.skipped:
+            links = f" ({listing.skipped[0]} leads outside and was not followed; --data.allow_outside true follows it)"
+        raise ValueError(
+            f"{path}: no data set is recognized among {len(listing.files):,} files{links}; looked for: {looked}"
+        )
     ((recognized, layout),) = layouts.items()
     return DataSource(path, recognized, layout)

@@ -27,28 +27,29 @@ class Listing:
         root: The folder, or the folder of the file that was named.
         files: Paths of the files below ``root``.
         named: Whether the user named the one file, not the folder.
+        skipped: Links to folders outside, which were not followed.
     """
 
     root: Path
     files: list[Path]
     named: bool = False
+    skipped: list[Path] = field(default_factory=list)
     _images: dict[str, list[Path]] | None = field(default=None, repr=False)
     _by_suffix: dict[str, list[tuple[int, Path]]] | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, root: Path) -> Listing:
-        """Lists a folder; links to folders are followed only where they stay inside it."""
+    def of(cls, root: Path, allow_outside: bool = False) -> Listing:
+        """Lists a folder; links to folders are followed only where they stay inside it, or with ``allow_outside``."""
         files: list[Path] = []
+        skipped: list[Path] = []
         real_root = os.path.realpath(root)
         for folder, folders, names in os.walk(root, followlinks=True):
             depth = len(Path(folder).relative_to(root).parts)
-            folders[:] = sorted(
-                name
-                for name in folders
-                if not name.startswith((".", "__")) and depth < MAX_DEPTH and _is_safe_folder(folder, name, real_root)
-            )
+            visible = sorted(name for name in folders if not name.startswith((".", "__")) and depth < MAX_DEPTH)
+            folders[:] = [name for name in visible if _is_safe_folder(folder, name, real_root, allow_outside)]
+            skipped += [Path(folder, name) for name in visible if name not in folders]
             files += [Path(folder, name) for name in sorted(names) if not name.startswith(".")]
-        return cls(root, files)
+        return cls(root, files, skipped=skipped)
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         """Files whose names end so, in any case."""
@@ -118,13 +119,14 @@ def _common(a: Iterable[str], b: Iterable[str]) -> int:
     return number
 
 
-def _is_safe_folder(folder: str, name: str, root: str) -> bool:
+def _is_safe_folder(folder: str, name: str, root: str, allow_outside: bool) -> bool:
     path = os.path.join(folder, name)
     if not os.path.islink(path):
         return True
     target = os.path.realpath(path)
     # a link to a folder above itself would never end
-    return is_inside(target, root) and not is_inside(os.path.realpath(folder), target)
+    loops = is_inside(os.path.realpath(folder), target) or is_inside(root, target)
+    return not loops and (allow_outside or is_inside(target, root))
 
 
 def is_inside(path: str, folder: str) -> bool:

@@ -77,7 +77,7 @@ def _open_path(config: DataConfig, part: Part, options: dict[str, Any]) -> Any:
             )
     if config.root is not None:
         raise UsageError(f"data.root belongs to a data set by name, got it with the path {config.path}; leave one out")
-    source = detect_format(config.path or "", config.name)
+    source = detect_format(config.path or "", config.name, allow_outside=config.allow_outside)
     chosen = options.pop("split", part)
     dataset = source.open(chosen, val_fraction=config.val_fraction, val_seed=config.val_seed, **options)
     dataset.origin = source.layout.description

@@ -15,7 +15,18 @@ import pytest
 
 from concordet.data import detect_format, load_dataset
 
-from ..data.forms import IMAGES, coco_json, csv_corners, labels, save, voc_objects, write
+from ..data.forms import (
+    IMAGES,
+    coco_json,
+    csv_corners,
+    csv_divided,
+    labels,
+    save,
+    voc_objects,
+    voc_two_folders,
+    write,
+    yolo_without_yaml,
+)
 from ..trees import cityscapes_tree, lvis_tree
 
 pytestmark = pytest.mark.filterwarnings("error")  # a warning is no sentence
@@ -374,6 +385,18 @@ def test_links_stay_inside(outside):
     (root / "a.jpg").unlink()
     (root / "a.jpg").symlink_to(save(root, "b"))
     assert len(load()) == 1
+
+
+@pytest.mark.parametrize("form", [voc_two_folders, yolo_without_yaml, csv_divided])
+def test_links_to_folders_stay_inside(form, tmp_path):
+    root = form(tmp_path / "data")
+    (root / "images").rename(tmp_path / "elsewhere")
+    (root / "images").symlink_to(tmp_path / "elsewhere")
+    (root / "images" / "loop").symlink_to(root)  # followed for ever, if at all
+    with pytest.raises((ValueError, FileNotFoundError), match=r"is missing|images leads outside and was not followed"):
+        detect_format(root).open("train")
+    source = detect_format(root, allow_outside=True)
+    assert sum(map(len, source.open_all(allow_outside=True).values())) == 5
 
 
 def test_lists_stay_inside(outside):

@@ -57,7 +57,7 @@ def run(words: list[str]) -> None:
     from concordet.data.convert import merge_parts, write_folder
     from concordet.data.detect import count_sentence, detect_format
 
-    source = detect_format(args.path, args.name)
+    source = detect_format(args.path, args.name, allow_outside=args.allow_outside)
     options: dict[str, Any] = {"classes": args.classes, "skip_faulty": args.skip_faulty}
     options |= {name: True for name in ("masks", "allow_outside") if getattr(args, name)}
     parts = source.open_all(**options) if args.part is None else {args.part: source.open(args.part, **options)}

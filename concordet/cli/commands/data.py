@@ -51,7 +51,7 @@ def run(words: list[str]) -> None:
     from concordet.data.detect import count_sentence, detect_format
     from concordet.data.statistics import dataset_statistics
 
-    source = detect_format(args.path, args.name)
+    source = detect_format(args.path, args.name, allow_outside=args.allow_outside)
     outside = {"allow_outside": True} if args.allow_outside else {}
     parts = source.open_all(skip_faulty=True, check_images=True, classes=args.classes, **outside)
     sentence = count_sentence(source.layout.description, parts)

@@ -107,8 +107,10 @@ class CsvFolder(FileDataset):
         table = _read_table(file)
         others = [_read_table(base / other) for other in all_annotations if base / other != file]
         names = sorted({row.label for t in (table, *others) for row in t.rows if row.label is not None})
-        listing = Listing.of(base / images if images is not None else base if root is not None else file.parent)
-        read = _annotations(table, split, names, listing, bool(options.get("allow_outside")))
+        outside = bool(options.get("allow_outside"))
+        folder = base / images if images is not None else base if root is not None else file.parent
+        listing = Listing.of(folder, outside)
+        read = _annotations(table, split, names, listing, outside)
         super().__init__(read, **options)
 
     @classmethod

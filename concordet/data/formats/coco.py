@@ -116,7 +116,7 @@ class ImageFinder:
                 raise FileNotFoundError(f"{folder}: no such folder; {form}'s layout is {layout}")
             self.folders = (folder, *((base,) if root is not None else ()))
         else:
-            self._listing = Listing.of(base if root is not None else self._top())
+            self._listing = Listing.of(base if root is not None else self._top(), allow_outside)
             self.folders = (self._listing.root,)
 
     def _top(self) -> Path:

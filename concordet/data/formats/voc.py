@@ -92,7 +92,7 @@ class VocFolder(FileDataset):
                     f"{folders[0]}: no annotation has an object, so the classes are not known; name them as classes"
                 )
             names = [str(name) for name in classes]
-        finder = _VocImages(root, plain=annotations is None)
+        finder = _VocImages(root, annotations is None, outside)
         labels = {name: label for label, name in enumerate(names, start=1)}
         counts: Counter[str] = Counter()
         records = [
@@ -123,11 +123,12 @@ class _VocImages:
     Args:
         root: Folder of the data set.
         plain: Whether they are in ``JPEGImages``, as VOC publishes them.
+        allow_outside: Whether to follow links to folders outside.
     """
 
-    def __init__(self, root: Path, plain: bool) -> None:
+    def __init__(self, root: Path, plain: bool, allow_outside: bool) -> None:
         self.folder = root / "JPEGImages"
-        self.listing = Listing.of(self.folder if plain and self.folder.is_dir() else root)
+        self.listing = Listing.of(self.folder if plain and self.folder.is_dir() else root, allow_outside)
         self.plain = plain
 
     def path(self, tree: ElementTree.Element, source: Path) -> Path:

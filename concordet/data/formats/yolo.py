@@ -64,13 +64,13 @@ class YoloFolder(FileDataset):
         root = Path(root)
         if not root.is_dir():
             raise FileNotFoundError(f"{root}: no such folder; YOLO's layout has data.yaml, images and labels in it")
-        listing = Listing.of(root)
-        file = root / annotations if annotations is not None else _find_yaml(listing)
         outside = bool(options.get("allow_outside"))
+        listing = Listing.of(root, outside)
+        file = root / annotations if annotations is not None else _find_yaml(listing)
         tree = _with_yaml(file, outside) if file is not None else _without_yaml(listing)
         if split not in tree.parts:
             raise ValueError(f"{root}: split must be one of {', '.join(tree.parts)}, got {split!r}")
-        read = _read(tree, split, root, masks)
+        read = _read(tree, split, root, masks, outside)
         super().__init__(read, masks=masks, **options)
 
     @classmethod
@@ -266,12 +266,12 @@ def _label_files(image: Path) -> list[Path]:
     return [*found, image.with_suffix(".txt")]
 
 
-def _images(sources: Sequence[Path], root: Path) -> list[Path]:
+def _images(sources: Sequence[Path], root: Path, allow_outside: bool) -> list[Path]:
     """Image files of a part, from folders, lists of files and files."""
     found: list[Path] = []
     for source in sources:
         if source.is_dir():
-            found += Listing.of(source).with_suffix(*SUFFIXES)
+            found += Listing.of(source, allow_outside).with_suffix(*SUFFIXES)
         elif source.suffix.lower() in SUFFIXES:
             found.append(source)
         else:
@@ -283,8 +283,8 @@ def _images(sources: Sequence[Path], root: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _read(tree: _Tree, split: str, root: Path, masks: bool) -> Annotations:
-    images = _images(tree.parts[split], root)
+def _read(tree: _Tree, split: str, root: Path, masks: bool, allow_outside: bool) -> Annotations:
+    images = _images(tree.parts[split], root, allow_outside)
     if not images:
         raise ValueError(f"{tree.parts[split][0]}: the data set is empty, there is no image of the part {split}")
     counts: Counter[str] = Counter()
@@ -297,7 +297,7 @@ def _read(tree: _Tree, split: str, root: Path, masks: bool) -> Annotations:
             counts["images_without_label_file"] += 1
             lines: list[_Line] = []
         else:
-            require_inside(label, folders, str(image), allow_outside=False) if label.is_symlink() else None
+            require_inside(label, folders, str(image), allow_outside)
             lines = _read_labels(label, n_classes, tree.keypoints)
         largest = max([largest, *(line.label for line in lines)])
         records.append(_record(image, index, lines, masks))
@@ -306,16 +306,16 @@ def _read(tree: _Tree, split: str, root: Path, masks: bool) -> Annotations:
         raise ValueError(f"{tree.source}: no image of the part {split} has a label file; looked for {looked}")
     names = tree.names
     if names is None:
-        largest = max([largest, _largest_class(tree, split, root, n_classes)])
+        largest = max([largest, _largest_class(tree, split, root, n_classes, allow_outside)])
         names = [str(index) for index in range(largest + 1)]
     return Annotations(records, names, tree.source, folders, counts=counts, closed=tree.names is not None)
 
 
-def _largest_class(tree: _Tree, split: str, root: Path, n_classes: int) -> int:
+def _largest_class(tree: _Tree, split: str, root: Path, n_classes: int, allow_outside: bool) -> int:
     """The largest class of the other parts, so that all parts have the same classes."""
     largest = -1
     for part, sources in tree.parts.items():
-        for image in _images(sources, root) if part != split else ():
+        for image in _images(sources, root, allow_outside) if part != split else ():
             label = next((path for path in _label_files(image) if path.is_file()), None)
             if label is not None:
                 largest = max([largest, *(line.label for line in _read_labels(label, n_classes, tree.keypoints))])
