@@ -221,7 +221,7 @@ def to_tensor(image: Any) -> Tensor:
     elif isinstance(image, Tensor):
         array = image
     else:
-        array = torch.from_numpy(np.ascontiguousarray(image))
+        array = torch.from_numpy(np.array(image))  # a copy: PyTorch warns of arrays that cannot be written
         array = array.permute(2, 0, 1) if array.ndim == 3 else array
     if array.ndim != 3 or array.shape[0] != 3 or 0 in array.shape:
         raise ValueError(

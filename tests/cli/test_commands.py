@@ -70,7 +70,7 @@ def test_everything_is_listed_without_a_kind(capsys):
     assert f"{len(found['recipes'])} of them: concordet list recipes" in capsys.readouterr().out
 
 
-def test_recipes_are_a_table_of_the_papers_figures(tmp_path, capsys):
+def test_recipes_are_a_table_of_the_papers_results(tmp_path, capsys):
     assert main(["list", "recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if " correlation_loss/atss_r50_rank_sort " in line]
@@ -129,7 +129,7 @@ def test_train_saves_what_was_asked_for(trained, capsys):
     assert "concordance" in (trained / "metrics.csv").read_text().splitlines()[0]
 
 
-def test_train_writes_the_figures_where_they_are_wanted(trained, tmp_path, capsys):
+def test_train_writes_the_evaluation_as_json(trained, tmp_path, capsys):
     assert json.loads((trained.parent / "figures.json").read_text()) == json.loads(
         (trained / "evaluation.json").read_text()
     )
@@ -183,7 +183,7 @@ def test_compare(trained, finished, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "comparison-2.html").exists()
 
 
-def test_a_narrow_terminal_has_a_column_a_run(trained, finished, capsys, monkeypatch):
+def test_a_narrow_terminal_has_a_column_per_run(trained, finished, capsys, monkeypatch):
     from concordet.cli.tables import print_runs
 
     monkeypatch.setenv("COLUMNS", "80")

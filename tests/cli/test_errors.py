@@ -229,7 +229,7 @@ def test_a_file_that_is_no_checkpoint(finished, tmp_path, capsys, content):
     assert not (tmp_path / "out.json").exists()
 
 
-def test_results_of_before_survive_a_failure(finished, tmp_path, capsys):
+def test_earlier_results_survive_a_failure(finished, tmp_path, capsys):
     out = tmp_path / "out.json"
     out.write_text("[]")
     (tmp_path / "bad.png").write_bytes(b"no image")

@@ -20,7 +20,7 @@ class Small(nn.Module):
         self.device = torch.device("cpu")
 
 
-def test_the_average_is_the_loops():
+def test_the_average_equals_a_loop():
     module, ema = Small(), AveragedWeights(0.9)
     trainer = SimpleNamespace(global_step=0)
     ema.on_fit_start(trainer, module)
@@ -42,7 +42,7 @@ def test_the_average_is_the_loops():
     }
 
 
-def test_evaluation_sees_the_average_and_training_goes_on_without_it():
+def test_only_evaluation_uses_the_average():
     module, ema = Small(), AveragedWeights(0.5)
     ema.on_fit_start(SimpleNamespace(), module)
     live = torch.full((1, 2), 7.0)

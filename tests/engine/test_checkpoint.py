@@ -18,7 +18,7 @@ def test_a_checkpoint_says_what_it_is(finished):
     assert meta["options"] == {"image_size": [64, 64]}
 
 
-def test_a_detector_comes_back_as_it_was(finished):
+def test_a_detector_is_restored(finished):
     model, meta = load_detector(finished)
     assert not model.training
     image = torch.rand(3, 48, 64, generator=torch.Generator().manual_seed(0))
@@ -56,7 +56,7 @@ class Evil:
     ],
     ids=["empty", "text", "somebody else's", "list", "code"],
 )
-def test_files_that_are_no_checkpoints(tmp_path, capsys, content, sentence):
+def test_other_files_are_refused(tmp_path, capsys, content, sentence):
     path = broken(tmp_path, "some.ckpt", content)
     with pytest.raises(ValueError, match=sentence):
         load_detector(path)

@@ -1,11 +1,8 @@
 """Settings: typed, checked, the same after writing and reading."""
 
-from pathlib import Path
-
 import pytest
 
 from concordet.engine.config import OptimConfig, TrainConfig, flat, from_dict, load_config, save_config, to_dict
-from concordet.engine.demo import DEMO
 from concordet.errors import UsageError
 
 from ..trained import tiny
@@ -106,9 +103,3 @@ def test_nested_aliases_are_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("\n".join(lines))
     with pytest.raises(ValueError, match="must hold at most 100000 values"):
         load_config(tmp_path / "config.yaml")
-
-
-def test_the_example_is_what_the_demonstration_trains():
-    """`make demo` trains DEMO twice; the example is its configuration but for loss and seed."""
-    example = load_config(Path(__file__).parents[2] / "examples" / "digits.yaml")
-    assert to_dict(example) == to_dict(DEMO.config)

@@ -25,7 +25,7 @@ def test_a_second_demonstration_leaves_the_first(tmp_path):
     assert snapshot(tmp_path / "demo") == before
 
 
-def test_the_runs_differ_in_the_loss_alone():
+def test_the_runs_differ_only_in_the_loss():
     """Same seed, same data; the first is the detector's default loss."""
     first, *others = DEMO.losses.values()
     assert first == "default"

@@ -29,7 +29,7 @@ def read(path):
     return json.loads(path.read_text())
 
 
-def test_average_precision_is_pycocotools(finished):
+def test_average_precision_equals_pycocotools(finished):
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(finished / "ground_truth.json"))
         evaluation = COCOeval(truth, truth.loadRes(str(finished / "detections.json")), "bbox")
@@ -123,7 +123,7 @@ def test_detections_are_in_original_pixels_and_the_datas_ids(finished):
     assert set(found.positives["image_ids"]) <= {1000 + index for index in range(6)}
 
 
-def test_no_detections_are_no_rows():
+def test_no_detections_give_no_rows():
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
     assert coco_results([empty], [3], [1]) == []
 
@@ -192,7 +192,7 @@ def photographs(folder):
     good.write_bytes(good.read_bytes()[:3000])
 
 
-def test_an_unreadable_image_stops_or_is_left_out(finished, tmp_path):
+def test_an_unreadable_image_is_skipped_or_stops_the_run(finished, tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
     photographs(folder)
@@ -206,7 +206,7 @@ def test_an_unreadable_image_stops_or_is_left_out(finished, tmp_path):
     assert list(done.unreadable) == [str(folder / "cut.jpg")]
 
 
-def test_what_is_no_image_is_said(finished, tmp_path):
+def test_names_without_images_are_refused(finished, tmp_path):
     with pytest.raises(ValueError, match=r"must be files, folders or patterns, got .*none"):
         find_images([tmp_path / "none"])
     with pytest.raises(ValueError, match="must hold images"):

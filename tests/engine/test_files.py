@@ -43,7 +43,7 @@ def test_json_is_strict(tmp_path):
     assert plain([float("inf"), True, None, "x"]) == [None, True, None, "x"]
 
 
-def test_what_is_not_json_is_said(tmp_path):
+def test_invalid_json_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('{"a": ')
     with pytest.raises(ValueError, match=r"a\.json is not valid JSON .*line 1"):
         read_json(tmp_path / "a.json")

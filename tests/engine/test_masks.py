@@ -51,7 +51,7 @@ def pycocotools_ap(truth, detections):
 
 
 class TestRun:
-    def test_figures_have_masks(self, run):
+    def test_metrics_of_masks_are_reported(self, run):
         metrics, truth = read(run / "evaluation.json")["metrics"], read(run / "ground_truth.json")
         expected = pycocotools_ap(truth, read(run / "detections.json"))
         assert [metrics[f"{name}_mask"] for name in ("AP", "AP50", "AP75")] == pytest.approx(expected, abs=1e-9)
@@ -125,7 +125,7 @@ class Perfect(torch.nn.Module):
 
 
 @pytest.mark.parametrize("shift", [0, 1, 3])
-def test_average_precision_of_known_masks_is_pycocotools(shift):
+def test_average_precision_of_known_masks_equals_pycocotools(shift):
     data = build_dataset(tiny().data, "val", masks=True)
     found = run_detector(Perfect(shift), data, device=torch.device("cpu"))
     truth = data.ground_truth()

@@ -176,7 +176,7 @@ def test_updates_keep_their_images_on_other_processes(environment, processes, ba
     assert launch.images_per_update(config) == 24
 
 
-def test_what_cannot_be_shared_is_said(environment):
+def test_an_uneven_share_is_refused(environment):
     environment()
     with pytest.raises(ValueError, match="number of processes must divide the 24 images of an update, got 5"):
         Launch.of(tiny(devices="5")).with_images_per_update(tiny(devices="5"), 24)

@@ -158,7 +158,7 @@ def test_the_end_of_training_is_evaluated_where_the_best_is_kept(tmp_path, chang
     assert best["global_step"] - 1 == expected[0]
 
 
-def test_ctrl_c_keeps_what_was_reached_and_says_how_to_go_on(tmp_path, settings):
+def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_continue(tmp_path, settings):
     run = tmp_path / "run"
     process = start(tiny(**settings | {"optim_epochs": 500}), run)
     wait_for(process, "epoch 2/500")
@@ -180,7 +180,7 @@ def test_other_settings_would_be_another_run(finished):
     assert snapshot(finished) == before
 
 
-def test_what_was_never_started_cannot_be_resumed(tmp_path):
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
     with pytest.raises(ValueError, match="is not a run folder"):
         train(tiny(), tmp_path / "nothing", resume=True)
 
@@ -265,7 +265,7 @@ def test_a_run_has_one_process_that_writes(tmp_path, finished):
         other.communicate("\n")
 
 
-def test_a_checkpoint_that_was_cut_is_said(tmp_path):
+def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
     from concordet.engine import save_config
 
     run = tmp_path / "run"

@@ -22,7 +22,7 @@ def rates_of(make_scheduler):
     return rates
 
 
-def test_onecycle_is_torchs():
+def test_onecycle_equals_torch():
     factor = learning_rate_factor(OptimConfig(schedule="onecycle", warmup=12), TOTAL)
     # torch peaks at update pct_start * total_steps - 1, and reaches zero at the last of its updates; ours one later
     steps = TOTAL + 1
@@ -34,19 +34,19 @@ def test_onecycle_is_torchs():
     assert [factor(u) for u in range(TOTAL)] == pytest.approx(theirs, abs=1e-9)
 
 
-def test_cosine_is_torchs():
+def test_cosine_equals_torch():
     factor = learning_rate_factor(OptimConfig(schedule="cosine", warmup=0), TOTAL)
     theirs = rates_of(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=TOTAL))
     assert [factor(u) for u in range(TOTAL)] == pytest.approx(theirs, abs=1e-12)
 
 
-def test_step_is_torchs():
+def test_step_equals_torch():
     factor = learning_rate_factor(OptimConfig(schedule="step", warmup=0), 36)
     theirs = rates_of(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones=[24, 33]))
     assert [factor(u) for u in range(36)] == pytest.approx(theirs[:36])
 
 
-def test_milestones_are_torchs():
+def test_milestones_equal_torch():
     """Of epochs of 7 updates: after the third and the fifth of six, each time to a fifth."""
     factor = learning_rate_factor(
         OptimConfig(schedule="step", warmup=0, epochs=6, milestones=[3, 5], drop=0.2), total=6 * 7

@@ -36,7 +36,7 @@ def same_weights(first, second):
     )
 
 
-def test_a_run_folder_holds_what_rebuilds_and_explains_it(finished):
+def test_a_run_folder_has_all_files(finished):
     names = {p.name for p in finished.iterdir()}
     assert names >= {
         *("config.yaml", "metrics.csv", "checkpoints", "ground_truth.json", "detections.json", "positives.npz"),
@@ -307,7 +307,7 @@ def test_a_batch_without_objects_on_one_of_two_processes(tmp_path):
     assert during[-1] == pytest.approx(report["metrics"]["AP"], abs=1e-6)  # gathered from both processes
 
 
-def test_beta_img_is_scipys(finished):
+def test_beta_img_equals_scipy(finished):
     with np.load(finished / "positives.npz") as positives:
         scores, ious, images = (positives[name] for name in ("scores", "ious", "image_ids"))
         labels = positives["labels"]
