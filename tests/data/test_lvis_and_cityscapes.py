@@ -86,7 +86,11 @@ def test_broken_lvis(lvis):
     with pytest.raises(ValueError, match="root must be the folder with"):
         LvisFolder()
     path = lvis / "annotations" / "lvis_v1_val.json"
-    path.write_text(path.read_text().replace("neg_category_ids", "other"))
+    text = path.read_text()
+    path.write_text(text.replace('"frequency": "r"', '"frequency": NaN'))
+    with pytest.raises(ValueError, match=r"lvis_v1_val\.json: category 2 has the frequency 'nan'; it must be"):
+        LvisFolder(lvis, "val")
+    path.write_text(text.replace("neg_category_ids", "other"))
     with pytest.raises(ValueError, match=r"000000000139\.jpg has no list 'neg_category_ids'; read the file as 'coco'"):
         LvisFolder(lvis, "val")
 

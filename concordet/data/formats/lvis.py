@@ -66,7 +66,7 @@ class LvisFolder(FileDataset):
         read = read_annotations(data, finder, masks)
         known = {entry["id"] for entry in data["categories"]}
         lists = {entry["id"]: _lists(entry, finder.file, known) for entry in data["images"]}
-        self._frequencies = {entry["id"]: entry.get("frequency") for entry in data["categories"]}
+        self._frequencies = {entry["id"]: _frequency(entry, finder.file) for entry in data["categories"]}
         super().__init__(read, classes=classes, masks=masks, **options)
         self._label_of = {category: label for label, category in enumerate(self.category_ids, start=1)}
         for record in self._records:
@@ -89,6 +89,16 @@ class LvisFolder(FileDataset):
         for category in truth["categories"]:
             category["frequency"] = self._frequencies[category["id"]]
         return truth
+
+
+def _frequency(category: dict[str, Any], file: Path) -> str | None:
+    """Whether a category is rare, common or frequent; None where the file does not say."""
+    value = category.get("frequency")
+    if value is not None and (not isinstance(value, str) or value not in ("r", "c", "f")):
+        raise ValueError(
+            f"{file}: category {category['id']} has the frequency {str(value)[:40]!r}; it must be 'r', 'c' or 'f'"
+        )
+    return value
 
 
 def _lists(entry: dict[str, Any], file: Path, known: set[int]) -> dict[str, list[int]]:
