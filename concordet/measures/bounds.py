@@ -107,7 +107,7 @@ def suppress(dataset: Dataset, variants: Sequence[Floats], threshold: float) -> 
 
 
 def _greedy(members: slice, high: Ints, low: Ints) -> Bools:
-    # whole-chunk rounds: a box with no undecided higher neighbour stays, and removes its lower neighbours
+    # whole-chunk rounds: a box with no undecided higher neighbor stays, and removes its lower neighbors
     high, low = high - members.start, low - members.start
     size = members.stop - members.start
     kept, decided = np.ones(size, bool), np.zeros(size, bool)

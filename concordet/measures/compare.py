@@ -40,7 +40,7 @@ def compare(
     Args:
         ground_truth, detections, iou_type, lvis, max_dets: as :func:`concordet.measures.analyze` takes them.
         other: the second results, in any form of ``detections``.
-        n_resamples: 1000 gives 95 % intervals whose ends move by a few per cent of their width.
+        n_resamples: 1000 gives 95 % intervals whose ends move by a few percent of their width.
         confidence: of the intervals, in (0, 1).
         seed: of the draws.
 

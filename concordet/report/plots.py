@@ -23,7 +23,7 @@ SLOTS: Final = 8
 
 DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.6)), (0, (1.4, 1.2)), (0, (6, 1.5, 1.4, 1.5)))
 
-# Colours that stand for the page's variables until the SVG is written.
+# Colors that stand for the page's variables until the SVG is written.
 INK, MUTED, GRID = "#0a0001", "#0a0002", "#0a0003"
 _VARIABLES: Final = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
     f"#0b000{slot}": f"var(--run-{slot})" for slot in range(SLOTS)

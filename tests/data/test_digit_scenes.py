@@ -81,8 +81,8 @@ def test_ink_differs_from_what_is_around_it():
         for box, ink in zip(scene.boxes.astype(int), scene.ink, strict=True):
             region = (slice(None), slice(box[1], box[3]), slice(box[0], box[2]))
             inside = ink[region[1:]]
-            colours = scene.image[region].astype(float)
-            contrasts.append(abs(colours[:, inside].mean(1) - colours[:, ~inside].mean(1)).max())
+            colors = scene.image[region].astype(float)
+            contrasts.append(abs(colors[:, inside].mean(1) - colors[:, ~inside].mean(1)).max())
     assert np.median(contrasts) > 40
 
 

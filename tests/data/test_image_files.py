@@ -7,18 +7,18 @@ from PIL import Image
 from concordet.data import CocoFolder
 from concordet.data.images import Header, read_header, read_rgb
 
-GREY = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
+GRAY = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
     ("name", "mode", "kinds"),
     [
-        ("grey.png", "L", ["grayscale_images"]),
+        ("gray.png", "L", ["grayscale_images"]),
         ("bits.png", "1", ["grayscale_images"]),
         ("cmyk.jpg", "CMYK", ["cmyk_images"]),
         ("palette.png", "P", ["palette_images"]),
         ("alpha.png", "RGBA", ["images_with_alpha"]),
-        ("grey_alpha.png", "LA", ["grayscale_images", "images_with_alpha"]),
+        ("gray_alpha.png", "LA", ["grayscale_images", "images_with_alpha"]),
         ("plain.jpg", "RGB", []),
         ("anim.gif", "RGB", ["palette_images"]),
     ],
@@ -37,15 +37,15 @@ def test_kinds_of_images(tmp_path, picture, name, mode, kinds):
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 def test_sixteen_bits_keep_their_high_byte(tmp_path, suffix):
     path = tmp_path / f"deep.{suffix}"
-    deep = GREY.astype(np.uint16) * 257
+    deep = GRAY.astype(np.uint16) * 257
     Image.fromarray(deep).save(path)
     assert read_header(path).kinds() == ["grayscale_images", "16-bit_images"]
-    np.testing.assert_array_equal(np.asarray(read_rgb(path))[..., 1], GREY)
+    np.testing.assert_array_equal(np.asarray(read_rgb(path))[..., 1], GRAY)
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
     path = tmp_path / "float.tif"
-    Image.fromarray(GREY.astype(np.float32)).save(path)
+    Image.fromarray(GRAY.astype(np.float32)).save(path)
     with pytest.raises(ValueError, match=r"float\.tif: .*floating point"):
         read_rgb(path)
 

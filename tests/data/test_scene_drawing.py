@@ -11,7 +11,7 @@ from concordet.data.digits.scenes import Draws, handwritten_digits
 
 
 def catmull_rom(values, at):
-    """The cubic through four neighbours with their mean slopes, as in Catmull and Rom 1974."""
+    """The cubic through four neighbors with their mean slopes, as in Catmull and Rom 1974."""
     low = math.floor(at)
     t = at - low
     p = [values[i] if 0 <= i < len(values) else 0.0 for i in range(low - 1, low + 3)]

@@ -13,7 +13,7 @@ from concordet.detectors import list_detectors
 from tests.detectors.scenes import batch, build
 
 # ranking losses rank a process's own batch unless they are told otherwise, see tests/engine/test_global_ranking.py
-SAMPLING = {"faster_rcnn", "cascade_rcnn", "mask_rcnn", "co_detr"}  # with their usual loss, at random
+SAMPLING = {"faster_rcnn", "cascade_rcnn", "mask_rcnn", "co_detr"}  # with their default loss, at random
 LOSSES = {
     "default": [n for n in list_detectors() if n not in SAMPLING],
     "focal": list_detectors(),  # which never samples

@@ -106,7 +106,7 @@ def test_digits_are_never_mirrored():
 def test_unknown_data_is_refused():
     with pytest.raises(UsageError, match=r"data\.name must be one of .*, got digit; did you mean digits\?"):
         build_dataset(DataConfig(name="digit"), "train")
-    with pytest.raises(ValueError, match="has no option colour"):
-        build_dataset(DataConfig(name="digits", train_options={"colour": 1}), "train")
+    with pytest.raises(ValueError, match="has no option color"):
+        build_dataset(DataConfig(name="digits", train_options={"color": 1}), "train")
     with pytest.raises(UsageError, match=r"the data must be named, got none; give its folder .*--data\.name digits"):
         build_dataset(DataConfig(), "train")

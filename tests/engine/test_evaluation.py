@@ -185,7 +185,7 @@ def test_the_threshold_cuts_results_and_pictures(finished):
 
 
 def photographs(folder):
-    Image.new("L", (50, 40), 99).save(folder / "grey.png")
+    Image.new("L", (50, 40), 99).save(folder / "gray.png")
     Image.new("CMYK", (50, 40)).save(folder / "print.jpg")
     good = folder / "cut.jpg"
     Image.effect_noise((200, 200), 90).convert("RGB").save(good)

@@ -7,11 +7,11 @@ from PIL import Image, ImageColor
 from concordet.report import draw_detections
 from concordet.report.draw import PALETTE, class_color
 
-GREY = (120, 120, 120)
+GRAY = (120, 120, 120)
 
 
 def blank(width=320, height=240, mode="RGB"):
-    return Image.new(mode, (width, height), GREY if mode == "RGB" else 120)
+    return Image.new(mode, (width, height), GRAY if mode == "RGB" else 120)
 
 
 def colors(image):
@@ -28,14 +28,14 @@ def test_the_outline_lies_on_the_box_and_has_the_color_of_the_class():
     expected = ImageColor.getrgb(class_color(2))
     for x, y in [(40, 130), (200, 130), (120, 80), (120, 180)]:
         assert tuple(drawn[y, x]) == expected
-    assert tuple(drawn[130, 120]) == GREY  # inside nothing is painted
-    assert tuple(drawn[220, 300]) == GREY
+    assert tuple(drawn[130, 120]) == GRAY  # inside nothing is painted
+    assert tuple(drawn[220, 300]) == GRAY
 
 
 def test_the_input_image_does_not_change():
     image = blank()
     draw_detections(image, [[40, 80, 200, 180]], [1], [0.9])
-    assert colors(image) == {GREY}
+    assert colors(image) == {GRAY}
 
 
 def test_boxes_below_the_threshold_are_left_out():
@@ -94,7 +94,7 @@ def test_detections_as_detectors_return_them():
     by_columns = draw_detections(blank(), [[40, 80, 200, 180]], [3], [0.9], ["a", "b", "c"])
     assert by_mapping.tobytes() == by_columns.tobytes()
     empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64), "scores": torch.zeros(0)}
-    assert colors(draw_detections(blank(), empty)) == {GREY}
+    assert colors(draw_detections(blank(), empty)) == {GRAY}
 
 
 def test_boxes_outside_the_image_and_turned_ones_are_drawn_as_far_as_they_go():

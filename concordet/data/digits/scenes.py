@@ -169,7 +169,7 @@ def _interpolate(rows: Array) -> Array:
     padded = np.pad(rows, ((0, 0), (0, 0), (2, 2)))
     out = np.empty((*rows.shape[:-1], width, _SAMPLES), np.float32)
     for phase in range(_SAMPLES):
-        t = (phase + 0.5) / _SAMPLES - 0.5  # offset from the pixel's centre
+        t = (phase + 0.5) / _SAMPLES - 0.5  # offset from the pixel's center
         first, t = (1, t + 1) if t < 0 else (2, t)
         weights = (
             -0.5 * t + t * t - 0.5 * t * t * t,
@@ -253,11 +253,11 @@ def _window(patch: _Patch, size: int) -> tuple[tuple[slice, slice], tuple[slice,
     )
 
 
-def _paint(canvas: Array, patch: _Patch, colour: Array) -> None:
-    """Lays ``colour`` ``[3]`` over the canvas, opacity from the patch."""
+def _paint(canvas: Array, patch: _Patch, color: Array) -> None:
+    """Lays ``color`` ``[3]`` over the canvas, opacity from the patch."""
     scene, inner = _window(patch, canvas.shape[-1])
     region = canvas[(slice(None), *scene)]
-    region += patch.alpha[inner] * (colour[:, None, None] - region)
+    region += patch.alpha[inner] * (color[:, None, None] - region)
 
 
 def _covers(patch: _Patch, size: int) -> Mask:
@@ -293,7 +293,7 @@ def _overlap(box: tuple[int, int, int, int], other: tuple[int, int, int, int]) -
 
 
 def _background(draws: Draws, size: int) -> Array:
-    """``[3, size, size]`` a smooth field of colours from a coarse random grid."""
+    """``[3, size, size]`` a smooth field of colors from a coarse random grid."""
     cells = 3 + draws.below(4)
     base, contrast, tint = draws.uniform(0.15, 0.45), draws.uniform(0.05, 0.3), draws.uniform(0.0, 0.25)
     shade = draws.noise((1, cells + 1, cells + 1)) * np.float32(contrast)
@@ -306,10 +306,10 @@ def _background(draws: Draws, size: int) -> Array:
 
 
 def _colour(draws: Draws, level: float) -> Array:
-    """``[3]`` a colour lighter than the background's level by 0.3 to 0.75."""
-    grey = level + draws.uniform(0.3, 0.75)
+    """``[3]`` a color lighter than the background's level by 0.3 to 0.75."""
+    gray = level + draws.uniform(0.3, 0.75)
     tint = [draws.uniform(-0.12, 0.12) for _ in range(3)]
-    return np.array([min(max(grey + t, 0.0), 1.0) for t in tint], np.float32)
+    return np.array([min(max(gray + t, 0.0), 1.0) for t in tint], np.float32)
 
 
 def _clutter(
@@ -354,7 +354,7 @@ def _stroke(draws: Draws, x: float, y: float, size: int) -> _Patch:
 
 
 def _blob(draws: Draws, x: float, y: float, size: int) -> _Patch:
-    """An ellipse with a soft rim, centred at (x, y)."""
+    """An ellipse with a soft rim, centered at (x, y)."""
     a, b = draws.uniform(0.02, 0.09) * size, draws.uniform(0.02, 0.09) * size
     cos, sin = _rotation(draws, 1.0)
     half = int(max(a, b)) + 2
@@ -367,7 +367,7 @@ def _blob(draws: Draws, x: float, y: float, size: int) -> _Patch:
 
 
 def _fragment(draws: Draws, x: float, y: float, size: int, sources: list[NDArray[np.int64]]) -> _Patch:
-    """At most 45 % of a digit's ink, cut off by a straight line, centred at (x, y)."""
+    """At most 45 % of a digit's ink, cut off by a straight line, centered at (x, y)."""
     cls = draws.below(len(sources))
     alpha = _digit(draws, int(sources[cls][draws.below(len(sources[cls]))]), size)
     height, width = alpha.shape

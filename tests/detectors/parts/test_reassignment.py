@@ -64,7 +64,7 @@ def decoded(values, anchor):
 
 
 def split(costs, rounds=200):
-    """Expectation maximisation of two normal distributions from the extremes, then the paper's scheme (c)."""
+    """Expectation maximization of two normal distributions from the extremes, then the paper's scheme (c)."""
     means, variances, shares = [min(costs), max(costs)], [1.0, 1.0], [0.5, 0.5]
 
     def densities(x):
@@ -85,7 +85,7 @@ def split(costs, rounds=200):
     return better[: better.index(densest) + 1]
 
 
-def test_mixture_keeps_what_expectation_maximisation_keeps():
+def test_mixture_keeps_what_expectation_maximization_keeps():
     for seed in range(6):
         generator = torch.Generator().manual_seed(seed)
         low = 0.4 + 0.05 * torch.randn(12, generator=generator, dtype=torch.float64)
