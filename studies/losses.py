@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from concordet.benchmark.results import environment, write_rows
 from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
 from concordet.losses import functional
-from concordet.ranking.operator import compute_terms
+from concordet.ranking.operator import RankingOptions, compute_terms
 
 RESULTS = Path(__file__).parent / "results"
 COLORS = {"exact": "#0b6e99", "bucketed": "#c4551d", "loop": "#6b6b6b", "focal": "#5a8f29"}
@@ -145,10 +145,8 @@ def synthetic(options: Options) -> list[dict[str, Any]]:
                     if case == "loop":
                         function()
                     else:  # under its operator, which would count as one operation
-                        side = data.logits.detach()[:0]
-                        compute_terms(
-                            data.logits.detach(), data.labels, side, "ap", [0.0], True, 1.0, 1.0, case, "", -1
-                        )
+                        ranking = RankingOptions(method=case)
+                        compute_terms(data.logits.detach(), data.labels, None, None, "ap", [0.0], True, *ranking)
                 rows.append(
                     {
                         "logits": n,

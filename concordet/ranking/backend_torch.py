@@ -1,8 +1,7 @@
 """The two passes over all logits in plain PyTorch, and which implementation of them runs where.
 
-Everything else in the exact method is as small as the positives.  :mod:`concordet.ranking.backend_triton` has the
-same two
-functions as Triton kernels.
+Everything else in the exact method is as small as the positives. :mod:`concordet.ranking.backend_triton` has the same
+two functions as Triton kernels.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from concordet.ranking.sums import binned_sums, on_host
 BACKENDS = {"torch": "concordet.ranking.backend_torch", "triton": "concordet.ranking.backend_triton"}
 """Modules with ``locate_and_sum`` and ``spread``.  ``auto``, the default, is triton on CUDA, torch elsewhere."""
 
-CHUNK = 1 << 19
+CHUNK = 1 << 17
 """Keys taken at a time on a CPU, so that what is made of them stays small and in its cache."""
 
 _BACKEND: ContextVar[str] = ContextVar("backend", default="auto")
@@ -69,44 +68,64 @@ def backend_for(keys: Tensor) -> ModuleType:
     return import_module(BACKENDS[name])
 
 
-def locate_and_sum(axis: Intervals, keys: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """``[n]`` int32 interval of each key; ``[2p + 1]`` float64 weight, and weight times coordinate, on each interval.
+def locate_and_sum(
+    axis: Intervals, keys: Tensor, weights: Tensor | None, segments: Tensor | None = None, n_segments: int = 1
+) -> tuple[list[tuple[Tensor, Tensor | None]], Tensor, Tensor]:
+    """Interval of each key, and sums over the keys of each ranking and interval.
 
     Args:
         axis: the intervals.
         keys: ``[n]`` finite keys.
-        weights: ``[n]`` float64, or None for one each.
+        weights: ``[n]`` float64, or None for a weight of 1.
+        segments: ``[n]`` int64 ranking of each key, or None for one ranking.
+        n_segments: number s of rankings.
+
+    Returns:
+        where the keys are, for :func:`spread`; ``[s, 2p + 1]`` weights, and ``[s, 2p + 1]`` float64 sums of weight
+        times coordinate, whose numbers mean nothing where no window is open.
     """
-    places = [axis.locate(keys[rows]) for rows in _chunks(keys)]
-    interval = torch.cat(places) if places else keys.new_empty(0, dtype=torch.int32)
-    size = len(axis.origin)
-    weight = torch.zeros(size, dtype=torch.float64, device=keys.device)
-    moment = torch.zeros_like(weight)
-    for rows in _chunks(keys):
-        coordinate = axis.coordinate(keys[rows], interval[rows])
-        if weights is None:
-            weight += binned_sums(interval[rows], None, size)
-        else:
-            weight.index_add_(0, interval[rows], weights[rows])
-            coordinate *= weights[rows]
-        moment.index_add_(0, interval[rows], coordinate)
-    return interval, weight, torch.where(axis.live, moment, 0.0)
+    located: list[tuple[Tensor, Tensor | None]] = []
+    size = axis.size * n_segments
+    chunks = _chunks(keys)
+    weight = moment = torch.zeros(0, dtype=torch.float64, device=keys.device)
+    for rows in chunks:
+        interval = axis.locate(keys[rows])
+        coordinate = axis.coordinate(keys[rows], interval)
+        if segments is not None:
+            interval.add_(segments[rows], alpha=axis.size)
+        weight_sums = binned_sums(interval, None if weights is None else weights[rows], size)
+        moment_sums = binned_sums(interval, coordinate if weights is None else coordinate * weights[rows], size)
+        weight = weight + weight_sums if located else weight_sums
+        moment = moment + moment_sums if located else moment_sums
+        # of many keys, coordinates are made again: they take more memory than the intervals
+        located.append((interval, coordinate if len(chunks) == 1 else None))
+    if not located:
+        weight = moment = torch.zeros(size, dtype=torch.float64, device=keys.device)
+    return located, weight.view(n_segments, -1), moment.view(n_segments, -1)
 
 
-def spread(axis: Intervals, keys: Tensor, interval: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
-    """``[n]`` constant + slope x coordinate of every key, in the keys' dtype.
+def spread(axis: Intervals, keys: Tensor, located: list[tuple[Tensor, Tensor | None]], lines: Tensor) -> Tensor:
+    """``[n]`` slope x coordinate + constant of every key, in the keys' dtype.
 
     Args:
-        interval: ``[n]`` of each key.
-        constant: ``[2p + 1]`` of each interval.
-        slope: likewise.
+        axis: the intervals.
+        keys: ``[n]`` finite keys.
+        located: where they are, from :func:`locate_and_sum`.
+        lines: ``[2, s (2p + 1)]`` float64 slope and constant on each interval of each ranking.
     """
+    if len(located) == 1:
+        return _evaluate(axis, keys, *located[0], lines)
     shares = torch.empty_like(keys)
-    for rows in _chunks(keys):
-        share = axis.coordinate(keys[rows], interval[rows])
-        share.mul_(slope.index_select(0, interval[rows])).add_(constant.index_select(0, interval[rows]))
-        shares[rows] = share
+    for rows, (interval, coordinate) in zip(_chunks(keys), located, strict=True):
+        shares[rows] = _evaluate(axis, keys[rows], interval, coordinate, lines)
     return shares
+
+
+def _evaluate(axis: Intervals, keys: Tensor, interval: Tensor, coordinate: Tensor | None, lines: Tensor) -> Tensor:
+    slope, constant = (line.index_select(0, interval) for line in lines)
+    if coordinate is None:
+        coordinate = axis.coordinate(keys, interval if lines.shape[1] == axis.size else interval % axis.size)
+    return constant.addcmul_(slope, coordinate).to(keys.dtype)
 
 
 def _chunks(keys: Tensor) -> list[slice]:

@@ -26,74 +26,88 @@ MAX_COPIES = 512
 
 @triton.jit
 def _locate_and_sum(
-    keys, weights, thresholds, origin, live, interval, weight, moment, n, size, top, copies,
-    WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
+    keys, weights, segments, thresholds, origin, interval, weight, moment, n, size, top, copies, n_segments,
+    WEIGHTED: tl.constexpr, SEGMENTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n
     key = tl.load(keys + row, mask=inside, other=0.0)
     used = inside & (key >= tl.load(thresholds))
     # how many thresholds are at or below the key: bit by bit from the highest
-    place = tl.zeros([BLOCK], tl.int32)
+    index = tl.zeros([BLOCK], tl.int32)
     half = top
     while half > 0:
-        probe = place + half
-        known = used & (probe <= size)
-        threshold = tl.load(thresholds + probe - 1, mask=known, other=0.0)
-        place = tl.where(known & (key >= threshold), probe, place)
+        probe = index + half
+        possible = used & (probe <= size)
+        threshold = tl.load(thresholds + probe - 1, mask=possible, other=0.0)
+        index = tl.where(possible & (key >= threshold), probe, index)
         half = half // 2
-    tl.store(interval + row, place, mask=inside)
+    bin = index
+    if SEGMENTED:
+        bin += tl.load(segments + row, mask=inside, other=0).to(tl.int32) * (size + 1)
+    tl.store(interval + row, bin, mask=inside)
     if WEIGHTED:
         amount = tl.load(weights + row, mask=used, other=0.0)
     else:
         amount = tl.where(used, 1.0, 0.0).to(tl.float64)
-    bins = (tl.program_id(0) % copies).to(tl.int64) * (size + 1)
-    # the keys above all windows are many, and in one interval: they are added up here first
-    last = place == size
-    tl.atomic_add(weight + bins + size, tl.sum(tl.where(last, amount, 0.0), 0), sem="relaxed")
-    tl.atomic_add(weight + bins + place, amount, mask=used & (place < size), sem="relaxed")
-    covered = used & (tl.load(live + place, mask=used, other=0) != 0)
-    coordinate = key.to(tl.float64) - tl.load(origin + place, mask=covered, other=0.0)
-    tl.atomic_add(moment + bins + place, coordinate * amount, mask=covered, sem="relaxed")
+    copy = (tl.program_id(0) % copies).to(tl.int64) * n_segments * (size + 1)
+    counted = used
+    if not SEGMENTED:
+        # the keys above all windows are many, and in one interval: they are added up here first
+        last = index == size
+        tl.atomic_add(weight + copy + size, tl.sum(tl.where(last, amount, 0.0), 0), sem="relaxed")
+        counted = used & (index < size)
+    tl.atomic_add(weight + copy + bin, amount, mask=counted, sem="relaxed")
+    windowed = used & (index < size)
+    coordinate = key.to(tl.float64) - tl.load(origin + index, mask=windowed, other=0.0)
+    tl.atomic_add(moment + copy + bin, coordinate * amount, mask=windowed, sem="relaxed")
 
 
 @triton.jit
-def _spread(keys, interval, origin, constant, slope, out, n, BLOCK: tl.constexpr):
+def _spread(keys, interval, origin, lines, out, n, n_intervals, n_bins, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n
-    place = tl.load(interval + row, mask=inside, other=0)
-    used = inside & (place > 0)
+    bin = tl.load(interval + row, mask=inside, other=0)
+    index = bin % n_intervals
+    used = inside & (index > 0)
     key = tl.load(keys + row, mask=used, other=0.0)
-    rise = tl.load(slope + place, mask=used, other=0.0)
-    share = tl.load(constant + place, mask=used, other=0.0)
-    share += rise * (key.to(tl.float64) - tl.load(origin + place, mask=used, other=0.0))
+    slope = tl.load(lines + bin, mask=used, other=0.0)
+    share = tl.load(lines + n_bins + bin, mask=used, other=0.0)
+    share += slope * (key.to(tl.float64) - tl.load(origin + index, mask=used, other=0.0))
     tl.store(out + row, share, mask=inside)
 
 
-def locate_and_sum(axis: Intervals, keys: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def locate_and_sum(
+    axis: Intervals, keys: Tensor, weights: Tensor | None, segments: Tensor | None = None, n_segments: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`concordet.ranking.backend_torch.locate_and_sum`; the first interval, which no window reaches, has
     sums 0."""
     _check(keys)
-    size, bins = len(axis.thresholds), len(axis.origin)
+    size, bins = axis.size - 1, axis.size * n_segments
     copies = max(1, min(MAX_COPIES, MAX_BINS // bins))
-    interval = torch.empty(keys.shape, dtype=torch.int32, device=keys.device)
-    weight = torch.zeros(copies, bins, dtype=torch.float64, device=keys.device)
+    located = torch.empty(keys.shape, dtype=torch.int32, device=keys.device)
+    weight = torch.zeros(copies, n_segments, axis.size, dtype=torch.float64, device=keys.device)
     moment = torch.zeros_like(weight)
     top = 1 << (size.bit_length() - 1)
     _launch(
-        _locate_and_sum, keys, keys if weights is None else weights, axis.thresholds, axis.origin,
-        axis.live.view(torch.uint8), interval, weight, moment, len(keys), size, top, copies,
-        WEIGHTED=weights is not None,
+        _locate_and_sum, keys, keys if weights is None else weights, keys if segments is None else segments,
+        axis.thresholds, _origins(axis), located, weight, moment, len(keys), size, top, copies, n_segments,
+        WEIGHTED=weights is not None, SEGMENTED=segments is not None,
     )  # fmt: skip
-    return interval, weight.sum(0), moment.sum(0)
+    return located, weight.sum(0), moment.sum(0)
 
 
-def spread(axis: Intervals, keys: Tensor, interval: Tensor, constant: Tensor, slope: Tensor) -> Tensor:
+def spread(axis: Intervals, keys: Tensor, located: Tensor, lines: Tensor) -> Tensor:
     """See :func:`concordet.ranking.backend_torch.spread`; 0 on the first interval."""
     _check(keys)
     out = torch.empty_like(keys)
-    _launch(_spread, keys, interval, axis.origin, constant, slope, out, len(keys))
+    _launch(_spread, keys, located, _origins(axis), lines.contiguous(), out, len(keys), axis.size, lines.shape[1])
     return out
+
+
+def _origins(axis: Intervals) -> Tensor:
+    """``[2p + 1]`` origin of each interval."""
+    return axis.origin if len(axis.origin) > 1 else axis.origin.repeat(axis.size)
 
 
 def _launch(kernel: Any, keys: Tensor, *arguments: Any, **options: Any) -> None:

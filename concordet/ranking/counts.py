@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from concordet.ranking.segments import Segments
+
 MASKED_LOGIT = {dtype: torch.finfo(dtype).min for dtype in (torch.float32, torch.float64)}
 """Logit of a key that is no negative: far below every positive, so that H is 0."""
 
@@ -37,34 +39,36 @@ def step_at_zero(delta: float) -> float:
 
 
 class Counts(Protocol):
-    """Soft counts of p positives s_i among each other and among n keys; float64, in the positives' order.
+    """Soft counts of p positives s_i among each other and among n keys, in float64.
 
-    Keys are the negatives' logits, finite, and a :data:`MASKED_LOGIT` elsewhere. With several processes, positives
-    are those of all, keys a process's own, and what is counted of negatives is added up over all.
+    Keys are the negatives' logits, finite, and :data:`MASKED_LOGIT` elsewhere. With several processes, positives are
+    those of all, keys a process's own, and counts of negatives are added up over all. With several rankings in one
+    call, only logits of one ranking are compared.
 
     Attributes:
-        positives: ``[p]`` logits of the positives.
+        positives: ``[p]`` logits of the positives in ascending order; of equal ones, the later one first.
+        segments: ranking of each positive.
     """
 
     positives: Tensor
+    segments: Segments
 
-    def negatives_above(self) -> Tensor:
-        """``[p]`` sum over negatives j of H(s_j - s_i): the false positives of i."""
+    def above(self, *weights: Tensor) -> list[Tensor]:
+        """Soft counts of what ranks above each positive i: of negatives, of positives, of weighted positives.
+
+        ``[p]`` each: N(i) = sum over negatives j of H(s_j - s_i), the sum over positives k != i of H(s_k - s_i), and
+        for every ``weights`` ``[p]`` the sum of w_k H(s_k - s_i).
+        """
         ...
 
-    def positives_above(self, weights: Tensor) -> Tensor:
-        """``[p, c]`` sum over positives k != i of w_k H(s_k - s_i), for weights ``[p, c]``."""
-        ...
-
-    def better_above(self, weights: Tensor, quality: Tensor) -> Tensor:
-        """``[p, c]`` the same over those k that also have q_k >= q_i."""
+    def better_above(self, quality: Tensor, *weights: Tensor) -> list[Tensor]:
+        """The same over positives only that also have q_k >= q_i: counted, and with each of the ``weights``."""
         ...
 
     def spread_to_negatives(self, coefficients: Tensor) -> Tensor:
-        """``[n]`` sum over positives i of a_i H(s_j - s_i) for every key j, in the keys' dtype; 0 where it is no
-        negative.
+        """``[n]`` sum over positives i of a_i H(s_j - s_i) for every key j, in the keys' dtype; 0 at masked keys.
 
-        The adjoint of negatives_above.
+        The adjoint of the negatives' counts, for coefficients a ``[p]``.
         """
         ...
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from concordet.ranking.counts import Counts
+from concordet.ranking.sums import running_sums
 
 MIN_FALSE_POSITIVES = 1e-5
 """aLRP and NDCG spread nothing from a positive with fewer false positives (Algorithm A.1, line 28: "for stability")."""
@@ -49,13 +50,15 @@ class Term:
     Attributes:
         value: ``[p]`` values whose mean is the value of the loss.
         error: ``[p]`` l(i) - l*(i), the error that the update distributes.
-        pmf_denominator: ``[p]`` sum of the numerators of p(j|i); where it is 0, nothing is distributed.
+        pmf_denominator: ``[p]`` sum of the numerators of p(j|i).
+        min_denominator: nothing is distributed where ``pmf_denominator`` is not above this number.
         support: support of p(j|i).
     """
 
     value: Tensor
     error: Tensor
     pmf_denominator: Tensor
+    min_denominator: float = 0.0
     support: Support = Support.NEGATIVES
 
 
@@ -79,7 +82,7 @@ class Definition:
     Attributes:
         name: name under which the loss is registered.
         compute: function of (counts, aux, \\*, self_relation, \\**settings) that returns a :class:`Result`. ``aux`` is
-            ``[p]`` float64 in the order of ``counts``: quality, localization errors, or zeros for a loss without any.
+            X
         n_terms: number of outputs.
         aux: kind of the auxiliary input.
         settings: numbers that ``compute`` takes as keyword arguments, and their defaults.
@@ -96,17 +99,16 @@ class Definition:
     settings: Mapping[str, float] = field(default_factory=dict)
 
 
-def average_precision(counts: Counts, aux: Tensor, *, self_relation: float, interpolated: float) -> Result:
+def average_precision(counts: Counts, aux: Tensor | None, *, self_relation: float, interpolated: float) -> Result:
     """l(i) = N(i) / rank(i), target 0 (AP Loss; aLRP's Eqs. 2-4).
 
     ``interpolated`` (the published code) takes precision as its running maximum in ascending order of the scores.
     """
-    false_positives = counts.negatives_above()
-    rank = self_relation + counts.positives_above(torch.ones_like(aux)[:, None])[:, 0] + false_positives
+    false_positives, positives = counts.above()
+    rank = self_relation + positives + false_positives
     error = false_positives / rank
     if interpolated:
-        order = torch.argsort(counts.positives, stable=True)
-        error = 1 - torch.empty_like(rank).index_copy_(0, order, (1 - error)[order].cummax(0).values)
+        error = 1 - counts.segments.running(lambda precision: precision.cummax(-1).values, 1 - error)
     return Result(terms=(Term(value=error, error=error, pmf_denominator=false_positives),))
 
 
@@ -116,15 +118,16 @@ def localization_recall_precision(counts: Counts, aux: Tensor, *, self_relation:
     Classification: l(i) = N(i) / rank(i); distributed: (N(i) + sum_{k != i} E_k H(x_ik)) / rank(i) (Eq. 14).
     Localization: 1/|P| sum_i 1/rank(i) sum_{k at or before i in the order} E_k, linear in E; returned as its weights.
     """
-    false_positives = counts.negatives_above()
-    above = counts.positives_above(torch.stack([torch.ones_like(aux), aux], 1))
-    rank = self_relation + above[:, 0] + false_positives
-    denominator = torch.where(false_positives > MIN_FALSE_POSITIVES, false_positives, 0)
-    error = torch.where(denominator > 0, (false_positives + above[:, 1]) / rank, 0)
-    # E_k counts at every positive from k's index in the order downwards
-    order = torch.argsort(counts.positives, descending=True, stable=True)
-    weights = torch.empty_like(rank).index_copy_(0, order, (1 / rank)[order].flip(0).cumsum(0).flip(0))
-    term = Term(value=false_positives / rank, error=error, pmf_denominator=denominator)
+    false_positives, positives, errors = counts.above(aux)
+    rank = self_relation + positives + false_positives
+    # E_k counts at every positive from k's own rank downwards
+    weights = counts.segments.running(running_sums, rank.reciprocal())
+    term = Term(
+        value=false_positives / rank,
+        error=(false_positives + errors) / rank,
+        pmf_denominator=false_positives,
+        min_denominator=MIN_FALSE_POSITIVES,
+    )
     return Result(terms=(term,), weights=weights)
 
 
@@ -134,38 +137,50 @@ def rank_sort(counts: Counts, aux: Tensor, *, self_relation: float) -> Result:
     l_S(i) = sum_k H(x_ik)(1 - q_k) / rank+(i); its target is the same over q_k >= q_i only, and the error goes to the
     worse positives above i.
     """
-    false_positives = counts.negatives_above()
-    weights = torch.stack([torch.ones_like(aux), 1 - aux], 1)
-    self_row = self_relation * weights
-    above = self_row + counts.positives_above(weights)
-    better = self_row + counts.better_above(weights, aux)
-    rank_positive, worse = above[:, 0], (above - better)[:, 0]
-    ranking = false_positives / (rank_positive + false_positives)
-    worse = torch.where(worse > MIN_WORSE, worse, 0)
-    sorting = torch.where(worse > 0, above[:, 1] / rank_positive - better[:, 1] / better[:, 0], 0)
+    loss = 1 - aux
+    own_loss = self_relation * loss
+    false_positives, positives, positive_losses = counts.above(loss)
+    better, better_losses = counts.better_above(aux, loss)
+    positive_rank, better_rank = self_relation + positives, self_relation + better
+    ranking = false_positives / (positive_rank + false_positives)
+    current, target = (own_loss + positive_losses) / positive_rank, (own_loss + better_losses) / better_rank
+    worse = positives - better
+    sorting = torch.where(worse > MIN_WORSE, current - target, 0)
     return Result(
         terms=(
             Term(value=ranking, error=ranking, pmf_denominator=false_positives),
-            Term(value=sorting, error=sorting, pmf_denominator=worse, support=Support.WORSE_POSITIVES),
+            Term(
+                value=sorting,
+                error=sorting,
+                pmf_denominator=worse,
+                min_denominator=MIN_WORSE,
+                support=Support.WORSE_POSITIVES,
+            ),
         )
     )
 
 
-def discounted_cumulative_gain(counts: Counts, aux: Tensor, *, self_relation: float) -> Result:
+def discounted_cumulative_gain(counts: Counts, aux: Tensor | None, *, self_relation: float) -> Result:
     """NDCG Loss: 1 - sum_i G(i) / G_max, G(i) = 1 / log2(1 + rank(i)) (Eqs. A.39-A.44).
 
     Distributed: (1 - G(i)) / G_max.
     G_max = sum_i 1 / log2(1 + i); the formula printed in Appendix D lacks the reciprocal.
     """
-    false_positives = counts.negatives_above()
-    rank = self_relation + counts.positives_above(torch.ones_like(aux)[:, None])[:, 0] + false_positives
-    p = len(rank)
-    gain = 1 / torch.log2(1 + rank)
-    ideal = (1 / torch.log2(torch.arange(2, p + 2, dtype=gain.dtype, device=gain.device))).sum()
-    denominator = torch.where(false_positives > MIN_FALSE_POSITIVES, false_positives, 0)
+    false_positives, positives = counts.above()
+    rank = self_relation + positives + false_positives
+    gain = torch.log2(1 + rank).reciprocal()
+    p = counts.segments.sizes(len(rank))
+    gains = torch.log2(torch.arange(2, len(rank) + 2, dtype=gain.dtype, device=gain.device)).reciprocal()
     # the engine divides by p, this loss by G_max only (Z = 1)
-    error = torch.where(denominator > 0, p * (1 - gain) / ideal, 0)
-    return Result(terms=(Term(value=1 - p * gain / ideal, error=error, pmf_denominator=denominator),))
+    ratio = p / running_sums(gains)[p - 1]
+    share = ratio * gain
+    term = Term(
+        value=1 - share,
+        error=ratio - share,
+        pmf_denominator=false_positives,
+        min_denominator=MIN_FALSE_POSITIVES,
+    )
+    return Result(terms=(term,))
 
 
 AP = Definition(name="ap", compute=average_precision, settings={"interpolated": 0.0})

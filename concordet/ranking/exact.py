@@ -1,6 +1,11 @@
-"""The numbers of :mod:`concordet.ranking.quadratic` in O((n + p) log p) time and O(n + p) memory; see README.md."""
+"""The numbers of :mod:`concordet.ranking.quadratic` in O((n + p) log p) time and O(n + p) memory; see README.md.
+
+With s rankings in one call, all share one set of intervals, and sums are tables ``[s, 2p + 1]``: O(n + s p) memory.
+"""
 
 from __future__ import annotations
+
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -10,52 +15,49 @@ from concordet.ranking.backend_torch import backend_for
 from concordet.ranking.counts import step_at_zero
 from concordet.ranking.intervals import Intervals, build_intervals
 from concordet.ranking.quadratic import PositivePairs
-from concordet.ranking.sums import WaveletTree, binned_sums, prefix_sums, suffix_sums
+from concordet.ranking.segments import ONE, Segments
+from concordet.ranking.sums import WaveletTree, binned_sums, prefix_sums, running_sums, split
 
 MAX_PAIRWISE_POSITIVES = 256
 """Positives up to which their pairs are looked at one by one: a matrix this small is made faster than a tree."""
 
 
-def count_above(axis: Intervals, delta: float, weight: Tensor, moment: Tensor) -> Tensor:
-    """``[p]`` S_i = sum_j w_j H(k_j - t_i), in ascending order of t, from the moments of the keys.
-
-        S_i = W(t_i + d) + [X_i - (t_i - d) W_i] / 2d
-
-    with W(a) the weight of the keys from a on, and W_i, X_i weight and weight times key inside the window of i.
-    """
-    weight = suffix_sums(weight)
-    full = weight.index_select(0, axis.upper + 1)
-    if delta == 0:
-        return full
-    moment = suffix_sums(moment)
-    inside = weight.index_select(0, axis.lower + 1) - full
-    moment = moment.index_select(0, axis.lower + 1) - moment.index_select(0, axis.upper + 1)
-    return full + (moment - (axis.local - delta) * inside) / (2 * delta)
-
-
-def interval_lines(axis: Intervals, delta: float, coefficients: Tensor) -> tuple[Tensor, Tensor]:
-    """``[2p + 1]`` constant and slope of G(k) = sum_i a_i H(k - t_i) on every interval, amounts in ascending order.
+def interval_lines(axis: Intervals, delta: float, coefficients: Tensor, segments: Segments) -> Tensor:
+    """``[2, s (2p + 1)]`` slope and constant of G(k) = sum_i a_i H(k - t_i) on every interval of each ranking.
 
     At t_i - d the line a_i (k - t_i + d) / 2d is added; at t_i + d it is taken off again and a_i is added instead.
     """
-    size = len(axis.thresholds)
-    closed = coefficients.new_zeros(size).index_copy_(0, axis.upper, coefficients)
-    constant = prefix_sums(closed)
     if delta == 0:
-        return constant, torch.zeros_like(constant)
-    rise = coefficients / (2 * delta)
-    slope = coefficients.new_zeros(size).index_copy_(0, axis.lower, rise).index_copy_(0, axis.upper, -rise)
-    shift = (delta - axis.local) * rise
-    offset = coefficients.new_zeros(size).index_copy_(0, axis.lower, shift).index_copy_(0, axis.upper, -shift)
-    slope = torch.where(axis.live, prefix_sums(slope), 0.0)
-    offset = torch.where(axis.live, prefix_sums(offset), 0.0)
-    return constant + offset, slope
+        changes = torch.zeros_like(coefficients).expand(2, 2, -1).clone()
+    else:
+        rise = coefficients / (2 * delta)
+        changes = torch.stack([rise, axis.start * rise])[:, None] * signs_of_lines(rise.device)
+    changes[1, 1].add_(coefficients)
+    edges = segments.flat(axis.edges, axis.size).flatten()
+    lines = running_sums(segments.table(changes.flatten(1), edges, axis.size))  # [2, s, 2p + 1]
+    axis.blank(lines[0])
+    return lines.flatten(1)
+
+
+@lru_cache
+def signs_of_lines(device: torch.device) -> Tensor:
+    """``[2, 2, 1]`` float64: at t - d slope a / 2d begins and (t - d) a / 2d is subtracted, at t + d the reverse."""
+    return torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64, device=device)[:, :, None]
 
 
 class ExactCounts:
     """Soft counts by intervals (positives and negatives) and by a wavelet tree (positives by score and quality).
 
     Among :data:`MAX_PAIRWISE_POSITIVES` positives or fewer, by the matrix of their pairs.
+
+    Args:
+        positives: ``[p]`` logits in ascending order.
+        negatives: ``[n]`` keys.
+        delta: half width of the step.
+        processes: processes whose negatives are counted together.
+        segments: ranking of each positive.
+        negative_segments: ``[n]`` int64 ranking of each key; None for one ranking.
+        weights: ``[n]`` float64 number of negatives that each key stands for; None for one.
     """
 
     def __init__(
@@ -64,95 +66,144 @@ class ExactCounts:
         negatives: Tensor,
         delta: float,
         processes: SingleProcess = SINGLE_PROCESS,
+        segments: Segments = ONE,
+        negative_segments: Tensor | None = None,
         *,
         weights: Tensor | None = None,
     ) -> None:
-        """``weights`` ``[n]`` float64 says how many negatives each of the negatives stands for; None for one."""
         self._processes = processes
         self.positives = positives.double()
+        self.segments = segments
         self._delta = delta
-        self._pairs = PositivePairs(positives, delta) if len(positives) <= MAX_PAIRWISE_POSITIVES else None
+        self._keys = positives if positives.dtype == negatives.dtype else positives.to(negatives.dtype)
+        self._few = len(positives) <= MAX_PAIRWISE_POSITIVES
         self._negatives = negatives
-        self._passes = backend_for(negatives)
-        self._axis = axis = build_intervals(positives, delta, negatives.dtype)
-        self._interval, self._weight, self._moment = self._passes.locate_and_sum(axis, negatives, weights)
-        ascending = positives.index_select(0, axis.order).to(negatives.dtype)
-        self._positive_interval = axis.locate(ascending)
-        self._tree: tuple[Tensor, tuple[Tensor, Tensor, Tensor, WaveletTree]] | None = None
-
-    def negatives_above(self) -> Tensor:
-        count = self._unsort(count_above(self._axis, self._delta, self._weight, self._moment)).clamp_min(0)
-        return self._processes.all_sum(count)
-
-    def positives_above(self, weights: Tensor) -> Tensor:
-        if self._pairs is not None:
-            return self._pairs.positives_above(weights)
-        axis, size = self._axis, len(self._axis.origin)
-        columns = []
-        for column in weights.unbind(1):
-            own = column.index_select(0, axis.order)
-            weight = binned_sums(self._positive_interval, own, size)
-            moment = binned_sums(self._positive_interval, own * axis.local, size)
-            count = count_above(axis, self._delta, weight, moment)
-            columns.append(self._unsort(count - step_at_zero(self._delta) * own))
-        return torch.stack(columns, 1)
-
-    def better_above(self, weights: Tensor, quality: Tensor) -> Tensor:
-        if self._pairs is not None:
-            return self._pairs.better_above(weights, quality)
-        axis, p = self._axis, len(self.positives)
-        ascending = weights.index_select(0, axis.order)
-        # keys at or above t_i + d and t_i - d are all but a prefix of the ascending order
-        count = prefix_sums(binned_sums(self._positive_interval, None, 2 * p + 1))
-        below_upper, below_lower = count.index_select(0, axis.upper + 1), count.index_select(0, axis.lower + 1)
-        everything, at_upper, at_lower = self._better(ascending, quality, below_upper, below_lower, strict=False)
-        window, moment = (at_upper - at_lower).chunk(2, 1)
-        total = (everything - at_upper).chunk(2, 1)[0] + self._ramp(
-            moment - (axis.local - self._delta)[:, None] * window
+        self._backend = backend_for(negatives)
+        self._axis = axis = build_intervals(self.positives, delta, negatives.dtype, len(negatives))
+        self._located, self._weight, self._moment = self._backend.locate_and_sum(
+            axis, negatives, weights, negative_segments, segments.n
         )
-        return self._unsort(total - step_at_zero(self._delta) * ascending)
+        self._tree: tuple[Tensor, tuple[Tensor, Tensor, Tensor | None, WaveletTree]] | None = None
+
+    def above(self, *weights: Tensor) -> list[Tensor]:
+        axis, size, n = self._axis, self._axis.size, self.segments.n
+        # sums over the keys of each interval: of negatives, of positives, of weighted positives
+        bins = self.segments.flat(torch.searchsorted(axis.thresholds, self._keys, right=True), size)
+        counts = [self._weight.flatten(), binned_sums(bins, None, n * size)]
+        counts += [binned_sums(bins, w, n * size) for w in weights]
+        if self._delta:
+            counts += [axis.blank(self._moment).flatten()]
+            counts += [binned_sums(bins, v, n * size) for v in (axis.local, *(w * axis.local for w in weights))]
+        # S_i = W(t_i + d) + [X_i - (t_i - d) W_i] / 2d, with W(a) the weight of the keys from a on, and W_i, X_i weight
+        # and weight times key inside the window of i; sums begin at the highest key
+        table = torch.stack(counts) if self._delta else torch.stack(counts).double()
+        sums = running_sums(table.view(-1, n, size).flip(-1)).flatten(1)
+        from_top = self.segments.flat((size - 1) - axis.edges, size)
+        sums = sums.index_select(1, from_top.flatten()).unflatten(1, (2, -1))  # [2c, 2, p]
+        result = sums[: 2 + len(weights), 1]
+        if self._delta:
+            window, moment = (sums[:, 0] - sums[:, 1]).chunk(2)
+            inside = torch.addcmul(moment, axis.start, window, value=-1)
+            result = torch.add(result, inside, alpha=1 / (2 * self._delta))
+        negatives, positives, *weighted = result.unbind()
+        # a positive does not count itself
+        own = step_at_zero(self._delta)
+        weighted = [total.sub_(w, alpha=own) for total, w in zip(weighted, weights, strict=True)]
+        return [self._processes.all_sum(negatives), positives.sub_(own), *weighted]
+
+    def better_above(self, quality: Tensor, *weights: Tensor) -> list[Tensor]:
+        if self._few:
+            return self._pairs.better_above(quality, *weights)
+        rows = torch.stack([torch.ones_like(quality), *weights])
+        total, (at_lower, at_upper) = self._better(rows, quality, strict=False)
+        count = total[: len(rows)] - at_upper[: len(rows)]
+        if self._delta:
+            window, moment = (at_upper - at_lower).chunk(2)
+            count = count + (moment - self._axis.start * window) / (2 * self._delta)
+        return list((count - step_at_zero(self._delta) * rows).unbind())
 
     def spread_to_negatives(self, coefficients: Tensor) -> Tensor:
-        constant, slope = interval_lines(self._axis, self._delta, coefficients.index_select(0, self._axis.order))
-        return self._passes.spread(self._axis, self._negatives, self._interval, constant, slope)
+        lines = interval_lines(self._axis, self._delta, coefficients, self.segments)
+        return self._backend.spread(self._axis, self._negatives, self._located, lines)
 
     def spread_to_worse(self, coefficients: Tensor, quality: Tensor) -> Tensor:
-        if self._pairs is not None:
+        if self._few:
             return self._pairs.spread_to_worse(coefficients, quality)
-        axis, p = self._axis, len(self.positives)
-        ascending = coefficients.index_select(0, axis.order)[:, None]
-        # steps that have ended, and begun, at or below s_k: prefixes of the ascending order
-        edges = torch.zeros(2 * p, dtype=torch.int32, device=quality.device)
-        ended = prefix_sums(edges.index_fill_(0, axis.upper, 1)).index_select(0, self._positive_interval)
-        begun = self._positive_interval - ended
-        _, at_ended, at_begun = self._better(ascending, quality, ended, begun, strict=True)
-        window, moment = (at_begun - at_ended).chunk(2, 1)
-        total = at_ended.chunk(2, 1)[0] + self._ramp((axis.local + self._delta)[:, None] * window - moment)
-        return self._unsort(total.squeeze(1))
+        # steps that have begun and ended at or below s_k: prefixes of the ascending order
+        _, (begun, ended) = self._better(coefficients[None], quality, strict=True)
+        if not self._delta:
+            return ended[0]
+        window, moment = begun - ended
+        return ended[0] + ((self._axis.local + self._delta) * window - moment) / (2 * self._delta)
 
-    def _better(
-        self, weights: Tensor, quality: Tensor, first: Tensor, second: Tensor, *, strict: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """``[p, 2c]`` weights and moments of the better ones: of all, and of the ``first`` and ``second`` lowest.
+    @cached_property
+    def _pairs(self) -> PositivePairs:
+        return PositivePairs(self.positives, self._delta, self.segments)
 
-        Everything is in ascending order of the positives but ``quality``; weights are ``[p, c]``.
+    def _better(self, weights: Tensor, quality: Tensor, *, strict: bool) -> tuple[Tensor, Tensor]:
+        """``[2c, p]`` weights and moments of all better positives, and ``[2, 2c, p]`` of those below two bounds.
+
+        The bounds are t_i - d and t_i + d or, for ``strict`` comparison of qualities, the last positives whose steps
+        have begun and ended at s_k. Weights are ``[c, p]``; at delta = 0 there are no moments.
         """
-        by_quality, sorted_quality, worst_last, tree = self._quality_tree(quality)
-        lengths = torch.searchsorted(sorted_quality, worst_last, right=not strict)  # how many are better
-        columns = torch.cat([weights, weights * self._axis.local[:, None]], 1).index_select(0, by_quality)
-        sums = tree.sums(columns, lengths=lengths.repeat(2), bounds=torch.cat([first, second]))
-        return prefix_sums(columns).index_select(0, lengths), *sums.split(len(lengths))
+        by_quality, lengths, starts, tree = self._quality_tree(quality)
+        p, part = len(quality), int(strict)
+        columns = torch.cat([weights, weights * self._axis.local]) if self._delta else weights
+        columns = columns.index_select(1, by_quality)
+        queries = slice(2 * part * p, 2 * (part + 1) * p)
+        if starts is None:
+            total = prefix_sums(columns).index_select(1, lengths[part])
+            return total, tree.sums(columns.t().contiguous(), queries).t().unflatten(1, (2, p)).movedim(1, 0)
+        # rankings stand one after the other: take off those before, in two parts so that they leave no rounding errors
+        parts = torch.stack(split(columns))  # [2, 2c, p]
+        sums = prefix_sums(parts)
+        before = sums.index_select(2, starts)
+        total = (sums.index_select(2, lengths[part]) - before).sum(0)
+        sums = tree.sums(parts.flatten(0, 1).t().contiguous(), queries).t().view(2, -1, 2, p)
+        return total, (sums - before[:, :, None]).sum(0).movedim(1, 0)
 
-    def _quality_tree(self, quality: Tensor) -> tuple[Tensor, Tensor, Tensor, WaveletTree]:
-        """The positives from best to worst, and a tree over their ascending places; kept for one quality."""
-        if self._tree is None or self._tree[0] is not quality:
-            worst_last = quality.index_select(0, self._axis.order).neg()
-            sorted_quality, by_quality = torch.sort(worst_last, stable=True)
-            self._tree = (quality, (by_quality, sorted_quality, worst_last, WaveletTree(by_quality)))
+    def _quality_tree(self, quality: Tensor) -> tuple[Tensor, Tensor, Tensor | None, WaveletTree]:
+        """The positives from best to worst, ``[2, p]`` how many are better, and a tree over their ascending order.
+
+        Kept for one quality. With several rankings, both orders have one ranking after the other; ``starts`` ``[p]``
+        are where a positive's ranking begins.
+        """
+        if self._tree is not None and self._tree[0] is quality:
+            return self._tree[1]
+        axis, p = self._axis, len(quality)
+        worst_last = quality.neg()
+        sorted_quality, by_quality = torch.sort(worst_last, stable=True)
+        # as good or better, and better
+        lengths = torch.stack([torch.searchsorted(sorted_quality, worst_last, right=right) for right in (True, False)])
+        # positives below t_i - d and t_i + d; steps that have begun and ended at or below s_k
+        below = torch.searchsorted(self._keys, axis.bounds)
+        bounds = torch.stack([below, torch.searchsorted(axis.bounds, self._keys.repeat(2, 1), right=True)])
+        indices, starts = by_quality, None
+        if self.segments.index is not None:
+            by_score = _Stacked(self.segments.index, self.segments)
+            by_rank = _Stacked(self.segments.index.index_select(0, by_quality), self.segments)
+            lengths, bounds = by_rank.stack(lengths), by_score.stack(bounds)
+            rows = torch.arange(p, device=quality.device)
+            starts = by_score.stack(torch.zeros_like(rows))
+            ranks = by_rank.stack(rows.new_zeros(p).index_copy_(0, by_quality, rows))  # [p] row of each positive
+            indices = rows.new_zeros(p).index_copy_(0, ranks, by_score.stack(rows))
+            by_quality = rows.new_zeros(p).index_copy_(0, ranks, rows)
+        tree = WaveletTree(indices, lengths[:, None].expand(2, 2, p).flatten(), bounds.flatten())
+        self._tree = (quality, (by_quality, lengths, starts, tree))
         return self._tree[1]
 
-    def _ramp(self, difference: Tensor) -> Tensor:
-        return difference / (2 * self._delta) if self._delta else torch.zeros_like(difference)
 
-    def _unsort(self, ascending: Tensor) -> Tensor:
-        return torch.empty_like(ascending).index_copy_(0, self._axis.order, ascending)
+class _Stacked:
+    """Positives in some order, rearranged so that one ranking stands after the other."""
+
+    def __init__(self, order: Tensor, segments: Segments) -> None:
+        """``order`` ``[p]`` has the ranking of each positive in the order, ``segments`` those of the queries."""
+        p = len(order)
+        index = torch.arange(p, device=order.device) + order * (p + 1)
+        ones = order.new_zeros(segments.n * (p + 1)).index_fill_(0, index, 1)
+        self._before = prefix_sums(ones)[:-1]
+        self._segments, self._width = segments, p + 1
+
+    def stack(self, first: Tensor) -> Tensor:
+        """``[..., p]`` where in the new order those of a query's ranking end that are among the ``first`` ones."""
+        return self._before.index_select(0, self._segments.flat(first, self._width).flatten()).view(first.shape)

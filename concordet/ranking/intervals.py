@@ -6,67 +6,72 @@ On one interval, sum_i a_i H(k - t_i) is a line in k; that is what makes everyth
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from concordet.ranking.sums import on_host, prefix_sums
+from concordet.ranking.sums import as_number, on_host
 
 CHAIN_GAP = 4.0
 """Positives further apart than this many deltas share no origin; over 2 (touching windows), so rounding is harmless."""
 
-CELLS_PER_THRESHOLD = 4
+MAX_SHARED = 1024.0
+"""Positives within so many deltas share one origin in any case: sums lose no more than 10 of float64's 53 bits."""
+
+CELLS_PER_THRESHOLD = 8
 """Cells of the look-up grid: more make the search in a cell shorter and the grid slower to build and to read."""
 
-MAX_CELLS = 1 << 20
+MIN_CELLS, MAX_CELLS = 1 << 14, 1 << 20
+
+MAX_SEARCHED_KEYS = 3000
+"""Keys up to which a binary search among all thresholds takes less time than a grid with its operations."""
+
+MIN_BITWISE_SORT = 1 << 15
+"""Values from which sorting float32 by its bits saves more than its additional operations cost."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """Equal cells over the thresholds, so that placing a key needs a short search in its cell, not in all thresholds.
+    """Equal cells over the thresholds, so that finding a key's interval takes a search in its cell only.
 
     Attributes:
-        low, scale: 0-dim; a key's cell is (key - low) * scale, clamped. Rounding is the same for keys and thresholds
-            and monotone, so that cells never lie.
-        first: ``[cells]`` int32, thresholds in the cells before.
-        padded: the thresholds, and infinities that a search may look at.
+        low, scale: the cell of a key is (key - low) * scale, clamped. Rounding is the same for keys and thresholds and
+            monotone, so that the grid may be slow but never wrong.
+        last: ``[cells]`` int32, thresholds in the cells up to this one.
+        padded: infinities below that a search may look at, then the thresholds.
         steps: powers of two, descending, that add up to the most thresholds in a cell or more.
     """
 
-    low: Tensor
-    scale: Tensor
-    first: Tensor
+    low: float
+    scale: float
+    last: Tensor
     padded: Tensor
     steps: tuple[int, ...]
 
+    @classmethod
+    def build(cls, thresholds: Tensor) -> Grid:
+        """Grid over ``[m]`` ascending thresholds, m > 1."""
+        n_cells = min(MAX_CELLS, max(MIN_CELLS, 1 << (CELLS_PER_THRESHOLD * len(thresholds)).bit_length()))
+        low, high = thresholds[:: len(thresholds) - 1].tolist()
+        # both bounds keep 0 and infinity out of (key - low) * scale
+        scale = max((n_cells - 1) / max(high - low, 1e-30), 1e-30)
+        cells = thresholds.sub(low).mul_(scale).to(torch.int32)  # as those of keys, which have to be clamped
+        counts = torch.bincount(cells, minlength=n_cells)
+        steps = tuple(1 << bit for bit in reversed(range(int(as_number(counts.max())).bit_length())))
+        padded = pad(thresholds, (sum(steps), 0), value=-torch.inf)
+        return cls(low=low, scale=scale, last=counts.cumsum(0, dtype=torch.int32), padded=padded, steps=steps)
+
     def locate(self, keys: Tensor) -> Tensor:
         """``[n]`` int32, thresholds at or below each finite key."""
-        interval = self.first.index_select(0, _cells(keys, self.low, self.scale, len(self.first)))
+        cells = keys.sub(self.low).mul_(self.scale).clamp_(0, len(self.last) - 1).to(torch.int32)
+        interval = self.last.index_select(0, cells)
         for step in self.steps:
-            # thresholds ascend: if the one `step` places on is not above the key, none before it is
-            probe = self.padded.index_select(0, interval + (step - 1))
-            interval.add_(keys >= probe, alpha=step)
+            # thresholds ascend: if the one `step` below is above the key, so are all between
+            probe = self.padded[sum(self.steps) - step :].index_select(0, interval)
+            interval.add_(probe > keys, alpha=-step)
         return interval
-
-
-def _cells(keys: Tensor, low: Tensor, scale: Tensor, n_cells: int) -> Tensor:
-    return keys.sub(low).mul_(scale).clamp_(0, n_cells - 1).to(torch.int32)
-
-
-def _grid(thresholds: Tensor) -> Grid:
-    n_cells = min(MAX_CELLS, 1 << (CELLS_PER_THRESHOLD * len(thresholds)).bit_length())
-    low = thresholds[0]
-    # both bounds keep 0 and infinity out of (key - low) * scale
-    scale = ((n_cells - 1) / (thresholds[-1] - low).clamp_min(1e-30)).clamp_min(1e-30)
-    counts = torch.bincount(_cells(thresholds, low, scale, n_cells), minlength=n_cells)
-    steps = tuple(1 << bit for bit in reversed(range(int(counts.max()).bit_length())))
-    return Grid(
-        low=low,
-        scale=scale,
-        first=(counts.cumsum(0) - counts).to(torch.int32),
-        padded=torch.cat([thresholds, thresholds.new_full((sum(steps),), torch.inf)]),
-        steps=steps,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,25 +81,30 @@ class Intervals:
     Attributes:
         thresholds: ``[2p]`` ascending, in the keys' dtype: the least number of that dtype not below the real
             threshold, so that comparing a key with it is exact.
-        lower, upper: ``[p]`` which thresholds are t_i - d and t_i + d, for the positives in ascending order.
-        order: ``[p]`` the ascending, stable order of the positives.
+        bounds: ``[2, p]`` thresholds t_i - d and t_i + d, in ascending order.
+        edges: ``[2, p]`` the intervals that begin at them.
+        start: ``[p]`` float64, local - d: where windows begin.
         local: ``[p]`` float64, t_i minus its chain's origin, in ascending order. A chain is a run of positives whose
             windows touch; origins keep sums of keys small where the windows are.
-        origin: ``[2p + 1]`` float64, origin of the interval's chain.
-        shared_origin: 0-dim float64, where the host sees for nothing that there is but one chain; else None.
-        live: ``[2p + 1]`` whether any window covers the interval. Elsewhere H is 0 or 1 for every positive.
+        origin: float64, ``[2p + 1]`` origin of the interval's chain, or ``[1]`` where there is one chain only.
+        dead: intervals between chains, where no window is open (indices, some of them repeated); None for one chain.
+            There, and above all windows, H is 0 or 1 for every positive.
         grid: finds a key's interval; None where the device searches faster by itself.
     """
 
     thresholds: Tensor
-    lower: Tensor
-    upper: Tensor
-    order: Tensor
+    bounds: Tensor
+    edges: Tensor
     local: Tensor
+    start: Tensor
     origin: Tensor
-    shared_origin: Tensor | None
-    live: Tensor
+    dead: Tensor | None
     grid: Grid | None
+
+    @property
+    def size(self) -> int:
+        """Number of intervals."""
+        return len(self.thresholds) + 1
 
     def locate(self, keys: Tensor) -> Tensor:
         """``[n]`` int32, the interval of every finite key."""
@@ -104,23 +114,36 @@ class Intervals:
 
     def coordinate(self, keys: Tensor, interval: Tensor) -> Tensor:
         """``[n]`` float64, the keys seen from the origins of their intervals; meaningless outside of all windows."""
-        if self.shared_origin is not None:
-            return keys.to(torch.float64, copy=True).sub_(self.shared_origin)
-        origin = self.origin.index_select(0, interval)
-        return torch.sub(keys, origin, out=origin)
+        return torch.sub(keys, self.origin if len(self.origin) == 1 else self.origin.index_select(0, interval))
+
+    def blank(self, values: Tensor) -> Tensor:
+        """``values`` ``[..., 2p + 1]`` with 0 where no window is open, in place; the first interval is left alone."""
+        if self.dead is not None:
+            values.index_fill_(-1, self.dead, 0)
+        values[..., -1].zero_()
+        return values
 
 
-def _round_up(positives: Tensor, shift: float, dtype: torch.dtype) -> Tensor:
-    """The least numbers of ``dtype`` not below positives + shift, for float64 positives."""
-    total = positives + shift
+@lru_cache
+def signs_of_edges(device: torch.device) -> Tensor:
+    """``[2, 1]`` float64: a window of t begins at t - d and ends at t + d."""
+    return torch.tensor([[-1.0], [1.0]], dtype=torch.float64, device=device)
+
+
+def _thresholds(positives: Tensor, delta: float, dtype: torch.dtype) -> Tensor:
+    """``[2, p]`` least numbers of ``dtype`` not below positives -+ delta, for float64 positives."""
+    if delta == 0:
+        return positives.to(dtype).expand(2, -1).contiguous()
+    signs = signs_of_edges(positives.device)
+    total = torch.add(positives, signs, alpha=delta)
     if dtype == torch.float64:
         added = total - positives  # Knuth's two-sum: total + rest is the exact sum
-        rest = (positives - (total - added)) + (shift - added)
+        rest = (positives - (total - added)) + (signs * delta - added)
         rounded, short = total, rest > 0
     else:
         rounded = total.to(dtype)
-        short = rounded.double() < total
-    return torch.where(short, torch.nextafter(rounded, rounded.new_tensor(torch.inf)), rounded)
+        short = rounded < total  # in float64
+    return torch.nextafter(rounded, torch.where(short, torch.inf, rounded))  # itself where it is its own neighbor
 
 
 def sort_ascending(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,37 +153,52 @@ def sort_ascending(values: Tensor) -> tuple[Tensor, Tensor]:
         >>> sort_ascending(torch.tensor([1.0, -2.0, 0.0]))[1]
         tensor([1, 2, 0])
     """
-    if values.dtype != torch.float32 or not on_host(values):
-        return torch.sort(values, stable=True)
+    if values.dtype != torch.float32 or not on_host(values) or len(values) < MIN_BITWISE_SORT:
+        ascending, order = torch.sort(values, stable=True)
+        return ascending, order
     bits = (values + 0.0).view(torch.int32)  # + 0.0 makes -0 into 0
     order = torch.sort(bits ^ ((bits >> 31) & 0x7FFFFFFF), stable=True).indices
     return values.index_select(0, order), order
 
 
-def build_intervals(positives: Tensor, delta: float, dtype: torch.dtype) -> Intervals:
-    """Cut the axis at the thresholds of ``[p]`` finite positives (p > 0), for keys of ``dtype``."""
-    p = len(positives)
-    ascending, order = sort_ascending(positives)
-    ascending = ascending.double()
-    ends = torch.cat([ascending.diff() > CHAIN_GAP * delta, ascending.new_ones(1, dtype=torch.bool)])  # [p] of chains
-    top = torch.where(ends, ascending, torch.inf).flip(0).cummin(0).values.flip(0)  # last of each one's chain
+def build_intervals(positives: Tensor, delta: float, dtype: torch.dtype, n_keys: int = 1 << 62) -> Intervals:
+    """Cut the axis at the thresholds of ``[p]`` finite float64 positives in ascending order (p > 0).
 
-    # merge the two ascending lists; a window that begins where another ends comes first
-    low, high = _round_up(ascending, -delta, dtype), _round_up(ascending, delta, dtype)
-    rows = torch.arange(p, device=positives.device)
-    lower = rows + torch.searchsorted(high, low)
-    upper = rows + torch.searchsorted(low, high, right=True)
-    thresholds = low.new_empty(2 * p).index_copy_(0, lower, low).index_copy_(0, upper, high)
-    origin = top.new_empty(2 * p).index_copy_(0, lower, top).index_copy_(0, upper, top)
-    opens = torch.ones_like(thresholds, dtype=torch.int32).index_fill_(0, upper, -1)
+    Args:
+        positives: ``[p]`` float64.
+        delta: half width of the step.
+        dtype: dtype of the keys; the positives are numbers of this dtype too.
+        n_keys: number of keys that will be located.
+    """
+    both = _thresholds(positives, delta, dtype)
+    thresholds = sort_ascending(both.flatten())[0]
+    edges = torch.searchsorted(thresholds, both, right=True)  # above the last of equal ones: none is between them
+    origin, top, dead = positives[-1:], positives[-1:], None
+    if not (on_host(positives) and _one_chain(positives, delta)):
+        ends = pad(positives.diff() > CHAIN_GAP * delta, (0, 1), value=True)  # [p] of chains
+        top = torch.where(ends, positives, torch.inf).flip(0).cummin(0).values.flip(0)  # last of each one's chain
+        # the interval above a threshold belongs to the last window that has begun
+        opened = torch.searchsorted(both[0], thresholds, right=True)
+        origin = pad(top.index_select(0, opened - 1), (1, 0))
+        closed = ends & (pad(both[0, 1:], (0, 1), value=torch.inf) > both[1])
+        dead = torch.where(closed, edges[1], 2 * len(positives))
+    local = positives - top
     return Intervals(
         thresholds=thresholds,
-        lower=lower,
-        upper=upper,
-        order=order,
-        local=ascending - top,
-        origin=torch.cat([top[:1], origin]),
-        shared_origin=top[0] if on_host(top) and bool(top[0] == top[-1]) else None,
-        live=prefix_sums(opens) > 0,
-        grid=_grid(thresholds) if on_host(thresholds) else None,
+        bounds=both,
+        edges=edges,
+        local=local,
+        start=local - delta,
+        origin=origin,
+        dead=dead,
+        grid=Grid.build(thresholds) if on_host(thresholds) and n_keys > MAX_SEARCHED_KEYS else None,
     )
+
+
+def _one_chain(positives: Tensor, delta: float) -> bool:
+    """Whether all positives may share one origin: they are near one another, or their windows are one chain.
+
+    At delta = 0, without windows, origins are not used.
+    """
+    extent = as_number(positives[-1]) - as_number(positives[0])
+    return delta == 0 or extent <= MAX_SHARED * delta or as_number(positives.diff().max()) <= CHAIN_GAP * delta

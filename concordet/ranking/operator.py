@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import threshold
 
 from concordet.distributed import SingleProcess, process_group
 from concordet.ranking import definitions
 from concordet.ranking.bucketed import BucketedCounts
 from concordet.ranking.counts import MASKED_LOGIT, Counts
-from concordet.ranking.definitions import AuxKind, Definition, Support
+from concordet.ranking.definitions import AuxKind, Definition, Support, Term
 from concordet.ranking.exact import ExactCounts
+from concordet.ranking.intervals import sort_ascending
 from concordet.ranking.quadratic import QuadraticCounts
-from concordet.ranking.sums import on_host
+from concordet.ranking.segments import Segments
+from concordet.ranking.sums import as_number, on_host
 
-METHODS: dict[str, Callable[[Tensor, Tensor, float, SingleProcess], Counts]] = {
+METHODS: dict[str, Callable[[Tensor, Tensor, float, SingleProcess, Segments, Tensor | None], Counts]] = {
     "exact": ExactCounts,
     "quadratic": QuadraticCounts,
     "bucketed": BucketedCounts,
@@ -43,6 +47,8 @@ class RankingOptions(NamedTuple):
         method: a name in :data:`METHODS`.
         group: name of a process group, or "" for this process only.
         n_positives: number of positives where it is known, so that a device need not be asked; else :data:`UNKNOWN`.
+        n_segments: number of independent rankings.
+        finite: whether the logits that count are known to be finite, so that nobody looks again.
 
     Example:
         >>> RankingOptions(delta=0.5).method
@@ -54,6 +60,8 @@ class RankingOptions(NamedTuple):
     method: str = "auto"
     group: str = ""
     n_positives: int = UNKNOWN
+    n_segments: int = 1
+    finite: bool = False
 
 
 def register(definition: Definition) -> Definition:
@@ -78,6 +86,7 @@ def ranking_loss(
     labels: Tensor,
     aux: Tensor | None = None,
     *,
+    segments: Tensor | None = None,
     options: RankingOptions = RankingOptions(),  # noqa: B008 (immutable)
     **settings: float,
 ) -> tuple[Tensor, Tensor]:
@@ -88,11 +97,13 @@ def ranking_loss(
         logits: ``[n]`` float; half precision is computed in float32, sums always in float64.
         labels: ``[n]`` integer, 1 positive, 0 negative, anything else ignored.
         aux: ``[p]`` or ``[n]`` (read at the positives) auxiliary input, detached.
+        segments: ``[n]`` integer in 0..s-1, the ranking of each logit, with ``options.n_segments`` = s; None for one.
         options: step, method, processes.
         settings: numbers of this definition; those left out have its defaults.
 
     Returns:
-        ``[t]`` values of the terms, and ``[p]`` weights of the positives (constants; empty if the definition has none).
+        ``[t]`` values of the terms (``[t, s]`` with ``segments``), and ``[p]`` weights of the positives in their order
+        in ``labels`` (constants; empty if the definition has none).
 
     Raises:
         ValueError: if the definition has no setting of a given name.
@@ -107,40 +118,44 @@ def ranking_loss(
         known = ", ".join(definition.settings) or "none"
         raise ValueError(f"settings of {definition.name!r} must be among {known}, got {unknown[0]!r}; leave it out")
     numbers = [float(settings.get(name, default)) for name, default in definition.settings.items()]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if logits.dtype not in (torch.float32, torch.float64):
+        logits = logits.float()
     # sizes that a compiler can know beforehand: [n] auxiliary input stays [n] here, [p] stays [p]
-    aux = logits.new_zeros(0) if aux is None else aux.detach()
-    if aux.dtype != torch.float64:
-        aux = aux.float()
+    if aux is not None:
+        aux = aux.detach() if aux.dtype in (torch.float32, torch.float64) else aux.detach().float()
+    if segments is not None and segments.dtype != torch.int64:
+        segments = segments.long()
     wants_gradient = torch.is_grad_enabled() and logits.requires_grad
-    values, _, weights = _ranking(logits, labels, aux, definition.name, numbers, wants_gradient, *options)
+    values, _, weights = _ranking(logits, labels, aux, segments, definition.name, numbers, wants_gradient, *options)
     return values, weights
 
 
 def compute_terms(
     logits: Tensor,
     labels: Tensor,
-    aux: Tensor,
+    aux: Tensor | None,
+    segments: Tensor | None,
     definition: str,
     settings: list[float],
     wants_gradient: bool,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values ``[t]``, updates ``[t, n]`` (``[t, 0]`` if not wanted) and weights like ``aux``; without autograd.
+    """Values ``[t]`` or ``[t, s]``, updates ``[t, n]`` (``[t, 0]`` if not wanted) and weights; without autograd.
 
     Args:
         logits: ``[n]`` float32 or float64.
         labels: ``[n]`` integer.
-        aux: ``[p]``, ``[n]`` or ``[0]``.
+        aux: ``[p]``, ``[n]`` or None.
+        segments: ``[n]`` integer, or None.
         definition: name of a registered definition.
         settings: values of its settings, in its order.
         wants_gradient: whether updates are computed.
         options: fields of :class:`RankingOptions`.
     """
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        return _compute(
-            logits, labels, aux, DEFINITIONS[definition], settings, wants_gradient, RankingOptions(*options)
-        )
+        known = DEFINITIONS[definition]
+        named = dict(zip(known.settings, settings, strict=True))
+        return _compute(logits, labels, aux, segments, known, named, wants_gradient, RankingOptions(*options))
 
 
 _ranking = torch.library.custom_op(
@@ -148,8 +163,9 @@ _ranking = torch.library.custom_op(
     compute_terms,
     mutates_args=(),
     schema=(
-        "(Tensor logits, Tensor labels, Tensor aux, str definition, float[] settings, bool wants_gradient,"
-        " float delta, float self_relation, str method, str group, SymInt n_positives) -> (Tensor, Tensor, Tensor)"
+        "(Tensor logits, Tensor labels, Tensor? aux, Tensor? segments, str definition, float[] settings,"
+        " bool wants_gradient, float delta, float self_relation, str method, str group, SymInt n_positives,"
+        " SymInt n_segments, bool finite) -> (Tensor, Tensor, Tensor)"
     ),
 )
 
@@ -158,24 +174,27 @@ _ranking = torch.library.custom_op(
 def _ranking_fake(
     logits: Tensor,
     labels: Tensor,
-    aux: Tensor,
+    aux: Tensor | None,
+    segments: Tensor | None,
     definition: str,
     settings: list[float],
     wants_gradient: bool,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    n_terms = DEFINITIONS[definition].n_terms
+    known = DEFINITIONS[definition]
+    n_segments = RankingOptions(*options).n_segments
+    per_positive = aux is not None and known.aux is AuxKind.PER_POSITIVE
     return (
-        logits.new_empty(n_terms),
-        logits.new_empty(n_terms, logits.shape[0] if wants_gradient else 0),
-        aux.new_empty(aux.shape),
+        logits.new_empty(known.n_terms) if segments is None else logits.new_empty(known.n_terms, n_segments),
+        logits.new_empty(known.n_terms, logits.shape[0] if wants_gradient else 0),
+        aux.new_empty(aux.shape) if per_positive and aux is not None else logits.new_empty(0),
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(output[1], inputs[0])
+    ctx.save_for_backward(output[1], inputs[0], inputs[3])
     ctx.n_others = len(inputs) - 1
-    ctx.set_materialize_grads(True)
+    ctx.set_materialize_grads(False)
 
 
 class _NoSecondDerivative(torch.autograd.Function):
@@ -193,12 +212,17 @@ class _NoSecondDerivative(torch.autograd.Function):
         )
 
 
-def _backward(ctx: Any, grad_values: Tensor, grad_updates: Tensor, grad_weights: Tensor) -> tuple[Tensor | None, ...]:
-    updates, logits = ctx.saved_tensors
+def _backward(
+    ctx: Any, grad_values: Tensor | None, grad_updates: Tensor | None, grad_weights: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    updates, logits, segments = ctx.saved_tensors
+    if grad_values is None:  # only the weights were used, which are constants
+        return (updates.new_zeros(updates.shape[1]), *[None] * ctx.n_others)
     # each term's update is scaled by the gradient that arrives at its own output
-    grad_logits = updates[0] * grad_values[0]
-    for update, grad_value in zip(updates[1:], grad_values[1:], strict=True):
-        grad_logits = torch.addcmul(grad_logits, update, grad_value)
+    scales = grad_values if segments is None else grad_values.index_select(1, segments)
+    grad_logits = updates[0] * scales[0]
+    for update, scale in zip(updates[1:], scales[1:], strict=True):
+        grad_logits = torch.addcmul(grad_logits, update, scale)
     if torch.is_grad_enabled():  # create_graph=True
         grad_logits = _NoSecondDerivative.apply(grad_logits, logits)
     return (grad_logits, *[None] * ctx.n_others)
@@ -210,87 +234,145 @@ _ranking.register_autograd(_backward, setup_context=_setup_context)
 def _compute(
     logits: Tensor,
     labels: Tensor,
-    aux: Tensor,
+    aux: Tensor | None,
+    segments: Tensor | None,
     definition: Definition,
-    settings: list[float],
+    settings: dict[str, float],
     wants_gradient: bool,
     options: RankingOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
     processes = process_group(options.group)
-    n_terms, n_positives = definition.n_terms, options.n_positives
-    n_updates = len(logits) if wants_gradient else 0
-    if definition.aux is AuxKind.PER_POSITIVE and n_positives == UNKNOWN and not on_host(labels):
+    n_terms, n_positives, n_segments = definition.n_terms, options.n_positives, options.n_segments
+    per_positive = definition.aux is AuxKind.PER_POSITIVE
+    if per_positive and aux is not None and n_positives == UNKNOWN and not on_host(labels):
         n_positives = len(aux)
     positive, miscounted = _positives(labels, n_positives)  # [p]
-    if definition.aux is AuxKind.PER_POSITIVE and len(aux) != len(positive):
+    if per_positive and aux is not None and len(aux) != len(positive):
         raise ValueError(
             f"expected one value for each of the {len(positive)} positives in labels, got {len(aux)}; "
             "give them in the order of the positives."
         )
-    weights = torch.zeros_like(aux)
-    if definition.aux is AuxKind.NONE:
-        local_aux = logits.new_zeros(len(positive), dtype=torch.float64)
-    else:
-        local_aux = (aux[positive] if definition.aux is AuxKind.PER_LOGIT else aux).double()
-
-    nan_if_invalid = _nan_if_invalid(logits, labels, miscounted)
-    local_positives = logits.index_select(0, positive).nan_to_num_()
+    finite = options.finite or (on_host(logits) and math.isfinite(as_number(logits.sum())))
+    local_logits = logits.index_select(0, positive)
+    if not finite:
+        local_logits.nan_to_num_()
+    columns = [local_logits]
+    if definition.aux is not AuxKind.NONE:
+        columns.append((aux if per_positive else aux.index_select(0, positive)).double())  # type: ignore[union-attr]
+    if segments is not None:
+        columns.append(segments.index_select(0, positive))
     # all processes' positives, and which of them are this one's
-    (positives, all_aux), local = processes.all_gather(local_positives, local_aux)
-    if len(positives) == 0:
-        return logits.new_zeros(n_terms) + nan_if_invalid, logits.new_zeros(n_terms, n_updates), weights
-
-    keys = torch.where(labels == 0, logits, MASKED_LOGIT[logits.dtype]).nan_to_num_()
-    counts = METHODS[options.method](positives, keys, options.delta, processes)
-    named = dict(zip(definition.settings, settings, strict=True))
-    result = definition.compute(counts, all_aux, self_relation=options.self_relation, **named)
-    values = torch.stack([term.value.mean() for term in result.terms]).to(logits.dtype) + nan_if_invalid
-    if result.weights is not None:
-        local_weights = (result.weights[local] / len(positives)).to(weights.dtype)
-        per_positive = definition.aux is AuxKind.PER_POSITIVE
-        weights = local_weights if per_positive else weights.index_copy_(0, positive, local_weights)
-    if not wants_gradient:
-        return values, logits.new_zeros(n_terms, 0), weights
-
-    rows = []
-    for term in result.terms:
-        spreads = term.pmf_denominator > 0
-        error = torch.where(spreads, term.error, 0) * (processes.size / len(positives))  # [p]
-        coefficients = torch.where(spreads, error / term.pmf_denominator, 0)
-        if term.support is Support.NEGATIVES:
-            row, positive_update = counts.spread_to_negatives(coefficients), -error
+    gathered, local = processes.all_gather(*columns)
+    n_updates = len(logits) if wants_gradient else 0
+    weights = None
+    if len(gathered[0]) == 0:
+        values = logits.new_zeros(n_terms, n_segments)
+        updates = logits.new_zeros(n_terms, n_updates)
+    else:
+        positives, order = sort_ascending(gathered[0].flip(0))  # of equal ones, the later one first
+        order = (len(order) - 1) - order
+        index = None if segments is None else gathered[-1].index_select(0, order)
+        rankings = Segments(index, n_segments)
+        keys = logits.masked_fill(labels != 0, MASKED_LOGIT[logits.dtype])
+        if not finite:
+            keys.nan_to_num_()
+        counts = METHODS[options.method](positives, keys, options.delta, processes, rankings, segments)
+        all_aux = None if definition.aux is AuxKind.NONE else gathered[1].index_select(0, order)
+        result = definition.compute(counts, all_aux, self_relation=options.self_relation, **settings)
+        p = rankings.sizes(len(positives))  # [p] or one number
+        values = rankings.means(_stack([term.value for term in result.terms]), p).to(logits.dtype)  # [t, s]
+        placement = _Placement(positive, order, local, processes.size > 1)
+        if result.weights is not None and per_positive and aux is not None:
+            weights = placement.unsorted(result.weights / p).to(aux.dtype, copy=True)
+        if wants_gradient:
+            scale = processes.size / (p.double() if isinstance(p, Tensor) else p)
+            updates = _updates(result.terms, counts, all_aux, scale, keys, placement)
         else:
-            row, positive_update = torch.zeros_like(logits), counts.spread_to_worse(coefficients, all_aux) - error
-        rows.append(row.index_copy_(0, positive, positive_update[local].to(row.dtype)))
-    # one row needs no copy
-    return values, rows[0][None] if n_terms == 1 else torch.stack(rows), weights
+            updates = logits.new_zeros(n_terms, 0)
+    if not finite:
+        values = values + _nan_if_invalid(logits, labels, segments, n_segments, miscounted)
+    if weights is None:
+        weights = torch.zeros_like(aux) if per_positive and aux is not None else logits.new_zeros(0)
+    return values if segments is not None else values.squeeze(1), updates, weights
 
 
-def _positives(labels: Tensor, n_positives: int) -> tuple[Tensor, Tensor]:
-    """``[p]`` indices of the positives, and 0-dim whether ``n_positives`` is wrong.
+class _Placement:
+    """Where the sorted positives of all processes belong: among this process's own positives, and in its logits."""
+
+    def __init__(self, positive: Tensor, order: Tensor, local: slice, several: bool) -> None:
+        self._positive, self._order, self._local, self._several = positive, order, local, several
+
+    def unsorted(self, values: Tensor) -> Tensor:
+        """``[..., local p]`` values of this process's positives in their order in the labels."""
+        return values.index_copy(-1, self._order, values)[..., self._local]
+
+    def subtract(self, rows: Tensor, values: Tensor) -> Tensor:
+        """``rows`` ``[..., n]`` less the values of this process's positives, in place."""
+        if self._several:
+            return rows.index_add_(-1, self._positive, self.unsorted(values).to(rows.dtype), alpha=-1)
+        return rows.index_add_(-1, self._positive.index_select(0, self._order), values.to(rows.dtype), alpha=-1)
+
+
+def _stack(rows: list[Tensor]) -> Tensor:
+    return rows[0][None] if len(rows) == 1 else torch.stack(rows)  # one row needs no copy
+
+
+def _updates(
+    terms: tuple[Term, ...],
+    counts: Counts,
+    aux: Tensor | None,
+    scale: Tensor | float,
+    keys: Tensor,
+    placement: _Placement,
+) -> Tensor:
+    """``[t, n]`` error-driven update of every term."""
+    denominators = _stack([term.pmf_denominator for term in terms])  # [t, p]
+    # nothing is distributed over an infinite denominator
+    above_minimum = _stack([threshold(term.pmf_denominator, term.min_denominator, torch.inf) for term in terms])
+    coefficients = _stack([term.error for term in terms]) * scale / above_minimum
+    errors = coefficients * denominators
+    rows = []
+    for term, row, error in zip(terms, coefficients, errors, strict=True):
+        if term.support is Support.NEGATIVES:
+            rows.append(counts.spread_to_negatives(row))
+        elif aux is not None:
+            rows.append(torch.zeros_like(keys))
+            error.sub_(counts.spread_to_worse(row, aux))
+        else:
+            raise ValueError("support must be NEGATIVES in a loss without auxiliary input, got WORSE_POSITIVES")
+    return placement.subtract(_stack(rows), errors)
+
+
+def _positives(labels: Tensor, n_positives: int) -> tuple[Tensor, Tensor | None]:
+    """``[p]`` indices of the positives, and 0-dim whether ``n_positives`` is wrong, where the host does not see it.
 
     Raises:
         ValueError: on a CPU, for a wrong number; elsewhere the loss becomes NaN.
     """
     is_positive = labels == 1
-    right = torch.zeros((), dtype=torch.bool, device=labels.device)
     if n_positives == UNKNOWN or on_host(labels):
         positive = is_positive.nonzero().squeeze(1)
         if n_positives not in (UNKNOWN, len(positive)):
             raise ValueError(
                 f"n_positives is {n_positives}, and {len(positive)} labels are 1; give their number or leave it out."
             )
-        return positive, right
+        return positive, None
     try:
         positive = torch.nonzero_static(is_positive, size=n_positives, fill_value=0).squeeze(1)
     except NotImplementedError:  # older PyTorch has it on CPUs only
-        return is_positive.nonzero().squeeze(1), right
+        return is_positive.nonzero().squeeze(1), None
     return positive, is_positive.sum() != n_positives
 
 
-def _nan_if_invalid(logits: Tensor, labels: Tensor, miscounted: Tensor) -> Tensor:
-    """0, or NaN where a logit that counts is NaN or the number of positives is wrong."""
-    if on_host(logits) and not logits.sum().isnan():
-        return logits.new_zeros(())  # the quick answer; opposite infinities may need the slow one
+def _nan_if_invalid(
+    logits: Tensor, labels: Tensor, segments: Tensor | None, n_segments: int, miscounted: Tensor | None
+) -> Tensor:
+    """``[s]`` 0, or NaN where a logit that counts is NaN or the number of positives is wrong."""
     bad = logits.isnan() & ((labels == 0) | (labels == 1))
-    return torch.where(bad.any() | miscounted, torch.nan, 0.0).to(logits.dtype)
+    if segments is None:
+        bad = bad.any()[None]
+    else:
+        bad = bad.new_zeros(n_segments, dtype=torch.int64).index_add_(0, segments, bad.long()) > 0
+    if miscounted is not None:
+        bad = bad | miscounted
+    return torch.where(bad, torch.nan, 0.0).to(logits.dtype)

@@ -1,9 +1,10 @@
-"""Prefix sums, suffix sums and sums over {place < a, length < b} (a wavelet tree), all in whole-tensor operations."""
+"""Sums over bins, prefix sums and sums over {index < a, row < b} (a wavelet tree), all in whole-tensor operations."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 def on_host(tensor: Tensor) -> bool:
@@ -11,110 +12,140 @@ def on_host(tensor: Tensor) -> bool:
     return tensor.is_cpu
 
 
-def binned_sums(places: Tensor, weights: Tensor | None, size: int) -> Tensor:
-    """``[size]`` sums of the ``weights`` ``[n]`` of each place, or how many there are.
+def as_number(value: Tensor) -> float:
+    """The number in a 0-dim tensor on the host."""
+    return float(value.tolist())  # type: ignore[arg-type]  # a number for 0 dimensions, and no operation, unlike item()
+
+
+def binned_sums(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
+    """``[size]`` sums of the ``weights`` ``[n]`` in each bin, or counts without weights.
 
     Example:
         >>> binned_sums(torch.tensor([2, 0, 2]), None, 4)
         tensor([1, 0, 2, 0])
     """
-    if on_host(places):
-        return torch.bincount(places, weights, minlength=size)
+    if on_host(bins):
+        return torch.bincount(bins, weights, minlength=size)
     # elsewhere counting bins asks the device how many there are
-    weights = torch.ones_like(places, dtype=torch.int64) if weights is None else weights
-    return weights.new_zeros(size).index_add_(0, places, weights)
+    weights = torch.ones_like(bins, dtype=torch.int64) if weights is None else weights
+    return weights.new_zeros(size).index_add_(0, bins, weights)
+
+
+def running_sums(values: Tensor) -> Tensor:
+    """``[..., n]`` sums of the first 1, ..., n values along the last dimension.
+
+    Example:
+        >>> running_sums(torch.tensor([1.0, 2.0, 3.0]))
+        tensor([1., 3., 6.])
+    """
+    if not on_host(values) and values.is_floating_point() and torch.are_deterministic_algorithms_enabled():
+        return _fixed_order_sums(values)  # PyTorch's own have no fixed order there, and refuse
+    return values.cumsum(-1)
 
 
 def prefix_sums(values: Tensor) -> Tensor:
-    """``[n + 1, ...]`` sums of the first 0, 1, ..., n rows, in the values' dtype.
+    """``[..., n + 1]`` sums of the first 0, 1, ..., n values along the last dimension.
 
     Example:
         >>> prefix_sums(torch.tensor([1, 2, 3]))
         tensor([0, 1, 3, 6])
     """
-    sums = values.new_zeros((len(values) + 1, *values.shape[1:]))
-    if values.is_floating_point() and not on_host(values) and torch.are_deterministic_algorithms_enabled():
-        sums[1:] = _fixed_order_sums(values)  # PyTorch's own have no fixed order there, and refuse
-    else:
-        torch.cumsum(values, 0, dtype=values.dtype, out=sums[1:])
-    return sums
+    return pad(running_sums(values), (1, 0))
 
 
 def _fixed_order_sums(values: Tensor) -> Tensor:
-    """Inclusive prefix sums by doubling: log2 n whole-tensor additions (Hillis and Steele)."""
+    """Running sums by doubling: log2 n whole-tensor additions (Hillis and Steele)."""
     reach = 1
-    while reach < len(values):
-        values = torch.cat([values[:reach], values[reach:] + values[:-reach]])
+    while reach < values.shape[-1]:
+        values = torch.cat([values[..., :reach], values[..., reach:] + values[..., :-reach]], -1)
         reach *= 2
     return values
 
 
-def suffix_sums(values: Tensor) -> Tensor:
-    """``[n + 1]`` sums of the rows from 0, 1, ..., n on.
+def split(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Two parts that add up to ``[..., n]`` float64 values; sums of the first ones carry no rounding error.
+
+    The first part is a multiple of a power of two that is coarse enough for every partial sum to be exact. The second
+    one is some 2^-52 of the sum of all magnitudes, so that its rounding does not matter. So differences of running sums
+    are accurate however large the values before them are.
 
     Example:
-        >>> suffix_sums(torch.tensor([1, 2, 3]))
-        tensor([6, 5, 3, 0])
+        >>> high, low = split(torch.tensor([1e9, 1 / 3], dtype=torch.float64))
+        >>> (high + low).tolist(), float(low.abs().max()) < 1e-6
+        ([1000000000.0, 0.3333333333333333], True)
     """
-    return prefix_sums(values.flip(0)).flip(0)
+    coarse = 4 * values.abs().sum(-1, keepdim=True)
+    high = (values + coarse) - coarse
+    return high, values - high
+
+
+MAX_ROWS = 1 << 17
+"""Queries times levels of a wavelet tree that are looked up together: more make fewer operations, of larger tensors."""
 
 
 class WaveletTree:
-    """Sums of the weights of the first rows whose place is below a bound, for many queries at once.
+    """Sums of the weights of the first rows whose index is below a bound, for many queries at once.
 
-    On the level of h = 2^level, rows stand in blocks of 2h consecutive places, in their first order within a block. A
-    query is in the block [S, S + 2h) that its bound falls into and sees the rows before ``end``; some of them have a
-    place in the first half. Where the bound is in the second half, these are all below it: their weights are added, and
-    the query goes on in the second half; otherwise it goes on in the first. Places are a permutation, so every block
-    before S is full and holds h places of a first half: no starts need to be looked up.
+    On the level of h = 2^level, rows stand in blocks of 2h consecutive indices, in their first order within a block. A
+    query is in the block [S, S + 2h) of its bound and sees the rows of this block before its pointer; some of them have
+    an index in the first half. Where the bound is in the second half, these are all below it: their weights are added,
+    and the query goes on in the second half; otherwise it goes on in the first. A row goes its way like a query that is
+    bounded by its own index and begins at itself. Indices are a permutation, so every block before S is full and holds
+    h indices of a first half: no starts need to be looked up.
 
     Args:
-        places: ``[n]`` int64, each of 0..n-1 once. O(n log n) time and memory.
+        indices: ``[n]`` int64, each of 0..n-1 once.
+        lengths: ``[m]`` int64, how many of the first rows each query sees.
+        bounds: ``[m]`` int64 in 0..n.
+
+    O((n + m) log n) time and memory, some seven operations per level.
 
     Example:
-        >>> tree, weights = WaveletTree(torch.tensor([2, 0, 1])), torch.tensor([[1.0], [10.0], [100.0]])
-        >>> tree.sums(weights, lengths=torch.tensor([2, 3]), bounds=torch.tensor([2, 2])).flatten()
+        >>> queries = {"lengths": torch.tensor([2, 3]), "bounds": torch.tensor([2, 2])}
+        >>> WaveletTree(torch.tensor([2, 0, 1]), **queries).sums(torch.tensor([[1.0], [10.0], [100.0]])).flatten()
         tensor([ 10., 110.])
     """
 
-    def __init__(self, places: Tensor) -> None:
-        n = len(places)
-        self._n_levels = n.bit_length()
-        self._size = 1 << self._n_levels  # > n, so that a bound of n is inside; the places from n on have no weight
-        rows = torch.arange(self._size, device=places.device)
-        places = torch.cat([places, rows[n:]])
-        self._levels = []
-        for level in reversed(range(self._n_levels)):
-            half = 1 << level
-            in_second = (places >> level) & 1  # [size]
-            zeros = prefix_sums(1 - in_second)  # [size + 1]
-            # the next level: first halves to the front of their blocks
-            start = rows & -(2 * half)
-            in_first_half = zeros[:-1] + (start >> 1)
-            target = torch.where(in_second.bool(), rows + (start + half) - in_first_half, in_first_half)
-            source = torch.empty_like(rows).scatter_(0, target, rows)
-            places = places.index_select(0, source)
-            self._levels.append((half, zeros.to(torch.int32), source))
+    def __init__(self, indices: Tensor, lengths: Tensor, bounds: Tensor) -> None:
+        n, n_levels, device = len(indices), len(indices).bit_length(), indices.device
+        halves = (1 << torch.arange(n_levels - 1, -1, -1, dtype=torch.int32, device=device))[:, None]  # [levels, 1]
+        targets = torch.cat([indices, bounds]).to(torch.int32)  # [n + m] rows, then queries
+        in_second = (targets & halves).bool()  # [levels, n + m]
+        half_starts = (targets & (-2 * halves)).bitwise_right_shift_(1)
+        in_first = (~in_second[:, :n]).to(torch.int32)
+        pointer = torch.cat([torch.arange(n, device=device), lengths]).to(torch.int32)
+        by_order, before = torch.empty_like(in_first[0]), in_first.new_zeros(n + 1)
+        rows, ends = [], []
+        for level in range(n_levels):
+            by_order.index_copy_(0, pointer[:n].long(), in_first[level])
+            torch.cumsum(by_order, 0, dtype=torch.int32, out=before[1:])
+            first = before.index_select(0, pointer).add_(half_starts[level])
+            second = (pointer - first).add_(half_starts[level], alpha=2).add_(halves[level])
+            pointer = torch.where(in_second[level], second, first)
+            rows.append(pointer[:n])
+            ends.append(first[n:])
+        levels = torch.arange(n_levels, dtype=torch.int32, device=device)[:, None]
+        # [levels * n] which row stands where on the level below
+        targets = torch.stack(rows).add_(levels * n).flatten().long()
+        sources = torch.arange(n, dtype=torch.int32, device=device).repeat(n_levels)
+        self._rows = torch.empty_like(sources).index_copy_(0, targets, sources)
+        # [levels, m] sums from the start of the block to the end of the first half's rows, where they are added
+        self._rows = self._rows.view(n_levels, n)
+        last = torch.stack(ends)
+        first = torch.where(in_second[:, n:], half_starts[:, n:] << 1, last)
+        self._together = max(1, MAX_ROWS // max(len(lengths), 1))
+        offsets = (levels % self._together) * (n + 1)
+        self._ends, self._starts = last.add_(offsets), first.add_(offsets)
 
-    def sums(self, weights: Tensor, *, lengths: Tensor, bounds: Tensor) -> Tensor:
-        """``[m, c]`` sums of ``[n, c]`` weights of the first ``lengths`` ``[m]`` rows with a place below ``bounds``
-        ``[m]``.
-
-        O((n + m) log n) time, O(n + m log n) memory.
-        """
-        weights = torch.cat([weights, weights.new_zeros(self._size - len(weights), weights.shape[1])])
-        end, bounds = lengths.to(torch.int32, copy=True), bounds.to(torch.int32)  # end is written to
-        bits = torch.arange(self._n_levels - 1, -1, -1, dtype=torch.int32, device=bounds.device)[:, None]
-        halves = torch.ones_like(bits) << bits
-        starts, in_second = bounds & -(2 * halves), (bounds & halves).bool()  # [levels, m]
-        half_starts, second_starts = starts >> 1, starts + halves
-        total = weights.new_zeros(len(bounds), weights.shape[1])
-        for i, (_, zeros, source) in enumerate(self._levels):
-            weights = weights.index_select(0, source)
-            sums = prefix_sums(weights)
-            start, second = starts[i], in_second[i]
-            first_end = zeros.index_select(0, end).add_(half_starts[i])
-            added = sums.index_select(0, torch.where(second, first_end, start))
-            total.add_(added).sub_(sums.index_select(0, start))
-            end = torch.where(second, end.sub_(first_end).add_(second_starts[i]), first_end)
+    def sums(self, weights: Tensor, queries: slice = slice(None)) -> Tensor:
+        """``[m, c]`` sums of ``[n, c]`` weights, for some of the queries."""
+        (n, c), (n_levels, m) = weights.shape, self._ends[:, queries].shape
+        total = weights.new_zeros(m, c)
+        for first in range(0, n_levels, self._together):
+            levels = slice(first, first + self._together)
+            by_order = weights.index_select(0, self._rows[levels].flatten()).view(-1, n, c)
+            sums = pad(running_sums(by_order.transpose(1, 2)).transpose(1, 2), (0, 0, 1, 0)).view(-1, c)
+            added = sums.index_select(0, self._ends[levels, queries].flatten())
+            added.sub_(sums.index_select(0, self._starts[levels, queries].flatten()))
+            total.add_(added.view(-1, m, c).sum(0))
         return total

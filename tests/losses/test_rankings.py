@@ -188,10 +188,10 @@ def test_operator_is_registered_correctly(name):
     from concordet.ranking.operator import RankingOptions, _ranking
 
     logits, labels, side = random_case(5, 30, seed=6)
-    side = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else side[:0]
+    side = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else None
     settings = [1.0] if name == "interpolated_ap" else [0.0] if name == "ap" else []
     name = "ap" if settings else name
-    arguments = (logits.requires_grad_(), labels, side, name, settings, True, *RankingOptions())
+    arguments = (logits.requires_grad_(), labels, side, None, name, settings, True, *RankingOptions())
     torch.library.opcheck(
         _ranking, arguments, test_utils=("test_schema", "test_faketensor", "test_autograd_registration")
     )

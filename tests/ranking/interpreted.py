@@ -79,10 +79,10 @@ class TestKernels:
 
     def test_weights(self, poisoned):
         generator = torch.Generator().manual_seed(3)
-        s, k = torch.randn(20, generator=generator), torch.randn(3000, generator=generator)
+        s, k = torch.randn(20, generator=generator).sort().values, torch.randn(3000, generator=generator)
         w = torch.rand(3000, generator=generator).double()
         with passes.use_backend("triton"):
-            got = ExactCounts(s, k, 0.5, weights=w).negatives_above()
+            got = ExactCounts(s, k, 0.5, weights=w).above()[0]
         expected = ((k.double()[None] - s.double()[:, None]) + 0.5).clamp(0, 1) @ w
         torch.testing.assert_close(got, expected)
 
@@ -97,6 +97,20 @@ class TestKernels:
         case = random_case(40, 900, seed=4)
         expected = run("ap", "torch", *case, method="bucketed")
         assert_close(run("ap", "triton", *case, method="bucketed"), expected, 1e-12)
+
+    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("n_segments", [1, 7])
+    def test_segments(self, name, n_segments, poisoned):
+        case = random_case(40, 1100, seed=5)
+        segments = torch.arange(len(case[0])) % n_segments
+        logits = case[0].clone().requires_grad_()
+        options = {"segments": segments, "n_segments": n_segments, "delta": 0.5}
+        results = []
+        for backend in ("torch", "triton"):
+            with passes.use_backend(backend):
+                outputs = CASES[name].outputs(logits, *case[1:], **options)
+            results += [(outputs, torch.autograd.grad(sum(output.sum() for output in outputs), logits)[0])]
+        torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
 
 
 class NoWaiting(TorchDispatchMode):
@@ -122,34 +136,47 @@ class TestNoWaiting:
     @pytest.mark.parametrize("delta", [0.0, 1.0])
     def test_no_loss_waits_for_the_device(self, name, backend, delta, as_on_a_device):
         logits, labels, side = random_case(30, 500, seed=5)
-        side = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else side[:0]
+        side = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else None
         with passes.use_backend(backend):
             settings = [1.0] if name == "interpolated_ap" else [0.0] if name == "ap" else []
             name = "ap" if settings else name
             options = RankingOptions(delta=delta, n_positives=30)
-            arguments = (logits, labels, side, name, settings, True)
+            arguments = (logits, labels, side, None, name, settings, True)
             expected = compute_terms(*arguments, *options)
             with NoWaiting():
                 got = compute_terms(*arguments, *options)
         for mine, other in zip(got, expected, strict=True):
             torch.testing.assert_close(mine, other)
         with pytest.raises(AssertionError, match="waits for the device"), NoWaiting():
-            compute_terms(logits, labels, logits[:0], "ap", [0.0], True, *options._replace(n_positives=UNKNOWN))
+            compute_terms(logits, labels, None, None, "ap", [0.0], True, *options._replace(n_positives=UNKNOWN))
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_segments_do_not_wait_either(self, name, as_on_a_device):
+        logits, labels, side = random_case(30, 500, seed=5)
+        aux = side[labels == 1] if name == "alrp" else side if name == "rank_sort" else None
+        settings = [1.0] if name == "interpolated_ap" else [0.0] if name == "ap" else []
+        options = RankingOptions(n_positives=30, n_segments=4)
+        segments = torch.arange(len(logits)) % 4
+        arguments = (logits, labels, aux, segments, "ap" if settings else name, settings, True, *options)
+        expected = compute_terms(*arguments)
+        with NoWaiting():
+            got = compute_terms(*arguments)
+        torch.testing.assert_close(got, expected)
 
     def test_the_same_as_on_the_host(self, monkeypatch):
         logits, labels, side = random_case(30, 500, seed=6)
         options = RankingOptions(delta=0.5, self_relation=0.5)
-        expected = compute_terms(logits, labels, side, "rank_sort", [], True, *options)
+        expected = compute_terms(logits, labels, side, None, "rank_sort", [], True, *options)
         for module in (engine, intervals, passes, sums):
             monkeypatch.setattr(module, "on_host", lambda tensor: False)
         for deterministic in (False, True):
             monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda now=deterministic: now)
-            got = compute_terms(logits, labels, side, "rank_sort", [], True, *options._replace(n_positives=30))
+            got = compute_terms(logits, labels, side, None, "rank_sort", [], True, *options._replace(n_positives=30))
             for mine, other in zip(got, expected, strict=True):
                 torch.testing.assert_close(mine, other, rtol=1e-9, atol=1e-12)
 
     @pytest.mark.parametrize("told", [29, 31])
     def test_a_wrong_number_of_positives_is_not_silent(self, told, as_on_a_device):
-        logits, labels, side = random_case(30, 500, seed=7)
-        values, _, _ = compute_terms(logits, labels, side[:0], "ap", [0.0], True, *RankingOptions(n_positives=told))
+        logits, labels, _ = random_case(30, 500, seed=7)
+        values, _, _ = compute_terms(logits, labels, None, None, "ap", [0.0], True, *RankingOptions(n_positives=told))
         assert values.isnan().all()

@@ -13,11 +13,12 @@ from tests.ranking.cases import random_case
 
 
 def ndcg_at_k(counts, aux, *, self_relation, k):
-    false_positives = counts.negatives_above()
-    rank = self_relation + counts.positives_above(torch.ones_like(aux)[:, None])[:, 0] + false_positives
+    false_positives, positives = counts.above()
+    rank = self_relation + positives + false_positives
     gain = torch.where(rank <= k, 1 / torch.log2(1 + rank), 0)
-    p = len(rank)
-    ideal = (1 / torch.log2(torch.arange(2.0, min(p, int(k)) + 2, dtype=torch.float64))).sum()
+    p = counts.segments.sizes(len(rank))
+    gains = 1 / torch.log2(torch.arange(2.0, len(rank) + 2, dtype=rank.dtype))
+    ideal = gains.cumsum(0)[torch.as_tensor(p).clamp(max=int(k)) - 1]
     value = 1 - p * gain / ideal
     return Result(terms=(Term(value=value, error=p * (1 - gain) / ideal, pmf_denominator=false_positives),))
 

@@ -33,14 +33,14 @@ def test_kernels_compile_for_a_gpu_with_64_bit_addresses(dtype, wide):
     from concordet.ranking import backend_triton as kernels
 
     rows = "i64" if wide else "i32"
-    place = {"keys": f"*{dtype}", "weights": "*fp64", "thresholds": f"*{dtype}", "origin": "*fp64", "live": "*u8"}
-    place |= {"interval": "*i32", "weight": "*fp64", "moment": "*fp64", "n": rows}
-    place |= dict.fromkeys(("size", "top", "copies"), "i32")
-    spread = {"keys": f"*{dtype}", "interval": "*i32", "origin": "*fp64", "constant": "*fp64", "slope": "*fp64"}
-    spread |= {"out": f"*{dtype}", "n": rows}
+    locate = {"keys": f"*{dtype}", "weights": "*fp64", "segments": "*i64", "thresholds": f"*{dtype}"}
+    locate |= {"origin": "*fp64", "interval": "*i32", "weight": "*fp64", "moment": "*fp64", "n": rows}
+    locate |= dict.fromkeys(("size", "top", "copies", "n_segments"), "i32")
+    spread = {"keys": f"*{dtype}", "interval": "*i32", "origin": "*fp64", "lines": "*fp64", "out": f"*{dtype}"}
+    spread |= {"n": rows, "n_intervals": "i32", "n_bins": "i32"}
     for kernel, types, options in (
-        (kernels._locate_and_sum, place, {"WEIGHTED": True, "BLOCK": kernels.BLOCK}),
-        (kernels._locate_and_sum, place, {"WEIGHTED": False, "BLOCK": kernels.BLOCK}),
+        (kernels._locate_and_sum, locate, {"WEIGHTED": True, "SEGMENTED": False, "BLOCK": kernels.BLOCK}),
+        (kernels._locate_and_sum, locate, {"WEIGHTED": False, "SEGMENTED": True, "BLOCK": kernels.BLOCK}),
         (kernels._spread, spread, {"BLOCK": kernels.BLOCK}),
     ):
         source = ASTSource(kernel, signature=types | dict.fromkeys(options, "constexpr"), constexprs=options)

@@ -7,6 +7,7 @@ become NaN, and NaN stays NaN.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,7 +15,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from concordet.ranking.sums import on_host
+from concordet.ranking.sums import as_number, on_host
 
 _VALUE_CHECKS: ContextVar[bool | None] = ContextVar("value_checks", default=None)
 
@@ -94,7 +95,7 @@ def check_finite(where: str, name: str, tensor: Tensor) -> None:
     values = tensor.detach()
     total = values.sum(dtype=torch.float64 if values.dtype == torch.float64 else torch.float32)
     # a finite sum has finite terms; an infinite one may have overflowed
-    if not total.isfinite() and not values.isfinite().all():
+    if not math.isfinite(as_number(total)) and not values.isfinite().all():
         n_bad = int((~values.isfinite()).sum())
         raise ValueError(
             f"{where}: {name} must be finite, got {n_bad} NaN or infinite value(s) among {values.numel()}; find the "
@@ -106,7 +107,7 @@ def check_range(where: str, name: str, tensor: Tensor, low: float, high: float, 
     """All values are in [low, high], where values are checked; they may exceed ``high`` by a rounding ``slack``."""
     if not values_are_checked(tensor) or tensor.numel() == 0:
         return
-    smallest, largest = (value.item() for value in tensor.detach().aminmax())
+    smallest, largest = (as_number(value) for value in tensor.detach().aminmax())
     if not (smallest >= low and largest <= high + slack):
         raise ValueError(
             f"{where}: {name} must be in [{low:g}, {high:g}], got values from {smallest:g} to {largest:g}; clamp or "
@@ -114,35 +115,45 @@ def check_range(where: str, name: str, tensor: Tensor, low: float, high: float, 
         )
 
 
-def check_ranking_labels(where: str, labels: Tensor, logits: Tensor) -> Tensor:
-    """Labels of a ranking loss, int64: 1, 0 or -1 (or bool), one per logit; values where values are checked."""
+def check_ranking_labels(where: str, labels: Tensor, logits: Tensor, *, negatives: bool = False) -> Tensor:
+    """Labels of a ranking loss, int64: 1, 0 or -1 (or bool), one per logit; values where values are checked.
+
+    With ``negatives``, positives have negatives beside them if anything is ignored:
+    :data:`concordet.assigned.BACKGROUND` is -1, which ranking losses ignore, and such labels would silently give 0.
+    """
     check_integer(where, "labels", labels, or_bool=True)
     check_same(where, "labels", labels, "logits", logits)
-    labels = labels.long()
+    if labels.dtype != torch.int64:
+        labels = labels.long()
     if not values_are_checked(labels) or labels.numel() == 0:
         return labels
-    smallest, largest = (int(value) for value in labels.aminmax())
+    smallest, largest = (int(as_number(value)) for value in labels.aminmax())
     if smallest < -1 or largest > 1:
         raise ValueError(
             f"{where}: labels must be 1 (positive), 0 (negative) or -1 (ignored), got labels from {smallest} to "
             f"{largest}; ranking losses are class-agnostic: flatten a one-hot [n, classes] target instead"
         )
-    return labels
-
-
-def check_negatives(where: str, labels: Tensor) -> None:
-    """Positives have negatives beside them if anything is ignored, where values are checked.
-
-    :data:`concordet.assigned.BACKGROUND` is -1, which ranking losses ignore: such labels would silently give 0.
-    """
-    if not values_are_checked(labels) or labels.numel() == 0:
-        return
-    smallest, largest = (int(value) for value in labels.aminmax())
-    if smallest == -1 and largest == 1 and not (labels == 0).any():
+    if negatives and smallest == -1 and largest == 1 and as_number(labels.count_nonzero()) == labels.numel():
         raise ValueError(
             f"{where}: labels must contain negatives (0), got only 1 and -1, which means ignored here; label the "
             "background 0 (concordet.assigned.BACKGROUND is -1; Assigned.ranking_labels() converts)"
         )
+    return labels
+
+
+def check_segments(where: str, segments: Tensor, n_segments: int | None, logits: Tensor) -> None:
+    """``segments`` has an integer in 0..n_segments-1 for every logit; its values are looked at where values are."""
+    check_integer(where, "segments", segments)
+    check_same(where, "segments", segments, "logits", logits)
+    if not isinstance(n_segments, (int, torch.SymInt)) or n_segments < 1:
+        raise ValueError(f"{where}: n_segments must be an integer >= 1, got {n_segments}; give the number of segments")
+    if values_are_checked(segments) and segments.numel() > 0:
+        smallest, largest = (int(as_number(value)) for value in segments.aminmax())
+        if smallest < 0 or largest >= n_segments:
+            raise ValueError(
+                f"{where}: segments must be in 0..{n_segments - 1}, got values from {smallest} to {largest}; "
+                "count segments from 0"
+            )
 
 
 def check_positive(where: str, name: str, value: float, *, or_zero: bool = False) -> None:

@@ -13,7 +13,6 @@ from concordet.distributed import SingleProcess, process_group
 from concordet.losses.functional.checks import (
     check_finite,
     check_floating,
-    check_negatives,
     check_positive,
     check_ranking_labels,
 )
@@ -69,9 +68,8 @@ def distributional_ranking_loss(
     """
     where = "distributional_ranking_loss"
     check_floating(where, "logits", logits, 1)
-    labels = check_ranking_labels(where, labels, logits)
-    if group is None:  # other processes may have the negatives
-        check_negatives(where, labels)
+    # other processes may have the negatives
+    labels = check_ranking_labels(where, labels, logits, negatives=group is None)
     return unchecked_distributional_ranking_loss(
         logits,
         labels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -13,11 +14,12 @@ from concordet.losses.functional.checks import (
     check_device,
     check_finite,
     check_floating,
-    check_negatives,
     check_positive,
     check_range,
     check_ranking_labels,
     check_same,
+    check_segments,
+    values_are_checked,
 )
 from concordet.ranking import RankingOptions, ranking_loss, step_at_zero
 from concordet.ranking.definitions import ALRP as ALRP_DEFINITION
@@ -53,6 +55,8 @@ def ap_loss(
     method: Method = "auto",
     group: dist.ProcessGroup | None = None,
     n_positives: int | None = None,
+    segments: Tensor | None = None,
+    n_segments: int | None = None,
 ) -> Tensor:
     r"""AP Loss: one minus the precision at the positives, averaged.
 
@@ -81,10 +85,13 @@ def ap_loss(
         n_positives: number of labels that are 1, if the caller knows it. On a GPU the loss then never waits for the
             device, so that it can be part of a CUDA graph; without it, it asks once. A wrong number is an error on a
             CPU and makes the loss NaN elsewhere.
+        segments: ``[n]`` integers in 0..s-1, the ranking of each logit: s independent rankings in one call, with as
+            many operations as one of them. None for one ranking.
+        n_segments: number s of rankings; the same in all processes of ``group``.
 
     Returns:
         0-dim loss in [0, 1], float32 (float64 for float64 logits); 0 with zero gradients without positives or
-        negatives.
+        negatives. With ``segments``, ``[s]`` losses, each that of a call of its own.
 
     Raises:
         ValueError: shapes, dtypes, devices, labels or hyperparameters are not as above, or a logit is not finite.
@@ -102,9 +109,10 @@ def ap_loss(
     """
     settings = {"interpolated": float(interpolated)}
     values, _ = _rank(
-        "ap_loss", AP, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives, **settings
-    )
-    return values[0]
+        "ap_loss", AP, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives, segments,
+        n_segments, **settings,
+    )  # fmt: skip
+    return values.squeeze(0)
 
 
 def alrp_loss(
@@ -117,6 +125,8 @@ def alrp_loss(
     method: Method = "auto",
     group: dist.ProcessGroup | None = None,
     n_positives: int | None = None,
+    segments: Tensor | None = None,
+    n_segments: int | None = None,
 ) -> ALRP:
     r"""Average Localization-Recall-Precision Loss: false positives and localization errors by one ranking.
 
@@ -140,9 +150,11 @@ def alrp_loss(
         method: see :func:`ap_loss`.
         group: see :func:`ap_loss`.
         n_positives: see :func:`ap_loss`.
+        segments: see :func:`ap_loss`.
+        n_segments: see :func:`ap_loss`.
 
     Returns:
-        ALRP(classification, localization), 0-dim each.
+        ALRP(classification, localization), 0-dim each, or ``[s]`` each with ``segments``.
 
     Raises:
         ValueError: as :func:`ap_loss`, or ``loc_errors`` has not one value for each positive.
@@ -161,10 +173,23 @@ def alrp_loss(
     check_device("alrp_loss", "loc_errors", loc_errors, "logits", logits)
     check_finite("alrp_loss", "loc_errors", loc_errors)
     values, weights = _rank(
-        "alrp_loss", ALRP_DEFINITION, logits, labels, loc_errors, delta, self_relation, 1.0, method, group, n_positives
-    )
-    localization = (loc_errors.to(weights.dtype) * weights).sum()
-    return ALRP(values[0], process_group(group).all_sum(localization).to(values.dtype))
+        "alrp_loss", ALRP_DEFINITION, logits, labels, loc_errors, delta, self_relation, 1.0, method, group, n_positives,
+        segments, n_segments,
+    )  # fmt: skip
+    if loc_errors.dtype != weights.dtype:
+        loc_errors = loc_errors.to(weights.dtype)
+    if segments is None:
+        localization = torch.dot(loc_errors, weights)
+    else:
+        # each product at its positive's place among the logits, to be added up there by ranking
+        is_positive = labels == 1
+        products = torch.cat([weights.new_zeros(1), loc_errors * weights])
+        products = products.index_select(0, is_positive.cumsum(0) * is_positive)
+        localization = products.new_zeros(values.shape[1]).index_add(0, segments, products)
+    localization = process_group(group).all_sum(localization)
+    if localization.dtype != values.dtype:
+        localization = localization.to(values.dtype)
+    return ALRP(values.squeeze(0), localization)
 
 
 def rank_sort_loss(
@@ -177,6 +202,8 @@ def rank_sort_loss(
     method: Method = "auto",
     group: dist.ProcessGroup | None = None,
     n_positives: int | None = None,
+    segments: Tensor | None = None,
+    n_segments: int | None = None,
 ) -> RankSort:
     r"""Rank & Sort Loss: positives above negatives, and positives by their quality.
 
@@ -200,9 +227,11 @@ def rank_sort_loss(
         method: see :func:`ap_loss`.
         group: see :func:`ap_loss`.
         n_positives: see :func:`ap_loss`.
+        segments: see :func:`ap_loss`.
+        n_segments: see :func:`ap_loss`.
 
     Returns:
-        RankSort(ranking, sorting), 0-dim each.
+        RankSort(ranking, sorting), 0-dim each, or ``[s]`` each with ``segments``.
 
     Raises:
         ValueError: as :func:`ap_loss`, or ``quality`` of a positive is not in [0, 1].
@@ -223,14 +252,15 @@ def rank_sort_loss(
         "rank_sort_loss", "quality", quality, "logits", logits, hint="give one value per logit, 0 except at positives"
     )
     labels = check_ranking_labels("rank_sort_loss", labels, logits)
-    own_quality = quality.masked_fill(labels != 1, 0)  # the others are not read
+    own_quality = quality.detach().masked_fill(labels != 1, 0)  # the others are not read
     check_finite("rank_sort_loss", "quality", own_quality)
     check_range("rank_sort_loss", "quality", own_quality, 0, 1, slack=1e-3)
     own = step_at_zero(delta)
     values, _ = _rank(
-        "rank_sort_loss", RANK_SORT, logits, labels, quality, delta, self_relation, own, method, group, n_positives
-    )
-    return RankSort(values[0], values[1])
+        "rank_sort_loss", RANK_SORT, logits, labels, quality, delta, self_relation, own, method, group, n_positives,
+        segments, n_segments,
+    )  # fmt: skip
+    return RankSort(*values.unbind())
 
 
 def ndcg_loss(
@@ -242,6 +272,8 @@ def ndcg_loss(
     method: Method = "auto",
     group: dist.ProcessGroup | None = None,
     n_positives: int | None = None,
+    segments: Tensor | None = None,
+    n_segments: int | None = None,
 ) -> Tensor:
     r"""Normalized Discounted Cumulative Gain Loss.
 
@@ -260,9 +292,11 @@ def ndcg_loss(
         method: see :func:`ap_loss`.
         group: see :func:`ap_loss`.
         n_positives: see :func:`ap_loss`.
+        segments: see :func:`ap_loss`.
+        n_segments: see :func:`ap_loss`.
 
     Returns:
-        0-dim loss; below 1, and 0 for a perfect order at delta = 0.
+        0-dim loss (``[s]`` with ``segments``); below 1, and 0 for a perfect order at delta = 0.
 
     Raises:
         ValueError: as :func:`ap_loss`.
@@ -275,8 +309,11 @@ def ndcg_loss(
         >>> ndcg_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]), delta=0.0)
         tensor(0.3691)
     """
-    values, _ = _rank("ndcg_loss", NDCG, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives)
-    return values[0]
+    values, _ = _rank(
+        "ndcg_loss", NDCG, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives, segments,
+        n_segments,
+    )  # fmt: skip
+    return values.squeeze(0)
 
 
 def _rank(
@@ -290,25 +327,34 @@ def _rank(
     published_relation: float,
     method: Method,
     group: dist.ProcessGroup | None,
-    n_positives: int | None = None,
+    n_positives: int | None,
+    segments: Tensor | None,
+    n_segments: int | None,
     **settings: float,
 ) -> tuple[Tensor, Tensor]:
     check_floating(where, "logits", logits, 1)
-    labels = check_ranking_labels(where, labels, logits)
+    # who counts the positives knows what the labels mean; other processes may have the negatives
+    alone = n_positives is None and group is None
+    labels = check_ranking_labels(where, labels, logits, negatives=alone)
     check_positive(where, "delta", delta, or_zero=True)
     check_choice(where, "method", method, get_args(Method))
     if self_relation is None:
         self_relation = step_at_zero(delta) if method == "bucketed" else published_relation
     check_positive(where, "self_relation", self_relation)
-    # who counts the positives knows what the labels mean; other processes may have the negatives
-    if n_positives is None and group is None:
-        check_negatives(where, labels)
     check_finite(where, "logits", logits)
+    if segments is not None:
+        check_segments(where, segments, n_segments, logits)
+    elif n_segments is not None:
+        raise ValueError(
+            f"{where}: segments must be a tensor with n_segments={n_segments}, got None; give both or none"
+        )
     options = RankingOptions(
         delta=float(delta),
         self_relation=float(self_relation),
         method=method,
         group="" if group is None else group.group_name,
         n_positives=UNKNOWN if n_positives is None else n_positives,
+        n_segments=1 if n_segments is None else n_segments,
+        finite=values_are_checked(logits),
     )
-    return ranking_loss(definition, logits, labels, aux, options=options, **settings)
+    return ranking_loss(definition, logits, labels, aux, segments=segments, options=options, **settings)
