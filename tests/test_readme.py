@@ -13,11 +13,15 @@ PAGES = [
 
 
 def blocks(page):
-    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    """Python blocks of a page, each with the text block that follows, which is what it prints ("" without one)."""
+    pattern = r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?"
+    return re.findall(pattern, (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
 
 
-def printed(block):
-    """What the comments of a block say that it prints: on lines of their own, or at the end of a line with print."""
+def printed(block, output):
+    """What a block prints by the text after it, or by its comments: on their own lines, or at the end of a print."""
+    if output:
+        return output.splitlines()
     return re.findall(r"^(?:print\(.*\)  )?# (?:prints )?(.*)$", block, flags=re.MULTILINE)
 
 
@@ -25,9 +29,9 @@ def printed(block):
 def test_code_runs_and_prints_what_the_page_says(page, capsys):
     """Runs the code blocks of a page one after the other, as a reader would; three dots stand for more digits."""
     names = {}
-    for block in blocks(page):
+    for block, output in blocks(page):
         exec(compile(block, str(page), "exec"), names)
-        lines, expected = capsys.readouterr().out.splitlines(), printed(block)
+        lines, expected = capsys.readouterr().out.splitlines(), printed(block, output)
         assert len(lines) == len(expected)
         for line, text in zip(lines, expected, strict=True):
             assert line.startswith(text[:-3]) if text.endswith("...") else line == text
