@@ -11,12 +11,11 @@ from concordet.calibration.calibrator import Calibrator
 from concordet.calibration.fit import Method
 from concordet.calibration.fitting import Matched, fit_matched, match_all
 from concordet.measures import coco
+from concordet.measures.calibration import D_ECE_BINS, LAECE_BINS, bin_index
 from concordet.measures.reading.arrays import Bools, Floats
 from concordet.measures.reading.dataset import checked_limit, read_dataset
 from concordet.measures.summary import ap_metrics
 
-BINS_LAECE: Final = 25
-BINS_D_ECE: Final = 10
 METRICS: Final = ("LaECE0", "LaACE0", "D_ECE", "AIC_mean")
 
 
@@ -187,18 +186,18 @@ def _errors(matched: Matched, scores: Floats, kept: Bools, weights: Floats) -> d
     ones = np.ones(len(scores))
     with np.errstate(invalid="ignore", divide="ignore"):
         rows = matched.counted & kept
-        cells = matched.classes * BINS_LAECE + bin_index(scores, BINS_LAECE)
-        gaps = np.abs(totals(rows, cells, n_classes * BINS_LAECE, matched.targets - scores))
+        cells = matched.classes * LAECE_BINS + bin_index(scores, LAECE_BINS)
+        gaps = np.abs(totals(rows, cells, n_classes * LAECE_BINS, matched.targets - scores))
         counts = totals(rows, matched.classes, n_classes, ones)
         objects = csr_matrix(
             (np.ones(len(matched.object_classes)), (matched.object_images, matched.object_classes)),
             shape=(n_images, n_classes),
         )
         present = (counts > 0) & (np.asarray((objects.T @ weights.T).T) > 0)
-        by_class = gaps.reshape(len(weights), n_classes, BINS_LAECE).sum(2) / counts
+        by_class = gaps.reshape(len(weights), n_classes, LAECE_BINS).sum(2) / counts
         absolute = totals(rows, matched.classes, n_classes, np.abs(matched.targets - scores)) / counts
         rows = matched.judged & kept
-        pooled = totals(rows, bin_index(scores, BINS_D_ECE), BINS_D_ECE, matched.hits - scores)
+        pooled = totals(rows, bin_index(scores, D_ECE_BINS), D_ECE_BINS, matched.hits - scores)
         total = totals(rows, np.zeros(len(scores), np.int64), 1, ones)[:, 0]
         rows = matched.hits & kept
         apart = totals(rows, np.zeros(len(scores), np.int64), 1, np.abs(matched.hit_ious - scores))[:, 0]
@@ -220,26 +219,15 @@ def _class_errors(matched: Matched, scores: Floats, kept: Bools) -> list[float |
         if not rows.any() or not present[index]:
             values.append(None)
             continue
-        gaps = np.bincount(bin_index(scores[rows], BINS_LAECE), matched.targets[rows] - scores[rows], BINS_LAECE)
+        gaps = np.bincount(bin_index(scores[rows], LAECE_BINS), matched.targets[rows] - scores[rows], LAECE_BINS)
         values.append(float(np.abs(gaps).sum() / rows.sum()))
     return values
 
 
-def reliability(scores: Floats, targets: Floats, n_bins: int = BINS_LAECE) -> list[list[float]]:
+def reliability(scores: Floats, targets: Floats, n_bins: int = LAECE_BINS) -> list[list[float]]:
     """Mean score, mean target and number of detections of each bin that has any, over all classes."""
     index = bin_index(scores, n_bins)
     counts = np.bincount(index, minlength=n_bins)
     used = np.flatnonzero(counts)
     means = [np.bincount(index, values, n_bins)[used] / counts[used] for values in (scores, targets)]
     return np.column_stack([*means, counts[used]]).tolist()
-
-
-def bin_index(scores: Floats, n_bins: int) -> Any:
-    """``[n]`` bin of each score in [0, 1]: bins are (a, b], the first one [0, b].
-
-    Example:
-        >>> bin_index(np.array([0.0, 0.1, 0.100001, 1.0]), 10).tolist()
-        [0, 0, 1, 9]
-    """
-    edges = np.arange(1, n_bins) / n_bins
-    return np.searchsorted(edges, scores, side="left").astype(np.int64)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from concordet.detectors import Detector, build_detector
 from concordet.engine.config import TrainConfig
+from concordet.files import replacing
 from concordet.version import __version__
 
 KEY = "concordet"
@@ -81,6 +82,14 @@ _FIELDS: dict[str, Any] = {
     "options": dict,
 }
 """What :func:`describe` writes, by type."""
+
+
+def add_to_description(path: Path, **values: Any) -> None:
+    """Writes a checkpoint again, with further values in its description; whole or not at all."""
+    content = read_checkpoint(path)
+    content[KEY] = content[KEY] | values
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def weights_of(content: dict[str, Any], *, averaged: bool = True) -> dict[str, Tensor]:

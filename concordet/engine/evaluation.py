@@ -18,13 +18,13 @@ from concordet.boxes import paired_iou
 from concordet.detectors import Detector, predicts_masks
 from concordet.engine.calibration import NAME as CALIBRATOR
 from concordet.engine.calibration import calibrated_results, carried_calibrator, cross_fitted_metrics
-from concordet.engine.checkpoint import check_same, checkpoint_path, load_detector
+from concordet.engine.checkpoint import add_to_description, check_same, checkpoint_path, load_detector
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
 from concordet.engine.detections import batch_results, is_federated, mask_metrics
 from concordet.engine.plugins import import_plugins
 from concordet.errors import UsageError, unknown
-from concordet.files import new_folder, read_json, replacing, writable, write_json
+from concordet.files import new_folder, plain, read_json, replacing, writable, write_json
 from concordet.version import __version__
 
 SAMPLES = 12
@@ -238,6 +238,9 @@ def evaluate_run(
         shutil.copyfile(run / "config.yaml", out / "config.yaml")
     if calibrated.calibrator is not None:
         calibrated.calibrator.save(out / CALIBRATOR)
+        if "calibrator" not in meta and path.parent == run / "checkpoints" and out.resolve() == run.resolve():
+            # a run without evaluations between epochs: its checkpoint is to draw boxes wherever it is copied
+            add_to_description(path, calibrator=plain(calibrated.calibrator.to_dict()))
     write_evaluation(out, dataset, ground_truth, output, report)
     return report
 

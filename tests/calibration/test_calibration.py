@@ -9,9 +9,9 @@ import torch
 from sklearn.linear_model import LinearRegression
 
 from concordet.calibration import Calibrator, evaluate_calibration, fit_calibrator, fit_map
-from concordet.calibration.evaluation import bin_index
 from concordet.calibration.maps import MAPS, Isotonic, Linear, Platt, Temperature, strictly_increasing
 from concordet.measures import analyze
+from concordet.measures.calibration import bin_index
 
 from ..measures.scenes import SHAPES, make_scene
 

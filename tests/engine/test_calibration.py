@@ -86,3 +86,15 @@ def test_other_data_takes_the_carried_calibrator(finished, tmp_path):
     carried = Calibrator.from_dict(load_detector(finished)[1]["calibrator"])
     results = read(tmp_path / "other", "detections")
     assert carried.apply([{**row, "score": row["raw_score"]} for row in results]) == results
+
+
+def test_a_run_without_evaluations_between_epochs_carries_one_too(tmp_path):
+    from concordet.engine import train
+
+    from ..trained import tiny
+
+    run = train(tiny(val_every=0, optim_epochs=1), tmp_path / "run")
+    carried = load_detector(run)[1]["calibrator"]
+    assert Calibrator.from_dict(carried) == Calibrator.load(run / "calibrator.json")
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    assert before[run / "evaluation.json"] >= before[run / "checkpoints" / "last.ckpt"]
