@@ -60,8 +60,10 @@ class TestKernels:
     def test_equal_quadratic(self, name, p, n, poisoned):
         for delta in (0.0, 0.5):
             case = random_case(p, n, seed=p + n, ties=p % 2 == 1)
-            expected = run(name, "torch", *case, delta=delta, method="quadratic")
-            assert_close(run(name, "triton", *case, delta=delta), expected, TOLERANCE[torch.float64])
+            # positives without negatives are refused, unless their number shows that they are meant
+            options = {"delta": delta, "n_positives": p}
+            expected = run(name, "torch", *case, method="quadratic", **options)
+            assert_close(run(name, "triton", *case, **options), expected, TOLERANCE[torch.float64])
 
     @pytest.mark.parametrize("dtype", TOLERANCE)
     @pytest.mark.parametrize("delta", DELTAS)
