@@ -67,13 +67,20 @@ class RankingOptions(NamedTuple):
 def register(definition: Definition) -> Definition:
     """Make a definition known to :func:`ranking_loss`.
 
+    Running the same definition again (in a notebook) replaces it.
+
     Raises:
         ValueError: if another definition has this name.
     """
-    registered = DEFINITIONS.setdefault(definition.name, definition)
-    if registered is not definition:
+    registered = DEFINITIONS.get(definition.name, definition)
+    if registered is not definition and _origin(registered) != _origin(definition):
         raise ValueError(f"name must be free, got {definition.name!r}, which is registered; choose another name")
+    DEFINITIONS[definition.name] = definition
     return definition
+
+
+def _origin(definition: Definition) -> tuple[str, str]:
+    return definition.compute.__module__, definition.compute.__qualname__
 
 
 for _definition in (definitions.AP, definitions.ALRP, definitions.RANK_SORT, definitions.NDCG):

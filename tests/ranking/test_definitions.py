@@ -66,6 +66,21 @@ def test_names_are_unique():
         register(Definition(name="ap", compute=ndcg_at_k))
 
 
+def test_a_definition_that_is_run_again_replaces_itself():
+    """As in a notebook, or where two tests execute one page of the documentation."""
+
+    def once(k):
+        def compute(counts, aux, *, self_relation):
+            return ndcg_at_k(counts, aux, self_relation=self_relation, k=k)
+
+        return register(Definition(name="test_run_again", compute=compute))
+
+    once(1)
+    again = once(20)
+    logits, labels, _ = random_case(8, 50, seed=3)
+    assert ranking_loss(again, logits, labels)[0] == run(logits, labels, 20)[0] != run(logits, labels, 1)[0]
+
+
 def test_self_relation_counts_in_every_definition():
     logits, labels, side = random_case(8, 50, seed=2)
     labels = labels.clone()
