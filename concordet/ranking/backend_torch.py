@@ -86,7 +86,7 @@ def locate_and_sum(
     """
     located: list[tuple[Tensor, Tensor | None]] = []
     size = axis.size * n_segments
-    chunks = _chunks(keys)
+    chunks = _chunks(keys, size)
     weight = moment = torch.zeros(0, dtype=torch.float64, device=keys.device)
     for rows in chunks:
         interval = axis.locate(keys[rows])
@@ -116,7 +116,7 @@ def spread(axis: Intervals, keys: Tensor, located: list[tuple[Tensor, Tensor | N
     if len(located) == 1:
         return _evaluate(axis, keys, *located[0], lines)
     shares = torch.empty_like(keys)
-    for rows, (interval, coordinate) in zip(_chunks(keys), located, strict=True):
+    for rows, (interval, coordinate) in zip(_chunks(keys, lines.shape[1]), located, strict=True):
         shares[rows] = _evaluate(axis, keys[rows], interval, coordinate, lines)
     return shares
 
@@ -128,6 +128,7 @@ def _evaluate(axis: Intervals, keys: Tensor, interval: Tensor, coordinate: Tenso
     return constant.addcmul_(slope, coordinate).to(keys.dtype)
 
 
-def _chunks(keys: Tensor) -> list[slice]:
-    size = CHUNK if on_host(keys) else max(len(keys), 1)
+def _chunks(keys: Tensor, n_bins: int) -> list[slice]:
+    # every chunk makes sums over all bins
+    size = max(CHUNK, 4 * n_bins) if on_host(keys) else max(len(keys), 1)
     return [slice(start, start + size) for start in range(0, len(keys), size)]

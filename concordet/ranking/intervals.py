@@ -20,7 +20,7 @@ CHAIN_GAP = 4.0
 MAX_SHARED = 1024.0
 """Positives within so many deltas share one origin in any case: sums lose no more than 10 of float64's 53 bits."""
 
-CELLS_PER_THRESHOLD = 8
+CELLS_PER_THRESHOLD = 4
 """Cells of the look-up grid: more make the search in a cell shorter and the grid slower to build and to read."""
 
 MIN_CELLS, MAX_CELLS = 1 << 14, 1 << 20
