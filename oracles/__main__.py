@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
+from math import isfinite
 from pathlib import Path
 
 import oracles.environment  # noqa: F401  (first: it prepares mmcv for mmdet)
 from concordet.files import replacing
-from oracles import assigners, heads, losses, measures, published
+from oracles import assigners, correlations, heads, losses, measures, published, regions, suppression
 from oracles.comparison import Comparison
 
 PAGE = Path("docs") / "fidelity.md"
@@ -17,7 +18,10 @@ SECTIONS = {
     "Assignment": assigners,
     "Losses, coders and anchors": losses,
     "Heads": heads,
+    "Two-stage heads": regions,
     "Published ranking losses": published,
+    "Correlation Loss": correlations,
+    "Suppression, voting and centerness": suppression,
     "Measures": measures,
 }
 HEADING = """# Fidelity: concordet beside the published implementations
@@ -33,8 +37,9 @@ def table(rows: list[Comparison]) -> str:
     """Markdown, one row per comparison."""
     lines = ["| what | beside | scenes | largest deviation | verdict | why |", "|---|---|---:|---|---|---|"]
     for row in rows:
-        deviation = f"{row.deviation:,}" if isinstance(row.deviation, int) else f"{row.deviation:.2g}"
-        cells = (row.what, row.oracle, str(row.scenes), f"{deviation} {row.unit}", row.verdict)
+        number = f"{row.deviation:,}" if isinstance(row.deviation, int) else f"{row.deviation:.2g}"
+        deviation = f"{number} {row.unit}" if isfinite(row.deviation) else "not comparable"
+        cells = (row.what, row.oracle, str(row.scenes), deviation, row.verdict)
         reason = row.reason if row.verdict != "equal" else ""
         lines.append("| " + " | ".join((*cells, reason)) + " |")
     return "\n".join(lines)

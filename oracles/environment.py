@@ -71,6 +71,7 @@ def install() -> None:
         module = _Operators(f"mmcv.ops.{name}")
         sys.modules[module.__name__] = module
     sys.modules["mmcv.ops.nms"].__dict__.update(nms=nms, batched_nms=batched_nms)
+    sys.modules["mmcv.ops.roi_align"].__dict__["roi_align"] = roi_align
 
 
 np.__dict__["float"] = float  # lvis 0.5.3 was written for NumPy before 1.20

@@ -54,7 +54,8 @@ def mask_rcnn(
     """Mask R-CNN: Faster R-CNN and four convolutions on features pooled to 14 x 14, which give masks of 28 x 28.
 
     Follows torchvision's ``maskrcnn_resnet50_fpn``, whose weights' names it keeps: cross entropy of masks, mean over
-    positives and pixels; with ranking losses Dice.  44.4 M parameters at ResNet-50 and 80 classes, as that one's
+    positives and pixels; with ranking losses Dice.  Targets of masks are torchvision's, in [0, 1] (in mmdetection 0 or
+    1, and sampled half a pixel away).  44.4 M parameters at ResNet-50 and 80 classes, as that one's
     (mmdetection's: 44.2 M).  Nano: Faster R-CNN's, and two convolutions 32 wide on 7 x 7, 0.8 M parameters at
     3 classes.
     """
