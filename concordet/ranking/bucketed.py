@@ -24,9 +24,10 @@ def bucket(
     """Prototypes ``[b]`` (mean logits), sizes ``[b]``, ``[n]`` bucket of each negative, and ``[b]`` rankings or None.
 
     All logits are sorted in descending order, stably and positives first, so that a negative tied with a positive falls
-    into the bucket below it (Algorithm 2, lines 1 and 2; the published code's sort is not stable, which changes gradients
-    of tied scores by up to 16 % of the largest); of several rankings, one after the other. There is no bucket between
-    adjacent positives. Positives are those of all ``processes``, negatives a process's own; buckets hold those of all.
+    into the bucket below it (Algorithm 2, lines 1 and 2; the published code's sort is not stable, which changes
+    gradients of tied scores by up to 16 % of the largest); of several rankings, one after the other. There is no bucket
+    between adjacent positives. Positives are those of all ``processes``, negatives a process's own; buckets hold those
+    of all.
 
     Example:
         >>> prototypes, sizes, _, _ = bucket(torch.tensor([3.0, 1.0]), torch.tensor([2.0, 2.5, 0.0]))
