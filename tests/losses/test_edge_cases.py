@@ -197,7 +197,7 @@ class TestConstants:
         assert above, "no value is rounded"
         for value in below[:20] + above[:20]:
             negatives = torch.full((7,), value, dtype=torch.float64)
-            prototypes, _, _ = bucket(torch.tensor([value + 1.0, value - 1.0], dtype=torch.float64), negatives)
+            prototypes, *_ = bucket(torch.tensor([value + 1.0, value - 1.0], dtype=torch.float64), negatives)
             assert prototypes.tolist() == [value]
             logits = torch.cat([torch.tensor([value], dtype=torch.float64), negatives])
             loss = F.ap_loss(logits, torch.tensor([1] + [0] * 7), delta=0.0, method="bucketed")
@@ -211,7 +211,7 @@ class TestConstants:
             column = counts.positives.float()[:, None]
             seen.append((column @ column.T).dtype)
             value = column.square().sum(1).double()
-            return Result(terms=(Term(value=value, error=value, pmf_denominator=counts.negatives_above()),))
+            return Result(terms=(Term(value=value, error=value, pmf_denominator=counts.above()[0]),))
 
         definition = Definition(name="product", compute=product)
         monkeypatch.setitem(operator.DEFINITIONS, "product", definition)

@@ -57,7 +57,7 @@ CASES = {
 FIXED = {"BucketedAPLoss": {"method": "bucketed"}, "BucketedRankSortLoss": {"method": "bucketed"}}
 """Settings of the function that a module fixes."""
 
-CALL_ARGUMENTS = {"n_positives", "positive"}
+CALL_ARGUMENTS = {"n_positives", "positive", "segments", "n_segments"}
 """Keyword arguments that belong to a batch, not to a module."""
 
 
@@ -126,6 +126,16 @@ def test_ranking_modules_take_the_number_of_positives(name):
     same(module(*inputs, n_positives=3), module(*inputs))
     with pytest.raises(ValueError, match="n_positives"):
         module(*inputs, n_positives=2)
+
+
+@pytest.mark.parametrize("name", ["APLoss", "ALRPLoss", "RankSortLoss", "NDCGLoss"])
+def test_ranking_modules_take_segments(name):
+    function, inputs, _ = CASES[name]
+    segments = torch.arange(len(inputs[0])) % 2
+    same(
+        getattr(losses, name)()(*inputs, segments=segments, n_segments=3),
+        function(*inputs, segments=segments, n_segments=3),
+    )
 
 
 def test_settings_are_shown():

@@ -52,9 +52,19 @@ class APLoss(FunctionModule):
             delta=delta, interpolated=interpolated, self_relation=self_relation, method=method, group=group
         )
 
-    def forward(self, logits: Tensor, labels: Tensor, *, n_positives: int | None = None) -> Tensor:
-        """The loss; ``n_positives``, the number of labels that are 1, saves a GPU a wait if it is known."""
-        return functional.ap_loss(logits, labels, n_positives=n_positives, **self._settings)
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        n_positives: int | None = None,
+        segments: Tensor | None = None,
+        n_segments: int | None = None,
+    ) -> Tensor:
+        """The loss; what belongs to a batch is as in :func:`~concordet.losses.functional.ap_loss`."""
+        return functional.ap_loss(
+            logits, labels, n_positives=n_positives, segments=segments, n_segments=n_segments, **self._settings
+        )
 
 
 class BucketedAPLoss(APLoss):
@@ -124,9 +134,26 @@ class ALRPLoss(FunctionModule):
     ) -> None:
         super().__init__(delta=delta, self_relation=self_relation, method=method, group=group)
 
-    def forward(self, logits: Tensor, labels: Tensor, loc_errors: Tensor, *, n_positives: int | None = None) -> ALRP:
-        """Both parts; ``n_positives``, the number of labels that are 1, is checked if it is known."""
-        return functional.alrp_loss(logits, labels, loc_errors, n_positives=n_positives, **self._settings)
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        loc_errors: Tensor,
+        *,
+        n_positives: int | None = None,
+        segments: Tensor | None = None,
+        n_segments: int | None = None,
+    ) -> ALRP:
+        """Both parts; what belongs to a batch is as in :func:`~concordet.losses.functional.alrp_loss`."""
+        return functional.alrp_loss(
+            logits,
+            labels,
+            loc_errors,
+            n_positives=n_positives,
+            segments=segments,
+            n_segments=n_segments,
+            **self._settings,
+        )
 
 
 class RankSortLoss(FunctionModule):
@@ -167,9 +194,20 @@ class RankSortLoss(FunctionModule):
     ) -> None:
         super().__init__(delta=delta, self_relation=self_relation, method=method, group=group)
 
-    def forward(self, logits: Tensor, labels: Tensor, quality: Tensor, *, n_positives: int | None = None) -> RankSort:
-        """Both parts; ``n_positives``, the number of labels that are 1, saves a GPU a wait if it is known."""
-        return functional.rank_sort_loss(logits, labels, quality, n_positives=n_positives, **self._settings)
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        quality: Tensor,
+        *,
+        n_positives: int | None = None,
+        segments: Tensor | None = None,
+        n_segments: int | None = None,
+    ) -> RankSort:
+        """Both parts; what belongs to a batch is as in :func:`~concordet.losses.functional.rank_sort_loss`."""
+        return functional.rank_sort_loss(
+            logits, labels, quality, n_positives=n_positives, segments=segments, n_segments=n_segments, **self._settings
+        )
 
 
 class BucketedRankSortLoss(RankSortLoss):
@@ -234,9 +272,19 @@ class NDCGLoss(FunctionModule):
     ) -> None:
         super().__init__(delta=delta, self_relation=self_relation, method=method, group=group)
 
-    def forward(self, logits: Tensor, labels: Tensor, *, n_positives: int | None = None) -> Tensor:
-        """The loss; ``n_positives``, the number of labels that are 1, saves a GPU a wait if it is known."""
-        return functional.ndcg_loss(logits, labels, n_positives=n_positives, **self._settings)
+    def forward(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        *,
+        n_positives: int | None = None,
+        segments: Tensor | None = None,
+        n_segments: int | None = None,
+    ) -> Tensor:
+        """The loss; what belongs to a batch is as in :func:`~concordet.losses.functional.ndcg_loss`."""
+        return functional.ndcg_loss(
+            logits, labels, n_positives=n_positives, segments=segments, n_segments=n_segments, **self._settings
+        )
 
 
 class DistributionalRankingLoss(FunctionModule):
