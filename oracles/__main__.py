@@ -10,7 +10,7 @@ from pathlib import Path
 
 import oracles.environment  # noqa: F401  (first: it prepares mmcv for mmdet)
 from concordet.files import replacing
-from oracles import assigners, correlations, heads, losses, measures, published, regions, suppression
+from oracles import assigners, correlations, dense, heads, losses, measures, published, regions, sets, suppression
 from oracles.comparison import Comparison
 
 PAGE = Path("docs") / "fidelity.md"
@@ -18,7 +18,9 @@ SECTIONS = {
     "Assignment": assigners,
     "Losses, coders and anchors": losses,
     "Heads": heads,
+    "Heads with anchors or points of their own": dense,
     "Two-stage heads": regions,
+    "Set predictors": sets,
     "Published ranking losses": published,
     "Correlation Loss": correlations,
     "Suppression, voting and centerness": suppression,
