@@ -20,6 +20,7 @@ from oracles.comparison import Comparison, largest
 from oracles.heads import CONFIGS, STRIDES, TOLERANCE, Fixed, flat
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
 
+UNWEIGHTED = "mean GIoU loss, as torchvision's; there weighed by centerness"
 ON_GRID = "`<` instead of `<=` at the bounds between levels, on which these objects lie"
 
 
@@ -117,8 +118,13 @@ def compare() -> Iterator[Comparison]:
     pairs = [b for b in batches(1) if min(len(s.boxes) for s in b)]
     yield from _multibox(SSD, pairs)
     yield from _multibox(YOLACT, pairs)
-    yield from _fcos([b for b in pairs if all(s.kind != "grid" for s in b)], "", "")
-    yield from _fcos([b for b in batches(2) if any(s.kind == "grid" for s in b)], " of objects on a grid", ON_GRID)
+    others, grid = (
+        [b for b in batches(2) if any(s.kind == "grid" for s in b) == on_grid and min(len(s.boxes) for s in b)]
+        for on_grid in (False, True)
+    )
+    yield from _fcos(others, "", {"box": UNWEIGHTED})
+    yield from _fcos(others, " of equal weights", {}, weighted=False)
+    yield from _fcos(grid, " of objects on a grid", dict.fromkeys(("classification", "box", "quality"), ON_GRID))
 
 
 def published(head: Any, case: Case, raw: list[list[Tensor]], batch: list[Scene]) -> dict[str, Tensor]:
@@ -162,11 +168,17 @@ def _multibox(case: Case, pairs: list[list[Scene]]) -> Iterator[Comparison]:
         yield Comparison(what, "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE, reason)
 
 
-def _fcos(pairs: list[list[Scene]], what: str, reason: str) -> Iterator[Comparison]:
+def _fcos(
+    pairs: list[list[Scene]], what: str, reasons: dict[str, str], *, weighted: bool = True
+) -> Iterator[Comparison]:
     """Objects keep their pixels, so that those on the grid stay there; points are at the cells' corners in both."""
     model, head = detector(FCOS), oracle(FCOS)
     head.prior_generator = MlvlPointGenerator(STRIDES, offset=0)
     terms = {"classification": "loss_cls", "box": "loss_bbox", "quality": "loss_centerness"}
+    if not weighted:
+        loss = head.loss_bbox.forward
+        head.loss_bbox.forward = lambda boxes, targets, **weights: loss(boxes, targets)
+        terms = {"box": "loss_bbox"}
     found: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in terms}
     for seed, batch in enumerate(pairs):
         logits, quality = maps(FCOS, seed, CLASSES, shift=-2.0), maps(FCOS, 200 + seed, 1)
@@ -181,5 +193,5 @@ def _fcos(pairs: list[list[Scene]], what: str, reason: str) -> Iterator[Comparis
         deviation = max(largest([pair]) for pair in values)
         yield Comparison(
             f"fcos, points at corners: {name} term{what}", "mmdet 3.3.0", len(values), deviation, "relative",
-            TOLERANCE, reason,
+            TOLERANCE, reasons.get(name, ""),
         )  # fmt: skip
