@@ -10,6 +10,7 @@ import torch
 from mmdet.models.task_modules.assigners import AssignResult
 from mmdet.models.task_modules.prior_generators import MlvlPointGenerator
 from mmdet.registry import MODELS
+from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -18,7 +19,7 @@ from concordet.detectors import build_detector
 from concordet.detectors.dense import DenseDetector
 from oracles.comparison import Comparison, largest
 from oracles.heads import CONFIGS, STRIDES, TOLERANCE, Fixed, flat
-from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
+from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches, ellipses
 
 UNWEIGHTED = "mean GIoU loss, as torchvision's; there weighed by centerness"
 ON_GRID = "`<` instead of `<=` at the bounds between levels, on which these objects lie"
@@ -124,7 +125,9 @@ def compare() -> Iterator[Comparison]:
     )
     yield from _fcos(others, "", {"box": UNWEIGHTED})
     yield from _fcos(others, " of equal weights", {}, weighted=False)
-    yield from _fcos(grid, " of objects on a grid", dict.fromkeys(("classification", "box", "quality"), ON_GRID))
+    reasons = {"classification": ON_GRID, "box": f"{UNWEIGHTED}; {ON_GRID}", "quality": ON_GRID}
+    yield from _fcos(grid, " of objects on a grid", reasons)
+    yield from _masks(pairs)
 
 
 def published(head: Any, case: Case, raw: list[list[Tensor]], batch: list[Scene]) -> dict[str, Tensor]:
@@ -144,8 +147,7 @@ def records_of(model: DenseDetector, case: Case, batch: list[Scene]) -> Any:
 
 def _multibox(case: Case, pairs: list[list[Scene]]) -> Iterator[Comparison]:
     model = detector(case)
-    model.protonet = None  # YOLACT's masks are no part of this
-    model.predict = lambda batch, features: DenseDetector.predict(model, batch, features)
+    model.predict = lambda batch, features: DenseDetector.predict(model, batch, features)  # without YOLACT's masks
     same, own = oracle(case), oracle(case)
     found: dict[tuple[bool, str], list[tuple[Tensor, Tensor]]] = {}
     for seed, scenes in enumerate(pairs):
@@ -195,3 +197,47 @@ def _fcos(
             f"fcos, points at corners: {name} term{what}", "mmdet 3.3.0", len(values), deviation, "relative",
             TOLERANCE, reasons.get(name, ""),
         )  # fmt: skip
+
+
+def _masks(pairs: list[list[Scene]]) -> Iterator[Comparison]:
+    """YOLACT's masks and classes of pixels, of our positives."""
+    model, side, count = detector(YOLACT), 2 * YOLACT.levels[0][0], 32
+    settings = Config.fromfile(CONFIGS / YOLACT.config).model.mask_head
+    settings.update(num_classes=CLASSES, max_masks_to_train=10**6)
+    head = MODELS.build(settings)
+    zeros = [torch.zeros(2, 3 * (CLASSES + 1), *level) for level in YOLACT.levels]
+    model.backbone = Fixed({str(i): m for i, m in enumerate(zeros)})
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {"mask": [], "segmentation": []}
+    for seed, scenes in enumerate(pairs):
+        batch = [scaled(s, YOLACT.size) for s in scenes]
+        generator = torch.Generator().manual_seed(seed)
+        coefficients = flat(maps(YOLACT, seed, count), count).tanh()
+        prototypes = torch.rand(2, count, side, side, generator=generator)
+        pixels = torch.randn(2, CLASSES, side // 2, side // 2, generator=generator)
+        logits, deltas = (flat(maps(YOLACT, seed, c), c) for c in (CLASSES + 1, 4))
+        model.head, model.protonet, model.segmentation = (
+            Fixed(x) for x in ((logits, deltas, coefficients), prototypes, pixels)
+        )
+        masks = [ellipses(s.boxes, YOLACT.size) for s in batch]
+        targets = [{"boxes": s.boxes, "labels": s.labels + 1, "masks": m} for s, m in zip(batch, masks, strict=True)]
+        record = model.assigned([torch.rand(3, *YOLACT.size) for _ in batch], targets)[-1]
+        mine = model.criterion(record)
+        positives, predicted, truth = [], [], []
+        for i, scene in enumerate(batch):
+            of_image = record.image_ids == i
+            first = sum(len(s.boxes) for s in batch[:i])
+            objects = record.gt_ids[of_image] - first
+            positives.append(InstanceData(pos_assigned_gt_inds=objects, bboxes=record.gt_boxes[of_image]))
+            chosen = coefficients.flatten(0, 1)[record.positive[of_image]]
+            predicted.append((prototypes[i].permute(1, 2, 0) @ chosen.T).sigmoid())
+            bitmaps = BitmapMasks(masks[i].numpy(), *YOLACT.size)
+            # its index of a class is the label less 1, although its labels begin with 0
+            truth.append(InstanceData(bboxes=scene.boxes, labels=scene.labels + 1, masks=bitmaps))
+        meta = [{"img_shape": YOLACT.size}] * len(batch)
+        theirs = head.loss_by_feat(predicted, pixels, truth, meta, positives)
+        found["mask"].append((mine["mask"], sum(theirs["loss_mask"])))
+        found["segmentation"].append((mine["segmentation"], sum(theirs["loss_segm"])))
+    for name, values in found.items():
+        deviation = max(largest([pair]) for pair in values)
+        what = f"yolact: {name} term{' of our positives' if name == 'mask' else ''}"
+        yield Comparison(what, "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE)

@@ -21,7 +21,7 @@ from concordet.detectors.parts.proposals import RoIOutput, sample
 from concordet.detectors.two_stage import TwoStageDetector
 from oracles.comparison import Comparison, largest
 from oracles.heads import CONFIGS, TOLERANCE, Fixed
-from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches, scenes
+from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches, ellipses, scenes
 
 MASK_SIDE = 28
 SMOOTH = "torchvision's smooth L1 with beta 1/9; there L1, larger by 1/18 above 1/9"
@@ -45,14 +45,6 @@ def objects_of(batch: list[Scene]) -> Objects:
     """A batch's objects, with ellipses as masks."""
     objects = Objects.of([s.boxes for s in batch], [s.labels for s in batch])
     return Objects(objects.boxes, objects.classes, objects.ignored, [ellipses(s.boxes) for s in batch])
-
-
-def ellipses(boxes: Tensor) -> Tensor:
-    """``[m, h, w]`` masks that touch the sides of boxes."""
-    y, x = torch.arange(HEIGHT)[None, :, None] + 0.5, torch.arange(WIDTH)[None, None, :] + 0.5
-    left, top, right, bottom = boxes[:, :, None, None].unbind(1)
-    u, v = (2 * x - left - right) / (right - left), (2 * y - top - bottom) / (bottom - top)
-    return (u**2 + v**2 <= 1).to(torch.uint8)
 
 
 class Stage:

@@ -62,3 +62,11 @@ def batches(per_kind: int) -> list[list[Scene]]:
         [make(kind, seed), make(KINDS[(KINDS.index(kind) + 2) % len(KINDS)], seed)]
         for kind, seed in product(KINDS, range(per_kind))
     ]
+
+
+def ellipses(boxes: Tensor, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Tensor:
+    """``[m, h, w]`` masks that touch the sides of boxes."""
+    y, x = torch.arange(size[0])[None, :, None] + 0.5, torch.arange(size[1])[None, None, :] + 0.5
+    left, top, right, bottom = boxes[:, :, None, None].unbind(1)
+    u, v = (2 * x - left - right) / (right - left), (2 * y - top - bottom) / (bottom - top)
+    return (u**2 + v**2 <= 1).to(torch.uint8)
