@@ -242,9 +242,11 @@ def read_json(path: str | Path, *, edit: Callable[[str], str] | None = None) -> 
         with _no_garbage_collection():
             return json.loads(text)
     except ValueError as error:  # not only JSONDecodeError: whole numbers of too many digits
-        raise ValueError(f"{path} is not valid JSON ({error}); write it again or name another file") from error
+        raise ValueError(
+            f"{path} must be valid JSON, got a fault ({error}); write it again or name another file"
+        ) from error
     except RecursionError as error:
-        raise ValueError(f"{path} is not valid JSON (it is nested too deeply); name another file") from error
+        raise ValueError(f"{path} must be valid JSON, got one that is nested too deeply; name another file") from error
 
 
 @contextmanager
@@ -263,7 +265,7 @@ def check_new(path: str | Path, fix: str) -> None:
     """Raises a ValueError that ends with ``fix`` where ``path`` is a file or a folder that is not empty."""
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"{path} already exists and is left as it is; {fix}")
+        raise ValueError(f"output must be new, got {path}, which already exists; {fix}")
 
 
 def new_folder(path: str | Path, fix: str) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.benchmark.memory import peak_mb
+from concordet.benchmark.options import Parser
 from concordet.benchmark.results import environment, write_results
 
 PACKAGES: Final = ("numpy", "scipy", "hotcoco", "pycocotools")
@@ -89,7 +89,7 @@ def run_cases(cases: list[Case], *, repeats: int = 3, slow_up_to: int = 500_000)
 
 def run(words: list[str]) -> None:
     """``concordet benchmark analyze``: runs the cases, prints them, and writes the files asked for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="concordet benchmark analyze",
         description=__doc__,
         epilog="example: concordet benchmark analyze --cases small --json analyze.json",

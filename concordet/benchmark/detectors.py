@@ -7,7 +7,6 @@ speed affects all of them. On a CPU, processor time is measured, summed over thr
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from concordet.assigned import IGNORED
+from concordet.benchmark.options import Parser
 from concordet.benchmark.results import environment, read_rows, table, write_results
 from concordet.files import free_name
 
@@ -201,7 +201,7 @@ def run(words: list[str]) -> None:
     from concordet.detectors import list_detectors
 
     default = Options(tuple(list_detectors()))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="concordet benchmark detectors",
         description=__doc__,
         epilog="example: concordet benchmark detectors --size nano --detectors fcos atss",

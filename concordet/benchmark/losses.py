@@ -5,7 +5,6 @@ Forward and backward passes over synthetic logits, for several numbers of logits
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from concordet.benchmark.memory import peak_mb, reset_peak
+from concordet.benchmark.options import Parser
 from concordet.benchmark.results import environment, read_rows, table, write_results
 from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
 from concordet.files import free_name
@@ -204,7 +204,7 @@ def main(options: Options, json_out: Path | None = None) -> list[dict[str, Any]]
 def run(words: list[str]) -> None:
     """``concordet benchmark losses``."""
     default = Options()
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="concordet benchmark losses",
         description=__doc__,
         epilog="example: concordet benchmark losses --logits 100000 --shares 0.01 --budget 1",

@@ -178,7 +178,7 @@ class Calibrator:
             ValueError: one sentence, for anything else.
         """
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"{name} must be a calibrator that concordet calibrate wrote; give such a file")
+            raise ValueError(f"calibrator must be a file that concordet calibrate wrote, got {name}; name such a file")
         if content.get("version") != VERSION:
             raise ValueError(
                 f"{name} must be of version {VERSION}, got {content.get('version')!r}; fit it again with this concordet"

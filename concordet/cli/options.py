@@ -94,7 +94,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raises, where argparse would print the usage and exit."""
         text = " ".join(str(message).split())
-        text = _wrong_type(text) or self._unknown_option(text) or text
+        text = _wrong_type(text) or self._unknown_option(text) or _missing(text) or text
         raise UsageError(text if ";" in text else f"{text}; see {self.prog} --help") from ex
 
     def _unknown_option(self, text: str) -> str | None:
@@ -106,14 +106,20 @@ class Parser(ArgumentParser):
         same = [name for name in names if name.rpartition(".")[2] == word.removeprefix("--")]
         meant = same[0] if len(same) == 1 else closest(word, names) or self._closest_last_part(word, names)
         if meant is None:
-            return f"{word} is not an option of {self.prog}; see {self.prog} --help"
-        return f"{word} is not an option of {self.prog}; did you mean {meant}?"
+            return f"option must be one that {self.prog} has, got {word}; see {self.prog} --help"
+        return f"option must be one that {self.prog} has, got {word}; did you mean {meant}?"
 
     @staticmethod
     def _closest_last_part(word: str, names: Sequence[str]) -> str | None:
         parts = {name.rpartition(".")[2]: name for name in reversed(names)}
         match = closest(word.removeprefix("--"), parts)
         return None if match is None else parts[match]
+
+
+def _missing(text: str) -> str | None:
+    """argparse's message about words that are missing, as ours is written."""
+    match = re.search(r"the following arguments are required: (.*)$", text)
+    return None if match is None else f"{match[1].replace(', ', ' and ')} must be named, got none"
 
 
 def _wrong_type(text: str) -> str | None:

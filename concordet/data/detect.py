@@ -110,7 +110,9 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
             raise ValueError(f"{path} must be a folder or an annotation file, got an archive; unpack it first")
         listing = Listing(path.parent, [path], named=True)
     else:
-        raise FileNotFoundError(f"{path}: there is no such file or folder of data; correct the path")
+        raise FileNotFoundError(
+            f"path must be a folder or an annotation file, got {path}, which does not exist; correct it"
+        )
     names = list_datasets() if name is None else [name]
     layouts: dict[str, Layout] = {}
     for candidate in names:
@@ -123,14 +125,21 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
         layouts.pop(_LAST_RESORT, None)
     if len(layouts) > 1:
         forms = " and ".join(f"{layout.description} ({name})" for name, layout in layouts.items())
-        raise ValueError(f"{path} holds {forms}; choose one with --data.name, or name its folder or file")
+        raise ValueError(
+            f"{path} must hold one data set, got {forms}; choose one with --data.name, or name its folder or file"
+        )
     if not layouts:
         looked = "; ".join(text for candidate in names if (text := dataset_class(candidate).looks_for))
         links = ""
         if listing.skipped:
             links = f" ({listing.skipped[0]} leads outside and was not followed; --data.allow_outside true follows it)"
         raise ValueError(
-            f"{path}: no data set is recognized among {len(listing.files):,} files{links}; looked for: {looked}"
+            f"{path} must hold a data set, got {_files(len(listing.files))} without one{links}; needed is one of: "
+            f"{looked}"
         )
     ((recognized, layout),) = layouts.items()
     return DataSource(path, recognized, layout)
+
+
+def _files(number: int) -> str:
+    return "1 file" if number == 1 else f"{number:,} files"

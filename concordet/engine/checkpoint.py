@@ -58,11 +58,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoints
         raise ValueError(
-            f"{path} is not a checkpoint of concordet, or was cut short; name another file, such as "
+            f"checkpoint must be a whole file that `concordet train` wrote, got {path}; name another one, such as "
             "checkpoints/last.ckpt of a run folder"
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get(KEY), dict) or "state_dict" not in content:
-        raise ValueError(f"{path} is a checkpoint, but not one of concordet; name one that `concordet train` wrote")
+        raise ValueError(
+            f"checkpoint must be one that `concordet train` wrote, got {path} of another program; name another one"
+        )
     for key, kind in _FIELDS.items():
         if not isinstance(content[KEY].get(key), kind):
             raise ValueError(

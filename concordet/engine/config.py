@@ -318,7 +318,7 @@ def _check_names(values: dict[str, Any], section: type[Any], prefix: str, others
         if name not in (*known, *others):
             match = closest(str(name), known)
             fix = f"choose one of {', '.join(sorted(known))}" if match is None else f"did you mean {prefix}{match}?"
-            raise ValueError(f"{prefix}{name} is not a setting of a run; {fix}")
+            raise ValueError(f"setting must be one of `concordet train --help`, got {prefix}{name}; {fix}")
 
 
 def rename_settings(values: dict[str, Any]) -> list[str]:
@@ -353,7 +353,7 @@ def load_config(path: Path) -> TrainConfig:
     """
     if not path.is_file():
         raise ValueError(
-            f"{path.parent} is not a run folder: it has no {path.name}; name a folder that `concordet train` made"
+            f"run must be a folder with {path.name}, got {path.parent} without it; name one that `concordet train` made"
         )
     values = read_settings(path)
     rename_settings(values)

@@ -121,10 +121,10 @@ def read_run(folder: Path) -> Run:
         ValueError: the folder does not exist, holds no evaluation, or one of its files cannot be read.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; name a run folder that `concordet train` has written")
+        raise ValueError(f"run must be a folder, got {folder}; name one that `concordet train` has written")
     if not (folder / "evaluation.json").is_file():
         raise ValueError(
-            f"{folder} is not an evaluated run: it has no evaluation.json; "
+            f"run must be a folder with evaluation.json, got {folder} without it; "
             "name a folder that `concordet train` has written, or run `concordet evaluate` on it first"
         )
     evaluation = _read_json(folder / "evaluation.json", dict)

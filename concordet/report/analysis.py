@@ -78,7 +78,9 @@ def write_analysis(
         ValueError: ``images`` is no folder, or ``out`` cannot be written.
     """
     if images is not None and not Path(images).is_dir():
-        raise ValueError(f"{images} is not a folder; name the folder that holds the images, or leave it out")
+        raise ValueError(
+            f"images must be a folder, got {images}; name the folder that holds the images, or leave it out"
+        )
     return write_page(analysis_page(analysis, images=images, title=title, comparison=comparison, other=other), out)
 
 

@@ -44,7 +44,9 @@ def write_page(text: str, out: Path) -> Path:
     """
     out = Path(out)
     if out.is_dir():
-        raise ValueError(f"{out} is a folder; name the HTML file to write, for example {out / 'comparison.html'}")
+        raise ValueError(
+            f"page must be an HTML file, got the folder {out}; name a file, for example {out / 'comparison.html'}"
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         return write_text(out, text)

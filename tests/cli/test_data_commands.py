@@ -95,7 +95,7 @@ def test_a_converted_folder_holds_the_same(form, tmp_path, capsys):
         assert objects(source.open(part)) == objects(detect_format(path).open(part))
     assert together == expected(IMAGES)
     assert main(["convert", str(path), "--out", str(out)]) == 1
-    assert "already exists and is left as it is; name another --out" in capsys.readouterr().err
+    assert "already exists; name another --out" in capsys.readouterr().err
 
 
 def test_a_converted_file_finds_the_images(tmp_path, capsys):
@@ -124,7 +124,11 @@ def test_polygons_and_merged_classes_are_converted(tmp_path):
     ("words", "status", "sentence"),
     [
         (["data"], 2, "path"),
-        (["data", "nothing"], 1, "nothing: there is no such file or folder of data; correct the path"),
+        (
+            ["data", "nothing"],
+            1,
+            "path must be a folder or an annotation file, got nothing, which does not exist; correct it",
+        ),
         (["data", "photos", "--name", "vok"], 1, "name must be one of cityscapes, coco"),
         (["data", "photos", "--pictures", "-1"], 2, "pictures must be at least 0, got -1"),
         (["data", "photos", "--classes", '["cow"]'], 1, "photos: classes must be among cat, dog, got cow"),

@@ -31,7 +31,12 @@ def said(capsys):
         (["trian"], "got trian; did you mean train?"),
         (["evalute"], "did you mean evaluate?"),
         (["train"], "out must be a folder for the run, got none"),
-        (["train", "--lr", "3"], "--lr is not an option of concordet train; did you mean --optim.lr?"),
+        (["analyze", "gt.json"], "detections must be named, got none; see concordet analyze --help"),
+        (["evaluate"], "run must be named, got none; see concordet evaluate --help"),
+        (["benchmark", "losses", "--foo"], "option must be one that concordet benchmark losses has, got --foo; see"),
+        (["benchmark", "losses", "--threads", "x"], "--threads must be of type int, got x; see concordet benchmark"),
+        (["benchmark", "losses", "--study", "x"], "--study must be one of grid, large, got x; choose one"),
+        (["train", "--lr", "3"], "option must be one that concordet train has, got --lr; did you mean --optim.lr?"),
         (["train", "--epochs", "3"], "did you mean --optim.epochs?"),
         (["train", "--optim.epoch", "3", "--out", "x"], "did you mean --optim.epochs?"),
         (["train", "--bach_size", "3"], "did you mean --data.batch_size?"),
@@ -177,7 +182,7 @@ def test_an_unwritable_output_folder(tmp_path, capsys):
     assert main(["train", *words(tiny()), "--out", str(file / "run")]) == 1
     assert "cannot be made" in said(capsys)
     assert main(["train", *words(tiny()), "--out", str(file)]) == 1
-    assert "already exists and is left as it is" in said(capsys)
+    assert "already exists" in said(capsys)
     assert file.read_text() == "mine"
 
 
@@ -191,7 +196,7 @@ def test_a_folder_without_permission(tmp_path, capsys):
 def test_a_run_folder_that_exists(finished, capsys):
     before = snapshot(finished)
     assert main(["train", *words(tiny()), "--out", str(finished)]) == 1
-    assert "already exists and is left as it is; name another --out, or continue the run with --resume" in said(capsys)
+    assert "already exists; name another --out, or continue the run with --resume" in said(capsys)
     assert snapshot(finished) == before
 
 
@@ -200,7 +205,7 @@ def test_resuming_with_other_settings(finished, capsys):
     assert main(["train", "--resume", str(finished), "--optim.lr", "0.5"]) == 2
     assert "optim.lr must be 0.001, with which the run in" in said(capsys)
     assert main(["train", "--resume", str(finished / "samples")]) == 1
-    assert "is not a run folder" in said(capsys)
+    assert "run must be a folder with config.yaml" in said(capsys)
     assert snapshot(finished) == before
 
 
@@ -225,7 +230,7 @@ def test_a_file_that_is_no_checkpoint(finished, tmp_path, capsys, content):
     file.write_bytes(content)
     image = next((finished / "samples").iterdir())
     assert main(["predict", str(file), str(image), "--out", str(tmp_path / "out.json")]) == 1
-    assert "some.ckpt is not a checkpoint of concordet, or was cut short" in said(capsys)
+    assert "some.ckpt; name another one, such as checkpoints/last.ckpt" in said(capsys)
     assert not (tmp_path / "out.json").exists()
 
 
@@ -243,7 +248,7 @@ def test_earlier_results_survive_a_failure(finished, tmp_path, capsys):
 
 def test_a_folder_that_was_not_evaluated(tmp_path, capsys):
     assert main(["compare", str(tmp_path), "--out", str(tmp_path / "page.html")]) == 1
-    assert "it has no evaluation.json" in said(capsys)
+    assert "run must be a folder with evaluation.json, got" in said(capsys)
     assert not (tmp_path / "page.html").exists()
 
 

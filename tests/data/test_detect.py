@@ -285,14 +285,17 @@ def unclear_yolo(root):
 @pytest.mark.parametrize(
     ("form", "sentence"),
     [
-        (unknown, r"no data set is recognized among 1 files; looked for: .*\(COCO\).*\(Pascal VOC\).*\(YOLO\)"),
-        (two_forms, r"holds COCO \(coco\) and Pascal VOC.* \(voc\); choose one with --data.name"),
+        (
+            unknown,
+            r"must hold a data set, got 1 file without one; needed is one of: .*\(COCO\).*\(Pascal VOC\).*\(YOLO\)",
+        ),
+        (two_forms, r"must hold one data set, got COCO \(coco\) and Pascal VOC.* \(voc\); choose one with --data.name"),
         (coco_without_parts, r"the names of 2 annotation files .*one\.json, two\.json.* do not tell"),
         (tables_without_parts, r"the names of 2 CSV files .*one\.csv, two\.csv.* do not tell"),
         (unclear_part, "it is not clear to which part the second belongs"),
         (unclear_yolo, "it is not clear to which part .* belongs"),
         (lambda root: write(root / "data.zip", ""), "got an archive; unpack it first"),
-        (lambda root: root / "nothing", "there is no such file or folder of data"),
+        (lambda root: root / "nothing", "path must be a folder or an annotation file, got .*, which does not exist"),
     ],
 )
 def test_what_is_not_recognized(form, sentence, tmp_path):

@@ -48,11 +48,11 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"", "is not a checkpoint of concordet, or was cut short"),
-        (b"hello, I am a text file", "is not a checkpoint of concordet, or was cut short"),
-        ({"model": {"weight": torch.zeros(1)}}, "is a checkpoint, but not one of concordet"),
-        ([1, 2], "is a checkpoint, but not one of concordet"),
-        ({"state_dict": Evil()}, "is not a checkpoint of concordet, or was cut short"),
+        (b"", "must be a whole file that `concordet train` wrote"),
+        (b"hello, I am a text file", "must be a whole file that `concordet train` wrote"),
+        ({"model": {"weight": torch.zeros(1)}}, "must be one that `concordet train` wrote, got .* of another program"),
+        ([1, 2], "must be one that `concordet train` wrote, got .* of another program"),
+        ({"state_dict": Evil()}, "must be a whole file that `concordet train` wrote"),
     ],
     ids=["empty", "text", "somebody else's", "list", "code"],
 )
@@ -74,7 +74,7 @@ def test_a_missing_file_and_a_folder_without_one(tmp_path):
 
 def test_a_cut_checkpoint(finished, tmp_path):
     whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
-    with pytest.raises(ValueError, match="was cut short"):
+    with pytest.raises(ValueError, match="must be a whole file"):
         read_checkpoint(broken(tmp_path, "cut.ckpt", whole[: len(whole) // 2]))
 
 

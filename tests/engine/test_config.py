@@ -25,12 +25,12 @@ def test_settings_by_dotted_name():
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"detectr": "fcos"}, r"detectr is not a setting of a run; did you mean detector\?"),
+        ({"detectr": "fcos"}, r"setting must be one of .*, got detectr; did you mean detector\?"),
         ({"optim": 3}, r"optim must be a mapping of settings, got 3"),
         ({"optim": {"lr": "fast"}}, "settings must have the types"),
         (
             {"optim": {"rate": 1}},
-            r"optim\.rate is not a setting of a run; choose one of accumulate, backbone_lr_factor",
+            r"got optim\.rate; choose one of accumulate, backbone_lr_factor",
         ),
     ],
 )
@@ -69,7 +69,7 @@ def test_a_file_that_is_no_configuration(tmp_path, text, sentence):
 
 
 def test_a_folder_that_is_no_run(tmp_path):
-    with pytest.raises(ValueError, match=r"is not a run folder: it has no config\.yaml"):
+    with pytest.raises(ValueError, match=r"run must be a folder with config\.yaml, got .* without it"):
         load_config(tmp_path / "config.yaml")
 
 

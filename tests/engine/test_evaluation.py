@@ -66,7 +66,7 @@ def test_an_evaluation_of_something_else_goes_elsewhere(finished, tmp_path):
     with pytest.raises(ValueError, match="must not hold an evaluation of another checkpoint"):
         evaluate_run(finished, checkpoint="best")
     (tmp_path / "detections.json").write_text("mine")
-    with pytest.raises(ValueError, match="already exists and is left as it is; name another folder with --out"):
+    with pytest.raises(ValueError, match="already exists; name another folder with --out"):
         evaluate_run(finished, data=other, out=tmp_path)
     assert (tmp_path / "detections.json").read_text() == "mine"
     elsewhere = tmp_path / "elsewhere"

@@ -45,13 +45,13 @@ def test_json_is_strict(tmp_path):
 
 def test_invalid_json_is_refused(tmp_path):
     (tmp_path / "a.json").write_text('{"a": ')
-    with pytest.raises(ValueError, match=r"a\.json is not valid JSON .*line 1"):
+    with pytest.raises(ValueError, match=r"a\.json must be valid JSON, got a fault .*line 1"):
         read_json(tmp_path / "a.json")
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="already exists and is left as it is; name another"):
+    with pytest.raises(ValueError, match="already exists; name another"):
         new_folder(tmp_path, "name another")
     assert (tmp_path / "mine.txt").read_text() == "mine"
     assert new_folder(tmp_path / "deep" / "new", "").is_dir()

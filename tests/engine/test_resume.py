@@ -181,7 +181,7 @@ def test_other_settings_would_be_another_run(finished):
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
-    with pytest.raises(ValueError, match="is not a run folder"):
+    with pytest.raises(ValueError, match=r"run must be a folder with config\.yaml"):
         train(tiny(), tmp_path / "nothing", resume=True)
 
 
@@ -204,7 +204,8 @@ def test_a_broken_last_checkpoint_leaves_the_best(tmp_path, finished, capsys):
     expected = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] + 1
     train(tiny(evaluate=False), run, resume=True)
     said = capsys.readouterr().err
-    assert "last.ckpt is not a checkpoint of concordet, or was cut short" in said
+    assert "checkpoint must be a whole file that `concordet train` wrote, got" in said
+    assert "last.ckpt; name another one" in said
     assert f"continuing from {run / 'checkpoints' / 'best.ckpt'} instead" in said
     assert (f"continuing in epoch {expected + 1}/2" in said) == (expected < 2)
 
@@ -272,5 +273,5 @@ def test_a_run_without_a_whole_checkpoint_is_refused(tmp_path):
     (run / "checkpoints").mkdir(parents=True)
     (run / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 half of it")
     save_config(run / "config.yaml", tiny())
-    with pytest.raises(ValueError, match=r"last\.ckpt is not a checkpoint of concordet, or was cut short"):
+    with pytest.raises(ValueError, match=r"whole file that `concordet train` wrote, got .*last\.ckpt"):
         train(tiny(), run, resume=True)

@@ -135,7 +135,7 @@ def test_clipping_bounds_the_update(tmp_path):
 
 def test_an_existing_folder_is_left_as_it_is(finished):
     before = snapshot(finished)
-    with pytest.raises(ValueError, match=r"already exists and is left as it is; name another --out, or .*--resume"):
+    with pytest.raises(ValueError, match=r"already exists; name another --out, or .*--resume"):
         train(tiny(), finished)
     assert snapshot(finished) == before
 

@@ -303,7 +303,7 @@ def test_segmentations_are_checked_when_they_are_loaded(segmentation, sentence, 
 
 def test_deep_json(tmp_path):
     write(tmp_path / "boxes.json", "[" * 200_000 + "]" * 200_000)
-    with pytest.raises(ValueError, match=r"boxes\.json is not valid JSON \(it is nested too deeply\)"):
+    with pytest.raises(ValueError, match=r"boxes\.json must be valid JSON, got one that is nested too deeply"):
         load_dataset("coco", annotations=tmp_path / "boxes.json")
 
 

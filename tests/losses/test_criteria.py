@@ -438,10 +438,13 @@ def test_no_positives_is_zero_and_connected(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("focl", "loss must be one of default, focal, .*, got 'focl' in 'focl'"),
+        ("focl", "loss must be one of default, focal, .*, got 'focl' in 'focl'; did you mean focal"),
         ("concordance", "got 'concordance'; add 'concordance' to one, as in 'focal\\+concordance'"),
         ("focal+ap", "loss must have one base loss, got two in 'focal.ap'"),
-        ("focal+concord", "coupling must be one of concordance, .*, iou_head, got 'concord'"),
+        (
+            "focal+concord",
+            "coupling must be one of concordance, .*, iou_head, got 'concord' in .*; did you mean concordance",
+        ),
         ("focal+pse+pse", "'pse' must be named once"),
         ("focal(2)", "base loss 'focal' must have no weight, got 'focal.2.'"),
         ("focal+pse(-1)", "at least 0, got '-1'"),

@@ -186,14 +186,14 @@ def test_what_is_no_run_is_refused_by_name(run_folders, tmp_path):
     out = tmp_path / "page.html"
     with pytest.raises(ValueError, match="at least one run folder"):
         write_comparison([], out)
-    with pytest.raises(ValueError, match=r"nowhere is not a folder; name a run folder"):
+    with pytest.raises(ValueError, match=r"run must be a folder, got .*nowhere; name one"):
         write_comparison([tmp_path / "nowhere"], out)
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         ValueError, match=r"empty is not an evaluated run: it has no evaluation\.json; .* `concordet evaluate`"
     ):
         write_comparison([run_folders[0], tmp_path / "empty"], out)
-    with pytest.raises(ValueError, match=r"is a folder; name the HTML file"):
+    with pytest.raises(ValueError, match=r"page must be an HTML file, got the folder"):
         write_comparison(run_folders, tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot be written"):

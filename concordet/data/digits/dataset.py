@@ -68,7 +68,7 @@ class DigitScenes(DetectionDataset):
         transforms: Transforms | None = None,
     ) -> None:
         if split not in DEFAULT_LENGTH:
-            raise ValueError(f"split must be 'train' or 'val' for digit scenes, got {split!r}")
+            raise ValueError(f"split must be 'train' or 'val' for digit scenes, got {split!r}; choose one of them")
         names = [str(name) for name in (NUMERALS if classes is None else classes)]
         if not names or len(set(names)) < len(names) or not set(names) <= set(NUMERALS):
             raise ValueError(f"classes must be different numerals out of '0'..'9' for digit scenes, got {names}")

@@ -84,7 +84,10 @@ def _parse_part(part: str, loss: str) -> NamePart:
             value = -1.0
         if not 0 <= value < float("inf"):
             what = key or "weight"
-            raise ValueError(f"{what} of {part!r} in loss {loss!r} must be a number of at least 0, got {text!r}")
+            raise ValueError(
+                f"{what} of {part!r} in loss {loss!r} must be a number of at least 0, got {text!r}; write it as in "
+                "'focal+concordance(0.3)'"
+            )
         if key:
             settings.append((key, value))
         else:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, overload
 
+from concordet.errors import closest
 from concordet.losses.criteria.bases import BASES, Base, LossDefaults, QualityHead
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.criteria.cores import Core, SelfBalancedCore, SeparateCore
@@ -82,7 +83,7 @@ def _base(loss: LossName, defaults: LossDefaults) -> tuple[Base, dict[str, float
             f"loss must begin with a base loss, got {str(loss)!r}; add {part.name!r} to one, as in 'focal+{part.name}'"
         )
     if not loss.is_default and part.name not in BASES:
-        raise ValueError(f"loss must be one of default, {', '.join(BASES)}, got {part.name!r} in {str(loss)!r}")
+        raise ValueError(_unknown("loss", part, ("default", *BASES), loss))
     if part.weight is not None:
         raise ValueError(
             f"base loss {part.name!r} must have no weight, got {part.text!r}; only couplings have one, as in "
@@ -105,15 +106,19 @@ def _coupling(part: NamePart, couplings: dict[str, WeightedCoupling], loss: Loss
     if part.name in BASES or part.name == "default":
         raise ValueError(f"loss must have one base loss, got two in {str(loss)!r}; keep one and add couplings to it")
     if part.name not in COUPLINGS:
-        raise ValueError(
-            f"coupling must be one of {', '.join((*COUPLINGS, *HEADS))}, got {part.name!r} in {str(loss)!r}"
-        )
+        raise ValueError(_unknown("coupling", part, (*COUPLINGS, *HEADS), loss))
     if part.name in couplings:
         raise ValueError(f"coupling {part.name!r} must be named once, got {str(loss)!r}; add up the weights instead")
     entry = COUPLINGS[part.name]
     settings = _settings(part, entry.settings, loss)
     function = partial(entry.function, **settings) if settings else entry.function
     return WeightedCoupling(function, entry.weight if part.weight is None else part.weight)
+
+
+def _unknown(name: str, part: NamePart, choices: Sequence[str], loss: LossName) -> str:
+    meant = closest(part.name, choices)
+    fix = "choose one of them" if meant is None else f"did you mean {meant}?"
+    return f"{name} must be one of {', '.join(choices)}, got {part.name!r} in {str(loss)!r}; {fix}"
 
 
 def _settings(part: NamePart, known: Sequence[str], loss: LossName) -> dict[str, float]:

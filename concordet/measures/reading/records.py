@@ -21,19 +21,22 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         with collector_paused():
             return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; give the path of a JSON file in COCO form") from None
+        raise ValueError(
+            f"path must be a JSON file in COCO format, got {path}, which does not exist; correct it"
+        ) from None
     except OSError as error:
         raise ValueError(
-            f"{path} cannot be read ({error.strerror}); give the path of a JSON file in COCO form"
+            f"path must be a JSON file in COCO format, got {path}, which cannot be read ({error.strerror}); correct it"
         ) from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} must be a JSON file in COCO form, got bytes that are no text") from None
     except json.JSONDecodeError as error:
         raise ValueError(
-            f"{path} is not complete JSON ({error.msg} at line {error.lineno}, column {error.colno}); write it again"
+            f"{path} must be complete JSON, got a fault ({error.msg} at line {error.lineno}, column {error.colno}); "
+            "write it again or name another file"
         ) from None
     except ValueError:
-        raise ValueError(f"{str(path)!r} is not a path; give the path of a JSON file in COCO form") from None
+        raise ValueError(f"path must be a JSON file in COCO format, got {str(path)!r}; correct it") from None
     except RecursionError:
         raise ValueError(f"{path} must be a JSON file in COCO form, got one that is nested too deeply") from None
 
