@@ -281,7 +281,7 @@ class TestForms:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ([], "must be a calibrator"),
+            ([], "must be a file that concordet calibrate wrote"),
             ({"format": "concordet calibrator", "version": 7}, "must be of version 1, got 7"),
             ({"format": "concordet calibrator", "version": 1}, "faulty 'shared'"),
         ],

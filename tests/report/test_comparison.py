@@ -190,7 +190,7 @@ def test_what_is_no_run_is_refused_by_name(run_folders, tmp_path):
         write_comparison([tmp_path / "nowhere"], out)
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        ValueError, match=r"empty is not an evaluated run: it has no evaluation\.json; .* `concordet evaluate`"
+        ValueError, match=r"run must be a folder with evaluation\.json, got .*empty without it; .* `concordet evaluate`"
     ):
         write_comparison([run_folders[0], tmp_path / "empty"], out)
     with pytest.raises(ValueError, match=r"page must be an HTML file, got the folder"):
