@@ -58,7 +58,7 @@ def test_a_run_folder_is_enough(files, tmp_path):
         (["{truth}", "{results}", "--out", "{new}", "--method", "spline"], 1, "method must be one of isotonic"),
         (["{truth}", "{results}", "--out", "{new}", "--folds", "1"], 1, "folds must be at least 2"),
         (["{truth}", "{results}", "--out", "{new}", "--iou_type", "mask"], 2, "iou_type must be bbox or segm"),
-        (["--apply", "{truth}", "{results}", "--results", "{new}"], 1, "must be a calibrator"),
+        (["--apply", "{truth}", "{results}", "--results", "{new}"], 1, "must be a file that concordet calibrate wrote"),
         (["--apply", "{truth}", "{results}"], 2, "--results must name the file"),
         (["{folder}"], 1, "must hold ground_truth.json"),
     ],
