@@ -26,9 +26,9 @@ SECTIONS = {
     "Suppression, voting and centerness": suppression,
     "Measures": measures,
 }
-HEADING = """# Fidelity: concordet beside the published implementations
+HEADING = """# Fidelity: concordet compared with the published implementations
 
-`make oracles` runs the published code beside concordet on the same inputs and writes this page. Scenes are seeded:
+`make oracles` runs the published code and concordet on the same inputs and writes this page. Scenes are seeded:
 without objects, with one, some, 40 to 80, tiny, huge and thin ones, coordinates on a grid (ties), and near-duplicates.
 `equal` means that rounding explains the deviation; `departure` means that the two differ on purpose, for the reason
 given. Deviations are the largest ones; relative ones are of the largest value.
@@ -37,7 +37,7 @@ given. Deviations are the largest ones; relative ones are of the largest value.
 
 def table(rows: list[Comparison]) -> str:
     """Markdown, one row per comparison."""
-    lines = ["| what | beside | scenes | largest deviation | verdict | why |", "|---|---|---:|---|---|---|"]
+    lines = ["| what | reference | scenes | largest deviation | verdict | why |", "|---|---|---:|---|---|---|"]
     for row in rows:
         number = f"{row.deviation:,}" if isinstance(row.deviation, int) else f"{row.deviation:.2g}"
         deviation = f"{number} {row.unit}" if isfinite(row.deviation) else "not comparable"

@@ -13,7 +13,7 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "calibrate",
-        "Fits scores to expected IoUs: 0.8 then means an IoU of 0.8. The order of detections and AP stay.",
+        "Fits scores to expected IoUs: 0.8 then means an IoU of 0.8. AP and the order of detections do not change.",
         "concordet calibrate annotations.json results.json --out calibrator.json --results calibrated.json",
         "concordet calibrate runs/first",
         "concordet calibrate --apply calibrator.json results.json --results calibrated.json",

@@ -34,7 +34,7 @@ def parser() -> Parser:
     options.add_argument("--raw_scores", action="store_true", help="Write the detector's own scores, not calibrated.")
     options.add_argument("--accelerator", type=str, default="auto", help="Device: auto, cpu or gpu.")
     options.add_argument("--plugins", type=str | None, help="Python file or module that registers the loss of the run.")
-    options.add_argument("--json", type=str | None, help="Another name of --out.")
+    options.add_argument("--json", type=str | None, help="Alias of --out.")
     options.add_force()
     return options
 

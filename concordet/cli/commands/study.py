@@ -16,7 +16,7 @@ def parser() -> Parser:
         "study",
         "Trains a grid of detectors, losses and seeds, and says which loss is better, and how sure that is.",
         "concordet study --config run.yaml --losses default rank_sort --seeds 5 --jobs 2 --out studies/x",
-        "concordet study --out studies/x                # goes on with the study, or shows it again",
+        "concordet study --out studies/x                # continues the study, or shows it again",
         "concordet study --out studies/x --cell 7       # trains one cell: the job of a scheduler's array",
     )
     options.add_argument("--out", type=str | None, help="Folder of the study.")
