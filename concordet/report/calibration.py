@@ -64,7 +64,7 @@ def sentence(report: Mapping[str, Any]) -> str:
 
     Example:
         >>> sentence({"before": {"LaECE0": 0.2}, "after": {"LaECE0": 0.05}})
-        'On images that the fit did not see, LaECE₀ falls from 20.0 to 5.0; the order of detections and AP stay.'
+        'On images that the fit did not see, LaECE₀ falls from 20.0 to 5.0; AP and the order do not change.'
     """
     before, after = report["before"]["LaECE0"], report["after"]["LaECE0"]
     if before is None or after is None:
@@ -72,7 +72,7 @@ def sentence(report: Mapping[str, Any]) -> str:
     moves = "falls" if after < before else "rises" if after > before else "stays"
     first, second = (BY_KEY["LaECE0"].text(value) for value in (before, after))
     change = f"at {first}" if moves == "stays" else f"from {first} to {second}"
-    return f"On images that the fit did not see, LaECE₀ {moves} {change}; the order of detections and AP stay."
+    return f"On images that the fit did not see, LaECE₀ {moves} {change}; AP and the order do not change."
 
 
 def _rows(report: Mapping[str, Any]) -> list[dict[str, str]]:
