@@ -236,3 +236,21 @@ def test_demo_prints_one_table_and_the_page(tmp_path, monkeypatch, capsys):
     assert all(loss in printed for loss in module.DEMO.losses.values())
     assert f"page: {tmp_path / 'demo' / 'comparison.html'}" in printed
     assert len(json.loads(file.read_text())["runs"]) == 2
+
+
+def test_analyze_tells_files_of_one_name_apart(tmp_path, capsys):
+    """Results of runs are all called detections.json."""
+    truth = {
+        "images": [{"id": i} for i in range(4)],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"id": i + 1, "image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10]} for i in range(4)],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    for name, width in (("a", 6), ("b", 9)):
+        (tmp_path / name).mkdir()
+        results = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 10, width], "score": 0.5} for i in range(4)]
+        (tmp_path / name / "detections.json").write_text(json.dumps(results))
+    first, second = (str(tmp_path / name / "detections.json") for name in "ab")
+    words = ["analyze", str(tmp_path / "truth.json"), first, "--compare", second, "--resamples", "10"]
+    assert main(words) == 0
+    assert "b/detections.json has 60.0 points of AP more than a/detections.json" in capsys.readouterr().out

@@ -60,25 +60,25 @@ def run(words: list[str]) -> None:
         other = analyze(args.ground_truth, args.compare, **rules)
         difference = compare(args.ground_truth, args.detections, args.compare, n_resamples=args.resamples, **rules)
         values["comparison"] = {"other": other.to_dict(), "difference": difference}
+    names = {"title": Path(args.detections).name}
+    if args.compare is not None:
+        names |= {"other": Path(args.compare).name}
+        if names["title"] == names["other"]:
+            # run folders all call their results detections.json
+            names = {
+                key: f"{Path(name).absolute().parent.name}/{Path(name).name}"
+                for key, name in (("title", args.detections), ("other", args.compare))
+            }
     if args.html is not None:
         from concordet.report import write_analysis
 
         images = None if args.images is None else Path(args.images)
-        names = {"title": Path(args.detections).name}
-        if args.compare is not None:
-            names |= {"other": Path(args.compare).name}
-            if names["title"] == names["other"]:
-                # run folders all call their results detections.json
-                names = {
-                    key: f"{Path(name).absolute().parent.name}/{Path(name).name}"
-                    for key, name in (("title", args.detections), ("other", args.compare))
-                }
         write_analysis(analysis, Path(args.html), images=images, comparison=difference, **names)
     with messages(args.json, args.html):
         if difference is not None:
             from concordet.measures.compare import comparison_sentence
 
-            print(comparison_sentence(difference, Path(args.detections).name, Path(args.compare).name))
+            print(comparison_sentence(difference, names["title"], names["other"]))
         print(analysis.sentence)
         print_metrics(values)
         if args.html is not None:
