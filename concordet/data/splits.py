@@ -65,7 +65,7 @@ class HoldOut:
         Example:
             >>> names = [f"{i}.jpg" for i in range(10)]
             >>> HoldOut("val", 0.2).indices(names), len(HoldOut("train", 0.2).indices(names))
-            ([5, 6], 8)
+            ([2, 6], 8)
         """
         groups: dict[str, list[int]] = {}
         for index, name in enumerate(names):
