@@ -11,7 +11,13 @@ from concordet.calibration.calibrator import Calibrator
 from concordet.calibration.fit import Method
 from concordet.calibration.fitting import Matched, fit_matched, match_all
 from concordet.measures import coco
-from concordet.measures.calibration import D_ECE_BINS, LAECE_BINS, bin_index
+from concordet.measures.calibration import (
+    D_ECE_BINS,
+    LAECE_BINS,
+    bin_index,
+    localization_aware_ece,
+    reliability_bins,
+)
 from concordet.measures.reading.arrays import Bools, Floats
 from concordet.measures.reading.dataset import checked_limit, read_dataset
 from concordet.measures.summary import ap_metrics
@@ -90,13 +96,12 @@ def evaluate_calibration(
         }
         for (ident, entry), before, later in zip(
             calibrator.classes.items(),
-            *(_class_errors(matched, scores, everything) for scores in (matched.scores, after)),
+            *(_class_errors(matched, scores) for scores in (matched.scores, after)),
             strict=True,
         )
     ]
     report["reliability"] = {
-        side: reliability(scores[matched.counted], matched.targets[matched.counted])
-        for side, scores in (("before", matched.scores), ("after", after))
+        side: _reliability(matched, scores) for side, scores in (("before", matched.scores), ("after", after))
     }
     report["notes"] = list(dataset.notes)
     return calibrator, report
@@ -123,7 +128,7 @@ def cross_fitted(matched: Matched, *, folds: int, seed: int, **settings: Any) ->
         rows = fold[matched.images] == number
         ids = matched.class_ids[matched.classes[rows]]
         scores[rows] = calibrator.calibrate(matched.scores[rows], ids)
-        thresholds = np.array([np.inf if (t := calibrator.thresholds()[i]) is None else t for i in matched.class_ids])
+        thresholds = np.array([np.inf if t is None else t for t in calibrator.thresholds().values()])
         kept[rows] = scores[rows] >= thresholds[matched.classes[rows]]
     return scores, kept
 
@@ -210,24 +215,17 @@ def _errors(matched: Matched, scores: Floats, kept: Bools, weights: Floats) -> d
         }
 
 
-def _class_errors(matched: Matched, scores: Floats, kept: Bools) -> list[float | None]:
-    # LaECE0 of each class
-    values: list[float | None] = []
-    present = np.bincount(matched.object_classes, minlength=len(matched.class_ids)) > 0
-    for index in range(len(matched.class_ids)):
-        rows = matched.counted & kept & (matched.classes == index)
-        if not rows.any() or not present[index]:
-            values.append(None)
-            continue
-        gaps = np.bincount(bin_index(scores[rows], LAECE_BINS), matched.targets[rows] - scores[rows], LAECE_BINS)
-        values.append(float(np.abs(gaps).sum() / rows.sum()))
-    return values
+def _class_errors(matched: Matched, scores: Floats) -> list[float | None]:
+    """LaECE0 of each class."""
+    counted, n_classes = matched.counted, len(matched.class_ids)
+    n_objects = dict(enumerate(np.bincount(matched.object_classes, minlength=n_classes).tolist()))
+    targets, classes = matched.targets[counted], matched.classes[counted]
+    errors = localization_aware_ece(scores[counted], targets, classes, n_objects).per_class
+    return [errors.get(index) for index in range(n_classes)]
 
 
-def reliability(scores: Floats, targets: Floats, n_bins: int = LAECE_BINS) -> list[list[float]]:
+def _reliability(matched: Matched, scores: Floats) -> list[list[float]]:
     """Mean score, mean target and number of detections of each bin that has any, over all classes."""
-    index = bin_index(scores, n_bins)
-    counts = np.bincount(index, minlength=n_bins)
-    used = np.flatnonzero(counts)
-    means = [np.bincount(index, values, n_bins)[used] / counts[used] for values in (scores, targets)]
-    return np.column_stack([*means, counts[used]]).tolist()
+    counted = matched.counted
+    bins = reliability_bins(scores[counted], matched.targets[counted], matched.hits[counted], bins=LAECE_BINS)
+    return [[row["mean_score"], row["mean_iou"], float(row["count"])] for row in bins]

@@ -17,10 +17,9 @@ from concordet.measures.reading.dataset import Dataset, checked_limit, read_data
 
 MIN_DETECTIONS: Final = 100
 MIN_MATCHED: Final = 10
-"""Detections, and matched ones among them, that a class needs for a map of its own.
+"""Fewest detections, and fewest matched detections, for which a class gets its own map.
 
-With fewer, the map of all classes together is closer to the truth on images that the fit did not see
-(docs/calibration.md has the measurement).
+A choice, not a measurement: an isotonic fit of fewer points follows their noise. Classes below share one map.
 """
 
 
@@ -48,8 +47,8 @@ def fit_calibrator(
         method: ``"isotonic"`` needs no assumption; ``"linear"``, ``"platt"`` and ``"temperature"`` have one or two
             parameters and suit few detections.
         per_class: one map per class; False is one map for all.
-        min_detections: detections that a class needs for a map of its own; with fewer it takes the map of all classes.
-        min_matched: matched detections that it needs besides.
+        min_detections: fewest detections for which a class gets its own map; classes with fewer share one map.
+        min_matched: fewest matched detections for which a class gets its own map.
 
     Returns:
         The calibrator.
@@ -158,7 +157,7 @@ def fit_matched(
     scores, targets = matched.scores[matched.counted], matched.targets[matched.counted]
     classes = matched.classes[matched.counted]
     shared = fit_map(scores, targets, method)
-    n_objects = np.bincount(matched.object_classes, minlength=len(matched.class_ids))
+    thresholds = _thresholds(matched)
     entries = {}
     for index, (ident, name) in enumerate(zip(matched.class_ids.tolist(), matched.class_names, strict=True)):
         rows = classes == index
@@ -171,7 +170,7 @@ def fit_matched(
         elif hits < min_matched:
             reason = f"{hits} matched detections are fewer than the {min_matched} that a map of its own needs"
         fitted = shared if reason is not None else fit_map(scores[rows], targets[rows], method)
-        threshold = _threshold(matched, index, int(n_objects[index]))
+        threshold = thresholds[index]
         entries[ident] = ClassCalibration(
             name=name,
             map=fitted,
@@ -195,15 +194,15 @@ def fit_matched(
     )
 
 
-def _threshold(matched: Matched, index: int, n_objects: int) -> float | None:
-    rows = (matched.classes == index) & matched.judged
-    if not n_objects:
-        return None
+def _thresholds(matched: Matched) -> list[float | None]:
+    """The LRP-optimal score of each class; None for a class that has none."""
+    judged, n_classes = matched.judged, len(matched.class_ids)
+    n_objects = np.bincount(matched.object_classes, minlength=n_classes)
     report = lrp(
-        matched.scores[rows],
-        matched.hit_ious[rows],
-        np.zeros(int(rows.sum()), np.int64),
-        {0: n_objects},
-        true_positive=matched.hits[rows],
+        matched.scores[judged],
+        matched.hit_ious[judged],
+        matched.classes[judged],
+        dict(enumerate(n_objects.tolist())),
+        true_positive=matched.hits[judged],
     )
-    return report.per_class[0].threshold
+    return [report.per_class[index].threshold for index in range(n_classes)]

@@ -24,7 +24,7 @@ def select_classes(annotations: Annotations, classes: Classes | None) -> Annotat
             merged class has the category id of its first member. None keeps all.
 
     Raises:
-        ValueError: ``classes`` names a class that there is not, or leaves none.
+        ValueError: ``classes`` names an unknown class, or no class is left.
 
     Example:
         >>> from pathlib import Path

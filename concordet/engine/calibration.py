@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from concordet.calibration import Calibrator, evaluate_calibration, fit_calibrator
+from concordet.calibration.evaluation import METRICS
 from concordet.engine.detections import is_federated
 from concordet.files import read_json
 
@@ -75,7 +76,7 @@ def cross_fitted_metrics(values: dict[str, Any], report: Mapping[str, Any] | Non
     if report is None:
         return values
     after = report["after"]
-    changed = {name: after[name] for name in ("LaECE0", "LaACE0", "D_ECE", "AIC_mean") if values.get(name) is not None}
+    changed = {name: after[name] for name in METRICS if values.get(name) is not None}
     if changed.get("AIC_mean") is not None:
         changed["AIC"] = changed["AIC_mean"] * values["n_true_positives"]
     errors = {row["id"]: row["LaECE0_after"] for row in report["per_class"]}

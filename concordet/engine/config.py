@@ -353,7 +353,8 @@ def load_config(path: Path) -> TrainConfig:
     """
     if not path.is_file():
         raise ValueError(
-            f"run must be a folder with {path.name}, got {path.parent} without it; name one that `concordet train` made"
+            f"run must be a folder with {path.name}, got {path.parent} without it; give the output folder of "
+            "`concordet train`"
         )
     values = read_settings(path)
     rename_settings(values)

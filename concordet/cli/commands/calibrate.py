@@ -18,7 +18,7 @@ def parser() -> Parser:
         "concordet calibrate runs/first",
         "concordet calibrate --apply calibrator.json results.json --results calibrated.json",
     )
-    options.add_argument("ground_truth", type=str, help="Annotations as a COCO file, or a run folder.")
+    options.add_argument("ground_truth", type=str, help="COCO annotation file, or run folder.")
     options.add_argument("detections", type=str | None, nargs="?", help="Results as a COCO file.")
     options.add_argument("--out", type=str | None, help="JSON file for the calibrator.")
     options.add_argument("--results", type=str | None, help="COCO results file for the calibrated detections.")
@@ -108,7 +108,7 @@ def _apply(options: Any) -> None:
 
 
 def _inputs(options: Any) -> tuple[str, str]:
-    """Ground truth and detections; those of a run folder where only that is named."""
+    """Paths of the ground truth and the detections, which a run folder may stand for."""
     if options.detections is not None:
         return options.ground_truth, options.detections
     folder = Path(options.ground_truth)

@@ -59,7 +59,7 @@ def run(words: list[str]) -> None:
     folder = run_of(path)
     if folder is None:
         raise ValueError(
-            f"run must be a run folder or a checkpoint in one, got {path}; name one that `concordet train` made"
+            f"run must be a run folder or a checkpoint in one, got {path}; give the output folder of `concordet train`"
         )
     if path.is_file() and args.checkpoint is not None:
         raise UsageError(f"checkpoint must be left out where a file is evaluated, got {args.checkpoint}; name one")

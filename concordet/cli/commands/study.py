@@ -171,7 +171,7 @@ class _Display:
         self.progress.stop()
 
     def report(self, event: str, cell: Any, state: str) -> None:
-        """Takes note of a run that starts or ends."""
+        """Updates the display when a run starts or ends."""
         if event == "start":
             self.running.append(cell.name)
         else:
