@@ -239,7 +239,7 @@ def read_json(path: str | Path, *, edit: Callable[[str], str] | None = None) -> 
     if edit is not None:
         text = edit(text)
     try:
-        with _no_garbage_collection():
+        with no_garbage_collection():
             return json.loads(text)
     except ValueError as error:  # not only JSONDecodeError: whole numbers of too many digits
         raise ValueError(
@@ -250,8 +250,8 @@ def read_json(path: str | Path, *, edit: Callable[[str], str] | None = None) -> 
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Pauses the search for reference cycles, which takes longer than making millions of lists does."""
+def no_garbage_collection() -> Iterator[None]:
+    """Pauses the search for reference cycles, which takes longer than making millions of small objects does."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from concordet.files import no_garbage_collection
 from concordet.measures import coco
-from concordet.measures.reading.arrays import Bools, Floats, Ints, collector_paused
+from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
 from concordet.measures.reading.masks import encode
 
@@ -114,7 +115,7 @@ def match_both(dataset: Dataset, truth: Any, *, max_dets: int) -> tuple[Matches,
 def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequence[float]) -> list[Matches]:
     """pycocotools' matches at each IoU threshold; all hold the same detections in the same order."""
     result = coco.evaluator(dataset, truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=thresholds)
-    with collector_paused():
+    with no_garbage_collection():
         groups = [group for group in result.eval_imgs if group is not None]
     ids = np.fromiter(chain.from_iterable(group["dtIds"] for group in groups), np.int64)
     order = np.argsort(ids, kind="stable")  # rows ascend, as in the dataset

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.reading.arrays import Bools, Floats, Ints, collector_paused, to_numpy
+from concordet.files import no_garbage_collection
+from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:
     """The content of a JSON file; raises ValueError naming the file where it cannot be read or is not whole."""
     try:
-        with collector_paused():
+        with no_garbage_collection():
             return json.loads(Path(path).read_bytes())
     except FileNotFoundError:
         raise ValueError(
