@@ -20,9 +20,9 @@ from concordet.measures.calibration import (
 )
 from concordet.measures.reading.arrays import Bools, Floats
 from concordet.measures.reading.dataset import checked_limit, read_dataset
-from concordet.measures.summary import ap_metrics
+from concordet.measures.summary import CALIBRATION_ERRORS, ap_metrics
 
-METRICS: Final = ("LaECE0", "LaACE0", "D_ECE", "AIC_mean")
+METRICS: Final = (*CALIBRATION_ERRORS, "AIC_mean")
 
 
 def evaluate_calibration(

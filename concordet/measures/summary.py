@@ -20,7 +20,6 @@ from concordet.measures.matching import Matches
 from concordet.measures.reading.arrays import Bools, Floats
 from concordet.measures.reading.dataset import Dataset
 
-AP_NAMES: Final = ("AP", "AP50", "AP75", "AP90", "APs", "APm", "APl")
 CALIBRATION_ERRORS: Final = ("LaECE0", "LaACE0", "D_ECE")
 
 CROWDED: Final = 0.9

@@ -9,11 +9,12 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.calibration import Calibrator
+from concordet.calibration.evaluation import METRICS
 from concordet.measures.metrics import BY_KEY
 from concordet.report.page import render, write_page
 from concordet.report.plots import SLOTS, Line, calibration_plot, line_plot
 
-SHOWN: Final = tuple(BY_KEY[key] for key in ("LaECE0", "LaACE0", "D_ECE", "AIC_mean"))
+SHOWN: Final = tuple(BY_KEY[key] for key in METRICS)
 """Metrics of the table."""
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from concordet.measures.metrics import METRICS
+from concordet.measures.compare import MEASURES
+from concordet.measures.metrics import BY_KEY, METRICS
 from concordet.report.page import render, write_page
 from concordet.report.plots import forest_plot
-
-MEASURES: Final = ("AP", "AP50", "AP75", "beta_cls", "oLRP")
-"""Metrics that have differences with intervals."""
 
 
 def write_study(report: Mapping[str, Any], out: Path, *, title: str, summary: str | None = None) -> Path:
@@ -48,7 +46,6 @@ def study_page(report: Mapping[str, Any], *, title: str, summary: str | None = N
 
 
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:
-    by_key = {metric.key: metric for metric in METRICS}
     rows = [
         (e["loss"], *(100 * e["differences"]["AP"][key] for key in ("value", "low", "high")))
         for e in group["losses"][1:]
@@ -65,11 +62,11 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
                 "loss": e["loss"],
                 "pairs": e["n_pairs"],
                 "needed": e["seeds_needed"],
-                "cells": [_difference(by_key[key], e["differences"].get(key)) for key in MEASURES],
+                "cells": [_difference(BY_KEY[key], e["differences"].get(key)) for key in MEASURES],
             }
             for e in group["losses"][1:]
         ],
-        "titles": [by_key[key].title for key in MEASURES],
+        "titles": [BY_KEY[key].title for key in MEASURES],
         "metrics": [
             {
                 "title": m.title,

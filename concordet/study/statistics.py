@@ -11,7 +11,7 @@ from scipy import stats
 
 from concordet.files import read_json
 from concordet.measures.compare import MEASURES, evaluate_weighted, prepare
-from concordet.measures.metrics import METRICS
+from concordet.measures.metrics import BY_KEY, METRICS
 from concordet.measures.reading.arrays import Floats
 from concordet.measures.reading.dataset import read_dataset
 from concordet.study.grid import Cell, Study
@@ -175,12 +175,11 @@ def seeds_needed(spread: float, difference: float = DETECTABLE) -> int:
 
 def _correct(entries: Sequence[dict[str, Any]], level: float) -> None:
     """Adds verdicts by Holm's method over the losses of a group, for each measure."""
-    for index, name in enumerate(MEASURES):
+    for name in MEASURES:
         found = [entry["differences"][name] for entry in entries if name in entry["differences"]]
         for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
             row["p_corrected"] = p
-            lower_is_better = MEASURES[index] == "oLRP"
-            better = (row["value"] < 0) == lower_is_better
+            better = (row["value"] > 0) == (BY_KEY[name].better == "higher")
             row["verdict"] = "no difference" if p > level else "better" if better else "worse"
 
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from concordet.measures.compare import MEASURES
+from concordet.study import statistics
 from concordet.study.statistics import hierarchical, holm, seeds_needed, sentence
 
 
@@ -56,6 +58,15 @@ def test_holm_equals_a_loop_over_the_definition():
                 rejected.add(int(index))
                 left -= 1
             assert {i for i, p in enumerate(corrected) if p <= level} == rejected
+
+
+@pytest.mark.parametrize("value", [-0.02, 0.02])
+@pytest.mark.parametrize("name", MEASURES)
+def test_verdicts_know_which_direction_is_better(name, value):
+    lower_is_better = {"oLRP", "LaECE0", "LaACE0", "D_ECE"}
+    row = {"value": value, "low": value - 1e-3, "high": value + 1e-3, "p": 1e-6}
+    statistics._correct([{"differences": {name: row}}], 0.05)
+    assert row["verdict"] == ("better" if (value < 0) == (name in lower_is_better) else "worse")
 
 
 @pytest.mark.parametrize("spread", [0.003, 0.01])
