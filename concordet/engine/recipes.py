@@ -44,6 +44,15 @@ def recipe_path(name: str) -> Path:
     return FOLDER / f"{name}.yaml"
 
 
+def config_path(name: str) -> Path:
+    """The file that ``--config`` names: the file itself, or a recipe's.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    return Path(name) if Path(name).exists() else recipe_path(name)
+
+
 def load_recipe(name: str) -> TrainConfig:
     """A recipe as the configuration of a run, which still lacks ``data.root``.
 
@@ -83,8 +92,8 @@ def with_recipes(words: list[str]) -> list[str]:
     replaced = []
     for before, word in zip(["", *words], words, strict=False):
         option, equals, value = word.rpartition("=") if word.startswith("--config=") else ("", "", word)
-        if (before == "--config" or equals) and not Path(value).exists():
-            replaced.append(f"{option}{equals}{recipe_path(value)}")
+        if before == "--config" or equals:
+            replaced.append(f"{option}{equals}{config_path(value)}")
         else:
             replaced.append(word)
     return replaced

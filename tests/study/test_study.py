@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from concordet.cli import main
+from concordet.engine.config import save_config
 from concordet.errors import UsageError
 from concordet.measures import evaluate_detections
 from concordet.study import Study, compare_study, load_study, run_cell, run_study
@@ -65,6 +66,17 @@ def test_the_command_shows_a_finished_study(study, tmp_path, capsys):
     listed = capsys.readouterr().out
     assert "4 runs" in listed
     assert "fcos-focal-seed2" in listed
+
+
+def test_the_command_reads_a_configuration_file_or_a_recipe(tmp_path, capsys):
+    save_config(tmp_path / "run.yaml", tiny())
+    words = ["study", "--out", str(tmp_path / "new"), "--losses", *LOSSES, "--seeds", "2", "--dry_run"]
+    for config, detector in (
+        (str(tmp_path / "run.yaml"), tiny().detector),
+        ("bucketed_ranking_losses/atss_r50_ap", "atss"),
+    ):
+        assert main([*words, "--config", config]) == 0
+        assert f"{detector}-focal-seed2" in capsys.readouterr().out
 
 
 def test_the_estimate_scales_with_what_is_left(study):

@@ -85,7 +85,7 @@ def run(words: list[str]) -> None:
 def _study(options: Any) -> Any:
     """The study of the options, or the one that the folder has."""
     from concordet.engine.config import TrainConfig, load_config
-    from concordet.engine.recipes import recipe_path
+    from concordet.engine.recipes import config_path
     from concordet.study import Study, load_study
     from concordet.study.grid import parse_vary
 
@@ -98,7 +98,7 @@ def _study(options: Any) -> Any:
     seeds = 3 if options.seeds is None else options.seeds
     if seeds < 1:
         raise UsageError(f"seeds must be at least 1, got {seeds}")
-    config = TrainConfig() if options.config is None else load_config(recipe_path(options.config))
+    config = TrainConfig() if options.config is None else load_config(config_path(options.config))
     study = Study(
         folder,
         tuple(options.detectors or [config.detector]),
