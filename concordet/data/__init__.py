@@ -1,5 +1,9 @@
 """Data sets for detection in the forms people have them in, digit scenes that need no download, and transforms."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
+from concordet.data import formats
 from concordet.data.detect import DataSource, detect_format
 from concordet.data.digits.dataset import DigitScenes
 from concordet.data.file_dataset import FileDataset
@@ -13,6 +17,9 @@ from concordet.data.records import Annotations, Record
 from concordet.data.registry import list_datasets, load_dataset, register_dataset
 from concordet.data.targets import DetectionDataset, Layout, collate, describe, to_original
 from concordet.data.transforms import eval_transforms, train_transforms
+
+for _module in iter_modules(formats.__path__):
+    import_module(f"{formats.__name__}.{_module.name}")  # each registers its data set
 
 __all__ = [
     "Annotations",

@@ -11,34 +11,34 @@ from concordet.data.targets import DetectionDataset
 from concordet.files import new_folder, write_json
 
 
-def merge_parts(parts: Mapping[str, DetectionDataset], root: Path | None = None) -> dict[str, Any]:
-    """All parts as one content of a COCO file, with ids of their own.
+def merge_splits(splits: Mapping[str, DetectionDataset], root: Path | None = None) -> dict[str, Any]:
+    """All splits as one content of a COCO file, with ids of their own.
 
     Args:
-        parts: Data sets by part.
+        splits: Data sets by split.
         root: Folder that names of images are relative to, as far as the images are in it; None keeps their names.
 
     Raises:
-        ValueError: The parts have other classes.
+        ValueError: The splits have other classes.
 
     Example:
         >>> from concordet.data import DigitScenes
-        >>> merged = merge_parts({"train": DigitScenes("train", 2), "val": DigitScenes("val", 1)})
+        >>> merged = merge_splits({"train": DigitScenes("train", 2), "val": DigitScenes("val", 1)})
         >>> [image["id"] for image in merged["images"]]
         [1, 2, 3]
     """
     merged: dict[str, Any] = {"images": [], "annotations": [], "categories": None}
-    for part_name, part in parts.items():
-        truth = part.ground_truth()
+    for split_name, split in splits.items():
+        truth = split.ground_truth()
         if merged["categories"] not in (None, truth["categories"]):
             raise ValueError(
-                f"the parts must have the same classes, got others in {part_name}; convert them one by one"
+                f"the splits must have the same classes, got others in {split_name}; convert them one by one"
             )
         merged["categories"] = truth["categories"]
         number = len(merged["images"])
         ids = {image["id"]: number + index for index, image in enumerate(truth["images"], start=1)}
         for index, image in enumerate(truth["images"]):
-            path = part.image_path(index)
+            path = split.image_path(index)
             name = image["file_name"]
             if root is not None and path is not None and path.is_relative_to(root):
                 name = path.relative_to(root).as_posix()
@@ -51,13 +51,13 @@ def merge_parts(parts: Mapping[str, DetectionDataset], root: Path | None = None)
     return merged
 
 
-def write_folder(parts: Mapping[str, DetectionDataset], out: Path) -> None:
-    """Writes COCO's layout: ``annotations/instances_<part>.json``, and copies of the images in ``<part>``.
+def write_folder(splits: Mapping[str, DetectionDataset], out: Path) -> None:
+    """Writes COCO's layout: ``annotations/instances_<split>.json``, and copies of the images in ``<split>``.
 
     Images of one name from two folders get numbers.
 
     Args:
-        parts: Data sets by part.
+        splits: Data sets by split.
         out: Folder, which must be new or empty.
 
     Raises:
@@ -65,19 +65,19 @@ def write_folder(parts: Mapping[str, DetectionDataset], out: Path) -> None:
     """
     new_folder(out, "name another folder")
     (out / "annotations").mkdir()
-    for name, part in parts.items():
-        truth = part.ground_truth()
+    for name, split in splits.items():
+        truth = split.ground_truth()
         folder = out / name
         folder.mkdir()
         taken: set[str] = set()
         for index, image in enumerate(truth["images"]):
-            path = part.image_path(index)
+            path = split.image_path(index)
             file = Path(image["file_name"]).name if path is None else path.name
             if file in taken:
                 file = f"{Path(file).stem}-{index}{Path(file).suffix}"
             taken.add(file)
             if path is None:
-                part.load_image(index).save(folder / file)
+                split.load_image(index).save(folder / file)
             else:
                 shutil.copyfile(path, folder / file)
             image["file_name"] = file

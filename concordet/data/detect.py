@@ -1,4 +1,4 @@
-"""Recognizes what a folder or file of images and annotations is, and opens its parts."""
+"""Recognizes what a folder or file of images and annotations is, and opens its splits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DataSource:
     Attributes:
         path: The folder or file that was named.
         name: Data set, one of :func:`~concordet.data.list_datasets`.
-        layout: What it was recognized as, and its parts.
+        layout: What it was recognized as, and its splits.
     """
 
     path: Path
@@ -31,40 +31,40 @@ class DataSource:
     layout: Layout
 
     @property
-    def parts(self) -> list[str]:
-        """Parts that can be opened, "train" and "val" always among them where there are training images."""
-        present = self.layout.parts
+    def splits(self) -> list[str]:
+        """Splits that can be opened, "train" and "val" always among them where there are training images."""
+        present = self.layout.splits
         if "val" in present or not {"train", "all"} & set(present):
             return list(present)
-        return ["train", "val", *(part for part in present if part == "test")]
+        return ["train", "val", *(split for split in present if split == "test")]
 
     def open(
-        self, part: str = "train", *, val_fraction: float = 0.2, val_seed: int = 0, **options: Any
+        self, split: str = "train", *, val_fraction: float = 0.2, val_seed: int = 0, **options: Any
     ) -> DetectionDataset:
-        """One part as a data set.
+        """One split as a data set.
 
         Args:
-            part: "train", "val" or "test". Where no images are given for "val", a seeded share of the training images
+            split: "train", "val" or "test". Where no images are given for "val", a seeded share of the training images
                 is held out, by image.
             val_fraction: Share of the images to hold out.
             val_seed: Seed of which images are held out.
             **options: Further options of the data set's class, such as ``classes``, ``masks`` and ``max_size``.
 
         Raises:
-            ValueError: There is no such part, or the data is broken.
+            ValueError: There is no such split, or the data is broken.
         """
-        if part not in self.parts:
-            raise ValueError(f"{self.path}: the part must be one of {', '.join(self.parts)}, got {part!r}")
-        present = self.layout.parts
-        if part in present and ("val" in present or part == "test"):
-            return dataset_class(self.name)(**present[part], **options)
+        if split not in self.splits:
+            raise ValueError(f"{self.path}: the split must be one of {', '.join(self.splits)}, got {split!r}")
+        present = self.layout.splits
+        if split in present and ("val" in present or split == "test"):
+            return dataset_class(self.name)(**present[split], **options)
         base = present["train"] if "train" in present else present["all"]
-        held = {"part": part, "val_fraction": val_fraction, "val_seed": val_seed}
+        held = {"held_out_split": split, "val_fraction": val_fraction, "val_seed": val_seed}
         return dataset_class(self.name)(**base, **held, **options)
 
     def open_all(self, **options: Any) -> dict[str, DetectionDataset]:
         """All images as they are divided on the disk: by "train", "val" and "test", or as "all"."""
-        return {part: dataset_class(self.name)(**o, **options) for part, o in self.layout.parts.items()}
+        return {split: dataset_class(self.name)(**o, **options) for split, o in self.layout.splits.items()}
 
     def sentence(self, **options: Any) -> str:
         """What it is, with numbers of images and classes.
@@ -74,10 +74,10 @@ class DataSource:
         return count_sentence(self.layout.description, self.open_all(check_images=False, **options))
 
 
-def count_sentence(description: str, parts: dict[str, DetectionDataset]) -> str:
-    """A description with the numbers of images and classes of the parts."""
-    images = sum(map(len, parts.values()))
-    classes = len({name for part in parts.values() for name in part.class_names})
+def count_sentence(description: str, splits: dict[str, DetectionDataset]) -> str:
+    """A description with the numbers of images and classes of the splits."""
+    images = sum(map(len, splits.values()))
+    classes = len({name for split in splits.values() for name in split.class_names})
     return f"{description}: {images:,} image{'s' * (images != 1)}, {classes} class{'es' * (classes != 1)}"
 
 
@@ -85,7 +85,7 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
     """What a folder or file of images and annotations is.
 
     YOLO, COCO (also as Roboflow exports both), LVIS, Pascal VOC in any folders, Cityscapes and tables of boxes are
-    recognized, with the parts for training, validation and test that names of folders and files tell.
+    recognized, with the splits for training, validation and test that names of folders and files tell.
 
     Args:
         path: Folder of a data set, or an annotation file (``data.yaml``, JSON, CSV).
@@ -119,7 +119,7 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
         if candidate == _LAST_RESORT and layouts:
             continue
         layout = dataset_class(candidate).recognize(listing)
-        if layout is not None and layout.parts:
+        if layout is not None and layout.splits:
             layouts[candidate] = layout
     if len(layouts) > 1:
         layouts.pop(_LAST_RESORT, None)

@@ -46,8 +46,8 @@ class FileDataset(DetectionDataset):
         flip: Overrides :attr:`DetectionDataset.default_flip`.
         allow_outside: Whether annotations may name image files outside the data set's folders.
         skip_faulty: Whether to leave images out whose file is missing or no image, instead of raising.
-        part: "train" or "val" where one of two parts is asked of images that are not divided: "val" is the share that
-            is held out.
+        held_out_split: "train" or "val" where one of two splits is asked of images that are not divided: "val" is the
+            share that is held out.
         val_fraction: Share of the images to hold out.
         val_seed: Seed of which images are held out.
         transforms: See :class:`DetectionDataset`.
@@ -73,7 +73,7 @@ class FileDataset(DetectionDataset):
         flip: str | None = None,
         allow_outside: bool = False,
         skip_faulty: bool = False,
-        part: str | None = None,
+        held_out_split: str | None = None,
         val_fraction: float = 0.2,
         val_seed: int = 0,
         transforms: Transforms | None = None,
@@ -86,8 +86,8 @@ class FileDataset(DetectionDataset):
         if flip not in (None, "none", "horizontal", "both"):
             raise ValueError(f"flip must be 'none', 'horizontal' or 'both', got {flip!r}")
         self.held_out: HoldOut | None = None
-        if part is not None:
-            self.held_out = HoldOut(part, val_fraction, val_seed)
+        if held_out_split is not None:
+            self.held_out = HoldOut(held_out_split, val_fraction, val_seed)
             base = annotated.source if annotated.source.is_dir() else annotated.source.parent
             names = [_relative(record, base) for record in annotated.records]
             chosen = [annotated.records[index] for index in self.held_out.indices(names)]

@@ -11,7 +11,7 @@ from typing import Final
 from concordet import files
 from concordet.data.images import SUFFIXES, require_file
 from concordet.data.records import Record
-from concordet.data.splits import part_of
+from concordet.data.splits import split_of
 
 ALLOW: Final = "move the file, or allow it with allow_outside=True (--data.allow_outside true)"
 
@@ -75,7 +75,7 @@ class Listing:
         """The image file that an annotation file in the folder ``near`` calls ``name``.
 
         It is the file of that name (or, for a name without suffix, of that stem) anywhere below the root: of several
-        the one in the folders that ``name`` has, then in those of the same part, then the nearest to ``near``.
+        the one in the folders that ``name`` has, then in those of the same split, then the nearest to ``near``.
 
         Raises:
             ValueError: Several files fit equally well.
@@ -96,7 +96,7 @@ class Listing:
             return (
                 _common(reversed(path.parts), reversed(parts)),
                 int(path.name == parts[-1]),
-                int(part is not None and part_of(path.relative_to(self.root)) == part),
+                int(part is not None and split_of(path.relative_to(self.root)) == part),
                 _common(path.parts, near.parts),
             )
 

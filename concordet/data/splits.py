@@ -1,4 +1,4 @@
-"""Parts of a data set: which names mean training, validation and test, and holding out images where none is given."""
+"""Splits of a data set: which names mean training, validation and test, and holding out images where none is given."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-PARTS: Final = ("train", "val", "test")
+SPLITS: Final = ("train", "val", "test")
 
 
-def part_of(path: str | Path) -> str | None:
+def split_of(path: str | Path) -> str | None:
     """ "train", "val" or "test" by the last word in a relative path that says so.
 
     Example:
-        >>> part_of("Training/Annotations"), part_of("valid/_annotations.coco.json"), part_of("instances_val2017.json")
+        >>> names = ("Training/Annotations", "valid/_annotations.coco.json", "instances_val2017.json")
+        >>> tuple(map(split_of, names))
         ('train', 'val', 'val')
-        >>> part_of("images/street") is None
+        >>> split_of("images/street") is None
         True
     """
     for piece in reversed(Path(path).parts):
@@ -41,23 +42,23 @@ class HoldOut:
     augmentation makes of a photograph (``name.rf.<hash>.jpg``) stay together.
 
     Attributes:
-        part: "train" or "val".
+        split: "train" or "val".
         fraction: Share of the images that "val" has.
         seed: Another seed holds out other images.
     """
 
-    part: str
+    split: str
     fraction: float = 0.2
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.part not in ("train", "val"):
-            raise ValueError(f"part must be 'train' or 'val', got {self.part!r}; no images are held out for others")
+        if self.split not in ("train", "val"):
+            raise ValueError(f"split must be 'train' or 'val', got {self.split!r}; no images are held out for others")
         if not 0 < self.fraction < 1:
             raise ValueError(f"val_fraction must be above 0 and below 1, got {self.fraction}; 0.2 holds out a fifth")
 
     def indices(self, names: Sequence[str]) -> list[int]:
-        """Indices of this part among images of these names, in order.
+        """Indices of this split among images of these names, in order.
 
         Raises:
             ValueError: There are not two images.
@@ -73,7 +74,7 @@ class HoldOut:
         if len(groups) < 2:
             raise ValueError(
                 f"the data set must have at least 2 images to hold some out for validation, got {len(groups)}; add "
-                "images, or give a validation part"
+                "images, or give a validation split"
             )
         order = sorted(groups, key=lambda name: hashlib.sha256(f"{self.seed}/{name}".encode()).digest())
         wanted = min(max(round(self.fraction * len(names)), 1), len(names) - 1)
@@ -82,4 +83,4 @@ class HoldOut:
             if len(held) >= wanted:
                 break
             held.update(groups[name])
-        return [index for index in range(len(names)) if (index in held) == (self.part == "val")]
+        return [index for index in range(len(names)) if (index in held) == (self.split == "val")]

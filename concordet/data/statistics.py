@@ -1,4 +1,4 @@
-"""What is in a data set: counts by part and class, sizes of boxes and images, and faults with file names."""
+"""What is in a data set: counts by split and class, sizes of boxes and images, and faults with file names."""
 
 from __future__ import annotations
 
@@ -20,34 +20,34 @@ SMALL, LARGE = 32, 96
 """Sides in pixels of squares below and above which COCO calls an object small and large."""
 
 
-def dataset_statistics(parts: Mapping[str, FileDataset], *, decode: int = DECODED) -> dict[str, Any]:
+def dataset_statistics(splits: Mapping[str, FileDataset], *, decode: int = DECODED) -> dict[str, Any]:
     """Counts, sizes and faults as plain JSON.
 
     Args:
-        parts: Data sets by part, made with ``skip_faulty=True`` so that faulty images are reported and do not stop it.
+        splits: Data sets by split, made with ``skip_faulty=True``, so that faulty images are reported and stop nothing.
         decode: Number of images of which all pixels are read, to find truncated ones.
 
     Returns:
-        ``parts`` by name with ``images``, ``objects``, ``images_without_objects``, ``classes`` (objects by name),
+        ``splits`` by name with ``images``, ``objects``, ``images_without_objects``, ``classes`` (objects by name),
         ``image_sizes`` and ``box_sides`` (smallest, median and largest, in pixels), ``objects_by_size`` (COCO's small,
         medium, large) and ``counts`` of what the reader dropped or changed; ``classes``, the names in order; and
-        ``faults``, a list of ``{"part", "file", "fault"}``.
+        ``faults``, a list of ``{"split", "file", "fault"}``.
 
     Example:
-        >>> parts = detect_format("photos").open_all(skip_faulty=True)  # doctest: +SKIP
-        >>> dataset_statistics(parts)["parts"]["train"]["objects"]  # doctest: +SKIP
+        >>> splits = detect_format("photos").open_all(skip_faulty=True)  # doctest: +SKIP
+        >>> dataset_statistics(splits)["splits"]["train"]["objects"]  # doctest: +SKIP
         3943
     """
-    faults = [fault for name, part in parts.items() for fault in _faults(name, part, decode // max(len(parts), 1))]
-    faults += _shared_images(parts) + _missing_classes(parts)
+    faults = [fault for name, split in splits.items() for fault in _faults(name, split, decode // max(len(splits), 1))]
+    faults += _shared_images(splits) + _missing_classes(splits)
     return {
-        "parts": {name: _part(part) for name, part in parts.items()},
-        "classes": next(iter(parts.values())).class_names if parts else [],
+        "splits": {name: _split(split) for name, split in splits.items()},
+        "classes": next(iter(splits.values())).class_names if splits else [],
         "faults": faults,
     }
 
 
-def _part(dataset: FileDataset) -> dict[str, Any]:
+def _split(dataset: FileDataset) -> dict[str, Any]:
     truth = dataset.ground_truth()
     names = {category["id"]: category["name"] for category in truth["categories"]}
     objects = [annotation for annotation in truth["annotations"] if not annotation["iscrowd"]]
@@ -86,18 +86,18 @@ def _spread(values: NDArray[np.float64]) -> dict[str, Any] | None:
 
 
 def _faults(name: str, dataset: FileDataset, decode: int) -> list[dict[str, str]]:
-    faults = [{"part": name, "file": str(path), "fault": fault} for path, fault in dataset.faults.examples]
+    faults = [{"split": name, "file": str(path), "fault": fault} for path, fault in dataset.faults.examples]
     for index in range(min(len(dataset), decode)):
         path = dataset.image_path(index)
         try:
             if path is not None:
                 read_rgb(path)
         except (ValueError, FileNotFoundError) as error:
-            faults.append({"part": name, "file": str(path), "fault": str(error).partition(": ")[2]})
+            faults.append({"split": name, "file": str(path), "fault": str(error).partition(": ")[2]})
     for image_id, number in _repeated_boxes(dataset).items():
         faults.append(
             {
-                "part": name,
+                "split": name,
                 "file": image_id,
                 "fault": f"{number} object{'s' * (number > 1)} with the box and class of another",
             }
@@ -120,12 +120,12 @@ def _repeated_boxes(dataset: FileDataset) -> dict[str, int]:
     return found
 
 
-def _shared_images(parts: Mapping[str, FileDataset]) -> list[dict[str, str]]:
-    """Images that are in two parts: what is learned from them is not tested by them."""
+def _shared_images(splits: Mapping[str, FileDataset]) -> list[dict[str, str]]:
+    """Images that are in two splits: what is learned from them is not tested by them."""
     by_size: dict[int, list[tuple[str, Path]]] = {}
-    for name, part in parts.items():
-        for index in range(len(part)):
-            path = part.image_path(index)
+    for name, split in splits.items():
+        for index in range(len(split)):
+            path = split.image_path(index)
             if path is not None:
                 by_size.setdefault(path.stat().st_size, []).append((name, path))
     first: dict[bytes, tuple[str, Path]] = {}
@@ -136,19 +136,19 @@ def _shared_images(parts: Mapping[str, FileDataset]) -> list[dict[str, str]]:
         for name, path in group:
             known, other = first.setdefault(hashlib.sha256(path.read_bytes()).digest(), (name, path))
             if known != name:
-                faults.append({"part": name, "file": str(path), "fault": f"the same image as {other} of {known}"})
+                faults.append({"split": name, "file": str(path), "fault": f"the same image as {other} of {known}"})
     return faults
 
 
-def _missing_classes(parts: Mapping[str, FileDataset]) -> list[dict[str, str]]:
-    """Classes of other parts that the training images do not have."""
-    if "train" not in parts:
+def _missing_classes(splits: Mapping[str, FileDataset]) -> list[dict[str, str]]:
+    """Classes of other splits that the training images do not have."""
+    if "train" not in splits:
         return []
-    counts = {name: _part(part)["classes"] for name, part in parts.items()}
+    counts = {name: _split(split)["classes"] for name, split in splits.items()}
     return [
-        {"part": "train", "file": "", "fault": f"no object of the class {cls}, which {name} has"}
-        for name, part in counts.items()
+        {"split": "train", "file": "", "fault": f"no object of the class {cls}, which {name} has"}
+        for name, split in counts.items()
         if name != "train"
-        for cls, number in part.items()
+        for cls, number in split.items()
         if number and not counts["train"].get(cls)
     ]

@@ -27,12 +27,12 @@ class Layout:
 
     Attributes:
         description: What it is, in words, such as "Pascal VOC, images and annotations in one folder".
-        parts: Arguments of the data set's class for each part: "train", "val" and "test", or "all" where the images
+        splits: Arguments of the data set's class for each split: "train", "val" and "test", or "all" where the images
             are not divided.
     """
 
     description: str
-    parts: dict[str, dict[str, Any]]
+    splits: dict[str, dict[str, Any]]
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
@@ -51,7 +51,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
         category_ids: The category id in :meth:`ground_truth` of label i + 1 is ``category_ids[i]``.
         default_flip: Which flips leave objects of these classes what they are: "none", "horizontal" or "both".
         origin: What the data was recognized as, where it was.
-        default_splits: ``split`` of the training and of the validation part where the user names none.
+        default_splits: ``split`` of the training and of the validation split where the user names none.
         looks_for: What :meth:`recognize` goes by, for the error where nothing is recognized.
     """
 

@@ -33,7 +33,7 @@ class DataConfig:
             format to read path as.
         classes: Names of the classes to keep, or a mapping of names to new names, which merges classes of one new name
             and leaves out those with null; all classes by default.
-        val_fraction: Share of the images to hold out for validation where path has no validation part.
+        val_fraction: Share of the images to hold out for validation where path has no validation split.
         val_seed: Seed of the choice of images to hold out.
         allow_outside: Read images outside the folder of the data set, which annotations or links lead to.
         root: Folder of the data set, laid out as its publisher does.

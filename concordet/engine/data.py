@@ -13,24 +13,24 @@ from concordet.engine.config import DataConfig
 from concordet.engine.seeding import mix, seeded
 from concordet.errors import UsageError, unknown
 
-Part = Literal["train", "val"]
+Split = Literal["train", "val"]
 
 
-def build_dataset(config: DataConfig, part: Part, *, augment: bool = False, masks: bool = False) -> Any:
+def build_dataset(config: DataConfig, split: Split, *, augment: bool = False, masks: bool = False) -> Any:
     """The training or evaluation data of a run.
 
     Args:
         config: Name, place and options of the data set.
-        part: "train" or "val".
+        split: "train" or "val".
         augment: Whether to apply the training augmentations of ``config``.
         masks: Whether to read instance masks, unless ``config`` says otherwise.
 
     Raises:
         ValueError: it is missing, broken or empty, or has no masks where they are asked for.
     """
-    options = dict(config.train_options if part == "train" else config.val_options)
+    options = dict(config.train_options if split == "train" else config.val_options)
     for option in ("split", "annotations", "images"):
-        value = getattr(config, f"{part}_{option}")
+        value = getattr(config, f"{split}_{option}")
         if value is not None:
             options[option] = value
     if masks:
@@ -39,16 +39,16 @@ def build_dataset(config: DataConfig, part: Part, *, augment: bool = False, mask
         options.setdefault("classes", config.classes)
     if config.allow_outside:
         options.setdefault("allow_outside", True)
-    dataset = _open_named(config, part, options) if config.path is None else _open_path(config, part, options)
+    dataset = _open_named(config, split, options) if config.path is None else _open_path(config, split, options)
     if len(dataset) == 0:
         where = options.get("annotations") or config.path or config.root or config.name
-        raise ValueError(f"the {part} part of {where} has no images; name another split, folder or annotation file")
+        raise ValueError(f"the {split} split of {where} has no images; name another split, folder or annotation file")
     dataset.transforms = transforms_of(config, dataset.default_flip if augment else None)
     return dataset
 
 
-def _open_named(config: DataConfig, part: Part, options: dict[str, Any]) -> Any:
-    """A part of the data set that ``config`` names."""
+def _open_named(config: DataConfig, split: Split, options: dict[str, Any]) -> Any:
+    """A split of the data set that ``config`` names."""
     from concordet.data import list_datasets, load_dataset
     from concordet.data.registry import dataset_class
 
@@ -62,43 +62,44 @@ def _open_named(config: DataConfig, part: Part, options: dict[str, Any]) -> Any:
     if config.root is not None:
         options["root"] = config.root
     if "split" not in options and "annotations" not in options:
-        options["split"] = dataset_class(config.name).default_splits[part]
+        options["split"] = dataset_class(config.name).default_splits[split]
     return load_dataset(config.name, **options)
 
 
-def _open_path(config: DataConfig, part: Part, options: dict[str, Any]) -> Any:
-    """A part of the data set that is recognized in the folder or file that ``config`` names."""
+def _open_path(config: DataConfig, split: Split, options: dict[str, Any]) -> Any:
+    """A split of the data set that is recognized in the folder or file that ``config`` names."""
     from concordet.data import detect_format
 
     for option in ("annotations", "images"):
         if option in options:
             raise UsageError(
-                f"data.{part}_{option} belongs to a data set by name, got it with the path {config.path}; leave one out"
+                f"data.{split}_{option} belongs to a data set by name, got it with the path {config.path}; "
+                "leave one out"
             )
     if config.root is not None:
         raise UsageError(f"data.root belongs to a data set by name, got it with the path {config.path}; leave one out")
     source = detect_format(config.path or "", config.name, allow_outside=config.allow_outside)
-    chosen = options.pop("split", part)
+    chosen = options.pop("split", split)
     dataset = source.open(chosen, val_fraction=config.val_fraction, val_seed=config.val_seed, **options)
     dataset.origin = source.layout.description
     return dataset
 
 
-def describe_source(config: DataConfig, parts: dict[str, Any]) -> dict[str, Any] | None:
+def describe_source(config: DataConfig, splits: dict[str, Any]) -> dict[str, Any] | None:
     """What the data of a run was recognized as, and which images are held out; None where it was not recognized.
 
     Args:
         config: Data of the run.
-        parts: Data sets by part.
+        splits: Data sets by split.
     """
     from concordet.data.detect import count_sentence
 
     if config.path is None:
         return None
-    described: dict[str, Any] = {"path": config.path, "description": count_sentence(parts["train"].origin, parts)}
-    held_out = getattr(parts.get("val"), "held_out", None)
+    described: dict[str, Any] = {"path": config.path, "description": count_sentence(splits["train"].origin, splits)}
+    held_out = getattr(splits.get("val"), "held_out", None)
     if held_out is not None:
-        images = [image["file_name"] for image in parts["val"].ground_truth()["images"]]
+        images = [image["file_name"] for image in splits["val"].ground_truth()["images"]]
         described["held_out"] = {"fraction": held_out.fraction, "seed": held_out.seed, "images": images}
     return described
 
@@ -255,7 +256,7 @@ class DetectionData(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The evaluated part, in its own order."""
+        """The evaluated split, in its own order."""
         if self.val is None:
             return []
         rank, world = self._rank_and_world()

@@ -201,7 +201,7 @@ def evaluate_run(
     check_same(meta, same, path)
     asked = {
         "checkpoint": path.name if path.parent == run / "checkpoints" else str(path),
-        "data": evaluated_part(data),
+        "data": evaluated_data(data),
         "averaged": averaged,
         "raw_scores": raw_scores,
     }
@@ -212,7 +212,7 @@ def evaluate_run(
     calibrated = calibrated_results(
         ground_truth,
         output.detections,
-        own_data=evaluated_part(data) == evaluated_part(config.data),
+        own_data=evaluated_data(data) == evaluated_data(config.data),
         carried=carried_calibrator(meta, run),
         raw_scores=raw_scores,
     )
@@ -245,7 +245,7 @@ def evaluate_run(
     return report
 
 
-def evaluated_part(data: DataConfig) -> dict[str, Any]:
+def evaluated_data(data: DataConfig) -> dict[str, Any]:
     """The settings that choose the evaluation data, without those of loading and training."""
     names = [name for name in vars(data) if name in ("name", "root") or name.startswith("val_")]
     if data.path is None:  # nothing is held out

@@ -23,14 +23,14 @@ class Photograph:
 
     Attributes:
         name: File name.
-        part: Part of the data set.
+        split: Split of the data set.
         image: Picture in its own size.
         boxes: ``[n, 4]`` xyxy in pixels of it.
         labels: ``[n]`` 1..C.
     """
 
     name: str
-    part: str
+    split: str
     image: Image.Image
     boxes: np.ndarray
     labels: np.ndarray
@@ -69,18 +69,18 @@ def write_dataset(
             {
                 "uri": data_uri(drawn),
                 "name": photograph.name,
-                "part": photograph.part,
+                "split": photograph.split,
                 "count": f"{number} object{'s' * (number != 1)}",
             }
         )
-    parts = report["parts"]
-    names = list(dict.fromkeys(name for part in parts.values() for name in part["classes"]))
+    splits = report["splits"]
+    names = list(dict.fromkeys(name for split in splits.values() for name in split["classes"]))
     colors = {name: class_color(label) for label, name in enumerate(class_names, start=1)}
     classes = [
         {
             "name": name,
             "color": colors.get(name, "#888888"),
-            "counts": [part["classes"].get(name, 0) for part in parts.values()],
+            "counts": [split["classes"].get(name, 0) for split in splits.values()],
         }
         for name in names
     ]
@@ -88,7 +88,7 @@ def write_dataset(
         "dataset.html.jinja",
         title=title,
         sentence=sentence,
-        parts=parts,
+        splits=splits,
         classes=classes,
         faults=report["faults"][:FAULTS_SHOWN],
         n_faults=len(report["faults"]),

@@ -10,7 +10,7 @@ from concordet.data import detect_format
 
 from ..data.forms import (
     IMAGES,
-    csv_column_of_parts,
+    csv_column_of_splits,
     save,
     voc_nested,
     voc_one_folder,
@@ -30,7 +30,7 @@ def test_data_counts_parts_and_classes(tmp_path, capsys):
     assert "no faults" in out
     report = json.loads(file.read_text())
     assert report["format"] == "yolo"
-    train, val = report["parts"]["train"], report["parts"]["val"]
+    train, val = report["splits"]["train"], report["splits"]["val"]
     assert (train["images"], train["objects"], train["classes"]) == (3, 4, {"cat": 2, "dog": 2})
     assert (val["images"], val["objects"], val["classes"]) == (2, 3, {"cat": 1, "dog": 2})
     assert train["image_sizes"]["median"] == [64, 48]
@@ -82,7 +82,7 @@ def test_images_in_two_parts_are_a_fault(tmp_path, capsys):
     assert "no object of the class fox, which val has" in faults
 
 
-@pytest.mark.parametrize("form", [yolo_parts_inside, voc_nested, csv_column_of_parts])
+@pytest.mark.parametrize("form", [yolo_parts_inside, voc_nested, csv_column_of_splits])
 def test_a_converted_folder_holds_the_same(form, tmp_path, capsys):
     path = form(tmp_path / "pets")
     out = tmp_path / "coco"
@@ -90,9 +90,9 @@ def test_a_converted_folder_holds_the_same(form, tmp_path, capsys):
     source = detect_format(out)
     assert source.sentence() == "COCO: 5 images, 2 classes"
     together = {}
-    for part in ("train", "val"):
-        together |= objects(source.open(part))
-        assert objects(source.open(part)) == objects(detect_format(path).open(part))
+    for split in ("train", "val"):
+        together |= objects(source.open(split))
+        assert objects(source.open(split)) == objects(detect_format(path).open(split))
     assert together == expected(IMAGES)
     assert main(["convert", str(path), "--out", str(out)]) == 1
     assert "already exists; name another --out" in capsys.readouterr().err
@@ -112,7 +112,7 @@ def test_a_converted_file_finds_the_images(tmp_path, capsys):
 
 def test_polygons_and_merged_classes_are_converted(tmp_path):
     out = tmp_path / "out.json"
-    words = ["--masks", "--classes", '{"cat": "pet", "dog": "pet"}', "--part", "val", "--out", str(out)]
+    words = ["--masks", "--classes", '{"cat": "pet", "dog": "pet"}', "--split", "val", "--out", str(out)]
     assert main(["convert", str(yolo_parts_inside(tmp_path / "pets")), *words]) == 0
     content = json.loads(out.read_text())
     assert content["categories"] == [{"id": 1, "name": "pet"}]
@@ -133,7 +133,7 @@ def test_polygons_and_merged_classes_are_converted(tmp_path):
         (["data", "photos", "--pictures", "-1"], 2, "pictures must be at least 0, got -1"),
         (["data", "photos", "--classes", '["cow"]'], 1, "photos: classes must be among cat, dog, got cow"),
         (["convert", "photos"], 2, "out must be a JSON file or a new folder, got none"),
-        (["convert", "photos", "--part", "dev", "--out", "x"], 1, "the part must be one of train, val, got 'dev'"),
+        (["convert", "photos", "--split", "dev", "--out", "x"], 1, "the split must be one of train, val, got 'dev'"),
     ],
 )
 def test_mistakes(words, status, sentence, tmp_path, capsys, monkeypatch):
@@ -158,8 +158,8 @@ def test_the_contact_sheet_has_as_many_pictures_as_asked_for(tmp_path):
 def test_pictures_show_the_boxes(tmp_path):
     from concordet.cli.commands.data import _photographs
 
-    parts = detect_format(voc_one_folder(tmp_path)).open_all()
-    photographs = list(_photographs(parts, 5))
+    splits = detect_format(voc_one_folder(tmp_path)).open_all()
+    photographs = list(_photographs(splits, 5))
     assert [photograph.name for photograph in photographs] == [f"{name}.jpg" for name in IMAGES]
     assert photographs[2].boxes.tolist() == [[2, 4, 18, 24]]
     assert isinstance(photographs[2].image, Image.Image)

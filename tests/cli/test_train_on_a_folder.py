@@ -1,4 +1,4 @@
-"""concordet train PATH: from a folder as people have it to a run, and evaluation on its parts."""
+"""concordet train PATH: from a folder as people have it to a run, and evaluation on its splits."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_evaluation_is_on_the_same_images(run, tmp_path):
         (["pets", "--data.train_annotations", "a.json"], "data.train_annotations belongs to a data set by name"),
         (["pets", "--data.classes", '["cow"]'], "classes must be among cat, dog, got cow"),
         (["pets", "--data.val_fraction", "2"], "val_fraction must be above 0 and below 1, got 2"),
-        (["pets", "--data.val_split", "test"], "the part must be one of train, val, got 'test'"),
+        (["pets", "--data.val_split", "test"], "the split must be one of train, val, got 'test'"),
     ],
 )
 def test_mistakes(words, sentence, tmp_path, capsys, monkeypatch):
@@ -82,7 +82,7 @@ def test_mistakes(words, sentence, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "run").exists()
 
 
-def test_the_test_part_of_a_run_can_be_evaluated(tmp_path):
+def test_the_test_split_of_a_run_can_be_evaluated(tmp_path):
     from concordet.engine.config import DataConfig
     from concordet.engine.data import build_dataset
 
@@ -90,7 +90,7 @@ def test_the_test_part_of_a_run_can_be_evaluated(tmp_path):
     (root / "val").rename(root / "test")
     write(root / "data.yaml", "train: train/images\ntest: test/images\nnames: [cat, dog]\n")
     config = DataConfig(path=str(root))
-    assert [len(build_dataset(config, part)) for part in ("train", "val")] == [2, 1]
+    assert [len(build_dataset(config, split)) for split in ("train", "val")] == [2, 1]
     assert len(build_dataset(DataConfig(path=str(root), val_split="test"), "val")) == 2
 
 

@@ -231,8 +231,8 @@ def csv_divided(root: Path) -> Path:
     return root
 
 
-def csv_column_of_parts(root: Path) -> Path:
-    """One table of boxes as corner and size, semicolons, and a column that says the part."""
+def csv_column_of_splits(root: Path) -> Path:
+    """One table of boxes as corner and size, semicolons, and a column that says the split."""
     lines = ["Image ID;x;y;w;h;Label;Split"]
     for part, names in {"TRAIN": DIVIDED["train"], "VALIDATION": DIVIDED["val"]}.items():
         for name in names:
@@ -279,7 +279,7 @@ FORMS: dict[Callable[[Path], Path], str] = {
     voc_one_folder: "Pascal VOC, images and annotations in one folder",
     voc_two_folders: "Pascal VOC, images and annotations in folders of their own",
     csv_divided: "CSV of boxes",
-    csv_column_of_parts: "CSV of boxes",
+    csv_column_of_splits: "CSV of boxes",
     csv_without_head: "CSV of boxes",
     csv_fractions: "CSV of boxes",
 }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from concordet.data import detect_format, load_dataset
-from concordet.data.splits import HoldOut, part_of
+from concordet.data.splits import HoldOut, split_of
 
 from .forms import (
     CLASSES,
@@ -52,15 +52,15 @@ def expected(names):
 def test_a_form_is_recognized_and_read(form, tmp_path):
     source = detect_format(form(tmp_path))
     assert source.sentence() == f"{FORMS[form]}: 5 images, 2 classes"
-    parts = {part: source.open(part) for part in ("train", "val")}
-    assert all(part.class_names == CLASSES for part in parts.values())
+    splits = {split: source.open(split) for split in ("train", "val")}
+    assert all(split.class_names == CLASSES for split in splits.values())
     if form in UNDIVIDED:
-        assert objects(parts["train"]) | objects(parts["val"]) == expected(IMAGES)
-        assert len(parts["val"]) == 1
-        assert not set(objects(parts["train"])) & set(objects(parts["val"]))
+        assert objects(splits["train"]) | objects(splits["val"]) == expected(IMAGES)
+        assert len(splits["val"]) == 1
+        assert not set(objects(splits["train"])) & set(objects(splits["val"]))
     else:
-        for part, names in DIVIDED.items():
-            assert objects(parts[part]) == expected(names)
+        for split, names in DIVIDED.items():
+            assert objects(splits[split]) == expected(names)
 
 
 def test_polygons_are_masks(tmp_path):
@@ -106,7 +106,7 @@ def test_an_image_without_labels_has_no_objects(tmp_path):
     dataset = detect_format(root).open("train")
     assert dataset.summary()["images_without_label_file"] == dataset.summary()["images_without_objects"] == 1
     shutil.rmtree(root / "train" / "labels")
-    with pytest.raises(ValueError, match=r"data\.yaml: no image of the part train has a label file; looked for"):
+    with pytest.raises(ValueError, match=r"data\.yaml: no image of the split train has a label file; looked for"):
         detect_format(root).open("train")
 
 
@@ -133,14 +133,14 @@ def test_an_empty_supercategory_is_left_out_with_a_count(tmp_path):
 )
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.__name__)
 def test_classes_are_left_out_and_merged(form, classes, names, counts, tmp_path):
-    parts = detect_format(form(tmp_path)).open_all(classes=classes)
-    labels = np.concatenate([p[i][1]["labels"] for p in parts.values() for i in range(len(p))])
-    for part in parts.values():
-        assert part.class_names == names
-        known = {category["id"] for category in part.ground_truth()["categories"]}
-        assert {annotation["category_id"] for annotation in part.ground_truth()["annotations"]} <= known
+    splits = detect_format(form(tmp_path)).open_all(classes=classes)
+    labels = np.concatenate([p[i][1]["labels"] for p in splits.values() for i in range(len(p))])
+    for split in splits.values():
+        assert split.class_names == names
+        known = {category["id"] for category in split.ground_truth()["categories"]}
+        assert {annotation["category_id"] for annotation in split.ground_truth()["annotations"]} <= known
     assert np.bincount(labels, minlength=len(names) + 1)[1:].tolist() == counts
-    left_out = sum(part.summary().get("objects_of_other_classes_left_out", 0) for part in parts.values())
+    left_out = sum(split.summary().get("objects_of_other_classes_left_out", 0) for split in splits.values())
     assert left_out == 7 - sum(counts)
 
 
@@ -200,15 +200,15 @@ def test_a_test_part_is_not_used_for_validation(tmp_path):
     (root / "val").rename(root / "test")
     write(root / "data.yaml", "train: train/images\ntest: test/images\nnames: [cat, dog]\n")
     source = detect_format(root)
-    assert source.parts == ["train", "val", "test"]
+    assert source.splits == ["train", "val", "test"]
     assert objects(source.open("test")) == expected(DIVIDED["val"])
     assert len(source.open("val")) == 1
-    with pytest.raises(ValueError, match="the part must be one of train, val, test, got 'dev'"):
+    with pytest.raises(ValueError, match="the split must be one of train, val, test, got 'dev'"):
         source.open("dev")
 
 
 @pytest.mark.parametrize(
-    ("path", "part"),
+    ("path", "split"),
     [
         ("images/train2017/a.jpg", "train"),
         ("trainval.txt", "train"),
@@ -219,8 +219,8 @@ def test_a_test_part_is_not_used_for_validation(tmp_path):
         ("latest.json", None),
     ],
 )
-def test_parts_by_name(path, part):
-    assert part_of(path) == part
+def test_splits_by_name(path, split):
+    assert split_of(path) == split
 
 
 def test_files_may_be_named(tmp_path):
@@ -232,7 +232,7 @@ def test_files_may_be_named(tmp_path):
     assert objects(source.open("val")) == expected(DIVIDED["val"])
 
 
-def test_the_same_names_in_two_parts(tmp_path):
+def test_the_same_names_in_two_splits(tmp_path):
     """Training/Images/a.png and Validation/Images/a.png are two photographs."""
     root = voc_nested(tmp_path) / "pets"
     for folder, suffix in (("Images", "png"), ("Annotations", "xml")):
@@ -261,17 +261,17 @@ def two_yamls(root):
     return write(root / "other.yaml", (root / "data.yaml").read_text()).parent
 
 
-def coco_without_parts(root):
+def coco_without_splits(root):
     write(root / "one.json", coco_json("ab"))
     return write(root / "two.json", coco_json("cd")).parent
 
 
-def tables_without_parts(root):
+def tables_without_splits(root):
     write(root / "one.csv", csv_corners("ab"))
     return write(root / "two.csv", csv_corners("cd")).parent
 
 
-def unclear_part(root):
+def unclear_split(root):
     voc_nested(root)
     return write(root / "more" / "a.xml", voc_objects("a")).parents[1]
 
@@ -290,10 +290,10 @@ def unclear_yolo(root):
             r"must hold a data set, got 1 file without one; needed is one of: .*\(COCO\).*\(Pascal VOC\).*\(YOLO\)",
         ),
         (two_forms, r"must hold one data set, got COCO \(coco\) and Pascal VOC.* \(voc\); choose one with --data.name"),
-        (coco_without_parts, r"the names of 2 annotation files .*one\.json, two\.json.* do not tell"),
-        (tables_without_parts, r"the names of 2 CSV files .*one\.csv, two\.csv.* do not tell"),
-        (unclear_part, "it is not clear to which part the second belongs"),
-        (unclear_yolo, "it is not clear to which part .* belongs"),
+        (coco_without_splits, r"the names of 2 annotation files .*one\.json, two\.json.* do not tell"),
+        (tables_without_splits, r"the names of 2 CSV files .*one\.csv, two\.csv.* do not tell"),
+        (unclear_split, "it is not clear to which split the second belongs"),
+        (unclear_yolo, "it is not clear to which split .* belongs"),
         (lambda root: write(root / "data.zip", ""), "got an archive; unpack it first"),
         (lambda root: root / "nothing", "path must be a folder or an annotation file, got .*, which does not exist"),
     ],
@@ -328,5 +328,5 @@ def test_bccd_in_one_folder(tmp_path):
     assert (len(train), len(val)) == (16, 4)
     assert train.class_names == val.class_names == ["Platelets", "RBC", "WBC"]
     published = detect_format(BCCD)
-    assert published.parts == ["train", "val", "test"]
+    assert published.splits == ["train", "val", "test"]
     assert len(published.open("train")) == 205

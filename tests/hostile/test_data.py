@@ -416,7 +416,7 @@ def test_yolo_stays_inside(outside, text):
     write(secret.with_suffix(".txt"), labels("a"))
     write(root / "list.txt", f"{secret}\n")
     write(root / "data.yaml", f"{text}names: [cat, dog]\n")
-    with pytest.raises((ValueError, FileNotFoundError), match=r"leads outside|no image of the part train"):
+    with pytest.raises((ValueError, FileNotFoundError), match=r"leads outside|no image of the split train"):
         load_dataset("yolo", root=root)
     if "path" not in text:
         assert len(load_dataset("yolo", root=root, allow_outside=True)) == 1
@@ -437,7 +437,7 @@ def test_tables_stay_inside(outside):
         ({"max_size": "abc"}, "max_size must be at least 16 pixels, got 'abc'"),
         ({"max_size": True}, "max_size must be at least 16 pixels, got True"),
         ({"flip": "sideways"}, "flip must be 'none', 'horizontal' or 'both', got 'sideways'"),
-        ({"part": "dev"}, "part must be 'train' or 'val', got 'dev'"),
+        ({"held_out_split": "dev"}, "split must be 'train' or 'val', got 'dev'"),
         ({"num_classes": 3}, "has no option num_classes"),
     ],
 )

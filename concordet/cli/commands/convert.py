@@ -15,15 +15,15 @@ def parser() -> Parser:
         "convert",
         "Writes COCO files from any data that can be read: one JSON file, or a folder in COCO's layout with images.",
         "concordet convert photos --out photos-coco",
-        "concordet convert photos/data.yaml --part val --out val.json",
+        "concordet convert photos/data.yaml --split val --out val.json",
     )
     options.add_argument("path", type=str, help="Folder or annotation file with the data, as for concordet train.")
     options.add_argument(
         "--out",
         type=str | None,
-        help="JSON file, or new folder for annotations/instances_PART.json and copies of the images in PART/.",
+        help="JSON file, or new folder for annotations/instances_SPLIT.json and copies of the images in SPLIT/.",
     )
-    options.add_argument("--part", type=str | None, help="Part to convert: train, val or test; all by default.")
+    options.add_argument("--split", type=str | None, help="Split to convert: train, val or test; all by default.")
     options.add_argument("--name", type=str | None, help="Format to read it as; recognized by default.")
     options.add_argument(
         "--classes",
@@ -54,18 +54,18 @@ def run(words: list[str]) -> None:
     else:
         check_new(args.out, "name another --out")
 
-    from concordet.data.convert import merge_parts, write_folder
+    from concordet.data.convert import merge_splits, write_folder
     from concordet.data.detect import count_sentence, detect_format
 
     source = detect_format(args.path, args.name, allow_outside=args.allow_outside)
     options: dict[str, Any] = {"classes": args.classes, "skip_faulty": args.skip_faulty}
     options |= {name: True for name in ("masks", "allow_outside") if getattr(args, name)}
-    parts = source.open_all(**options) if args.part is None else {args.part: source.open(args.part, **options)}
-    print(count_sentence(source.layout.description, parts), file=sys.stderr)
+    splits = source.open_all(**options) if args.split is None else {args.split: source.open(args.split, **options)}
+    print(count_sentence(source.layout.description, splits), file=sys.stderr)
     root = source.path if source.path.is_dir() else source.path.parent
     if to_file:
-        write_json(args.out, merge_parts(parts, root), indent=None)
+        write_json(args.out, merge_splits(splits, root), indent=None)
     else:
-        write_folder(parts, Path(args.out))
+        write_folder(splits, Path(args.out))
     if not is_standard_output(args.out):
         print(f"written: {args.out}")

@@ -15,7 +15,7 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "data",
-        "Shows a data set before training: what it is, counts by part and class, sizes of boxes, faults with file "
+        "Shows a data set before training: what it is, counts by split and class, sizes of boxes, faults with file "
         "names, and a page of pictures with boxes drawn.",
         "concordet data photos",
         "concordet data photos --html photos.html --json photos.json",
@@ -53,14 +53,14 @@ def run(words: list[str]) -> None:
 
     source = detect_format(args.path, args.name, allow_outside=args.allow_outside)
     outside = {"allow_outside": True} if args.allow_outside else {}
-    parts = source.open_all(skip_faulty=True, check_images=True, classes=args.classes, **outside)
-    sentence = count_sentence(source.layout.description, parts)
-    report = dataset_statistics(parts)  # type: ignore[arg-type]  # what is recognized is in files
+    splits = source.open_all(skip_faulty=True, check_images=True, classes=args.classes, **outside)
+    sentence = count_sentence(source.layout.description, splits)
+    report = dataset_statistics(splits)  # type: ignore[arg-type]  # what is recognized is in files
     if args.html is not None:
         from concordet.report.dataset import write_dataset
 
-        names = next(iter(parts.values())).class_names
-        write_dataset(Path(args.path).name, sentence, report, _photographs(parts, args.pictures), names, args.html)
+        names = next(iter(splits.values())).class_names
+        write_dataset(Path(args.path).name, sentence, report, _photographs(splits, args.pictures), names, args.html)
     with messages(args.json, args.html):
         print_report(sentence, report)
         if args.html is not None:
@@ -70,32 +70,32 @@ def run(words: list[str]) -> None:
 
 
 def print_report(sentence: str, report: dict[str, Any]) -> None:
-    """Prints what was recognized, a table of the parts and the first faults."""
+    """Prints what was recognized, a table of the splits and the first faults."""
     from rich.console import Console
     from rich.table import Table
 
-    parts = report["parts"]
-    table = Table("", *parts)
+    splits = report["splits"]
+    table = Table("", *splits)
     for column in table.columns[1:]:
         column.justify = "right"
-    table.add_row("images", *(f"{part['images']:,}" for part in parts.values()))
-    table.add_row("images without objects", *(f"{part['images_without_objects']:,}" for part in parts.values()))
-    table.add_row("objects", *(f"{part['objects']:,}" for part in parts.values()))
-    for name in dict.fromkeys(name for part in parts.values() for name in part["classes"]):
-        table.add_row(f"  {name}", *(f"{part['classes'].get(name, 0):,}" for part in parts.values()))
+    table.add_row("images", *(f"{split['images']:,}" for split in splits.values()))
+    table.add_row("images without objects", *(f"{split['images_without_objects']:,}" for split in splits.values()))
+    table.add_row("objects", *(f"{split['objects']:,}" for split in splits.values()))
+    for name in dict.fromkeys(name for split in splits.values() for name in split["classes"]):
+        table.add_row(f"  {name}", *(f"{split['classes'].get(name, 0):,}" for split in splits.values()))
     for name in ("small", "medium", "large"):
-        table.add_row(f"objects, {name}", *(f"{part['objects_by_size'][name]:,}" for part in parts.values()))
-    table.add_row("image, median", *(_size(part["image_sizes"]) for part in parts.values()))
-    table.add_row("side of a box, median", *(_size(part["box_sides"]) for part in parts.values()))
+        table.add_row(f"objects, {name}", *(f"{split['objects_by_size'][name]:,}" for split in splits.values()))
+    table.add_row("image, median", *(_size(split["image_sizes"]) for split in splits.values()))
+    table.add_row("side of a box, median", *(_size(split["box_sides"]) for split in splits.values()))
     print(sentence)
     Console().print(table)
-    for name, part in parts.items():
-        for kind, number in part["counts"].items():
+    for name, split in splits.items():
+        for kind, number in split["counts"].items():
             print(f"{name}: {number:,} {kind.replace('_', ' ')}")
     faults = report["faults"]
     print(f"{len(faults)} fault{'s' * (len(faults) != 1)}" if faults else "no faults")
     for fault in faults[:FAULTS_PRINTED]:
-        print(f"  {fault['file'] or fault['part']}: {fault['fault']}")
+        print(f"  {fault['file'] or fault['split']}: {fault['fault']}")
     if len(faults) > FAULTS_PRINTED:
         print(f"  and {len(faults) - FAULTS_PRINTED} more; --json FILE writes them all")
 
@@ -107,19 +107,19 @@ def _size(spread: dict[str, Any] | None) -> str:
     return f"{median[0]:.0f} x {median[1]:.0f}" if isinstance(median, list) else f"{median:.0f}"
 
 
-def _photographs(parts: dict[str, Any], number: int) -> Any:
-    """Images spread over each part, as many of each as its share, with objects where there are some."""
+def _photographs(splits: dict[str, Any], number: int) -> Any:
+    """Images spread over each split, as many of each as its share, with objects where there are some."""
     import numpy as np
 
     from concordet.report.dataset import Photograph
 
-    total = sum(map(len, parts.values()))
-    for name, part in parts.items():
-        wanted = max(round(number * len(part) / total), 1) if number else 0
-        for index in np.linspace(0, len(part) - 1, min(wanted, len(part))).astype(int).tolist():
+    total = sum(map(len, splits.values()))
+    for name, split in splits.items():
+        wanted = max(round(number * len(split) / total), 1) if number else 0
+        for index in np.linspace(0, len(split) - 1, min(wanted, len(split))).astype(int).tolist():
             try:
-                image = part.load_image(index)
+                image = split.load_image(index)
             except (ValueError, FileNotFoundError):
                 continue  # it is among the faults
-            truth = part.annotations_of(index)
-            yield Photograph(part.image_path(index).name, name, image, truth["boxes"], truth["labels"])
+            truth = split.annotations_of(index)
+            yield Photograph(split.image_path(index).name, name, image, truth["boxes"], truth["labels"])

@@ -20,7 +20,7 @@ from concordet.data.images import SUFFIXES
 from concordet.data.paths import ALLOW, Listing, read_text
 from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
-from concordet.data.splits import PARTS, part_of
+from concordet.data.splits import SPLITS, split_of
 from concordet.data.targets import Layout
 
 _SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
@@ -75,7 +75,7 @@ class CsvFolder(FileDataset):
         split: Value of the file's column ``split``, if it has one, or None for all rows.
         annotations: CSV file, relative to ``root`` if that is given; None is the only one in ``root``.
         images: Folder of the images, relative to ``root`` if that is given; None looks below ``root``.
-        all_annotations: CSV files whose classes count, so that all parts number their classes alike.
+        all_annotations: CSV files whose classes count, so that all splits number their classes alike.
         **options: Options of :class:`~concordet.data.file_dataset.FileDataset`.
 
     Raises:
@@ -122,16 +122,16 @@ class CsvFolder(FileDataset):
         relative = [path if listing.named else path.relative_to(listing.root) for path in files]
         if len(files) == 1:
             splits = {row.split for row in _read_table(files[0]).rows if row.split is not None}
-            parts = {part: split for split in sorted(splits) if (part := part_of(split)) is not None}
+            parts = {part: split for split in sorted(splits) if (part := split_of(split)) is not None}
             if "train" in parts and len(parts) == len(splits):
                 found: dict[str, dict[str, Any]] = {
-                    p: base | {"annotations": relative[0], "split": parts[p]} for p in PARTS if p in parts
+                    p: base | {"annotations": relative[0], "split": parts[p]} for p in SPLITS if p in parts
                 }
                 return Layout("CSV of boxes", found)
             return Layout("CSV of boxes", {"all": base | {"annotations": relative[0]}})
         named: dict[str, Path] = {}
         for path in relative:
-            part = part_of(path)
+            part = split_of(path)
             if part is None or part in named:
                 names = ", ".join(map(str, relative[:5]))
                 raise ValueError(
@@ -278,7 +278,7 @@ def _annotations(
     for row in rows:
         grouped.setdefault(row.image, []).append(row)
     labels = {name: label for label, name in enumerate(names, start=1)}
-    part = part_of(split) if split else part_of(table.file.name)
+    part = split_of(split) if split else split_of(table.file.name)
     records = []
     for index, (image, group) in enumerate(grouped.items()):
         objects = [(row.box, labels[row.label]) for row in group if row.box is not None and row.label is not None]

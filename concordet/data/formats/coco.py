@@ -17,7 +17,7 @@ from concordet.data.masks import check_segmentation
 from concordet.data.paths import ALLOW, Listing
 from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
-from concordet.data.splits import part_of
+from concordet.data.splits import split_of
 from concordet.data.targets import Layout
 from concordet.files import read_json
 
@@ -108,7 +108,7 @@ class ImageFinder:
         self.file = base / (annotations if annotations is not None else layout.split()[0].rstrip(","))
         require_file(self.file, "the annotation file", f"{form}'s layout is {layout}")
         self.allow_outside = allow_outside
-        self._part = part_of(self.file.name) or part_of(self.file.parent.name)
+        self._part = split_of(self.file.name) or split_of(self.file.parent.name)
         self._listing: Listing | None = None
         if images is not None or annotations is None:
             folder = base / (images if images is not None else images_default.format(split=split))
@@ -401,10 +401,10 @@ def _is_float(value: Any) -> bool:
 
 
 def recognize_json(listing: Listing, form: str, *, lvis: bool) -> Layout | None:
-    """The annotation files in COCO's form below a folder, by part.
+    """The annotation files in COCO's form below a folder, by split.
 
     Raises:
-        ValueError: Their names do not tell which part each one is.
+        ValueError: Their names do not tell which split each one is.
     """
     files = [path for path in listing.with_suffix(".json") if _is_annotation_file(path, lvis)]
     instances = [path for path in files if path.name.startswith(("instances_", "lvis_v1_"))]
@@ -413,7 +413,7 @@ def recognize_json(listing: Listing, form: str, *, lvis: bool) -> Layout | None:
         return None
     parts: dict[str, Path] = {}
     for path in files:
-        name = part_of(path.relative_to(listing.root))
+        name = split_of(path.relative_to(listing.root))
         if len(files) == 1:
             name = "train" if name == "train" else "all"
         if name is None or name in parts:

@@ -18,7 +18,7 @@ from concordet.data.images import SUFFIXES, require_file
 from concordet.data.paths import Listing, read_text, require_inside
 from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
-from concordet.data.splits import part_of
+from concordet.data.splits import split_of
 from concordet.data.targets import Layout
 
 VOC_CLASSES: Final = (
@@ -42,7 +42,7 @@ class VocFolder(FileDataset):
             XML files and images in any folders.
         split: List in ``ImageSets/Main`` without ``.txt``; None takes all annotation files.
         annotations: Folders of XML files below ``root``, instead of ``Annotations``; without lists.
-        all_annotations: Folders of XML files whose classes count, so that all parts number their classes alike; None
+        all_annotations: Folders of XML files whose classes count, so that all splits number their classes alike; None
             is the same as ``annotations``.
         classes: Names to keep in the order of their labels, or new names by name; None is VOC's 20 for a folder named
             VOC2007 or of another year, else the names in the annotation files, sorted.
@@ -137,7 +137,7 @@ class _VocImages:
             matches = self.listing.images().get(source.stem.lower(), [])
             exact = [path for path in matches if path.stem == source.stem]
             return exact[-1] if exact else self.folder / f"{source.stem}.jpg"
-        part = part_of(source.relative_to(self.listing.root))
+        part = split_of(source.relative_to(self.listing.root))
         named = (tree.findtext("filename") or "").strip()
         path = self.listing.find_image(source.stem, source.parent, part)
         if path is None and named:
@@ -274,7 +274,7 @@ def _is_list(path: Path) -> bool:
 
 
 def _own_splits(root: Path) -> dict[str, str]:
-    """Lists by part: train or else trainval, val, test."""
+    """Lists by split: train or else trainval, val, test."""
     present = {path.stem for path in (root / "ImageSets" / "Main").glob("*.txt")}
     train = "train" if {"train", "val"} <= present or "trainval" not in present else "trainval"
     return {part: split for part, split in (("train", train), ("val", "val"), ("test", "test")) if split in present}
@@ -284,12 +284,12 @@ def _layout_without_lists(listing: Listing, folders: list[Path]) -> Layout:
     relative = [folder.relative_to(listing.root) for folder in folders]
     parts: dict[str, list[Path]] = {}
     for folder in relative:
-        parts.setdefault(part_of(folder) or "all", []).append(folder)
+        parts.setdefault(split_of(folder) or "all", []).append(folder)
     if "all" in parts and len(parts) > 1:
         named = next(folder for part, group in parts.items() if part != "all" for folder in group)
         raise ValueError(
-            f"{listing.root}: annotations are in {named} and in {parts['all'][0]}, and it is not clear to which part "
-            "the second belongs; name the folder of one part, or move the files"
+            f"{listing.root}: annotations are in {named} and in {parts['all'][0]}, and it is not clear to which split "
+            "the second belongs; name the folder of one split, or move the files"
         )
     if "train" not in parts:
         parts = {"all": relative}

@@ -17,7 +17,7 @@ from concordet.data.images import SUFFIXES
 from concordet.data.paths import ALLOW, Listing, is_inside, read_text, require_inside
 from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
-from concordet.data.splits import PARTS, part_of
+from concordet.data.splits import SPLITS, split_of
 from concordet.data.targets import Layout
 
 _NAME_FILES: Final = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt", "names.txt")
@@ -38,7 +38,7 @@ class YoloFolder(FileDataset):
     Args:
         root: Folder of the data set, with ``data.yaml`` or with images and labels only.
         split: "train", "val", "test", or "all" where the images are not divided.
-        annotations: The YAML file that names the parts and classes, if it has another name; relative to ``root``.
+        annotations: The YAML file that names the splits and classes, if it has another name; relative to ``root``.
         masks: Whether targets carry masks, from polygons; an object with a box only is then an ignored region.
         **options: Options of :class:`~concordet.data.file_dataset.FileDataset`.
 
@@ -92,7 +92,7 @@ class YoloFolder(FileDataset):
 
 @dataclass(frozen=True)
 class _Tree:
-    """Images by part, and names of classes.
+    """Images by split, and names of classes.
 
     Attributes:
         parts: Image files, or folders and lists of them.
@@ -217,13 +217,13 @@ def _locate(content: dict[str, Any], entry: Any, part: str, file: Path, allow_ou
 
 
 def _without_yaml(listing: Listing, required: bool = True) -> _Tree:
-    """Images that have labels, by part, where only folders tell what they are."""
+    """Images that have labels, by split, where only folders tell what they are."""
     parts: dict[str, list[Path]] = {}
     labels = {path for path in listing.with_suffix(".txt") if path.name not in _NAME_FILES}
     n_labeled = 0
     for path in listing.with_suffix(*SUFFIXES):
         n_labeled += any(label in labels and _looks_like_labels(label) for label in _label_files(path))
-        parts.setdefault(part_of(path.relative_to(listing.root).parent) or "all", []).append(path)
+        parts.setdefault(split_of(path.relative_to(listing.root).parent) or "all", []).append(path)
     if not n_labeled:
         if required:
             raise ValueError(f"{listing.root}: no image has a label file in YOLO's form, and there is no data.yaml")
@@ -232,7 +232,7 @@ def _without_yaml(listing: Listing, required: bool = True) -> _Tree:
         unlabeled = not any(label in labels for path in parts["all"] for label in _label_files(path))
         if not unlabeled:
             raise ValueError(
-                f"{listing.root}: it is not clear to which part {parts['all'][0]} belongs; move it to the folder of "
+                f"{listing.root}: it is not clear to which split {parts['all'][0]} belongs; move it to the folder of "
                 "one, or write a data.yaml"
             )
         del parts["all"]  # pictures beside the data set, such as a README's
@@ -242,7 +242,7 @@ def _without_yaml(listing: Listing, required: bool = True) -> _Tree:
     names = None
     if files:
         names = [line.strip() for line in read_text(files[0], "the list of classes").splitlines() if line.strip()]
-    return _Tree({part: parts[part] for part in (*PARTS, "all") if part in parts}, names, listing.root)
+    return _Tree({part: parts[part] for part in (*SPLITS, "all") if part in parts}, names, listing.root)
 
 
 def _looks_like_labels(path: Path) -> bool:
@@ -267,7 +267,7 @@ def _label_files(image: Path) -> list[Path]:
 
 
 def _images(sources: Sequence[Path], root: Path, allow_outside: bool) -> list[Path]:
-    """Image files of a part, from folders, lists of files and files."""
+    """Image files of a split, from folders, lists of files and files."""
     found: list[Path] = []
     for source in sources:
         if source.is_dir():
@@ -286,7 +286,7 @@ def _images(sources: Sequence[Path], root: Path, allow_outside: bool) -> list[Pa
 def _read(tree: _Tree, split: str, root: Path, masks: bool, allow_outside: bool) -> Annotations:
     images = _images(tree.parts[split], root, allow_outside)
     if not images:
-        raise ValueError(f"{tree.parts[split][0]}: the data set is empty, there is no image of the part {split}")
+        raise ValueError(f"{tree.parts[split][0]}: the data set is empty, there is no image of the split {split}")
     counts: Counter[str] = Counter()
     n_classes = len(tree.names) if tree.names is not None else 10_000
     records, largest = [], -1
@@ -303,7 +303,7 @@ def _read(tree: _Tree, split: str, root: Path, masks: bool, allow_outside: bool)
         records.append(_record(image, index, lines, masks))
     if counts["images_without_label_file"] == len(images):
         looked = " or ".join(map(str, _label_files(images[0])))
-        raise ValueError(f"{tree.source}: no image of the part {split} has a label file; looked for {looked}")
+        raise ValueError(f"{tree.source}: no image of the split {split} has a label file; looked for {looked}")
     names = tree.names
     if names is None:
         largest = max([largest, _largest_class(tree, split, root, n_classes, allow_outside)])
@@ -312,7 +312,7 @@ def _read(tree: _Tree, split: str, root: Path, masks: bool, allow_outside: bool)
 
 
 def _largest_class(tree: _Tree, split: str, root: Path, n_classes: int, allow_outside: bool) -> int:
-    """The largest class of the other parts, so that all parts have the same classes."""
+    """The largest class of the other splits, so that all splits have the same classes."""
     largest = -1
     for part, sources in tree.parts.items():
         for image in _images(sources, root, allow_outside) if part != split else ():

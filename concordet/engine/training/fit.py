@@ -185,20 +185,20 @@ def _note_start(config: TrainConfig, out: Path, train_set: Any, val_set: Any) ->
 
     save_config(out / CONFIG, config)
     summaries = {"train": train_set.summary()} | ({} if val_set is None else {"val": val_set.summary()})
-    parts = {"train": train_set} | ({} if val_set is None else {"val": val_set})
-    source = describe_source(config.data, parts)
+    splits = {"train": train_set} | ({} if val_set is None else {"val": val_set})
+    source = describe_source(config.data, splits)
     write_json(out / "data.json", summaries | ({} if source is None else {"source": source}))
     if source is not None:
         print(source["description"], file=sys.stderr)
     if source is not None and "held_out" in source:
         held = source["held_out"]
         print(
-            f"no validation part: {len(held['images'])} images are held out (data.val_fraction {held['fraction']}, "
+            f"no validation split: {len(held['images'])} images are held out (data.val_fraction {held['fraction']}, "
             f"data.val_seed {held['seed']}; data.json names them)",
             file=sys.stderr,
         )
-    for part, summary in summaries.items():
-        print(f"{part}: {counts(summary)}", file=sys.stderr)
+    for split, summary in summaries.items():
+        print(f"{split}: {counts(summary)}", file=sys.stderr)
 
 
 def _fit(
