@@ -9,11 +9,15 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.measures import coco
+from concordet.measures.bootstrap import intervals, prepare
 from concordet.measures.bounds import image_level, reranking_bounds
-from concordet.measures.disagreements import worst_disagreements
-from concordet.measures.matching import match_both
+from concordet.measures.findings.confusion import confusion
+from concordet.measures.findings.curves import ThresholdCurve, threshold_curve
+from concordet.measures.findings.disagreements import worst_disagreements
+from concordet.measures.findings.images import by_size, worst_images
+from concordet.measures.matching import Matches, match_both
 from concordet.measures.reading.arrays import Bools, Floats, Ints
-from concordet.measures.reading.dataset import checked_limit, read_dataset
+from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
 from concordet.measures.summary import ap_metrics, summarize
 
 LOSSES: Final = {
@@ -38,6 +42,7 @@ def analyze(
     raw_detections: Any = None,
     nms_threshold: float = 0.6,
     n_disagreements: int = 50,
+    n_images: int = 20,
 ) -> Analysis:
     """How well the scores of these detections agree with their IoUs, and what AP a better ranking of them would have.
 
@@ -58,6 +63,7 @@ def analyze(
         nms_threshold: IoU from which NMS removes the lower box of a class when ``raw_detections`` are evaluated;
             0.6 is ATSS's, the detector of the paper's tables.
         n_disagreements: how many of the worst disagreements to keep.
+        n_images: how many of the images with most errors to keep.
 
     Returns:
         An :class:`Analysis`; ``to_dict()`` is plain JSON.
@@ -84,6 +90,7 @@ def analyze(
     report = summarize(dataset, precision, matches, overlaps)
     _add_bounds(report, upper, lower)
     report["gains"] = _gains(report, precision)
+    report["costs"] = _costs(report)
     report["ap_by_threshold"] = {
         "iou": list(coco.IOU_THRESHOLDS),
         **{name: _by_threshold(p) for name, p in (("AP", precision), ("AP_upper", upper), ("AP_lower", lower))},
@@ -99,6 +106,11 @@ def analyze(
         report["beta_img"] = None
         report["reasons"]["beta_img"] = "it needs the detections before NMS: raw_detections=..., or --raw FILE"
     report["disagreements"] = worst_disagreements(shown, rows, limit=n_disagreements)
+    thresholds = [row["lrp_threshold"] for row in report["per_class"]]
+    kept = matches.scores >= np.array([np.inf if t is None else t for t in thresholds])[matches.classes]
+    report["confusion"] = confusion(dataset, truth, matches.rows[kept & ~matches.ignored], max_dets=limit)
+    report["sizes"] = by_size(dataset, matches, precision, kept)
+    report["images"] = worst_images(dataset, matches, kept, limit=n_images)
     return Analysis(
         summary=report,
         scores=matches.scores,
@@ -110,6 +122,7 @@ def analyze(
         boxes=dataset.dt_boxes[matches.rows],
         class_names=dict(zip(dataset.class_ids.tolist(), dataset.class_names, strict=True)),
         images={image["id"]: image for image in dataset.images},
+        evidence=Evidence(dataset, matches, overlaps, limit),
     )
 
 
@@ -153,6 +166,14 @@ def _gains(report: dict[str, Any], precision: coco.Precision) -> dict[str, float
     return precision.gains | {"ranking": max(report["AP_upper"] - report["AP"], 0.0)}
 
 
+def _costs(report: dict[str, Any]) -> dict[str, float] | None:
+    """The points from AP to AP50, which perfect boxes would give: those of a perfect order, and those beyond it."""
+    if report["AP"] is None:
+        return None
+    order = max(report["AP_upper"] - report["AP"], 0.0)
+    return {"order": order, "boxes": max(report["AP50"] - report["AP"] - order, 0.0)}
+
+
 def _add_bounds(report: dict[str, Any], upper: coco.Precision, lower: coco.Precision) -> None:
     for side, precision in (("upper", upper), ("lower", lower)):
         _put_bounds(report, precision, slice(None), side)
@@ -188,6 +209,16 @@ def _by_threshold(precision: coco.Precision) -> list[float | None]:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """What the metrics were taken from: both sides aligned, matches at IoU 0.5 and at tau = 0, and ``max_dets``."""
+
+    dataset: Dataset
+    matches: Matches
+    overlaps: Matches
+    max_dets: int
+
+
+@dataclass(frozen=True)
 class Analysis:
     """All metrics of a results file, with the detections that they are taken over.
 
@@ -200,6 +231,7 @@ class Analysis:
         boxes: ``[n, 4]`` xywh in pixels.
         class_names: class id to name.
         images: image id to its record in the ground truth.
+        evidence: both sides and their matches, for what takes longer than the metrics.
     """
 
     summary: dict[str, Any]
@@ -210,12 +242,50 @@ class Analysis:
     image_ids: Ints
     class_ids: Ints
     boxes: Floats
-    class_names: dict[int, str] = field(default_factory=dict)
-    images: dict[int, dict[str, Any]] = field(default_factory=dict)
+    class_names: dict[int, str]
+    images: dict[int, dict[str, Any]]
+    evidence: Evidence = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON: fractions, None with an entry in ``reasons`` where undefined, ``per_class`` a list."""
         return copy.deepcopy(self.summary)
+
+    def curve(self, class_id: int | None = None) -> ThresholdCurve:
+        """Precision, recall and F1 over the score threshold at IoU 0.5.
+
+        Args:
+            class_id: the class; None takes all detections together, under one threshold.
+
+        Raises:
+            ValueError: the ground truth has no such class.
+        """
+        rows = [row for row in self.summary["per_class"] if class_id in (None, row["id"])]
+        if not rows and class_id is not None:
+            raise ValueError(f"class_id must be one of {sorted(self.class_names)}, got {class_id}")
+        chosen = ~self.ignored if class_id is None else ~self.ignored & (self.class_ids == class_id)
+        n_objects = sum(row["n_objects"] for row in rows)
+        return threshold_curve(self.scores[chosen], self.true_positive[chosen], n_objects)
+
+    def intervals(self, *, n_resamples: int | None = None, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
+        """Intervals of AP, AP50, AP75, beta_cls and oLRP, and of the AP of each class, by a bootstrap over images.
+
+        They say how far the values would move on other images of this kind. Each draw evaluates everything again: it
+        takes seconds, which is why :func:`analyze` does not do it.
+
+        Args:
+            n_resamples: draws; None takes 1000, and fewer from 40,000 detections on.
+            confidence: of the intervals, in (0, 1).
+            seed: of the draws.
+
+        Returns:
+            ``[low, high]`` by metric, None where it is undefined; ``per_class`` has a list of those of AP in the order
+            of ``to_dict()["per_class"]``; ``n_resamples`` and ``confidence``.
+
+        Raises:
+            ValueError: a setting is out of range.
+        """
+        sample = prepare(self.evidence.dataset, self.evidence.max_dets)
+        return intervals(sample, n_resamples=n_resamples, confidence=confidence, seed=seed)
 
     @property
     def sentence(self) -> str:

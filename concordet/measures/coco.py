@@ -59,25 +59,9 @@ def evaluator(
     Areas of masks are the masks', not their boxes', whether or not the results carry boxes: what pycocotools gives for
     results of masks only, and what mmdetection reports.
     """
-    from hotcoco import COCOeval, LVISResults
-
-    rows = np.column_stack(
-        [
-            dataset.dt_images + 1,
-            dataset.dt_boxes,
-            dataset.dt_scores if scores is None else scores,
-            dataset.dt_classes + 1,
-        ]
-    ).reshape(-1, 7)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that the parameters are not the leaderboard's
-        if dataset.lvis:
-            results = LVISResults(truth, _as_records(rows, dataset.dt_masks), max_dets=-1)  # capped when read
-        else:
-            results = truth.load_res(rows, segmentation=dataset.dt_masks)
-        if dataset.dt_masks is not None and all_areas:
-            results.update_anns(ids=np.arange(1, len(rows) + 1), area=mask_areas(dataset.dt_masks, dataset.dt_sizes()))
-        result = COCOeval(truth, results, dataset.iou_type, lvis_style=dataset.lvis)
+        result = _evaluator(dataset, truth, scores=scores, all_areas=all_areas)
         params = result.params
         params.iou_thrs = list(thresholds)
         params.max_dets = max_dets
@@ -85,6 +69,37 @@ def evaluator(
             params.area_rng, params.area_rng_lbl = [_ALL_AREAS], ["all"]
         result.evaluate()
     return result
+
+
+def confusion_matrix(dataset: Dataset, truth: Any, *, max_dets: int) -> Any:
+    """``[K + 1, K + 1]`` objects by class and the class of the detection that took each, at IoU 0.5.
+
+    The last row is detections on no free object, the last column objects that no detection took. Objects of all
+    classes are open to every detection; crowd regions are not among them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = _evaluator(dataset, truth, scores=None, all_areas=False)
+        return result.confusion_matrix(iou_thr=IOU_THRESHOLDS[0], max_det=max_dets)["matrix"]
+
+
+def _evaluator(dataset: Dataset, truth: Any, *, scores: Floats | None, all_areas: bool) -> Any:
+    from hotcoco import COCOeval, LVISResults
+
+    columns = (
+        dataset.dt_images + 1,
+        dataset.dt_boxes,
+        dataset.dt_scores if scores is None else scores,
+        dataset.dt_classes + 1,
+    )
+    rows = np.asarray(np.column_stack(columns), np.float64).reshape(-1, 7)
+    if dataset.lvis:
+        results = LVISResults(truth, _as_records(rows, dataset.dt_masks), max_dets=-1)  # capped when read
+    else:
+        results = truth.load_res(rows, segmentation=dataset.dt_masks)
+    if dataset.dt_masks is not None and all_areas:
+        results.update_anns(ids=np.arange(1, len(rows) + 1), area=mask_areas(dataset.dt_masks, dataset.dt_sizes()))
+    return COCOeval(truth, results, dataset.iou_type, lvis_style=dataset.lvis)
 
 
 def _as_records(rows: Floats, masks: list[Any] | None) -> Any:
@@ -136,3 +151,8 @@ class Precision:
     recall: Floats
     counts: list[int]
     gains: dict[str, float]
+
+    def mean(self, thresholds: Any, area: int) -> float | None:
+        """Mean AP over IoU thresholds and the classes that have objects of this size (0 is any); None without."""
+        values = self.ap[thresholds, ..., area]
+        return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else None

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from concordet.measures.bootstrap import CALIBRATION_ERRORS
 from concordet.measures.calibration import (
     average_inconsistency,
     detection_ece,
@@ -17,10 +18,8 @@ from concordet.measures.coco import Precision
 from concordet.measures.correlation import COEFFICIENTS, class_correlation, pooled_correlation
 from concordet.measures.lrp import ClassLRP, LRPReport, lrp
 from concordet.measures.matching import Matches
-from concordet.measures.reading.arrays import Bools, Floats
+from concordet.measures.reading.arrays import Floats, Ints
 from concordet.measures.reading.dataset import Dataset
-
-CALIBRATION_ERRORS: Final = ("LaECE0", "LaACE0", "D_ECE")
 
 CROWDED: Final = 0.9
 """Share of detections in one bin of score from which a note says that calibration errors mean little."""
@@ -41,10 +40,9 @@ def summarize(dataset: Dataset, precision: Precision, matches: Matches, overlaps
         matches: Matches at IoU 0.5.
         overlaps: Matches at tau = 0, of the same detections in the same order.
     """
-    everything = np.ones(len(matches.rows), bool)
     losses = optimal_lrp(matches)
-    report, reasons = _metrics(matches, everything, precision, slice(None), losses)
-    hit = matches.true_positive
+    hit = np.flatnonzero(matches.true_positive)
+    report, reasons = _metrics(matches, hit, precision, slice(None), losses)
     beta = class_correlation(matches.scores[hit], matches.ious[hit], matches.classes[hit])
     _put(report, reasons, "beta_cls", beta.value, beta.reason)
     report |= {
@@ -56,8 +54,13 @@ def summarize(dataset: Dataset, precision: Precision, matches: Matches, overlaps
     }
     if dataset.lvis:
         _put_lvis(report, reasons, dataset, precision)
+    n_classes = len(dataset.class_ids)
+    by_class = hit[np.argsort(matches.classes[hit], kind="stable")]  # not a comparison of all rows for each class
+    cuts = np.searchsorted(matches.classes[by_class], np.arange(n_classes + 1))
+    counts = [np.bincount(each, minlength=n_classes) for each in (dataset.dt_classes, matches.classes)]
     report["per_class"] = [
-        _class_summary(dataset, precision, matches, losses, index) for index in range(len(dataset.class_ids))
+        _class_summary(dataset, precision, matches, losses, index, by_class[cuts[index] : cuts[index + 1]], counts)
+        for index in range(n_classes)
     ]
     report["reasons"] = reasons
     report["notes"] = list(dataset.notes)
@@ -87,7 +90,7 @@ def ap_metrics(precision: Precision, classes: Any) -> dict[str, float | None]:
 
 
 def _metrics(
-    matches: Matches, chosen: Bools, precision: Precision, classes: Any, losses: LRPReport | ClassLRP
+    matches: Matches, hit: Ints, precision: Precision, classes: Any, losses: LRPReport | ClassLRP
 ) -> tuple[dict[str, Any], dict[str, str]]:
     report: dict[str, Any] = {}
     reasons: dict[str, str] = {}
@@ -99,23 +102,27 @@ def _metrics(
         _put(report, reasons, f"AR{count}", _mean(precision.recall[:, classes, index]), no_object)
     if 100 not in precision.counts:
         _put(report, reasons, "AR100", None, f"{precision.counts[-1]} detections of an image are counted, not 100")
-    hit = matches.true_positive & chosen
     scores, ious = matches.scores[hit], matches.ious[hit]
     for coefficient in COEFFICIENTS:
         _put(report, reasons, coefficient, *pooled_correlation(scores, ious, coefficient))
     _put_inconsistency(report, reasons, scores, ious)
     for name, attribute in (("oLRP", "value"), ("oLRP_loc", "loc"), ("oLRP_fp", "fp"), ("oLRP_fn", "fn")):
         _put(report, reasons, name, getattr(losses, attribute), losses.reason or "no class has a true positive")
-    report["n_true_positives"] = int(hit.sum())
+    report["n_true_positives"] = len(hit)
     return report, reasons
 
 
 def _class_summary(
-    dataset: Dataset, precision: Precision, matches: Matches, losses: LRPReport, index: int
+    dataset: Dataset,
+    precision: Precision,
+    matches: Matches,
+    losses: LRPReport,
+    index: int,
+    hit: Ints,
+    counts: list[Ints],
 ) -> dict[str, Any]:
-    chosen = matches.classes == index
     loss = losses.per_class[index]
-    report, reasons = _metrics(matches, chosen, precision, index, loss)
+    report, reasons = _metrics(matches, hit, precision, index, loss)
     _put(report, reasons, "beta_cls", report["spearman"], reasons.get("spearman"))
     _put(report, reasons, "lrp_threshold", loss.threshold, loss.reason)
     return {
@@ -123,8 +130,8 @@ def _class_summary(
         "name": dataset.class_names[index],
         **report,
         "n_objects": int(matches.n_objects[index]),
-        "n_detections": int(np.count_nonzero(dataset.dt_classes == index)),
-        "n_kept": int(np.count_nonzero(chosen)),
+        "n_detections": int(counts[0][index]),
+        "n_kept": int(counts[1][index]),
         "reasons": reasons,
     }
 

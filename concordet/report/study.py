@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from concordet.measures.compare import MEASURES
+from concordet.measures.bootstrap import MEASURES
 from concordet.measures.metrics import BY_KEY, METRICS
 from concordet.report.page import render, write_page
 from concordet.report.plots import forest_plot

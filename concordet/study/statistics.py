@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from concordet.files import read_json
-from concordet.measures.compare import MEASURES, evaluate_weighted, prepare
+from concordet.measures.bootstrap import MEASURES, draw_weights, evaluate_weighted, prepare
 from concordet.measures.metrics import BY_KEY, METRICS
 from concordet.measures.reading.arrays import Floats
 from concordet.measures.reading.dataset import read_dataset
@@ -94,10 +94,8 @@ def _draws(study: Study, cells: Sequence[Cell], n_resamples: int, seed: int) -> 
         folder = study.run_folder(cell)
         sample = prepare(read_dataset(folder / "ground_truth.json", folder / "detections.json"), 100)
         if weights is None:
-            n, rng = len(sample.image_ids), np.random.default_rng(seed)
             ids = sample.image_ids
-            weights = [np.ones(n, np.int64)]
-            weights += [np.bincount(rng.integers(0, n, n), minlength=n) for _ in range(n_resamples)]
+            weights = [np.ones(len(ids), np.int64), *draw_weights(len(ids), n_resamples, seed)]
         if not np.array_equal(sample.image_ids, ids):
             raise ValueError(f"runs of a study must be evaluated on the same images, got others in {folder}")
         results[cell] = np.array([evaluate_weighted(sample, w) for w in weights])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from concordet.measures import compare, evaluate_detections
-from concordet.measures.compare import MEASURES, evaluate_weighted, prepare
+from concordet.measures.bootstrap import MEASURES, evaluate_weighted, prepare
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.scenes import SHAPES, make_scene
 

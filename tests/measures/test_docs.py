@@ -17,7 +17,8 @@ def test_examples_of_the_page_run_and_print_what_it_says(capsys):
     assert f"# {metrics}\n" in PAGE.read_text()
     assert rest[:2] == ["0.5", "{7: 0.5}"]
     assert float(rest[2]) == pytest.approx(1 / 6)
-    assert rest[3:] == ["0.3", "0.312", "0.3333333333333333", "0.08", "0.151"]
+    curve, ends = "[0.9, 0.7, 0.6, 0.5] [0.25, 0.5, 0.75, 1.0]", "[0.601, 0.601]"
+    assert rest[3:] == ["0.3", "0.312", "0.3333333333333333", "0.08", curve, ends, "0.151"]
 
 
 def test_every_metric_of_the_report_is_explained():

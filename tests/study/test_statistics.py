@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from concordet.measures.compare import MEASURES
+from concordet.measures.bootstrap import MEASURES
 from concordet.study import statistics
 from concordet.study.statistics import hierarchical, holm, seeds_needed, sentence
 
