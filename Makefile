@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test test-slow test-processors oracles lint clean
+.PHONY: demo test test-slow test-processors docs oracles lint clean
 
 demo: $(READY)
 	$(BIN)/concordet demo --out runs/demo
@@ -24,6 +24,11 @@ test-processors: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
 	OMP_NUM_THREADS=4 $(BIN)/python -m pytest $(TESTS)
 	$(BIN)/python -c 'while True: pass' & busy=$$!; $(BIN)/python -m pytest $(TESTS); status=$$?; kill $$busy; exit $$status
+
+# The documentation as a site, in build/site; a warning is an error.
+docs: $(READY)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html --conf-dir docs . build/site
+	@echo build/site/index.html
 
 # Published implementations beside ours: writes docs/fidelity.md.  Their environment lies on top of .venv.
 oracles: .venv-oracles/.ready

@@ -65,7 +65,7 @@ def ap_loss(
               rank(i) = own + \sum_{k \in P, k \ne i} H(s_k - s_i) + N_{FP}(i)
 
     with H(x) = clamp(x / 2 delta + 1/2, 0, 1). Its backward is the error-driven update, no derivative: a positive gets
-    -l(i) / |P|, a negative the sum of what the positives below it hand to it.
+    -l(i) divided by the number of positives, a negative the sum of what the positives below it pass to it.
 
     Args:
         logits: ``[n]`` raw scores of any range, typically flattened over batch, anchors and classes; fp16 to fp64.

@@ -1,0 +1,63 @@
+"""The documentation builds as a site without a warning, and its navigation reaches every page."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PACKAGES = {path.stem: path for path in sorted((DOCS / "reference").glob("*.rst")) if path.stem != "index"}
+
+
+def toctree(page: Path) -> list[Path]:
+    """Pages that a page lists in its toctrees."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".md":
+        trees = re.findall(r"```\{toctree\}\n(.*?)```", text, flags=re.DOTALL)
+    else:
+        trees = re.findall(r"^\.\. toctree::\n(.*?)(?=^\S|\Z)", text, flags=re.DOTALL | re.MULTILINE)
+    names = [line.strip() for tree in trees for line in tree.splitlines() if line.strip() and ":" not in line]
+    return [target(page.parent / name) for name in names]
+
+
+def target(stem: Path) -> Path:
+    files = [stem.with_name(stem.name + suffix) for suffix in (".md", ".rst", ".ipynb")]
+    return next((file.resolve() for file in files if file.exists()), stem)
+
+
+def test_the_navigation_has_every_page_once():
+    listed = [*toctree(DOCS / "index.md"), *toctree(DOCS / "reference" / "index.rst")]
+    assert [page for page in listed if not page.is_file()] == []
+    assert sorted({page for page in listed if listed.count(page) > 1}) == []
+    pages = {path.resolve() for suffix in ("md", "rst", "ipynb") for path in DOCS.rglob(f"*.{suffix}")}
+    assert pages - set(listed) == {DOCS / "index.md"}
+
+
+@pytest.mark.parametrize("page", PACKAGES)
+def test_the_reference_names_packages_that_export(page):
+    (package,) = re.findall(r"^\.\. automodule:: (\S+)$", PACKAGES[page].read_text(encoding="utf-8"), re.MULTILINE)
+    module = import_module(package)
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html", "-c", str(DOCS)]
+    finished = subprocess.run(
+        [*command, "-d", tmp_path / "doctrees", ROOT, tmp_path / "site"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert finished.returncode == 0, finished.stderr
+    site = tmp_path / "site"
+    for page in PACKAGES:
+        html = (site / "docs" / "reference" / f"{page}.html").read_text(encoding="utf-8")
+        (package,) = re.findall(r"automodule:: (\S+)", PACKAGES[page].read_text(encoding="utf-8"))
+        undocumented = [name for name in import_module(package).__all__ if f'id="{package}.{name}"' not in html]
+        assert undocumented == []
+    assert (site / "searchindex.js").stat().st_size > 10_000
+    assert "docs/index.html" in (site / "index.html").read_text(encoding="utf-8")
