@@ -10,7 +10,16 @@ from difflib import get_close_matches
 
 
 class UsageError(ValueError):
-    """A name does not exist, or options contradict each other; the command line exits with status 2."""
+    """A name does not exist, or options contradict each other; the command line exits with status 2.
+
+    Example:
+        >>> from concordet.engine import TrainConfig
+        >>> try:
+        ...     TrainConfig(timeout=0)
+        ... except UsageError as error:
+        ...     print(error)
+        timeout must be at least 1, got 0; give another number
+    """
 
 
 class DivergedError(ValueError):

@@ -32,6 +32,13 @@ class ClassCalibration:
         threshold: calibrated score from which on a detection is worth showing (LRP-optimal), in [0, 1]; None where the
             class has none.
         reason: why the map is that of all classes together; None for a map of the class's own.
+
+    Example:
+        >>> from concordet.calibration import ClassCalibration, fit_map
+        >>> scores, ious = np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])
+        >>> entry = ClassCalibration("cat", fit_map(scores, ious, method="linear"), n_detections=3)
+        >>> entry.map(np.array([0.15])).round(3)
+        array([0.55])
     """
 
     name: str

@@ -48,7 +48,8 @@ def evaluate_calibration(
 
     Args:
         ground_truth, detections, iou_type, lvis, max_dets: as :func:`concordet.measures.analyze` takes them.
-        method, per_class: as :func:`concordet.calibration.fit_calibrator` takes them, and ``fit_options`` likewise.
+        method, per_class: as :func:`concordet.calibration.fit_calibrator` takes them.
+        **fit_options: further arguments of that function, such as ``min_detections``.
         folds: parts that the images are split into, at least 2.
         n_resamples: draws of the bootstrap over images; 0 leaves intervals out.
         confidence: of the intervals, in (0, 1).
@@ -62,6 +63,24 @@ def evaluate_calibration(
 
     Raises:
         ValueError: one sentence; for fewer than two images too.
+
+    Example:
+        >>> truth = {
+        ...     "images": [{"id": i} for i in range(40)],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": i + 1, "image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10]} for i in range(40)
+        ...     ],
+        ... }
+        >>> results = [  # boxes of IoU 0.5 to 0.89, with scores near 0 in the same order
+        ...     {"image_id": i, "category_id": 1, "bbox": [0, 0, 10, 5 + i / 10], "score": 0.01 + i / 4000}
+        ...     for i in range(40)
+        ... ]
+        >>> calibrator, report = evaluate_calibration(truth, results, method="linear", min_detections=20, n_resamples=0)
+        >>> round(report["before"]["LaECE0"], 2), round(report["after"]["LaECE0"], 2)
+        (0.68, 0.0)
+        >>> report["before"]["AP"] == report["after"]["AP"]
+        True
     """
     limit = checked_limit(max_dets, lvis)
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)

@@ -24,6 +24,12 @@ class DataSource:
         path: The folder or file that was named.
         name: Data set, one of :func:`~concordet.data.list_datasets`.
         layout: What it was recognized as, and its splits.
+
+    Example:
+        >>> from concordet.data import detect_format
+        >>> source = detect_format("photos")
+        >>> source.name, source.splits, len(source.open("val", val_fraction=0.25))
+        ('csv', ['train', 'val'], 1)
     """
 
     path: Path
@@ -82,7 +88,7 @@ def count_sentence(description: str, splits: dict[str, DetectionDataset]) -> str
 
 
 def detect_format(path: str | Path, name: str | None = None, *, allow_outside: bool = False) -> DataSource:
-    """What a folder or file of images and annotations is.
+    """Recognizes the format of a folder or file of images and annotations.
 
     YOLO, COCO (also as Roboflow exports both), LVIS, Pascal VOC in any folders, Cityscapes and tables of boxes are
     recognized, with the splits for training, validation and test that names of folders and files tell.
@@ -92,15 +98,18 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
         name: Data set to recognize it as, one of :func:`~concordet.data.list_datasets`; None tries all of them.
         allow_outside: Whether to follow links to folders outside; give it to :meth:`DataSource.open` as well.
 
+    Returns:
+        The data set, whose :meth:`~DataSource.open` reads a part.
+
     Raises:
         FileNotFoundError: There is nothing at ``path``.
         ValueError: Nothing is recognized, or several things.
 
     Example:
-        >>> source = detect_format("cells")  # doctest: +SKIP
-        >>> print(source.sentence())  # doctest: +SKIP
-        Pascal VOC, images and annotations in one folder: 296 images, 6 classes
-        >>> train, val = source.open("train"), source.open("val")  # doctest: +SKIP
+        >>> source = detect_format("photos")
+        >>> print(source.sentence())
+        CSV of boxes: 3 images, 1 class
+        >>> train, val = source.open("train"), source.open("val")
     """
     path = Path(path)
     if path.is_dir():

@@ -59,6 +59,20 @@ class FileDataset(DetectionDataset):
     Raises:
         FileNotFoundError: Image files are missing.
         ValueError: There are no images, a file is no image, or an option is out of its range.
+
+    Example:
+        Annotations from a source of your own; :class:`~concordet.data.CocoFolder` and so on take the same options:
+
+        >>> from concordet.data import Annotations, Record
+        >>> record = Record(
+        ...     path=Path("photos/0.png"), image_id=1, size=(64, 64),
+        ...     boxes=np.array([[5.0, 5.0, 30.0, 40.0]]), labels=np.array([2]), ignored=np.array([False]),
+        ...     areas=np.array([875.0]), ids=np.array([1]),
+        ... )
+        >>> photos = FileDataset(Annotations([record], ["cat", "dog"], Path("photos")), classes=["dog"])
+        >>> image, target = photos[0]
+        >>> target["boxes"].tolist(), target["labels"].tolist(), photos.class_names
+        ([[5.0, 5.0, 30.0, 40.0]], [1], ['dog'])
     """
 
     def __init__(

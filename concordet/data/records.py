@@ -38,6 +38,15 @@ class Record:
         extra: Further fields of the image in the ground truth.
         turn: Whether the annotations refer to the image turned upright by its EXIF orientation.
         normalized: Whether ``boxes`` and ``areas`` are fractions of the upright image's size, as YOLO has them.
+
+    Example:
+        >>> record = Record(
+        ...     path=Path("street.jpg"), image_id=1, size=(640, 480),
+        ...     boxes=np.array([[10.0, 10.0, 60.0, 40.0]]), labels=np.array([1]), ignored=np.array([False]),
+        ...     areas=np.array([1500.0]), ids=np.array([7]),
+        ... )
+        >>> len(record.only(record.labels == 2).boxes)
+        0
     """
 
     path: Path
@@ -80,6 +89,11 @@ class Annotations:
         category_ids: Ids of the ground truth by label; empty is 1..C.
         counts: Counts for the summary.
         closed: Whether ``class_names`` are all classes there can be; False where they are collected from the objects.
+
+    Example:
+        >>> empty = Annotations(records=[], class_names=["cat", "dog"], source=Path("photos/boxes.csv"))
+        >>> empty.closed  # a third class would be an error
+        True
     """
 
     records: list[Record]

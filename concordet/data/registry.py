@@ -20,6 +20,9 @@ def register_dataset(name: str) -> Callable[[_Class], _Class]:
     Args:
         name: Name for :func:`load_dataset`; must not be taken.
 
+    Returns:
+        The decorator, which returns the class unchanged.
+
     Raises:
         ValueError: The name is taken.
 
@@ -40,6 +43,9 @@ def register_dataset(name: str) -> Callable[[_Class], _Class]:
 
 def list_datasets() -> list[str]:
     """Names that :func:`load_dataset` takes.
+
+    Returns:
+        The names in alphabetical order.
 
     Example:
         >>> list_datasets()
@@ -84,6 +90,9 @@ def load_dataset(
         transforms: See :class:`DetectionDataset`; ``dataset.transforms`` can also be set later, when
             ``dataset.default_flip`` is known.
         **options: Further arguments of the data set's class.
+
+    Returns:
+        The data set.
 
     Raises:
         ValueError: An unknown name or option, or a broken data set.

@@ -29,6 +29,11 @@ class Layout:
         description: What it is, in words, such as "Pascal VOC, images and annotations in one folder".
         splits: Arguments of the data set's class for each split: "train", "val" and "test", or "all" where the images
             are not divided.
+
+    Example:
+        >>> layout = Layout("CSV of boxes", {"train": {"root": "photos"}, "val": {"root": "held_out"}})
+        >>> list(layout.splits)
+        ['train', 'val']
     """
 
     description: str
@@ -53,6 +58,13 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
         origin: What the data was recognized as, where it was.
         default_splits: ``split`` of the training and of the validation split where the user names none.
         looks_for: What :meth:`recognize` goes by, for the error where nothing is recognized.
+
+    Example:
+        >>> from concordet.data import DigitScenes
+        >>> scenes = DigitScenes(split="val", length=2, size=64)  # one of its subclasses
+        >>> image, target = scenes[0]
+        >>> tuple(image.shape), sorted(target)
+        ((3, 64, 64), ['boxes', 'ignored_boxes', 'image_id', 'labels', 'scale'])
     """
 
     default_splits: ClassVar[Mapping[str, str]] = {"train": "train", "val": "val"}
@@ -138,9 +150,16 @@ def to_plain(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 
 
 def to_original(boxes: Tensor, target: Target) -> Tensor:
-    """Boxes ``[n, 4]`` xyxy in pixels of the returned image, in pixels of the original one.
+    """Boxes of a returned image in pixels of the original one.
 
     It undoes the resizing of ``max_size``, not random crops and flips: use it with evaluation transforms.
+
+    Args:
+        boxes: ``[n, 4]`` xyxy in pixels of the image that the data set returned.
+        target: The image's target, of which ``scale`` is read.
+
+    Returns:
+        ``[n, 4]`` xyxy in pixels of the original image.
 
     Example:
         >>> to_original(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), {"scale": torch.tensor([0.5, 0.25])})
@@ -150,7 +169,13 @@ def to_original(boxes: Tensor, target: Target) -> Tensor:
 
 
 def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
-    """A list of images, whose sizes may differ, and a list of targets.
+    """Two lists from a list of pairs: ``DataLoader(dataset, collate_fn=collate)``.
+
+    Args:
+        batch: Images ``[3, h, w]`` with their targets.
+
+    Returns:
+        The images, whose sizes may differ, and their targets, as detectors take them.
 
     Example:
         >>> batch = [(torch.zeros(3, 4, 4), {"image_id": 7}), (torch.zeros(3, 5, 6), {"image_id": 8})]
@@ -164,6 +189,12 @@ def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[
 
 def describe(summary: Mapping[str, int]) -> str:
     """One line from :meth:`DetectionDataset.summary`, without the counts that are 0.
+
+    Args:
+        summary: Counts by name.
+
+    Returns:
+        The counts in words, with thousands separated by commas.
 
     Example:
         >>> describe({"images": 1200, "objects": 5000, "classes": 1, "crowds": 0, "boxes_clipped": 1})

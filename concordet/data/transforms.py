@@ -36,6 +36,10 @@ def train_transforms(
         scale_jitter: Range of a random factor by which the image is scaled, then cropped or padded to its own size.
         min_size: Least width and height of a box in pixels.
 
+    Returns:
+        A function of (image, target), from uint8 images and tv_tensors, as data sets pass them, to a float image in
+        0..1 and plain tensors.
+
     Raises:
         ValueError: An option out of its range.
 
@@ -70,7 +74,18 @@ def train_transforms(
 
 
 def eval_transforms() -> Transforms:
-    """No augmentation: a float image in 0..1 and plain tensors."""
+    """No augmentation: a float image in 0..1 and plain tensors.
+
+    Returns:
+        A function of (image, target), as :func:`train_transforms` returns.
+
+    Example:
+        >>> from concordet.data import load_dataset
+        >>> scenes = load_dataset("digits", split="val", length=1, size=64, transforms=eval_transforms())
+        >>> image, target = scenes[0]
+        >>> image.dtype, tuple(image.shape)
+        (torch.float32, (3, 64, 64))
+    """
     return DetectionTransforms([])
 
 

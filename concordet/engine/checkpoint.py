@@ -129,6 +129,11 @@ def load_detector(path: str | Path, *, averaged: bool = True) -> tuple[Detector,
     Raises:
         ValueError: the file is missing or not a checkpoint of concordet, its weights do not fit its description, or
             some of them are not finite.
+
+    Example:
+        >>> model, meta = load_detector("runs/first")
+        >>> model.training, meta["detector"], meta["num_classes"]
+        (False, 'fcos', 2)
     """
     path = checkpoint_path(path)
     content = read_checkpoint(path)

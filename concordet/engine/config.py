@@ -49,6 +49,10 @@ class DataConfig:
         workers: Processes that load images; 0 loads them in the training process.
         augment: Augmentation of training images: none; flip (half of the images, if the classes allow it: a mirrored
             digit is not a digit); jitter (scale and position, and flips); ssd (colors, zoom, crops and flips).
+
+    Example:
+        >>> cells = DataConfig(path="photos", classes={"RBC": "cell", "WBC": "cell", "Platelets": None}, batch_size=16)
+        >>> digits = DataConfig(name="digits", train_options={"length": 200, "size": 96})
     """
 
     path: str | None = None
@@ -91,6 +95,9 @@ class OptimConfig:
         clip: Largest gradient norm; 0 disables clipping.
         ema: Decay of the averaged weights (EMA), which are evaluated and saved; 0 disables averaging.
         accumulate: Batches per update.
+
+    Example:
+        >>> detectron = OptimConfig(optimizer="sgd", lr=0.01, schedule="step", epochs=12, milestones=[8, 11], ema=0)
     """
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -142,6 +149,17 @@ class TrainConfig:
         log_every: Updates between two rows of metrics.csv.
         checkpoint_minutes: Minutes between checkpoints within an epoch; 0 writes them at the end of epochs only.
         paper: Results that a paper reports for this run, in recipes; they change nothing.
+
+    Raises:
+        UsageError: a number is outside its range, or two settings contradict each other.
+
+    Example:
+        >>> config = TrainConfig(detector="atss", size="nano", loss="rank_sort", data=DataConfig(path="photos"))
+        >>> config.optim.lr
+        0.001
+        >>> TrainConfig(nodes=0)
+        Traceback (most recent call last):
+        concordet.errors.UsageError: nodes must be at least 1, got 0; give another number
     """
 
     detector: str = "fcos"
@@ -339,7 +357,17 @@ def rename_settings(values: dict[str, Any]) -> list[str]:
 
 
 def save_config(path: Path, config: TrainConfig) -> None:
-    """Writes the configuration as YAML."""
+    """Writes the configuration as YAML.
+
+    Args:
+        path: File to write; an existing one is replaced.
+        config: Configuration of a run.
+
+    Example:
+        >>> save_config(Path("run.yaml"), TrainConfig(detector="atss", loss="rank_sort"))
+        >>> load_config(Path("run.yaml")).loss
+        'rank_sort'
+    """
     import yaml
 
     write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
@@ -348,8 +376,18 @@ def save_config(path: Path, config: TrainConfig) -> None:
 def load_config(path: Path) -> TrainConfig:
     """Reads a configuration that :func:`save_config` wrote.
 
+    Args:
+        path: YAML file, such as ``config.yaml`` of a run folder.
+
+    Returns:
+        The configuration; settings that the file does not have are the defaults.
+
     Raises:
         ValueError: there is no such file, or it is not a run's configuration.
+
+    Example:
+        >>> load_config(Path("runs/first/config.yaml")).detector
+        'fcos'
     """
     if not path.is_file():
         raise ValueError(

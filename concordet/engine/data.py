@@ -210,6 +210,15 @@ class DetectionData(pl.LightningDataModule):
         first_epoch: Epoch that training starts with, above 0 for a resumed run.
         first_update: Update of that epoch that training starts with, above 0 for a run resumed within an epoch.
         accumulate: Batches of a process per update.
+
+    Example:
+        >>> from concordet.data import load_dataset, train_transforms
+        >>> from concordet.engine import DataConfig
+        >>> scenes = load_dataset("digits", length=8, size=64, transforms=train_transforms(flip="none"))
+        >>> data = DetectionData(DataConfig(batch_size=4, workers=0), scenes, None, seed=0)
+        >>> images, targets = next(iter(data.train_dataloader()))
+        >>> len(images), sorted(targets[0])
+        (4, ['boxes', 'ignored_boxes', 'image_id', 'labels', 'scale'])
     """
 
     def __init__(

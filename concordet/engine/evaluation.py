@@ -81,6 +81,19 @@ def run_detector(
         batch_size: Images per batch.
         workers: Processes that load images.
         title: Text of the progress bar.
+
+    Returns:
+        ``detections`` in COCO's results form, ``positives`` (arrays of scores, IoUs, image ids and labels of the
+        positive predictions before NMS), and whether there are masks.
+
+    Example:
+        >>> from concordet.data import eval_transforms, load_dataset
+        >>> from concordet.detectors import build_detector
+        >>> scenes = load_dataset("digits", split="val", length=2, size=64, transforms=eval_transforms())
+        >>> model = build_detector("fcos", num_classes=10, size="nano", image_size=64)
+        >>> output = run_detector(model, scenes, device=torch.device("cpu"))
+        >>> sorted(output.detections[0]), sorted(output.positives)
+        (['bbox', 'category_id', 'image_id', 'score'], ['image_ids', 'ious', 'labels', 'scores'])
     """
     device = device or pick_device()
     model.to(device).eval()
@@ -184,6 +197,11 @@ def evaluate_run(
     Raises:
         ValueError: ``run`` is not a run folder, the checkpoint is of other classes, or ``out`` holds another
             evaluation.
+
+    Example:
+        >>> report = evaluate_run("runs/first", checkpoint="best", out="runs/first-best", accelerator="cpu")
+        >>> report["metrics"]["n_images"], 0 <= report["metrics"]["AP"] <= 1
+        (8, True)
     """
     run = Path(run)
     config = load_config(run / "config.yaml")

@@ -90,8 +90,16 @@ def predict(
         accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
         raw_scores: Whether to write the detector's own scores instead of calibrated ones.
 
+    Returns:
+        What was written and which files could not be read.
+
     Raises:
         ValueError: no checkpoint, no images, or none of them can be read; nothing is written then.
+
+    Example:
+        >>> result = predict("runs/first", ["photos"], out="detections.json", accelerator="cpu")
+        >>> result.images, result.unreadable, sorted(result.results[0])
+        (4, {}, ['bbox', 'category_id', 'file_name', 'image_id', 'score'])
     """
     from concordet.data.images import read_rgb
 

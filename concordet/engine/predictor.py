@@ -37,6 +37,14 @@ class Predictor:
 
     Attributes:
         advised: Whether the thresholds are those that an evaluation found best (LRP).
+
+    Example:
+        >>> from concordet.detectors import build_detector
+        >>> model = build_detector("fcos", num_classes=2, size="nano")
+        >>> predictor = Predictor(model, ["cat", "dog"], [1, 2], device=torch.device("cpu"))
+        >>> (detection,) = predictor(torch.rand(3, 120, 160), threshold=0.3)
+        >>> sorted(detection)
+        ['boxes', 'labels', 'scores']
     """
 
     def __init__(
@@ -128,13 +136,18 @@ def load(
         raw_scores: Whether to give the detector's own scores.  By default they are calibrated where the checkpoint or
             its run folder has a calibrator: a score is then the IoU to expect.
 
+    Returns:
+        A function of images, with the run's class names, calibrator and score thresholds.
+
     Raises:
         ValueError: there is no checkpoint, or it is not one of concordet.
 
     Example:
-        >>> predictor = load("runs/voc")  # doctest: +SKIP
-        >>> [detection] = predictor("street.jpg")  # doctest: +SKIP
-        >>> predictor.draw("street.jpg").save("drawn.png")  # doctest: +SKIP
+        >>> predictor = load("runs/first", accelerator="cpu")
+        >>> (detection,) = predictor("photos/0.png")
+        >>> sorted(detection)
+        ['boxes', 'labels', 'scores']
+        >>> predictor.draw("photos/0.png").save("drawn.png")
     """
     file = checkpoint_path(path, checkpoint)
     run = run_of(path)

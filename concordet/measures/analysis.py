@@ -232,6 +232,23 @@ class Analysis:
         class_names: class id to name.
         images: image id to its record in the ground truth.
         evidence: both sides and their matches, for what takes longer than the metrics.
+
+    Example:
+        >>> from concordet.measures import analyze
+        >>> truth = {
+        ...     "images": [{"id": 1}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]},
+        ...         {"id": 2, "image_id": 1, "category_id": 1, "bbox": [50, 50, 10, 10]},
+        ...     ],
+        ... }
+        >>> results = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 8], "score": 0.6}]
+        >>> analysis = analyze(truth, results)
+        >>> analysis.ious, analysis.true_positive
+        (array([0.8]), array([ True]))
+        >>> analysis.to_dict()["oLRP_fn"]  # one of two objects is missed
+        0.5
     """
 
     summary: dict[str, Any]

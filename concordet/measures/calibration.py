@@ -314,7 +314,16 @@ def _iou_matrix(first: Floats, second: Floats) -> Floats:
 
 
 class Inconsistency(NamedTuple):
-    """The sum of the distances between scores and IoUs, and their mean (None without any pair)."""
+    """The sum of the distances between scores and IoUs, and their mean.
+
+    Attributes:
+        total: Sum of abs(score - IoU) over the detections (AIC), at least 0.
+        mean: Their mean in [0, 1], or None without a detection.
+
+    Example:
+        >>> average_inconsistency([0.9, 0.4], [0.7, 0.6]).mean
+        0.2
+    """
 
     total: float
     mean: float | None
@@ -329,6 +338,12 @@ class CalibrationReport:
         reason: Why ``value`` is None, else None.
         per_class: Error of each class, None where it is undefined.
         reasons: Why a class's error is undefined, by class.
+
+    Example:
+        >>> from concordet.measures import localization_aware_ece
+        >>> report = localization_aware_ece([0.75, 0.25], [0.5, 0.0], ["cat", "dog"], {"cat": 1, "dog": 0})
+        >>> report.per_class, report.n_defined
+        ({'cat': 0.25, 'dog': None}, 1)
     """
 
     value: float | None

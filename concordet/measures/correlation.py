@@ -190,7 +190,20 @@ def _grouped_report(scores: Any, ious: Any, groups: Any, kind: str, name: str) -
 
 
 class Value(NamedTuple):
-    """One number, or None with the reason why it is undefined."""
+    """One number, or None with the reason why it is undefined.
+
+    Attributes:
+        value: The number, or None where it is undefined.
+        reason: Why ``value`` is None, else None.
+
+    Example:
+        >>> from concordet.measures import pooled_correlation
+        >>> round(pooled_correlation([0.9, 0.5, 0.1], [0.8, 0.6, 0.7], "kendall").value, 3)
+        0.333
+        >>> pooled_correlation([0.9], [0.8], "kendall").reason
+        'a correlation needs two or more true positives, and there is 1'
+
+    """
 
     value: float | None
     reason: str | None
@@ -205,6 +218,12 @@ class CorrelationReport:
         reason: why ``value`` is None, else None.
         per_group: each group's Spearman correlation, or None where the group has none.
         counts: how many detections each group has.
+
+    Example:
+        >>> from concordet.measures import image_correlation
+        >>> report = image_correlation([0.9, 0.5, 0.4], [0.8, 0.6, 0.9], ["a.jpg", "a.jpg", "b.jpg"])
+        >>> report.value, report.per_group, report.counts
+        (1.0, {'a.jpg': 1.0, 'b.jpg': None}, {'a.jpg': 2, 'b.jpg': 1})
     """
 
     value: float | None

@@ -140,7 +140,22 @@ def _average(per_class: dict[Any, ClassLRP]) -> LRPReport:
 
 @dataclass(frozen=True)
 class ClassLRP:
-    """One class's oLRP with its components in [0, 1] (lower is better) and the score threshold that attains it."""
+    """One class's oLRP with its components in [0, 1], lower is better, and the score threshold that attains it.
+
+    Attributes:
+        value: oLRP, the least LRP error over all score thresholds.
+        loc: Mean of 1 - IoU over the true positives at that threshold.
+        fp: 1 - precision there.
+        fn: 1 - recall there.
+        threshold: The score threshold.
+        reason: Why values are None, else None.
+
+    Example:
+        >>> report = lrp([0.9, 0.8, 0.3], [0.9, 0.7, 0.0], ["cat"] * 3, {"cat": 2})
+        >>> cat = report.per_class["cat"]
+        >>> cat.threshold, round(cat.loc, 6), cat.fp, cat.fn  # the threshold leaves the false positive out
+        (0.8, 0.2, 0.0, 0.0)
+    """
 
     value: float | None
     loc: float | None
@@ -152,7 +167,21 @@ class ClassLRP:
 
 @dataclass(frozen=True)
 class LRPReport:
-    """oLRP and components averaged over the classes where each is defined; None with a reason where none is."""
+    """oLRP and components averaged over the classes where each is defined; None with a reason where none is.
+
+    Attributes:
+        value: Mean oLRP over the classes that have objects, in [0, 1]; lower is better.
+        loc: Mean localization error of the true positives.
+        fp: Mean of 1 - precision.
+        fn: Mean of 1 - recall.
+        reason: Why ``value`` is None, else None.
+        per_class: Values of each class.
+
+    Example:
+        >>> report = lrp([0.9, 0.8], [0.9, 0.7], ["cat", "dog"], {"cat": 1, "dog": 2})
+        >>> round(report.value, 6), {name: round(entry.value, 6) for name, entry in report.per_class.items()}
+        (0.5, {'cat': 0.2, 'dog': 0.8})
+    """
 
     value: float | None
     loc: float | None

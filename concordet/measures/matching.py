@@ -90,6 +90,21 @@ class MatchedDetections:
         counted: ``[n]`` False where a detection is neither true nor false: matched to a crowd region, or not judged
             under LVIS's rules.
         n_objects: objects that count (no crowds), by class id, classes without any included.
+
+    Example:
+        >>> from concordet.measures import match_detections
+        >>> truth = {
+        ...     "images": [{"id": 1}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}],
+        ... }
+        >>> results = [
+        ...     {"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 8], "score": 0.9},
+        ...     {"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "score": 0.4},
+        ... ]
+        >>> matched = match_detections(truth, results)
+        >>> matched.scores, matched.targets  # the object belongs to the detection with the higher score
+        (array([0.9, 0.4]), array([0.8, 0. ]))
     """
 
     rows: Ints

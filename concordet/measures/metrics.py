@@ -265,7 +265,20 @@ ANALYSIS: Final = table("analysis")
 
 
 def metrics_of(runs: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
-    """:data:`METRICS`, and :data:`MASK_METRICS` where any of the runs has them."""
+    """:data:`METRICS`, and :data:`MASK_METRICS` where any of the runs has them.
+
+    Args:
+        runs: Values of each run by metric.
+
+    Returns:
+        The metrics in the order in which tables show them.
+
+    Example:
+        >>> [metric.key for metric in metrics_of([{"AP": 0.4}])] == [metric.key for metric in METRICS]
+        True
+        >>> "AP_mask" in [metric.key for metric in metrics_of([{"AP": 0.4, "AP_mask": 0.3}])]
+        True
+    """
     has_masks = any(MASK_METRICS[0].key in values for values in runs)
     return (*METRICS, *MASK_METRICS) if has_masks else METRICS
 

@@ -154,13 +154,25 @@ def read_run(folder: Path) -> Run:
 
 
 def comparison_rows(run_folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """The stored metrics of each run, one row per run: name, loss, detector, folder and every key of ``METRICS``,
-    and of ``MASK_METRICS`` where a run has masks.
+    """The stored metrics of each run, one row per run.
 
     Values are as stored (fractions, seconds), None where one is undefined; :class:`Metric` formats them.
 
+    Args:
+        run_folders: Evaluated runs.
+
+    Returns:
+        A row per run: ``name``, ``loss``, ``detector``, ``folder``, every key of ``METRICS``, and those of
+        ``MASK_METRICS`` where a run has masks. Values are as stored (fractions, seconds), None where one is undefined;
+        :class:`Metric` formats them.
+
     Raises:
         ValueError: as :func:`read_run`.
+
+    Example:
+        >>> (row,) = comparison_rows([Path("runs/first")])
+        >>> row["loss"], row["detector"], 0 <= row["AP"] <= 1
+        ('default', 'fcos', True)
     """
     runs = read_runs(run_folders, measure=False)
     metrics = metrics_of(run.metrics for run in runs)

@@ -76,6 +76,17 @@ def write_analysis(
 
     Raises:
         ValueError: ``images`` is no folder, or ``out`` cannot be written.
+
+    Example:
+        >>> from concordet.measures import analyze
+        >>> truth = {
+        ...     "images": [{"id": 1}, {"id": 2}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10]} for i in (1, 2)],
+        ... }
+        >>> results = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 10, 7 + i], "score": i / 4} for i in (1, 2)]
+        >>> write_analysis(analyze(truth, results), Path("report.html"), title="cats").name
+        'report.html'
     """
     if images is not None and not Path(images).is_dir():
         raise ValueError(

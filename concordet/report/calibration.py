@@ -32,6 +32,18 @@ def write_calibration(calibrator: Calibrator, report: Mapping[str, Any], out: Pa
 
     Raises:
         ValueError: ``out`` cannot be written.
+
+    Example:
+        >>> from concordet.calibration import evaluate_calibration
+        >>> truth = {
+        ...     "images": [{"id": 1}, {"id": 2}],
+        ...     "categories": [{"id": 1, "name": "cat"}],
+        ...     "annotations": [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 10, 10]} for i in (1, 2)],
+        ... }
+        >>> results = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 10, 7 + i], "score": i / 4} for i in (1, 2)]
+        >>> calibrator, report = evaluate_calibration(truth, results, method="linear", folds=2, n_resamples=10)
+        >>> write_calibration(calibrator, report, Path("calibration.html"), title="cats").name
+        'calibration.html'
     """
     return write_page(calibration_page(calibrator, report, title=title), out)
 

@@ -33,6 +33,10 @@ def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
 
     Raises:
         ValueError: a folder is no evaluated run, one of its files is damaged, or ``out`` cannot be written.
+
+    Example:
+        >>> write_comparison([Path("runs/first")], Path("comparison.html")).name
+        'comparison.html'
     """
     return write_page(comparison_page(read_runs(run_folders)), out)
 

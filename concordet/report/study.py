@@ -26,6 +26,12 @@ def write_study(report: Mapping[str, Any], out: Path, *, title: str, summary: st
 
     Raises:
         ValueError: ``out`` cannot be written.
+
+    Example:
+        >>> from concordet.study import Study, compare_study
+        >>> study = Study(Path("study"), ("fcos",), ("default", "rank_sort"), seeds=(0, 1))
+        >>> write_study(compare_study(study), Path("study.html"), title="fcos, not yet trained").name
+        'study.html'
     """
     return write_page(study_page(report, title=title, summary=summary), out)
 

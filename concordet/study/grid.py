@@ -25,6 +25,11 @@ class Cell:
         loss: Name of the loss.
         settings: Settings of this cell beside the study's configuration, by dotted name.
         seed: Seed of the run.
+
+    Example:
+        >>> cell = Cell("atss", "rank_sort", (("optim.lr", 0.01),), seed=2)
+        >>> cell.variant, cell.name
+        ('optim.lr=0.01', 'atss-rank_sort-optim.lr=0.01-seed2')
     """
 
     detector: str
@@ -60,6 +65,15 @@ class Study:
         seeds: Seeds of the runs.
         vary: Dotted name of a setting to its values.
         config: Settings of all runs.
+
+    Raises:
+        UsageError: a list is empty or repeats a value, or ``vary`` names what is no setting.
+
+    Example:
+        >>> rates = {"optim.lr": (0.01, 0.02)}
+        >>> study = Study(Path("study"), ("atss",), ("default", "rank_sort"), seeds=(0, 1, 2), vary=rates)
+        >>> len(study.cells())
+        12
     """
 
     folder: Path
@@ -127,8 +141,19 @@ class Study:
 def load_study(folder: str | Path) -> Study:
     """The study of a folder.
 
+    Args:
+        folder: Folder of a study.
+
+    Returns:
+        The study that was saved there.
+
     Raises:
         ValueError: the folder has no study.
+
+    Example:
+        >>> Study(Path("runs/study"), ("fcos",), ("default", "rank_sort"), seeds=(0, 1)).save()
+        >>> load_study("runs/study").losses
+        ('default', 'rank_sort')
     """
     folder = Path(folder)
     content = read_json(folder / NAME)

@@ -69,7 +69,26 @@ def finish_cell(study: Study, cell: Cell, status: int) -> State:
 
 
 def run_cell(study: Study, index: int) -> State:
-    """Trains the cell with this number (from 1), as one job of a scheduler's array."""
+    """Trains the cell with this number (from 1), as one job of a scheduler's array.
+
+    Args:
+        study: The grid.
+        index: Number of the cell in ``study.cells()``, from 1.
+
+    Returns:
+        State of the cell: "finished" or "failed".
+
+    Raises:
+        ValueError: there is no such cell.
+        KeyboardInterrupt: Ctrl-C, after the process has stopped.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from concordet.study import Study
+        >>> run_cell(Study(Path("study"), ("fcos",), ("default",), seeds=(0,)), 2)
+        Traceback (most recent call last):
+        ValueError: cell must be a number from 1 to 1, got 2; see concordet study --dry_run
+    """
     cells = study.cells()
     if not 1 <= index <= len(cells):
         raise ValueError(f"cell must be a number from 1 to {len(cells)}, got {index}; see concordet study --dry_run")
@@ -117,6 +136,15 @@ def run_study(
 
     Raises:
         KeyboardInterrupt: Ctrl-C, after the processes have stopped; the study continues where it was.
+
+    Example:
+        >>> from concordet.engine import load_config
+        >>> from concordet.study import Study, compare_study
+        >>> config = load_config(Path("run.yaml"))  # doctest: +SKIP
+        >>> study = Study(Path("study"), ("fcos",), ("default", "ap"), (0, 1), config=config)  # doctest: +SKIP
+        >>> run_study(study, jobs=2)  # doctest: +SKIP
+        {'finished': 4, 'failed': 0, 'unfinished': 0, 'new': 0}
+        >>> report = compare_study(study)  # doctest: +SKIP
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")

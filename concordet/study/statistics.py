@@ -42,6 +42,13 @@ def compare_study(study: Study, *, n_resamples: int = 1000, confidence: float = 
         ``metrics`` (mean, standard deviation and values per seed) and ``differences`` of AP, AP50, AP75, beta_cls and
         oLRP (value, low, high, p, verdict: better, worse or no difference); ``seeds_needed`` to see half a point of AP
         in four of five studies; ``failures``.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from concordet.study import Study
+        >>> report = compare_study(Study(Path("study"), ("fcos",), ("default", "rank_sort"), seeds=(0, 1)))
+        >>> report["reference"], report["states"]["new"]  # no run of the four is finished
+        ('default', 4)
     """
     groups = []
     cells = study.cells()

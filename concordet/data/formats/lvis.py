@@ -41,6 +41,32 @@ class LvisFolder(FileDataset):
     Raises:
         FileNotFoundError, ValueError: As :class:`~concordet.data.formats.coco.CocoFolder`; and an image without
             LVIS's lists.
+
+    Example:
+        >>> import json, tempfile
+        >>> from PIL import Image
+        >>> root = Path(tempfile.mkdtemp())
+        >>> (root / "val2017").mkdir()
+        >>> Image.new("RGB", (64, 48)).save(root / "val2017" / "000000000001.jpg")
+        >>> content = {
+        ...     "images": [
+        ...         {"id": 1, "width": 64, "height": 48, "coco_url": "http://images.cocodataset.org/val2017/000000000001.jpg",
+        ...          "neg_category_ids": [2], "not_exhaustive_category_ids": []},
+        ...     ],
+        ...     "categories": [
+        ...         {"id": 1, "name": "cup", "frequency": "f"},
+        ...         {"id": 2, "name": "puffin", "frequency": "r"},
+        ...     ],
+        ...     "annotations": [
+        ...         {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400,
+        ...          "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]]},
+        ...     ],
+        ... }
+        >>> _ = (root / "lvis.json").write_text(json.dumps(content))
+        >>> val = LvisFolder(root, "val", annotations=root / "lvis.json")
+        >>> image, target = val[0]
+        >>> target["labels"].tolist(), target["negative_labels"].tolist()  # there is no puffin in the image
+        ([1], [2])
     """
 
     looks_for = "one with neg_category_ids too (LVIS)"

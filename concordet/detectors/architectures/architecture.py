@@ -38,6 +38,12 @@ class Architecture:
         options: Function of ``size`` to the detector's own options and their defaults.
         load: Loads weights from a file, a folder or torchvision's enumeration.
         masks: The detector learns and predicts instance masks.
+
+    Example:
+        >>> from concordet.detectors.architectures.registry import DETECTORS
+        >>> fcos = DETECTORS["fcos"]
+        >>> fcos.defaults.classification, fcos.defaults.quality, fcos.resize_for("nano").size
+        ('focal', 'centerness', (240, 320))
     """
 
     build: Callable[..., Detector]

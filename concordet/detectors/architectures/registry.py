@@ -74,6 +74,9 @@ def _origin(architecture: Architecture) -> tuple[str, str]:
 def list_detectors() -> list[str]:
     """Names that :func:`build_detector` takes.
 
+    Returns:
+        The built-in detectors, then those of :func:`register_detector`.
+
     Example:
         >>> "fcos" in list_detectors()
         True
@@ -83,6 +86,15 @@ def list_detectors() -> list[str]:
 
 def predicts_masks(name: str) -> bool:
     """Whether a detector learns and predicts instance masks, so that its data must have them.
+
+    Args:
+        name: One of :func:`list_detectors`.
+
+    Returns:
+        True where targets need ``masks`` and detections have them.
+
+    Raises:
+        ValueError: there is no such detector.
 
     Example:
         >>> predicts_masks("mask_rcnn"), predicts_masks("fcos")

@@ -19,6 +19,14 @@ class Resize:
         size: Two sides in pixels: (shorter, longer) where images keep their shape, else (height, width).
         keeps_shape: Images keep their shape: they are scaled until the shorter side has ``size[0]`` pixels, or the
             longer side ``size[1]``, whichever comes first.  Otherwise every image is stretched to ``size``.
+
+    Example:
+        >>> Resize.within(240, 320) == Resize((240, 320), keeps_shape=True)
+        True
+        >>> import torch
+        >>> [image] = Resize.within(240, 320).transform()([torch.rand(3, 480, 960)])[0].tensors
+        >>> tuple(image.shape)  # the longer side is 320; both are padded to a multiple of 32
+        (3, 160, 320)
     """
 
     size: tuple[int, int]

@@ -63,6 +63,21 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch:
         DivergedError: the loss became infinite or NaN; earlier checkpoints are untouched.
         InterruptedRun: Ctrl-C; the message says how to continue.
         LostProcess: another process of the run has ended, or has not answered for ``config.timeout`` seconds.
+
+    Example:
+        >>> from concordet.engine import DataConfig, OptimConfig, TrainConfig
+        >>> scenes = {"length": 8, "size": 64}
+        >>> config = TrainConfig(
+        ...     size="nano",
+        ...     image_size=64,
+        ...     loss="focal+concordance(0.3)",
+        ...     data=DataConfig(name="digits", train_options=scenes, val_options=scenes, batch_size=4, workers=0),
+        ...     optim=OptimConfig(epochs=1),
+        ...     accelerator="cpu",
+        ... )
+        >>> run = train(config, "runs/coupled")
+        >>> (run / "evaluation.json").is_file(), (run / "checkpoints" / "last.ckpt").is_file()
+        (True, True)
     """
     out = Path(out)
     launch = launch or Launch.of(config)

@@ -36,6 +36,18 @@ class DetectionModule(pl.LightningModule):
         config: Configuration of the run, of which optimization and seed are read.
         meta: Description of the detector for its checkpoints (:func:`concordet.engine.checkpoint.describe`).
         ground_truth: Evaluation annotations as COCO has them; None where nothing is evaluated between epochs.
+
+    Example:
+        In a Lightning trainer of your own:
+
+        >>> from concordet.detectors import build_detector
+        >>> from concordet.engine import TrainConfig
+        >>> model = build_detector("fcos", num_classes=2, size="nano", loss="rank_sort")
+        >>> module = DetectionModule(model, TrainConfig(), {"class_names": ["cat", "dog"]})
+        >>> images = [torch.rand(3, 120, 160)]
+        >>> targets = [{"boxes": torch.tensor([[10.0, 10.0, 60.0, 60.0]]), "labels": torch.tensor([1])}]
+        >>> sorted(module.model.train()(images, targets))
+        ['box', 'ranking', 'sorting']
     """
 
     def __init__(

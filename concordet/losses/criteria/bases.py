@@ -45,6 +45,12 @@ class LossDefaults:
         no_object_weight: Weight of the background in a softmax's cross entropy, which is then a weighted mean
             (DETR: 0.1); None for the sum over the normalizer.
         mask: Mask term, which losses that are not ranking losses keep.
+
+    Example:
+        >>> from concordet.losses import BoxTerm, LossDefaults, build_criterion
+        >>> defaults = LossDefaults(classification="quality_focal", box=BoxTerm("giou", weight=2.0))
+        >>> build_criterion("default+spearman(0.1)", defaults).core.box.weight
+        2.0
     """
 
     classification: str = "focal"

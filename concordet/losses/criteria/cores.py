@@ -23,6 +23,25 @@ class Core(nn.Module):
     A subclass has :meth:`forward`; :meth:`observe` and :meth:`on_epoch_end` where it has something to show or state.
     ``includes_regression`` says that its terms already compare encoded regressions, so that :class:`WithL1` is not
     needed.
+
+    Example:
+        A core whose box term grows with the classification loss, under a name that every detector takes:
+
+        >>> from concordet.losses import BoxTerm, Core, Term, build_criterion, functional, register_loss
+        >>> from concordet.losses.criteria.box import box_value
+        >>> @register_loss("doc_joint")
+        ... class Joint(Core):
+        ...     def __init__(self, defaults, *, weight=2.0):
+        ...         super().__init__()
+        ...         self.weight = weight
+        ...
+        ...     def forward(self, assigned, ious):
+        ...         losses = functional.focal_loss(assigned.logits, assigned.class_targets(), reduction="none")
+        ...         classification = assigned.normalized_sum(losses)
+        ...         box = self.weight * (1 + classification.detach()) * box_value(BoxTerm("giou"), assigned, ious)
+        ...         return {"classification": Term(classification), "box": Term(box, "box")}
+        >>> build_criterion("doc_joint(weight=1)+concordance(0.3)").core.weight
+        1.0
     """
 
     includes_regression: ClassVar[bool] = False

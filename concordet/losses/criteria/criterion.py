@@ -60,6 +60,26 @@ class Criterion(nn.Module):
         couplings: Couplings by name, added to the loss.
         mask: Mask term, for detectors that predict masks.
         quality_weight: Weight of the auxiliary head's term.
+
+    Example:
+        >>> import torch
+        >>> from concordet.assigned import Assigned
+        >>> from concordet.losses import build_criterion
+        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+        >>> assigned = Assigned(
+        ...     logits=torch.tensor([[2.0, -1.0], [0.5, 0.0]], requires_grad=True),  # 2 predictions, 2 classes
+        ...     labels=torch.tensor([0, -1]),  # the first has an object of class 0, the second is background
+        ...     positive=torch.tensor([0]),
+        ...     boxes=boxes.clone().requires_grad_(),
+        ...     gt_boxes=boxes + 1,
+        ...     gt_ids=torch.tensor([0]),
+        ...     image_ids=torch.tensor([0]),
+        ...     normalizer=torch.tensor(1.0),
+        ... )
+        >>> terms = build_criterion("rank_sort")(assigned)
+        >>> list(terms)
+        ['ranking', 'sorting', 'box']
+        >>> sum(terms.values()).backward()
     """
 
     def __init__(

@@ -25,6 +25,9 @@ LossT = TypeVar("LossT", bound=Callable[..., Any])
 def list_losses() -> list[str]:
     """Names that ``loss=`` takes; names with a leading ``+`` are added to another.
 
+    Returns:
+        ``default``, the base losses, and couplings and auxiliary heads with a ``+``; registered ones too.
+
     Example:
         >>> "rank_sort" in list_losses() and "+concordance" in list_losses()
         True
@@ -42,6 +45,9 @@ def build_criterion(loss: str | LossName, defaults: LossDefaults | None = None) 
             detector's own loss, auxiliary head included; every other base loss is built without that head unless
             ``+centerness`` or ``+iou_head`` adds it.
         defaults: Terms that the detector was published with; None for focal loss with GIoU.
+
+    Returns:
+        A module that maps an :class:`~concordet.assigned.Assigned` to named 0-dim terms whose sum is the loss.
 
     Raises:
         ValueError: for an unknown name, a bad number or a combination without meaning.

@@ -25,6 +25,10 @@ class Term:
         value: 0-dim value, weighted.
         role: ``classification``: what self-balanced box and mask terms are scaled to; ``box``: localization; ``extra``:
             everything added to these two.
+
+    Example:
+        >>> Term(torch.tensor(0.5), "box")
+        Term(value=tensor(0.5000), role='box')
     """
 
     value: Tensor

@@ -27,6 +27,9 @@ def value_checks(enabled: bool) -> Iterator[None]:
     Args:
         enabled: Whether values are checked.
 
+    Returns:
+        A context manager. Outside of one, values are checked on a CPU only, since a check makes a GPU wait.
+
     Example:
         >>> from concordet.losses.functional import ap_loss
         >>> with value_checks(False):

@@ -55,7 +55,18 @@ def harmonic_loss(cls_losses: Tensor, loc_losses: Tensor, *, reduction: Reductio
 
 
 def harmonic_factors(cls_losses: Tensor, loc_losses: Tensor) -> tuple[Tensor, Tensor]:
-    """``[p]`` 1 + beta_r (weight of classification) and 1 + beta_c (weight of localization), detached (Figure 4).
+    """The factors with which both tasks weight each other in :func:`harmonic_loss`, for monitoring.
+
+    Args:
+        cls_losses: ``[p]`` cross entropies of the positives, at least 0.
+        loc_losses: ``[p]`` localization losses of the positives, at least 0.
+
+    Returns:
+        ``[p]`` factors 1 + beta_r = 1 + exp(-L) of the classification losses, and ``[p]`` factors 1 + beta_c =
+        1 + exp(-CE) of the localization losses, in (1, 2] and without gradient.
+
+    Paper:
+        Wang and Zhang: Reconcile Prediction Consistency for Balanced Object Detection (ICCV 2021), Eq. 3 and Figure 4.
 
     Example:
         >>> harmonic_factors(torch.tensor([0.0]), torch.tensor([0.0]))

@@ -32,14 +32,37 @@ the thesis's approximation."""
 
 
 class ALRP(NamedTuple):
-    """aLRP Loss in its two parts; their sum is the loss."""
+    """aLRP Loss in its two parts; their sum is the loss.
+
+    Attributes:
+        classification: 0-dim (``[s]`` with segments) part that ranks positives above negatives, in [0, 1].
+        localization: 0-dim (``[s]``) localization errors of the positives, weighted by rank; differentiable in
+            ``loc_errors``.
+
+    Example:
+        >>> import torch
+        >>> parts = alrp_loss(torch.tensor([2.0, 1.0]), torch.tensor([1, 0]), torch.tensor([0.4]))
+        >>> sum(parts)
+        tensor(0.4000)
+    """
 
     classification: Tensor
     localization: Tensor
 
 
 class RankSort(NamedTuple):
-    """RS Loss in its two parts; their sum is the loss."""
+    """RS Loss in its two parts; their sum is the loss.
+
+    Attributes:
+        ranking: 0-dim (``[s]`` with segments) part that ranks positives above negatives, in [0, 1].
+        sorting: 0-dim (``[s]``) part that sorts the positives by quality, at least 0.
+
+    Example:
+        >>> import torch
+        >>> parts = rank_sort_loss(torch.tensor([2.0, 1.0]), torch.tensor([1, 1]), torch.tensor([0.5, 0.9]))
+        >>> parts.ranking, parts.sorting > 0
+        (tensor(0.), tensor(True))
+    """
 
     ranking: Tensor
     sorting: Tensor
