@@ -13,7 +13,7 @@ PACKAGE = ROOT / "concordet"
 
 LAYERS = [
     {"version"},
-    {"assigned", "boxes", "distributed", "errors", "files"},
+    {"assigned", "boxes", "console", "distributed", "errors", "files"},
     {"ranking"},
     {"losses"},
     {"detectors", "data", "measures"},

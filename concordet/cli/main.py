@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from concordet.console import NORMAL, QUIET, VERBOSE, telling
 from concordet.errors import DivergedError, InterruptedRun, LostProcess, UsageError, unknown
 from concordet.version import __version__
 
@@ -38,13 +39,16 @@ def usage() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return (
-        "usage: concordet [--debug] COMMAND ...\n\n"
+        "usage: concordet COMMAND ...\n\n"
         "Makes an object detector's confidence agree with its localization.\n\n"
         f"commands:\n{commands}\n\n"
-        "options:\n"
-        "  --debug    show where an error comes from\n"
-        "  --version  show the version\n"
-        "  --help     show this; `concordet COMMAND --help` shows a command's options\n\n"
+        "options of every command:\n"
+        "  --help         show the options of the command\n"
+        "  -q, --quiet    say nothing but errors\n"
+        "  -v, --verbose  say more: progress every few seconds, and what libraries say\n"
+        "  --debug        show where an error comes from\n\n"
+        "other options:\n"
+        "  --version      show the version\n\n"
         f"example:\n  {EXAMPLE}\n"
     )
 
@@ -60,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    much = telling_of(words)
+    words = [word for word in words if word not in ("--debug", *_QUIET, *_VERBOSE)]
     if not words or words[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0 if words else 2
@@ -71,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(unknown("command", words[0], COMMANDS), 2)
     before = _stop_on_sigterm()
     try:
-        import_module(f"concordet.cli.commands.{words[0]}").run(words[1:])
+        with telling(much):
+            import_module(f"concordet.cli.commands.{words[0]}").run(words[1:])
         # what is still unwritten must fail here, not after the exit status is decided
         sys.stdout.flush()
     except SystemExit as stop:
@@ -86,6 +92,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
     return 0
+
+
+_QUIET, _VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
+
+
+def telling_of(words: Sequence[str]) -> int:
+    """How much a command with these words tells; the last of several options decides.
+
+    Example:
+        >>> telling_of(["list", "-q"]), telling_of(["list"]), telling_of(["list", "-q", "--verbose"])
+        (-1, 0, 1)
+    """
+    much = NORMAL
+    for word in words:
+        much = QUIET if word in _QUIET else VERBOSE if word in _VERBOSE else much
+    return much
 
 
 def _stop_on_sigterm() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import Action, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Sequence
@@ -26,13 +27,45 @@ _TYPES = {
 }
 
 
+# what help calls the values of options, by the last word of the option's name
+_VALUES = {
+    **dict.fromkeys(("config", "json", "html", "plugins", "weights", "annotations", "apply", "raw", "compare"), "FILE"),
+    **dict.fromkeys(("train_annotations", "val_annotations"), "FILE"),
+    **dict.fromkeys(("images", "train_images", "val_images", "root", "draw"), "FOLDER"),
+    **dict.fromkeys(("detector", "loss", "backbone", "preset", "name", "method", "iou_type", "logger"), "NAME"),
+    **dict.fromkeys(("train_split", "val_split", "split"), "NAME"),
+    **dict.fromkeys(("options", "train_options", "val_options", "paper"), "'{NAME: VALUE}'"),
+    "classes": "NAMES",
+    "image_size": "PIXELS",
+    "resume": "RUN",
+    "checkpoint": "NAME",
+    "milestones": "'[N, ...]'",
+    "devices": "N",
+}
+
+_HIDDEN = ("data", "optim", "calibration")
+"""Options of jsonargparse that read one section from a file; --config reads all of them."""
+
+
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     """Descriptions and examples as they are written, defaults where they say something, a usage of one line."""
+
+    def _get_default_metavar_for_optional(self, action: Action) -> str:
+        name = action.dest.rpartition(".")[2]
+        if name in _VALUES:
+            return _VALUES[name]
+        types = re.findall(r"\w+", str(getattr(action, "_typehint", None) or action.type))
+        return "N" if "int" in types else "NUMBER" if "float" in types else name.upper()
+
+    def _format_action(self, action: Action) -> str:
+        return "" if action.dest in _HIDDEN else super()._format_action(action)
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
         if getattr(action, "_jsonargparse_preexpanded_help", False) or not action.option_strings:
             return text
+        if action.dest == "print_config":
+            return "Print the settings as YAML, and exit."
         if action.default in (None, {}, "==SUPPRESS==") or "default" in text:
             return text
         if action.nargs == 0:  # a switch
@@ -41,13 +74,18 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         return f"{text} (default: {default})"
 
     def _format_action_invocation(self, action: Action) -> str:
+        if action.dest == "print_config":
+            return "--print_config"
         # jsonargparse's second name of lists, NAME+, is left out
-        return re.sub(r", --\S+\+ \S+", "", super()._format_action_invocation(action))
+        return re.sub(r", --\S+\+ ('[^']*'|\S+)", "", super()._format_action_invocation(action))
 
     def _format_usage(self, usage: Any, actions: Iterable[Action], *args: Any, **kwargs: Any) -> str:
         shapes = {"+": "{} [...]", "?": "[{}]"}
         words = [shapes.get(str(a.nargs), "{}").format(a.dest) for a in actions if not a.option_strings]
         return f"usage: {' '.join([self._prog, *words, '[options]'])}\n\n"
+
+
+_COMMON = "-q says nothing but errors, -v says more, and --debug shows where an error comes from.\n\n"
 
 
 class Parser(ArgumentParser):
@@ -57,19 +95,41 @@ class Parser(ArgumentParser):
         command: Name of the command.
         description: One sentence.
         examples: Lines shown at the end of the help.
+        first: Names of the options that the help shows first.
     """
 
-    def __init__(self, command: str, description: str, *examples: str, **options: Any) -> None:
+    def __init__(
+        self, command: str, description: str, *examples: str, first: Sequence[str] = (), **options: Any
+    ) -> None:
+        self._first = first
         lines = "\n".join(f"  {example}" for example in examples)
         super().__init__(
             prog=f"concordet {command}",
             description=description,
-            epilog=f"example{'s' if len(examples) > 1 else ''}:\n{lines}",
+            epilog=f"{_COMMON}example{'s' if len(examples) > 1 else ''}:\n{lines}",
             exit_on_error=True,
             formatter_class=_Formatter,
             allow_abbrev=False,
             **options,
         )
+
+    def add_alias(self, name: str, setting: str) -> None:
+        """Gives a setting a second, shorter option."""
+        action = self._option_string_actions[setting]
+        action.option_strings = [name, *action.option_strings]
+        self._option_string_actions[name] = action
+
+    def format_help(self, formatter: Any = None) -> str:
+        """The help, with the options that matter most first."""
+        if self._first:
+            chosen = [self._option_string_actions[f"--{name}"] for name in self._first]
+            for group in self._action_groups:
+                group._group_actions = [action for action in group._group_actions if action not in chosen]
+            group = self.add_argument_group("options that matter most")
+            group._group_actions = chosen
+            self._action_groups.insert(1, self._action_groups.pop())
+            self._first = ()
+        return super().format_help() if formatter is None else super().format_help(formatter)
 
     def add_force(self) -> None:
         """Adds ``--force``, for commands that write files."""
@@ -86,6 +146,11 @@ class Parser(ArgumentParser):
             if word.startswith("--"):
                 name, *value = word.split("=", 1)
                 word = "=".join(["--" + name[2:].replace("-", "_"), *value])
+            if normalized and normalized[-1] in ("--classes", "--data.classes"):
+                word = class_names(word)
+            elif word.startswith(("--classes=", "--data.classes=")):
+                name, _, value = word.partition("=")
+                word = f"{name}={class_names(value)}"
             normalized.append(word)
             if word in switches and following.startswith("--"):
                 normalized.append("true")
@@ -114,6 +179,19 @@ class Parser(ArgumentParser):
         parts = {name.rpartition(".")[2]: name for name in reversed(names)}
         match = closest(word.removeprefix("--"), parts)
         return None if match is None else parts[match]
+
+
+def class_names(text: str) -> str:
+    """Names of classes with commas between them as the list that they are; a list or a mapping stays what it is.
+
+    Example:
+        >>> class_names("cat, pet=dog+wolf"), class_names("[cat]")
+        ('["cat", "pet=dog+wolf"]', '[cat]')
+    """
+    text = text.strip()
+    if text.startswith(("[", "{")) or text in ("null", ""):
+        return text
+    return json.dumps([name.strip() for name in text.split(",") if name.strip()])
 
 
 def _missing(text: str) -> str | None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from concordet.console import QUIET, level
 from concordet.errors import UsageError
 from concordet.files import is_standard_output, writable
 
@@ -26,7 +27,7 @@ _OURS = (
     r"^\s*\[\s*\]\s*$",  # predict, without detections
     r'^\s*\{\s*"detectors": \[',  # list
     r'^\s*\[\s*"[\w+()]+"\s*[,\]]',  # list, one kind
-    r'^\s*\[\s*\{\s*"name": "[\w/]+",\s*"file": ',  # list recipes
+    r'^\s*\[\s*\{\s*"name": "[\w/]+",\s*"(file|about)": ',  # list recipes, list presets
 )
 """How files that concordet writes begin."""
 
@@ -93,8 +94,11 @@ def _is_of_a_run(path: Path) -> bool:
 
 @contextlib.contextmanager
 def messages(*outputs: str | Path | None) -> Iterator[None]:
-    """Sends what is printed for people to standard error where an output takes standard output."""
-    if any(output is not None and is_standard_output(output) for output in outputs):
+    """Sends what is printed for people to standard error where an output takes standard output, and nowhere with -q."""
+    if level() == QUIET:
+        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    elif any(output is not None and is_standard_output(output) for output in outputs):
         with contextlib.redirect_stdout(sys.stderr):
             yield
     else:

@@ -19,7 +19,8 @@ def select_classes(annotations: Annotations, classes: Classes | None) -> Annotat
 
     Args:
         annotations: What a reader found.
-        classes: A list keeps these classes, in this order. A mapping gives classes new names: classes with the same
+        classes: A list keeps these classes, in this order, and leaves the others out; in it, ``"pet=cat+dog"`` merges
+            classes under a new name. A mapping gives classes new names: classes with the same
             new name are merged, classes with None are left out, classes that it does not name stay as they are. A
             merged class has the category id of its first member. None keeps all.
 
@@ -31,6 +32,8 @@ def select_classes(annotations: Annotations, classes: Classes | None) -> Annotat
         >>> cells = Annotations([], ["Platelets", "RBC", "WBC"], Path("cells.json"))
         >>> select_classes(cells, {"RBC": "cell", "WBC": "cell", "Platelets": None}).class_names
         ['cell']
+        >>> select_classes(cells, ["WBC", "other=RBC+Platelets"]).class_names
+        ['WBC', 'other']
     """
     if classes is None:
         return annotations
@@ -76,12 +79,28 @@ def _new_names(annotations: Annotations, classes: Classes) -> dict[str, str | No
         raise ValueError(f"classes must be names, got {[*wrong, None][0]!r}; put numbers that are names in quotes")
     if not isinstance(classes, Mapping) and len(set(classes)) < len(classes):
         raise ValueError(f"classes must be different names, got {list(classes)}; name each once")
-    unknown = [name for name in classes if name not in names]
-    if unknown and names and (annotations.closed or len(unknown) == len(classes)):
+    pairs = list(classes.items()) if isinstance(classes, Mapping) else _merged(classes, names)
+    old_names = [name for name, _ in pairs]
+    if len(set(old_names)) < len(old_names):
+        raise ValueError(f"classes must have each class once, got {_list(list(classes))}; leave one of the two out")
+    unknown = [name for name in old_names if name not in names]
+    if unknown and names and (annotations.closed or len(unknown) == len(old_names)):
         raise ValueError(f"{source}: classes must be among {_list(names)}, got {_list(unknown)}; correct the names")
     if isinstance(classes, Mapping):
         return {name: classes.get(name, name) for name in names}
-    return {name: name for name in classes}
+    return dict(pairs)
+
+
+def _merged(classes: Sequence[str], names: Sequence[str]) -> list[tuple[str, str | None]]:
+    """(old, new) name of each class in a list, in which ``new=old+old`` merges."""
+    pairs: list[tuple[str, str | None]] = []
+    for entry in classes:
+        new, equals, old = entry.partition("=")
+        if entry in names or not equals:
+            pairs.append((entry, entry))
+        else:
+            pairs += [(name.strip(), new.strip()) for name in old.split("+")]
+    return pairs
 
 
 def _list(names: Sequence[str], most: int = 20) -> str:

@@ -31,8 +31,8 @@ class DataConfig:
             as the first word after `concordet train`.
         name: Name of the data set: digits (generated), coco, voc, ...; see `concordet list datasets`. With path, the
             format to read path as.
-        classes: Names of the classes to keep, or a mapping of names to new names, which merges classes of one new name
-            and leaves out those with null; all classes by default.
+        classes: Classes to keep, with commas between them, such as cat,pet=dog+wolf, which merges two; or a mapping of
+            names to new names or null, which leaves classes out; all classes by default.
         val_fraction: Share of the images to hold out for validation where path has no validation split.
         val_seed: Seed of the choice of images to hold out.
         allow_outside: Read images outside the folder of the data set, which annotations or links lead to.
@@ -121,6 +121,8 @@ class TrainConfig:
     """Run.
 
     Args:
+        preset: Settings to start from, which all others override; see `concordet list presets`. By default chosen for
+            the images and the device where data is given by its path; none takes the defaults below.
         detector: Name of the detector; see `concordet list detectors`.
         size: Size of the detector: full as published, nano for CPUs and small data sets.
         loss: Name of the loss, with couplings after +, such as focal+concordance(0.3); see `concordet list losses`.
@@ -146,6 +148,7 @@ class TrainConfig:
             of it would; by default each process ranks its own batch, as in the papers.
         val_every: Epochs between evaluations; the last epoch is always evaluated, and 0 evaluates none.
         evaluate: Whether to evaluate the run at its end.
+        logger: Where curves go besides metrics.csv: tensorboard, wandb, mlflow, or csv for nowhere else.
         log_every: Updates between two rows of metrics.csv.
         checkpoint_minutes: Minutes between checkpoints within an epoch; 0 writes them at the end of epochs only.
         paper: Results that a paper reports for this run, in recipes; they change nothing.
@@ -162,6 +165,7 @@ class TrainConfig:
         concordet.errors.UsageError: nodes must be at least 1, got 0; give another number
     """
 
+    preset: str | None = None
     detector: str = "fcos"
     size: Literal["full", "nano"] = "full"
     loss: str = "default"
@@ -183,6 +187,7 @@ class TrainConfig:
     global_ranking: bool = False
     val_every: int = 1
     evaluate: bool = True
+    logger: Literal["tensorboard", "wandb", "mlflow", "csv"] = "tensorboard"
     log_every: int = 10
     checkpoint_minutes: float = 30.0
     paper: dict[str, Any] | None = None
@@ -251,6 +256,7 @@ MAY_CHANGE = (
     "compile",
     "val_every",
     "evaluate",
+    "logger",
     "log_every",
     "checkpoint_minutes",
 )

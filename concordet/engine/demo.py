@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from concordet.console import note
 from concordet.engine.config import DataConfig, OptimConfig, TrainConfig
 from concordet.files import free_name, new_folder, read_json
 
@@ -62,7 +62,7 @@ def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tu
     out = new_folder(free_name(out), "name another --out")
     folders = []
     for number, (name, loss) in enumerate(settings.losses.items(), 1):
-        print(f"run {number} of {len(settings.losses)}: {loss}", file=sys.stderr, flush=True)
+        note(f"run {number} of {len(settings.losses)}: {loss}")
         folders.append(train(replace(settings.config, loss=loss, seed=seed), out / name))
     page = out / "comparison.html"
     write_comparison(folders, page)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from concordet.boxes import paired_iou
+from concordet.console import note, seconds_between_lines, shows_bars
 from concordet.detectors import Detector, predicts_masks
 from concordet.engine.calibration import NAME as CALIBRATOR
 from concordet.engine.calibration import calibrated_results, carried_calibrator, cross_fitted_metrics
@@ -28,8 +28,6 @@ from concordet.files import new_folder, plain, read_json, replacing, writable, w
 from concordet.version import __version__
 
 SAMPLES = 12
-SECONDS_BETWEEN_LINES = 30.0
-"""Between two lines of progress where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +116,15 @@ def run_detector(
 
 def progress(items: Any, title: str) -> Iterator[Any]:
     """Iterates with a bar on a terminal, and with a line every half minute elsewhere."""
-    if not sys.stderr.isatty():
+    if not shows_bars():
         total, start = len(items), time.monotonic()
         shown = start
         for done, item in enumerate(items):
             now = time.monotonic()
-            if now - shown >= SECONDS_BETWEEN_LINES:
+            if now - shown >= seconds_between_lines():
                 shown = now
                 left = remaining_time(done, total, now - start)
-                print(f"{title}: {done} of {total}, {left} left", file=sys.stderr, flush=True)
+                note(f"{title}: {done} of {total}, {left} left")
             yield item
         return
     from rich.console import Console

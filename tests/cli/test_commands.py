@@ -65,7 +65,7 @@ def test_lists(kind, some, tmp_path, capsys):
 def test_everything_is_listed_without_a_kind(capsys):
     assert main(["list", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {"detectors", "losses", "measures", "datasets", "recipes"}
+    assert set(found) == {"detectors", "losses", "measures", "datasets", "presets", "recipes"}
     assert main(["list"]) == 0
     assert f"{len(found['recipes'])} of them: concordet list recipes" in capsys.readouterr().out
 

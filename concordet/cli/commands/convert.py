@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ def parser() -> Parser:
     options.add_argument(
         "--classes",
         type=list[str] | dict[str, str | None] | None,
-        help="Names of the classes to keep, or a mapping of names to new names or null.",
+        help="Classes to keep, with commas between them, such as cat,pet=dog+wolf, which merges two; or a mapping of "
+        "names to new names or null.",
     )
     options.add_argument("--masks", action="store_true", help="write polygons and masks too, where there are some")
     options.add_argument(
@@ -41,7 +41,8 @@ def parser() -> Parser:
 
 def run(words: list[str]) -> None:
     """Parses and runs."""
-    from concordet.cli.outputs import check_outputs
+    from concordet.cli.outputs import check_outputs, messages
+    from concordet.console import note
     from concordet.errors import UsageError
     from concordet.files import check_new, is_standard_output, write_json
 
@@ -61,11 +62,12 @@ def run(words: list[str]) -> None:
     options: dict[str, Any] = {"classes": args.classes, "skip_faulty": args.skip_faulty}
     options |= {name: True for name in ("masks", "allow_outside") if getattr(args, name)}
     splits = source.open_all(**options) if args.split is None else {args.split: source.open(args.split, **options)}
-    print(count_sentence(source.layout.description, splits), file=sys.stderr)
+    note(count_sentence(source.layout.description, splits))
     root = source.path if source.path.is_dir() else source.path.parent
     if to_file:
         write_json(args.out, merge_splits(splits, root), indent=None)
     else:
         write_folder(splits, Path(args.out))
     if not is_standard_output(args.out):
-        print(f"written: {args.out}")
+        with messages():
+            print(f"written: {args.out}")

@@ -27,7 +27,8 @@ def parser() -> Parser:
     options.add_argument(
         "--classes",
         type=list[str] | dict[str, str | None] | None,
-        help="Names of the classes to keep, or a mapping of names to new names or null.",
+        help="Classes to keep, with commas between them, such as cat,pet=dog+wolf, which merges two; or a mapping of "
+        "names to new names or null.",
     )
     options.add_argument(
         "--allow_outside", "--allow-outside", action="store_true", help="read images outside the folder too"

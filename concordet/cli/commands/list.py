@@ -7,18 +7,20 @@ from typing import Any
 from concordet.cli.options import Parser
 from concordet.errors import UsageError, unknown
 
-KINDS = ("detectors", "losses", "measures", "datasets", "recipes")
+KINDS = ("detectors", "losses", "measures", "datasets", "presets", "recipes")
 
 
 def parser() -> Parser:
     """The options."""
     options = Parser(
         "list",
-        "Lists detectors, losses, measures, data sets and recipes.\n\n"
+        "Lists detectors, losses, measures, data sets, presets and recipes.\n\n"
         "Losses with a leading + are couplings, added to another loss. A recipe is the configuration behind a row of\n"
-        "a paper's table, for concordet train --config NAME.",
+        "a paper's table, for concordet train --config NAME. A preset is settings for a kind of data, for\n"
+        "concordet train --preset NAME.",
         "concordet list losses",
         "concordet list detectors --json detectors.json",
+        "concordet list presets",
         "concordet list recipes",
     )
     options.add_argument("kind", nargs="?", type=str, help=f"What to list: {', '.join(KINDS)}; everything by default.")
@@ -45,6 +47,10 @@ def run(words: list[str]) -> None:
         from concordet.engine.recipes import describe_recipe
 
         content = [describe_recipe(name) for name in names("recipes")]
+    elif args.kind == "presets":
+        from concordet.engine.presets import describe_preset
+
+        content = [describe_preset(name) for name in names("presets")]
     else:
         content = names(args.kind)
     if args.json is None:
@@ -59,6 +65,10 @@ def show(kind: str | None, content: Any) -> None:
         from concordet.cli.tables import print_recipes
 
         print_recipes(content)
+    elif kind == "presets":
+        for preset in content:
+            settings = ", ".join(f"{name} {value}" for name, value in preset["settings"].items())
+            print(f"{preset['name']}: {preset['about']}\n  cost: {preset['cost']}\n  settings: {settings}")
     elif kind is not None:
         print("\n".join(content))
     else:
@@ -80,6 +90,10 @@ def names(kind: str) -> list[str]:
         from concordet.data import list_datasets
 
         return list_datasets()
+    if kind == "presets":
+        from concordet.engine.presets import list_presets
+
+        return list_presets()
     if kind == "recipes":
         from concordet.engine.recipes import list_recipes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from concordet.cli.options import Parser
@@ -53,6 +52,7 @@ def run(words: list[str]) -> None:
         raise UsageError(f"threshold must be between 0 and 1, got {args.threshold}; give another score")
 
     from concordet.cli.outputs import check_outputs, messages
+    from concordet.console import QUIET, note
     from concordet.engine.plugins import import_plugins
     from concordet.engine.prediction import find_images, predict
     from concordet.files import write_json
@@ -74,7 +74,7 @@ def run(words: list[str]) -> None:
             raw_scores=args.raw_scores,
         )
         for reason in done.unreadable.values():
-            print(f"skipped: {reason}", file=sys.stderr)
+            note(f"skipped: {reason}", least=QUIET)
         scores = "scores calibrated" if done.calibrated else "the detector's own scores"
         print(f"{len(done.results)} detections in {done.images} images, {scores}")
         if done.pictures:

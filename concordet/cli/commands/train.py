@@ -20,12 +20,20 @@ from concordet.engine.config import (
     rename_settings,
     to_dict,
 )
+from concordet.engine.presets import NO_PRESET, choose_preset, glance, preset_settings, why
 from concordet.engine.recipes import with_recipes
 from concordet.errors import UsageError
 from concordet.files import read_json, write_json
 
 OWN = ("path", "config", "out", "resume", "json", "force")
 """Options of the command that are not settings of the run."""
+
+
+FIRST = (
+    *("out", "preset", "detector", "size", "loss", "image_size", "classes", "optim.epochs", "data.batch_size"),
+    "resume",
+)
+"""Options that matter most."""
 
 
 def parser() -> Parser:
@@ -38,6 +46,7 @@ def parser() -> Parser:
         "concordet train --config harmonic_loss/faster_rcnn_r50_harmonic --data.root COCO --out runs/harmonic",
         "concordet train --plugins my_loss.py --loss 'my_loss+concordance(0.3)' --out runs/mine",
         "concordet train --resume runs/voc",
+        first=FIRST,
     )
     options.add_argument(
         "path",
@@ -61,6 +70,7 @@ def parser() -> Parser:
     options.add_argument("--json", type=str | None, help="JSON file for the evaluation; - is standard output.")
     options.add_force()
     options.add_class_arguments(TrainConfig)
+    options.add_alias("--classes", "--data.classes")
     return options
 
 
@@ -74,6 +84,9 @@ def run(words: list[str]) -> None:
         if folder is not None:
             # the run's own settings are those that are not given again
             options.set_defaults(_dotted(to_dict(load_config(folder / "config.yaml"))))
+            chosen = None
+        else:
+            chosen = _set_preset(options, words)
         args = options.instantiate(options.parse_args(words))
     out = folder or (Path(args.out) if args.out else None)
     if out is None:
@@ -88,12 +101,15 @@ def run(words: list[str]) -> None:
         raise UsageError("evaluate must be true where --json is given, got false; leave one of them out")
     check_outputs({"--json": args.json}, [args.path], force=args.force)
 
+    from concordet.console import note
     from concordet.engine.plugins import absolute
     from concordet.engine.training.fit import train
     from concordet.engine.training.launch import Launch
 
     config = replace(config, plugins=absolute(config.plugins))
     launch = Launch.of(config)
+    if chosen is not None and launch.is_main:
+        note(chosen)
     train(config, out, resume=folder is not None, launch=launch)
     if not launch.is_main:
         return
@@ -101,6 +117,35 @@ def run(words: list[str]) -> None:
         print_end(out)
     if args.json is not None:
         write_json(args.json, read_json(out / "evaluation.json"))
+
+
+def _set_preset(options: Parser, words: list[str]) -> str | None:
+    """Makes the settings of a preset the defaults, that of --preset or the one for the data; what was taken and why."""
+    if {"--help", "-h"} & set(words):
+        return None
+    args = options.parse_args([word for word in words if not word.startswith("--print_config")])
+    path = args.path or args["data.path"]
+    has_config = any(word.partition("=")[0] == "--config" for word in words)
+    if args.preset == NO_PRESET or (args.preset is None and (path is None or has_config or not Path(path).exists())):
+        return None
+    reason = ""
+    name = args.preset
+    if name is None:
+        from concordet.engine.evaluation import pick_device
+
+        gpu = pick_device(args.accelerator).type == "cuda"
+        seen = glance(path, allow_outside=args["data.allow_outside"])
+        name, reason = choose_preset(seen, gpu=gpu), f" ({why(seen, gpu=gpu)})"
+    settings = preset_settings(name)
+    if args["data.name"] is not None and path is None:  # not every data set by name takes the same options
+        settings = {key: value for key, value in settings.items() if not key.endswith("_options")}
+    options.set_defaults({"preset": name, **settings})
+    shown = ", ".join(f"{key} {value}" for key, value in settings.items() if key in _SHOWN)
+    return f"preset {name}{reason}: {shown}; every option overrides it, and --preset NAME or none takes another"
+
+
+_SHOWN = ("size", "image_size", "optim.epochs", "optim.lr", "data.batch_size", "precision")
+"""Settings of a preset that are printed; config.yaml has all of them."""
 
 
 def print_end(out: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from concordet.console import note
 from concordet.engine.checkpoint import KEY, checkpoint_path, read_checkpoint
 from concordet.files import remove_temporaries, replacing
 
@@ -163,7 +163,7 @@ def resume_point(out: Path) -> ResumePoint | None:
             failures.append(error)
             continue
         if failures:
-            print(f"{failures[0]}\ncontinuing from {path} instead", file=sys.stderr, flush=True)
+            note(f"{failures[0]}\ncontinuing from {path} instead")
         return point
     if failures:
         raise failures[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,10 +12,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import nn
 
+from concordet.console import NORMAL, level, note
 from concordet.detectors import predicts_masks
 from concordet.engine.checkpoint import checkpoint_path, describe, detector_options, is_ours, start_from
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
@@ -32,7 +31,7 @@ from concordet.engine.training.checkpoints import (
     resume_point,
 )
 from concordet.engine.training.launch import Launch, another_was_lost
-from concordet.engine.training.logger import CsvLog
+from concordet.engine.training.logger import build_loggers, check_logger
 from concordet.engine.training.module import DetectionModule
 from concordet.engine.training.observers import WatchLosses
 from concordet.engine.training.progress import LastEpochEvaluation, Progress
@@ -92,6 +91,7 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch:
                 check_new(out, fix)
         import_plugins(config.plugins)
         check_names(config)
+        check_logger(config.logger)
         _check_devices(config, launch)
         point = _resume(config, out) if resume else None
         if point is not None and point.images is not None:
@@ -106,10 +106,9 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch:
                 stack.enter_context(locked(new_folder(out, fix), IN_USE))
             _note_start(asked, out, train_set, val_set)
             if config != asked:
-                print(
+                note(
                     f"updates stay at {launch.images_per_update(config)} images: {launch.processes} process(es), "
-                    f"batches of {config.data.batch_size}, {config.optim.accumulate} of them per update",
-                    file=sys.stderr,
+                    f"batches of {config.data.batch_size}, {config.optim.accumulate} of them per update"
                 )
         _fit(config, out, launch, model, meta, (train_set, val_set if config.val_every else None), point)
         if launch.is_main and config.evaluate and not _is_evaluated(out):
@@ -204,16 +203,15 @@ def _note_start(config: TrainConfig, out: Path, train_set: Any, val_set: Any) ->
     source = describe_source(config.data, splits)
     write_json(out / "data.json", summaries | ({} if source is None else {"source": source}))
     if source is not None:
-        print(source["description"], file=sys.stderr)
+        note(source["description"])
     if source is not None and "held_out" in source:
         held = source["held_out"]
-        print(
+        note(
             f"no validation split: {len(held['images'])} images are held out (data.val_fraction {held['fraction']}, "
-            f"data.val_seed {held['seed']}; data.json names them)",
-            file=sys.stderr,
+            f"data.val_seed {held['seed']}; data.json names them)"
         )
     for split, summary in summaries.items():
-        print(f"{split}: {counts(summary)}", file=sys.stderr)
+        note(f"{split}: {counts(summary)}")
 
 
 def _fit(
@@ -266,7 +264,7 @@ def _fit(
         sync_batchnorm=config.sync_batchnorm,
         use_distributed_sampler=False,
         log_every_n_steps=min(config.log_every, max(1, len(train_set) // images)),
-        logger=_loggers(out, 0 if point is None else point.updates),
+        logger=build_loggers(config, out, keep=0 if point is None else point.updates),
         callbacks=callbacks,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -324,13 +322,10 @@ def _check_devices(config: TrainConfig, launch: Launch) -> None:
         )
 
 
-def _loggers(out: Path, updates: int) -> list[Logger]:
-    tensorboard = TensorBoardLogger(out, name="", version="tensorboard")
-    return [CsvLog(out / "metrics.csv", keep=updates), tensorboard]
-
-
 def _quiet_lightning() -> None:
-    """Silences what Lightning says about choices that were made on purpose."""
+    """Silences what Lightning says about choices that were made on purpose, unless -v asks for it."""
+    if level() > NORMAL:
+        return
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",

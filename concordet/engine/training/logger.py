@@ -1,16 +1,65 @@
-"""metrics.csv: one row per logged update, kept across an interruption."""
+"""Where curves of a run go: metrics.csv, one row per logged update, and Lightning's loggers."""
 
 from __future__ import annotations
 
 import csv
+import os
 from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from concordet.engine.config import TrainConfig, flat
+from concordet.errors import UsageError, missing_package, unknown
 from concordet.files import replacing
+
+EXTRAS: Final = {"tensorboard": "train", "wandb": "wandb", "mlflow": "mlflow", "csv": None}
+"""Extra of concordet that installs what a logger needs, by the name of the logger, which is that of the package."""
+
+
+def check_logger(name: str) -> None:
+    """Raises an error where there is no such logger, or its package is not installed.
+
+    Example:
+        >>> check_logger("csv")
+    """
+    if name not in EXTRAS:
+        raise UsageError(unknown("logger", name, EXTRAS))
+    extra = EXTRAS[name]
+    if extra is not None and find_spec(name) is None:
+        raise ValueError(missing_package(f"--logger {name}", name, extra))
+
+
+def build_loggers(config: TrainConfig, out: Path, *, keep: int = 0) -> list[Logger]:
+    """metrics.csv, and the logger that the configuration names.
+
+    Weights & Biases and MLflow read their own environment variables (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``, ...).
+    Without the latter MLflow writes into ``mlflow.db`` in the run folder.
+
+    Args:
+        config: Configuration of the run.
+        out: Run folder.
+        keep: Number of updates made before.
+    """
+    csv_log = CsvLog(out / "metrics.csv", keep=keep)
+    if config.logger == "csv":
+        return [csv_log]
+    from lightning.pytorch.loggers import MLFlowLogger, TensorBoardLogger, WandbLogger
+
+    if config.logger == "tensorboard":
+        return [csv_log, TensorBoardLogger(out, name="", version="tensorboard")]
+    settings = {name: value for name, value in flat(config).items() if value is not None}
+    logger: Logger
+    if config.logger == "wandb":
+        logger = WandbLogger(project="concordet", name=out.name, save_dir=out)
+    else:
+        where = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').absolute()}")
+        logger = MLFlowLogger(experiment_name="concordet", run_name=out.name, tracking_uri=where)
+    logger.log_hyperparams(settings)
+    return [csv_log, logger]
 
 
 class CsvLog(Logger):

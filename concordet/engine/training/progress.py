@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import Any
 
 import lightning.pytorch as pl
 
-from concordet.engine.evaluation import SECONDS_BETWEEN_LINES, remaining_time
+from concordet.console import note, seconds_between_lines, shows_bars
+from concordet.engine.evaluation import remaining_time
 
 
 class Progress(pl.Callback):
@@ -34,8 +34,8 @@ class Progress(pl.Callback):
         if not trainer.is_global_zero:
             return
         if trainer.global_step:
-            print(f"{self.title}: continuing in {self._position(trainer)}", file=sys.stderr, flush=True)
-        if not sys.stderr.isatty():
+            note(f"{self.title}: continuing in {self._position(trainer)}")
+        if not shows_bars():
             return
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -63,7 +63,7 @@ class Progress(pl.Callback):
     ) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, metrics=self._metrics(trainer))
-        elif trainer.is_global_zero and time.monotonic() - self._shown >= SECONDS_BETWEEN_LINES:
+        elif trainer.is_global_zero and time.monotonic() - self._shown >= seconds_between_lines():
             self._line(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -79,7 +79,7 @@ class Progress(pl.Callback):
         if trainer.global_step < total:
             left = remaining_time(done, total - self._first_update, self._shown - self._start)
             text += f", {left} left"
-        print(text, file=sys.stderr, flush=True)
+        note(text)
 
     @staticmethod
     def _position(trainer: pl.Trainer) -> str:
