@@ -275,7 +275,7 @@ def _threshold_plot(curve: Mapping[str, Any]) -> Any:
     lines = {name: [100 * value for value in curve[name]] for name in ("AP", "AP_upper", "AP_lower")}
     return line_plot(
         [Line("AP", 0, thresholds, lines["AP"])],
-        band=(Line("worst", 0, thresholds, lines["AP_lower"]), Line("perfect", 0, thresholds, lines["AP_upper"])),
+        bands=[(Line("worst", 0, thresholds, lines["AP_lower"]), Line("perfect", 0, thresholds, lines["AP_upper"]))],
         title="AP by IoU threshold",
         x_label="IoU threshold",
         y_label="AP",

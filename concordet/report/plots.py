@@ -78,13 +78,12 @@ def line_plot(
     y_label: str = "",
     y_from_zero: bool = False,
     markers: bool = False,
-    band: tuple[Line, Line] | None = None,
+    bands: Sequence[tuple[Line, Line]] = (),
 ) -> Markup:
-    """Lines over a common axis, optionally above a band between two further ones."""
+    """Lines over a common axis, above bands that each lie between two further lines."""
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure()
-        if band is not None:
-            low, high = band
+        for low, high in bands:
             axes.fill_between(low.x, low.y, high.y, color=slot_color(low.slot), alpha=0.16, linewidth=0)
         for line in lines:
             axes.plot(

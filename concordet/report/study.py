@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from concordet.measures.bootstrap import MEASURES
-from concordet.measures.metrics import BY_KEY, METRICS
+from concordet.measures.metrics import BY_KEY, METRICS, MISSING, Metric
 from concordet.report.page import render, write_page
-from concordet.report.plots import forest_plot
+from concordet.report.plots import SLOTS, Line, forest_plot, line_plot
 
 
 def write_study(report: Mapping[str, Any], out: Path, *, title: str, summary: str | None = None) -> Path:
@@ -47,6 +47,7 @@ def study_page(report: Mapping[str, Any], *, title: str, summary: str | None = N
         reference=report["reference"],
         confidence=report["confidence"],
         groups=[_group(group) for group in report["groups"]],
+        settings=report["settings"],
         failures=report["failures"],
     )
 
@@ -58,10 +59,11 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
         if "AP" in e["differences"]
     ]
     rows.sort(key=lambda row: -row[1])
-    shown = [m for m in METRICS if any(m.key in e["metrics"] for e in group["losses"])]
+    shown = [m for m in METRICS if "runs" in m.tables and any(m.key in e["metrics"] for e in group["losses"])]
     return {
         "name": group["detector"] + (f", {group['variant']}" if group["variant"] else ""),
         "plot": forest_plot(rows, title="Difference in AP", x_label="points of AP") if rows else None,
+        "curves": _curves(group["losses"]),
         "losses": [e["loss"] for e in group["losses"]],
         "differences": [
             {
@@ -73,27 +75,56 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
             for e in group["losses"][1:]
         ],
         "titles": [BY_KEY[key].title for key in MEASURES],
-        "metrics": [
+        "columns": [*(m.heading for m in shown), "processor ms per update ↓"],
+        "rows": [
             {
-                "title": m.title,
-                "arrow": m.arrow,
-                "cells": [_spread(m, e["metrics"].get(m.key)) for e in group["losses"]],
+                "loss": e["loss"],
+                "seeds": len(e["seeds"]),
+                "cells": [*(_spread(m, e["metrics"].get(m.key)) for m in shown), _milliseconds(e["processor_ms"])],
             }
-            for m in shown
+            for e in group["losses"]
         ],
-        "seeds": [len(e["seeds"]) for e in group["losses"]],
+        "classes": [
+            {"name": name, "cells": [_spread(BY_KEY["AP"], e["per_class"].get(name)) for e in group["losses"]]}
+            for name in dict.fromkeys(name for e in group["losses"] for name in e["per_class"])
+        ],
     }
 
 
-def _difference(metric: Any, row: Mapping[str, Any] | None) -> dict[str, str]:
+def _curves(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One plot per loss beside the reference, which is in each, so that bands do not cover one another."""
+    reference, *others = entries
+    if len(reference["curve"]) < 2:
+        return []
+    plots = []
+    for slot, entry in enumerate((e for e in others if len(e["curve"]) > 1), 1):
+        lines, bands = [], []
+        for e, color in ((reference, 0), (entry, 1 + (slot - 1) % (SLOTS - 1))):
+            x = [point["update"] for point in e["curve"]]
+            lines.append(Line(e["loss"], color, x, [100 * point["mean"] for point in e["curve"]]))
+            if all(point["std"] is not None for point in e["curve"]):
+                ends = ([100 * (p["mean"] + sign * p["std"]) for p in e["curve"]] for sign in (-1, 1))
+                low, high = (Line(e["loss"], color, x, y) for y in ends)
+                bands.append((low, high))
+        plot = line_plot(lines, title="AP by update", x_label="update", y_label="AP", bands=bands)
+        plots.append({"loss": entry["loss"], "slot": lines[1].slot, "plot": plot})
+    return plots
+
+
+def _milliseconds(entry: Mapping[str, Any] | None) -> dict[str, str | None]:
+    if entry is None:
+        return {"mean": MISSING, "std": None}
+    return {"mean": f"{entry['mean']:.0f}", "std": None if entry["std"] is None else f"{entry['std']:.0f}"}
+
+
+def _difference(metric: Metric, row: Mapping[str, Any] | None) -> dict[str, str]:
     if row is None:
-        return {"text": "–", "interval": "", "verdict": ""}
+        return {"text": MISSING, "interval": "", "verdict": ""}
     text = [metric.difference(0.0, row[key]) for key in ("value", "low", "high")]
     return {"text": text[0], "interval": f"{text[1]} to {text[2]}", "verdict": row["verdict"]}
 
 
-def _spread(metric: Any, entry: Mapping[str, Any] | None) -> str:
+def _spread(metric: Metric, entry: Mapping[str, Any] | None) -> dict[str, str | None]:
     if entry is None:
-        return "–"
-    spread = "" if entry["std"] is None else f" ± {metric.text(entry['std'])}"
-    return metric.text(entry["mean"]) + spread
+        return {"mean": MISSING, "std": None}
+    return {"mean": metric.text(entry["mean"]), "std": None if entry["std"] is None else metric.text(entry["std"])}

@@ -65,6 +65,7 @@ class Study:
         seeds: Seeds of the runs.
         vary: Dotted name of a setting to its values.
         config: Settings of all runs.
+        resamples: Bootstrap draws of images behind the intervals.
 
     Raises:
         UsageError: a list is empty or repeats a value, or ``vary`` names what is no setting.
@@ -82,6 +83,7 @@ class Study:
     seeds: tuple[int, ...]
     vary: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     config: TrainConfig = field(default_factory=TrainConfig)
+    resamples: int = 400
 
     def __post_init__(self) -> None:
         for name in ("detectors", "losses", "seeds"):
@@ -89,6 +91,8 @@ class Study:
             if not values or len(set(values)) < len(values):
                 listed = ", ".join(map(str, values)) or "none"
                 raise UsageError(f"{name} must be one or more different ones, got {listed}")
+        if self.resamples < 2:
+            raise UsageError(f"resamples must be at least 2, the number of bootstrap draws, got {self.resamples}")
         known = flat(TrainConfig())
         for name, values in self.vary.items():
             if name not in known and name.split(".")[0] != "options":
@@ -128,9 +132,9 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / NAME).exists():
             before = load_study(self.folder)
-            if to_dict(before.config) != to_dict(self.config):
+            if (to_dict(before.config), before.resamples) != (to_dict(self.config), self.resamples):
                 raise UsageError(
-                    f"{self.folder} must be a folder without another study, got one of another configuration; "
+                    f"{self.folder} must be a folder without another study, got one with other settings or resamples; "
                     "name another folder"
                 )
         save_config(self.folder / "config.yaml", self.config)
@@ -166,6 +170,7 @@ def load_study(folder: str | Path) -> Study:
         tuple(content["seeds"]),
         {name: tuple(values) for name, values in content["vary"].items()},
         load_config(folder / "config.yaml"),
+        content["resamples"],
     )
 
 

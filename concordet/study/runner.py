@@ -15,6 +15,7 @@ from pathlib import Path
 from concordet.engine.config import save_config
 from concordet.files import read_json, write_json, write_text
 from concordet.study.grid import Cell, Study
+from concordet.study.results import read_result, result_path
 
 State = str  # "finished", "failed", "unfinished" or "new"
 
@@ -22,7 +23,7 @@ State = str  # "finished", "failed", "unfinished" or "new"
 def state_of(study: Study, cell: Cell) -> State:
     """Whether a cell's run is finished, failed, unfinished (it resumes) or new."""
     folder = study.run_folder(cell)
-    if (folder / "evaluation.json").is_file():
+    if result_path(study, cell).is_file() or (folder / "evaluation.json").is_file():
         return "finished"
     if failure_file(study, cell).is_file():
         return "failed"
@@ -58,6 +59,7 @@ def start_cell(study: Study, cell: Cell, *, gpu: int | None = None) -> subproces
 def finish_cell(study: Study, cell: Cell, status: int) -> State:
     """Records how the process of a cell ended."""
     if state_of(study, cell) == "finished" and status == 0:
+        read_result(study, cell)
         return "finished"
     if status < 0 or status == 130:  # killed or interrupted: it resumes
         return "unfinished"

@@ -9,12 +9,12 @@ from typing import Any, Final
 import numpy as np
 from scipy import stats
 
-from concordet.files import read_json
-from concordet.measures.bootstrap import MEASURES, draw_weights, evaluate_weighted, prepare
+from concordet.engine.config import flat
+from concordet.measures.bootstrap import MEASURES
 from concordet.measures.metrics import BY_KEY, METRICS
 from concordet.measures.reading.arrays import Floats
-from concordet.measures.reading.dataset import read_dataset
 from concordet.study.grid import Cell, Study
+from concordet.study.results import draws_of, read_result, result_path
 from concordet.study.runner import failure_file, state_of
 
 DETECTABLE: Final = 0.005
@@ -23,7 +23,7 @@ DETECTABLE: Final = 0.005
 POWER: Final = 0.8
 
 
-def compare_study(study: Study, *, n_resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
+def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
     """Every loss against the first one, per detector and variant.
 
     Runs are paired by seed and image. A draw takes seeds and images with replacement, the same images for all runs, so
@@ -33,15 +33,14 @@ def compare_study(study: Study, *, n_resamples: int = 1000, confidence: float = 
 
     Args:
         study: A study of which some runs are finished.
-        n_resamples: Draws.
         confidence: Of the intervals, in (0, 1).
-        seed: Of the draws.
 
     Returns:
-        Plain JSON: ``groups``, one per detector and variant, each with ``losses``: the name, the number of seeds,
-        ``metrics`` (mean, standard deviation and values per seed) and ``differences`` of AP, AP50, AP75, beta_cls and
-        oLRP (value, low, high, p, verdict: better, worse or no difference); ``seeds_needed`` to see half a point of AP
-        in four of five studies; ``failures``.
+        Plain JSON: ``groups``, one per detector and variant, each with ``losses``: the name, the seeds, ``metrics`` and
+        ``per_class`` AP (mean, standard deviation and values per seed), ``curve`` (AP by update), ``processor_ms`` per
+        update, and ``differences`` of :data:`concordet.measures.bootstrap.MEASURES` (value, low, high, p, verdict:
+        better, worse or no difference); ``seeds_needed`` to see half a point of AP in four of five studies;
+        ``settings`` of all runs; ``failures``.
 
     Example:
         >>> from pathlib import Path
@@ -55,20 +54,23 @@ def compare_study(study: Study, *, n_resamples: int = 1000, confidence: float = 
     for detector, variant in dict.fromkeys((cell.detector, cell.settings) for cell in cells):
         own = [c for c in cells if (c.detector, c.settings) == (detector, variant)]
         finished = [c for c in own if state_of(study, c) == "finished"]
-        draws = _draws(study, finished, n_resamples, seed)
-        losses = [_loss(study, loss, [c for c in finished if c.loss == loss]) for loss in study.losses]
+        results = {c: read_result(study, c) for c in finished}
+        _check_images(study, results)
+        draws = {c: draws_of(result) for c, result in results.items()}
+        losses = [_loss(loss, {c: r for c, r in results.items() if c.loss == loss}) for loss in study.losses]
         reference = {c.seed: c for c in finished if c.loss == study.losses[0]}
         for entry in losses[1:]:
             pairs = [(reference[c.seed], c) for c in finished if c.loss == entry["loss"] and c.seed in reference]
             entry["n_pairs"] = len(pairs)
-            entry["differences"] = _differences(pairs, draws, confidence, seed)
+            entry["differences"] = _differences(pairs, draws, confidence)
             entry["seeds_needed"] = _seeds_needed(pairs, draws)
         _correct([entry for entry in losses[1:] if entry["differences"]], 1 - confidence)
         groups.append({"detector": detector, "variant": Cell(detector, "", variant, 0).variant, "losses": losses})
     return {
         "reference": study.losses[0],
         "confidence": confidence,
-        "n_resamples": n_resamples,
+        "n_resamples": study.resamples,
+        "settings": {name: value for name, value in flat(study.config).items() if value is not None},
         "groups": groups,
         "failures": [
             {"cell": c.name, "reason": failure_file(study, c).read_text(encoding="utf-8").strip()}
@@ -79,34 +81,49 @@ def compare_study(study: Study, *, n_resamples: int = 1000, confidence: float = 
     }
 
 
-def _loss(study: Study, loss: str, cells: Sequence[Cell]) -> dict[str, Any]:
-    reports = [read_json(study.run_folder(cell) / "evaluation.json")["metrics"] for cell in cells]
-    metrics = {}
-    for metric in METRICS:
-        values = [report.get(metric.key) for report in reports]
+def _loss(loss: str, results: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
+    reports = [result["metrics"] for result in results.values()]
+    classes = dict.fromkeys(name for result in results.values() for name in result["per_class"])
+    return {
+        "loss": loss,
+        "seeds": [cell.seed for cell in results],
+        "metrics": _spreads({m.key: [report.get(m.key) for report in reports] for m in METRICS}),
+        "per_class": _spreads({name: [r["per_class"].get(name) for r in results.values()] for name in classes}),
+        "curve": _mean_curve([result["curve"] for result in results.values()]),
+        "processor_ms": _spreads({"": [r["processor_ms"] for r in results.values()]}).get(""),
+        "differences": {},
+        "seeds_needed": None,
+        "n_pairs": 0,
+    }
+
+
+def _spreads(columns: dict[str, list[Any]]) -> dict[str, Any]:
+    """Mean, standard deviation and values of each column that has numbers."""
+    report = {}
+    for key, values in columns.items():
         numbers = [float(v) for v in values if isinstance(v, int | float) and math.isfinite(v)]
         if numbers:
             spread = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else None
-            metrics[metric.key] = {"mean": float(np.mean(numbers)), "std": spread, "values": numbers}
-    entry: dict[str, Any] = {"loss": loss, "seeds": [cell.seed for cell in cells], "metrics": metrics}
-    return entry | {"differences": {}, "seeds_needed": None, "n_pairs": 0}
+            report[key] = {"mean": float(np.mean(numbers)), "std": spread, "values": numbers}
+    return report
 
 
-def _draws(study: Study, cells: Sequence[Cell], n_resamples: int, seed: int) -> dict[Cell, Floats]:
-    """``[1 + draws, measures]`` of each run: all images once, then the same draws of images for all runs."""
-    results: dict[Cell, Floats] = {}
-    weights: Any = None
-    ids: Any = None
-    for cell in cells:
-        folder = study.run_folder(cell)
-        sample = prepare(read_dataset(folder / "ground_truth.json", folder / "detections.json"), 100)
-        if weights is None:
-            ids = sample.image_ids
-            weights = [np.ones(len(ids), np.int64), *draw_weights(len(ids), n_resamples, seed)]
-        if not np.array_equal(sample.image_ids, ids):
-            raise ValueError(f"runs of a study must be evaluated on the same images, got others in {folder}")
-        results[cell] = np.array([evaluate_weighted(sample, w) for w in weights])
-    return results
+def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[dict[str, Any]]:
+    """AP by update over the seeds, at the updates that all of them have."""
+    tables = [{int(update): ap for update, ap in curve} for curve in curves]
+    shared = sorted(set.intersection(*map(set, tables))) if tables else []
+    return [{"update": u} | _spreads({"": [table[u] for table in tables]})[""] for u in shared]
+
+
+def _check_images(study: Study, results: dict[Cell, dict[str, Any]]) -> None:
+    """Raises where runs were evaluated on different images: their draws would not be paired."""
+    first = next(iter(results.values()), None)
+    for cell, result in results.items():
+        if first is not None and result["images"] != first["images"]:
+            raise ValueError(
+                f"runs of a study must be evaluated on the same images, got others in {result_path(study, cell)}; "
+                "delete that file and its run to train it again"
+            )
 
 
 def _paired(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats]) -> Floats:
@@ -131,15 +148,13 @@ def hierarchical(differences: Floats, seed: int) -> tuple[float, Floats]:
     return float(differences[:, 0].mean()), mean + math.sqrt(n / (n - 1)) * (drawn - mean)
 
 
-def _differences(
-    pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats], confidence: float, seed: int
-) -> dict[str, Any]:
+def _differences(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats], confidence: float) -> dict[str, Any]:
     if not pairs:
         return {}
     paired = _paired(pairs, draws)
     report = {}
     for index, name in enumerate(MEASURES):
-        value, drawn = hierarchical(paired[:, :, index], seed)
+        value, drawn = hierarchical(paired[:, :, index], seed=0)
         drawn = drawn[np.isfinite(drawn)]
         if not math.isfinite(value) or len(drawn) < 2:
             continue

@@ -8,13 +8,16 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from concordet.cli import main
 from concordet.engine.config import save_config
 from concordet.errors import UsageError
 from concordet.measures import evaluate_detections
+from concordet.measures.bootstrap import MEASURES
 from concordet.study import Study, compare_study, load_study, run_cell, run_study
+from concordet.study.results import draws_of, read_result, result_path
 from concordet.study.runner import estimate_seconds, failure_file, state_of
 
 from ..trained import tiny
@@ -25,14 +28,16 @@ LOSSES = ("default", "focal")
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """Two losses, two seeds, trained by two processes."""
-    grid = Study(tmp_path_factory.mktemp("study") / "small", ("fcos",), LOSSES, (1, 2), config=tiny())
+    grid = Study(
+        tmp_path_factory.mktemp("study") / "small", ("fcos",), LOSSES, (1, 2), config=tiny(val_every=1), resamples=20
+    )
     states = run_study(grid, jobs=2)
     assert states["finished"] == 4, [p.read_text()[-500:] for p in (grid.folder / "runs").glob("*.log")]
     return grid
 
 
 def test_differences_are_those_of_the_evaluations(study):
-    report = compare_study(study, n_resamples=20)
+    report = compare_study(study)
     (group,) = report["groups"]
     for entry in group["losses"]:
         for seed, ap in zip(entry["seeds"], entry["metrics"]["AP"]["values"], strict=True):
@@ -47,6 +52,60 @@ def test_differences_are_those_of_the_evaluations(study):
     assert row["verdict"] in ("better", "worse", "no difference")
 
 
+def test_results_stand_for_their_runs(study, tmp_path):
+    """Without run folders a study says the same, and results of two machines merge by copying files."""
+    whole = compare_study(study)
+    for part, losses in (("one", LOSSES[:1]), ("two", LOSSES[1:])):
+        (tmp_path / part / "results").mkdir(parents=True)
+        for cell in study.cells():
+            if cell.loss in losses:
+                shutil.copy(result_path(study, cell), tmp_path / part / "results")
+    merged = replace(study, folder=tmp_path / "merged")
+    merged.save()
+    for part in ("one", "two"):
+        shutil.copytree(tmp_path / part / "results", merged.folder / "results", dirs_exist_ok=True)
+    assert {state_of(merged, cell) for cell in merged.cells()} == {"finished"}
+    assert compare_study(merged) == whole
+    assert run_study(merged)["finished"] == 4
+    assert not (merged.folder / "runs").exists()
+
+
+def test_a_result_says_what_the_run_says(study):
+    for cell in study.cells():
+        result, folder = read_result(study, cell), study.run_folder(cell)
+        evaluation = json.loads((folder / "evaluation.json").read_text())
+        assert result["metrics"]["AP"] == evaluation["metrics"]["AP"]
+        assert result["per_class"] == {entry["name"]: entry["AP"] for entry in evaluation["per_class"]}
+        assert result["processor_ms"] is None or result["processor_ms"] > 0
+        updates, aps = zip(*result["curve"], strict=True)
+        assert updates == (3, 6)
+        assert aps[-1] == pytest.approx(evaluation["metrics"]["AP"], abs=1e-6)
+        draws = draws_of(result)
+        assert draws.shape == (21, len(MEASURES))
+        assert draws[0, 0] == pytest.approx(evaluation["metrics"]["AP"], abs=1e-12)
+    (group,) = compare_study(study)["groups"]
+    for entry in group["losses"]:
+        results = [read_result(study, c) for c in study.cells() if c.loss == entry["loss"]]
+        for name, of_class in entry["per_class"].items():
+            assert of_class["mean"] == pytest.approx(np.mean([r["per_class"][name] for r in results]))
+        assert [p["update"] for p in entry["curve"]] == [3, 6]
+
+
+def test_results_that_do_not_fit_are_refused(study, tmp_path):
+    grid = replace(study, folder=tmp_path / "other")
+    shutil.copytree(study.folder / "results", grid.folder / "results")
+    path = result_path(grid, grid.cells()[0])
+    good = json.loads(path.read_text())
+    for change, message in (
+        ({"images": "0" * 64}, "evaluated on the same images"),
+        ({"format": 7}, "must be the result of a study's run"),
+        ({"draws": good["draws"][:3]}, "must have 20 resamples, got 2"),
+    ):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(ValueError, match=message):
+            compare_study(grid)
+
+
 def test_finished_runs_are_not_trained_again(study):
     before = {p: p.stat().st_mtime_ns for p in (study.folder / "runs").rglob("evaluation.json")}
     assert len(before) == 4
@@ -55,7 +114,7 @@ def test_finished_runs_are_not_trained_again(study):
 
 
 def test_the_command_shows_a_finished_study(study, tmp_path, capsys):
-    words = ["study", "--out", str(study.folder), "--resamples", "10", "--json", str(tmp_path / "report.json")]
+    words = ["study", "--out", str(study.folder), "--json", str(tmp_path / "report.json")]
     assert main(words) == 0
     assert "4 finished" in capsys.readouterr().out
     report = json.loads((tmp_path / "report.json").read_text())
@@ -101,7 +160,7 @@ def test_a_failure_does_not_stop_the_others(study, tmp_path):
     states = run_study(grid)
     assert states == {"finished": 3, "failed": 1, "unfinished": 0, "new": 0}
     assert failure_file(grid, cell).read_text().startswith("concordet: error: ")
-    report = compare_study(grid, n_resamples=5)
+    report = compare_study(grid)
     assert [f["cell"] for f in report["failures"]] == [cell.name]
     assert report["groups"][0]["losses"][1]["n_pairs"] == 1
     shutil.rmtree(folder)
@@ -124,7 +183,7 @@ def test_an_interrupted_study_goes_on_to_the_same_table(study, tmp_path):
     timer.join()
     for number in range(1, 5):
         assert run_cell(grid, number) == "finished"
-    metrics = [compare_study(g, n_resamples=5)["groups"][0]["losses"] for g in (study, grid)]
+    metrics = [compare_study(g)["groups"][0]["losses"] for g in (study, grid)]
     for first, second in zip(*metrics, strict=True):
         assert first["metrics"]["AP"] == second["metrics"]["AP"]
         assert first["differences"] == second["differences"]
@@ -145,7 +204,7 @@ def test_a_study_is_read_back(tmp_path):
     grid.save()
     assert load_study(grid.folder) == grid
     other = replace(grid, config=replace(grid.config, size="full"))
-    with pytest.raises(UsageError, match="another configuration"):
+    with pytest.raises(UsageError, match="other settings"):
         other.save()
 
 

@@ -30,7 +30,7 @@ def parser() -> Parser:
     options.add_argument("--cell", type=int | None, help="Trains only the cell with this number, from 1.")
     options.add_argument("--dry_run", action="store_true", help="Lists the cells and the time left; trains nothing.")
     options.add_argument("--retry_failed", action="store_true", help="Trains failed cells again.")
-    options.add_argument("--resamples", type=int, default=1000, help="Bootstrap draws of the intervals.")
+    options.add_argument("--resamples", type=int | None, help="Bootstrap draws of the intervals; by default 400.")
     options.add_argument("--html", type=str | None, help="Page to write; by default study.html in the study's folder.")
     options.add_argument("--json", type=str | None, help="JSON file for the comparison; - is standard output.")
     options.add_force()
@@ -70,7 +70,7 @@ def run(words: list[str]) -> None:
         print(", ".join(f"{count} {state}" for state, count in states.items() if count))
         if not any(state_of(study, cell) == "finished" for cell in study.cells()):
             raise ValueError(f"a study must have a finished run, got none; see the logs in {study.folder}/runs")
-        report = compare_study(study, n_resamples=options.resamples)
+        report = compare_study(study)
         page = Path(options.html) if options.html else study.folder / "study.html"
         from concordet.report import write_study
 
@@ -90,7 +90,7 @@ def _study(options: Any) -> Any:
     from concordet.study.grid import parse_vary
 
     folder = Path(options.out)
-    given = (options.config, options.losses, options.detectors, options.seeds, options.vary)
+    given = (options.config, options.losses, options.detectors, options.seeds, options.vary, options.resamples)
     if (folder / "study.json").is_file() and not any(value is not None for value in given):
         return load_study(folder)
     if options.losses is None:
@@ -106,6 +106,7 @@ def _study(options: Any) -> Any:
         tuple(range(options.first_seed, options.first_seed + seeds)),
         parse_vary(options.vary or []),
         config,
+        **({} if options.resamples is None else {"resamples": options.resamples}),
     )
     _check_names(study)
     return study

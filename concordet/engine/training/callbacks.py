@@ -88,7 +88,7 @@ class AveragedWeights(pl.Callback):
 
 
 class IterationTimer(pl.Callback):
-    """Seconds of each iteration (forward, backward, update), and of waiting for images between iterations.
+    """Seconds of each iteration (forward, backward, update), its processor time, and waiting for images in between.
 
     On a GPU the clock is read after the device has finished.  The first iterations of a process are left out.
     """
@@ -96,9 +96,10 @@ class IterationTimer(pl.Callback):
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.waited: list[float] = []
+        self.processor: list[float] = []
         self.skipped = 0
         self._done_here = 0
-        self._start = 0.0
+        self._start = self._processor_start = 0.0
         self._end: float | None = None
 
     @staticmethod
@@ -114,7 +115,7 @@ class IterationTimer(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._start = self._now(pl_module)
+        self._start, self._processor_start = self._now(pl_module), time.process_time()
         if self._end is not None and self._done_here >= WARMUP_ITERATIONS and len(self.waited) < _MAX_ITERATIONS:
             self.waited.append(self._start - self._end)
 
@@ -127,6 +128,7 @@ class IterationTimer(pl.Callback):
             self.skipped += 1
         elif len(self.seconds) < _MAX_ITERATIONS:
             self.seconds.append(taken)
+            self.processor.append(time.process_time() - self._processor_start)
         self._done_here += 1
         pl_module.log("seconds_per_iteration", taken)
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
@@ -135,6 +137,7 @@ class IterationTimer(pl.Callback):
         """Medians in seconds, None before there are any, with the number of iterations left out."""
         return {
             "seconds_per_iteration": statistics.median(self.seconds) if self.seconds else None,
+            "processor_seconds_per_iteration": statistics.median(self.processor) if self.processor else None,
             "seconds_waiting_for_data": statistics.median(self.waited) if self.waited else None,
             "iterations": len(self.seconds),
             "iterations_left_out": self.skipped,
@@ -145,8 +148,10 @@ class IterationTimer(pl.Callback):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": list(self.seconds), "waited": list(self.waited), "skipped": self.skipped}
+        seconds = {"seconds": list(self.seconds), "waited": list(self.waited), "processor": list(self.processor)}
+        return seconds | {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds, self.waited = list(state_dict["seconds"]), list(state_dict["waited"])
+        self.processor = list(state_dict.get("processor", ()))  # absent before version 0.2
         self.skipped = state_dict["skipped"]

@@ -1,0 +1,99 @@
+"""What a study keeps of each finished run: one small JSON file. Run folders may be deleted, and studies merged."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from concordet.files import read_json, write_text
+from concordet.measures.bootstrap import MEASURES, draw_weights, evaluate_weighted, prepare
+from concordet.measures.reading.arrays import Floats
+from concordet.measures.reading.dataset import read_dataset
+from concordet.study.grid import Cell, Study
+
+FORMAT: Final = 1
+DIGITS: Final = 6
+"""Decimals of the draws in a result: rounding them changes an interval by far less than drawing again would."""
+
+
+def result_path(study: Study, cell: Cell) -> Path:
+    """Where the result of a cell is kept."""
+    return study.folder / "results" / f"{cell.name}.json"
+
+
+def read_result(study: Study, cell: Cell) -> dict[str, Any]:
+    """The result of a finished cell, made from its run folder where there is none yet.
+
+    Returns:
+        ``metrics`` (of ``evaluation.json``), ``per_class`` (name to AP), ``curve`` (pairs of update and AP),
+        ``processor_ms`` per update, ``environment``, ``n_images``, ``images`` (a hash of their ids) and ``draws``:
+        ``[1 + resamples][measures]`` of :data:`concordet.measures.bootstrap.MEASURES` on all images, and on each draw.
+
+    Raises:
+        ValueError: the file is not a result, or it has draws for another number of resamples.
+    """
+    path = result_path(study, cell)
+    if not path.is_file():
+        _write_result(study, cell)
+    result = read_json(path)
+    if not isinstance(result, dict) or result.get("format") != FORMAT:
+        raise ValueError(f"{path} must be the result of a study's run, got something else; delete it to make it again")
+    if len(result["draws"]) != 1 + study.resamples:
+        raise ValueError(
+            f"{path} must have {study.resamples} resamples, got {len(result['draws']) - 1}; delete it to make it again"
+        )
+    return result
+
+
+def draws_of(result: dict[str, Any]) -> Floats:
+    """``[1 + resamples, measures]`` as an array, NaN where a measure is undefined."""
+    return np.array(result["draws"], np.float64)
+
+
+def _write_result(study: Study, cell: Cell) -> None:
+    folder = study.run_folder(cell)
+    evaluation = read_json(folder / "evaluation.json")
+    sample = prepare(read_dataset(folder / "ground_truth.json", folder / "detections.json"), 100)
+    n = len(sample.image_ids)
+    weights = [np.ones(n, np.int64), *draw_weights(n, study.resamples, seed=0)]
+    draws = [evaluate_weighted(sample, w) for w in weights]
+    digits = [17] + study.resamples * [DIGITS]  # what all images give stays exact
+    rounded = [
+        [None if np.isnan(v) else round(float(v), d) for v in draw] for draw, d in zip(draws, digits, strict=True)
+    ]
+    timing = read_json(folder / "timing.json") if (folder / "timing.json").is_file() else {}
+    seconds = timing.get("processor_seconds_per_iteration")
+    result = {
+        "format": FORMAT,
+        "detector": cell.detector,
+        "loss": cell.loss,
+        "settings": dict(cell.settings),
+        "seed": cell.seed,
+        "metrics": evaluation["metrics"] | {"calibration": None},
+        "per_class": {entry["name"]: entry["AP"] for entry in evaluation["per_class"]},
+        "curve": _curve(folder / "metrics.csv"),
+        "updates": timing.get("updates"),
+        "processor_ms": None if seconds is None else 1000 * seconds,
+        "environment": evaluation.get("environment"),
+        "n_images": n,
+        "images": hashlib.sha256(np.asarray(sample.image_ids).astype("<i8").tobytes()).hexdigest(),
+        "measures": list(MEASURES),
+    }
+    path = result_path(study, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = json.dumps(result, indent=1, allow_nan=False).removesuffix("\n}")
+    rows = ",\n".join("  " + json.dumps(row) for row in rounded)
+    write_text(path, f'{lines},\n "draws": [\n{rows}\n ]\n}}\n')  # a line per draw
+
+
+def _curve(path: Path) -> list[tuple[int, float]]:
+    """Updates and AP of the evaluations during training."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [(int(row["step"]) + 1, float(row["val/AP"])) for row in csv.DictReader(file) if row.get("val/AP")]
