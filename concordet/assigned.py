@@ -80,6 +80,23 @@ class Segmentation:
     targets: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """Values of a ranking loss that were computed for this record and others in one call.
+
+    Attributes:
+        term: The ranking loss.
+        inputs: Tensors of the record that it looked at; of others it is not the result.
+        ious: ``[p]`` IoUs of the positives that it took.
+        values: 0-dim values.
+    """
+
+    term: object
+    inputs: tuple[Tensor, ...]
+    ious: Tensor
+    values: tuple[Tensor, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assigned:
     """Predictions of one stage (or decoder layer) with the objects assigned to them, over a whole batch.
@@ -103,6 +120,8 @@ class Assigned:
         softmax: the classifier is one softmax over classes and background, not one sigmoid per class.
         group: processes whose batches are ranked, correlated and balanced as one. The criterion sets it, never a
             detector.
+        ranked: values of its ranking loss where several records are ranked in one call. The criterion sets it, never a
+            detector.
     """
 
     logits: Tensor
@@ -120,6 +139,7 @@ class Assigned:
     stage: str = ""
     softmax: bool = False
     group: dist.ProcessGroup | None = None
+    ranked: Ranked | None = None
 
     @property
     def positive_logits(self) -> Tensor:

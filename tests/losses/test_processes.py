@@ -12,8 +12,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from concordet.assigned import BACKGROUND, IGNORED, Assigned
 from concordet.losses import functional as F
 from concordet.losses import value_checks
+from concordet.losses.criteria.ranking import RankSortTerm, rank_together
 from concordet.losses.functional import Coefficient
 from concordet.ranking import exact
 from tests.ranking.cases import random_case
@@ -71,6 +73,26 @@ def batch(case, world):
     return (logits[order], labels[order], side[order]), [owner == rank for rank in range(world)]
 
 
+def layers(logits, labels, side, group, method):
+    """RS Loss of three layers of one class: in one call over the group, by itself without one."""
+    term = RankSortTerm(method="exact" if method == TREES else method)
+    records, ious = [], []
+    for i in range(3):
+        rows = (side * 3).long().clamp_max(2) == i
+        own = torch.where(labels[rows] == 1, 0, torch.where(labels[rows] == 0, BACKGROUND, IGNORED))
+        positive = torch.nonzero(own == 0).squeeze(1)
+        boxes = logits.new_zeros(len(positive), 4)
+        count = logits.new_tensor(1.0)
+        records.append(Assigned(
+            logits=logits[rows, None], labels=own, positive=positive, boxes=boxes, gt_boxes=boxes, gt_ids=positive,
+            image_ids=positive, normalizer=count, group=group,
+        ))  # fmt: skip
+        ious.append(side[rows][positive])
+    if group is not None:
+        records = rank_together([term] * 3, records, ious)
+    return [value for r, own in zip(records, ious, strict=True) for value in term(r, own).values()]
+
+
 def results(case, logits, labels, side, group=None):
     """Value and gradient of every loss with every method; ties matter with a hard step."""
     logits = logits.clone().requires_grad_()
@@ -105,6 +127,7 @@ def results(case, logits, labels, side, group=None):
                 classification, localization = F.alrp_loss(logits, labels, errors, **shared)
                 keep(("alrps", method, delta), classification)
                 keep(("alrp localizations", method, delta), localization, errors)
+            keep(("layers", method), torch.stack(layers(logits, labels, side, group, method)))
     positive = labels == 1
     keep("distributional ranking", F.distributional_ranking_loss(logits, labels, group=group))
     for coefficient in get_args(Coefficient):

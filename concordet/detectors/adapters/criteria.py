@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -17,6 +18,7 @@ from concordet.losses.criteria import (
     StagedCriterion,
     Terms,
     build_criterion,
+    rank_records,
 )
 from concordet.losses.functional.reduction import at_least_float32
 
@@ -65,18 +67,23 @@ def criterion_for(model: nn.Module, loss: Loss, defaults: LossDefaults, *, quali
     return criterion
 
 
-def named_terms(criterion: Criterion | StagedCriterion, record: Assigned) -> Terms:
-    """Terms of a record, with ``loss_`` before their names.
+def named_terms(criterion: Criterion | StagedCriterion, records: Sequence[Assigned]) -> list[Terms]:
+    """Terms of each record (decoder layers), with ``loss_`` before their names.
 
     The criterion is not a child of the model, so that the state dict stays as it was: this function moves it to the
     record's device, and lets it gather state only where the model trains.
     """
-    device = record.logits.device
+    if not records:
+        return []
+    device = records[0].logits.device
     if any(tensor.device != device for tensor in chain(criterion.parameters(), criterion.buffers())):
         criterion.to(device)
-    criterion.train(record.logits.requires_grad)
-    terms = criterion([record]) if isinstance(criterion, StagedCriterion) else criterion(record)
-    return {f"loss_{name}": value for name, value in terms.items()}
+    criterion.train(records[0].logits.requires_grad)
+    if isinstance(criterion, StagedCriterion):
+        terms = [criterion([record]) for record in records]
+    else:
+        terms = [criterion(record) for record in rank_records([criterion] * len(records), records)]
+    return [{f"loss_{name}": value for name, value in one.items()} for one in terms]
 
 
 def log_odds(logits: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class DenseLoss:
         if self.keeps_default:
             terms = cast(Any, type(self.owner)).compute_loss(self.owner, targets, head_outputs, anchors, matched_idxs)
         record = self.record(self.owner, self.criterion, targets, head_outputs, anchors, matched_idxs)
-        return {**terms, **named_terms(self.criterion, record)}
+        return {**terms, **named_terms(self.criterion, [record])[0]}
 
 
 class SideCoder(BoxCoder):

@@ -99,7 +99,7 @@ class ProposalLoss:
             softmax=False,
             mean_over_rows=False,
         )
-        return named_terms(self.criterion, replace(record, normalizer=mean_count(record.normalizer)))
+        return named_terms(self.criterion, [replace(record, normalizer=mean_count(record.normalizer))])[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,7 @@ class RoILoss:
             softmax=softmax,
             mean_over_rows=softmax,
         )
-        return named_terms(self.criterion, replace(record, normalizer=mean_count(record.normalizer)))
+        return named_terms(self.criterion, [replace(record, normalizer=mean_count(record.normalizer))])[0]
 
     def _mask_loss(
         self,

@@ -8,7 +8,8 @@ box sides, weights) is the library's in whatever version is installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from types import FunctionType
@@ -196,16 +197,19 @@ class SetLoss:
             logits, pred_boxes, *layers = map(_widened, (logits, pred_boxes, *layers))  # type: ignore[assignment]
             keywords = {name: _widened(value) for name, value in keywords.items()}
             labels = [{**target, "boxes": target["boxes"].to(pred_boxes.dtype)} for target in labels]
-        layer_loss = LayerLoss(self, family, config, logits.shape[1], keywords.get("denoising_meta_values"))
-        function = family.with_criterion(layer_loss.attach)
+        layers_seen = LayerRecords(self, family, config, logits.shape[1], keywords.get("denoising_meta_values"))
+        function = family.with_criterion(layers_seen.attach)
         total, terms, auxiliary = function(logits, labels, device, pred_boxes, config, *layers, **keywords)
-        if not family.weighted:  # the library adds up the terms that it knows
-            total = sum(layer_loss.values, torch.as_tensor(total, device=logits.device))
-        return total, terms, auxiliary
+        ours = named_terms(self.criterion, layers_seen.records)
+        values = [value for layer in ours for value in layer.values()]
+        return sum(values, torch.as_tensor(total, device=logits.device)), _with_ours(terms, ours), auxiliary
 
 
-class LayerLoss:
+class LayerRecords:
     """What the library's criterion calls for the terms of one layer, during one call of a :class:`SetLoss`.
+
+    It keeps the layers' records, and returns for each a zero named by its number, which :func:`_with_ours` replaces:
+    once all layers are known, they can be ranked in one call.
 
     Args:
         loss: Loss of the model.
@@ -220,7 +224,7 @@ class LayerLoss:
         self.queries = queries
         self.denoising_queries = denoising["dn_num_split"][0] if denoising is not None else 0
         self.denoising_layers: list[Outputs] = []
-        self.values: list[Tensor] = []
+        self.records: list[Assigned] = []
 
     def attach(self, library: Any) -> None:
         """Steps in between the library's criterion and its terms."""
@@ -247,14 +251,30 @@ class LayerLoss:
             # until 5.17 the library matched denoising queries of the last layer as if they were others
             outputs = {key: outputs[key][:, self.denoising_queries :] for key in ("logits", "pred_boxes")}
             matches = self.library.matcher(outputs, targets)
-        criterion, softmax = self.loss.criterion, self.family.softmax
-        keep_softmax = criterion.needs.softmax
-        record = transformers_record(outputs, targets, matches, softmax=softmax, keep_softmax=keep_softmax)
-        terms = named_terms(criterion, record)
-        self.values += terms.values()
+        softmax, keep_softmax = self.family.softmax, self.loss.criterion.needs.softmax
+        number = f"#{len(self.records)}"
+        self.records.append(transformers_record(outputs, targets, matches, softmax=softmax, keep_softmax=keep_softmax))
         if self.family.weighted:  # the library drops terms without a weight
-            self.library.weight_dict.update(dict.fromkeys(terms, 1.0))
-        return terms
+            self.library.weight_dict[number] = 1.0
+        return {number: outputs["logits"].new_zeros(())}
+
+
+def _with_ours(terms: Terms, ours: Sequence[Terms]) -> Terms:
+    """The library's terms, with our terms of each layer for the zero that stands for them.
+
+    Example:
+        >>> _with_ours({"loss_mask": 1, "#0": 0, "#1_aux_0": 0}, [{"loss_box": 2}, {"loss_box": 3}])
+        {'loss_mask': 1, 'loss_box': 2, 'loss_box_aux_0': 3}
+    """
+    merged: Terms = {}
+    for name, value in terms.items():
+        placeholder = re.fullmatch(r"#(\d+)(.*)", name)
+        if placeholder is None:
+            merged[name] = value
+        else:  # the library adds the layer's name
+            layer, suffix = placeholder.groups()
+            merged |= {f"{own}{suffix}": term for own, term in ours[int(layer)].items()}
+    return merged
 
 
 def _widened(value: Any) -> Any:

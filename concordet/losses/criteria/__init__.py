@@ -4,7 +4,7 @@ from concordet.losses.criteria.bases import BASES, Base, LossDefaults, QualityHe
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.criteria.cores import Core, NoTerms
 from concordet.losses.criteria.couplings import COUPLINGS, Coupling, WeightedCoupling
-from concordet.losses.criteria.criterion import Criterion, Needs, StagedCriterion, add_l1, rank_over
+from concordet.losses.criteria.criterion import Criterion, Needs, StagedCriterion, add_l1, rank_over, rank_records
 from concordet.losses.criteria.mask import MaskTerm
 from concordet.losses.criteria.names import LossName
 from concordet.losses.criteria.registry import HEADS, build_criterion, list_losses, register_coupling, register_loss
@@ -33,6 +33,7 @@ __all__ = [
     "build_criterion",
     "list_losses",
     "rank_over",
+    "rank_records",
     "register_coupling",
     "register_loss",
     "sum_terms",

@@ -8,18 +8,16 @@ from typing import Literal
 
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.criteria.classification import (
-    APTerm,
     CrossEntropyTerm,
     DistributionalRankingTerm,
     FocalTerm,
     MatchabilityAwareTerm,
-    NDCGTerm,
     QualityFocalTerm,
-    RankSortTerm,
     VarifocalTerm,
 )
 from concordet.losses.criteria.cores import ALRPCore, Core, HarmonicCore, SelfBalancedCore, SeparateCore
 from concordet.losses.criteria.mask import MaskTerm
+from concordet.losses.criteria.ranking import APTerm, NDCGTerm, RankSortTerm
 from concordet.losses.functional.ranking import Method
 
 QualityHead = Literal["centerness", "iou"]

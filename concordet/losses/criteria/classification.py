@@ -6,7 +6,6 @@ IoUs ``[p]`` carry no gradient: they are targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,6 @@ from concordet.distributed import world
 from concordet.losses import functional
 from concordet.losses.criteria.terms import Term
 from concordet.losses.functional.distributional import unchecked_distributional_ranking_loss
-from concordet.losses.functional.ranking import Method
 
 Classification = Callable[[Assigned, Tensor], Tensor | Mapping[str, Tensor | Term]]
 """A classification loss: of (assigned, IoUs of the positives ``[p]``) to one value, or to values by name."""
@@ -104,52 +102,3 @@ class DistributionalRankingTerm(nn.Module):
     def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:
         logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
         return unchecked_distributional_ranking_loss(logits, labels, group=assigned.group)
-
-
-class APTerm(nn.Module):
-    """AP Loss.
-
-    Args:
-        delta: Half the width of the step: 1 as published, 0.5 for PAA.
-        method: Algorithm of the ranking loss.
-    """
-
-    def __init__(self, *, delta: float = 1.0, method: Method = "auto") -> None:
-        super().__init__()
-        self.delta, self.method = delta, method
-
-    def forward(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
-        logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
-        loss = functional.ap_loss(logits, labels, delta=self.delta, method=self.method, **ranking_kwargs(assigned))
-        return {"ranking": loss}
-
-
-class NDCGTerm(nn.Module):
-    """NDCG Loss, with the step's width and the algorithm that AP and aLRP Loss have by default."""
-
-    def forward(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
-        logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
-        return {"ranking": functional.ndcg_loss(logits, labels, **ranking_kwargs(assigned))}
-
-
-class RankSortTerm(nn.Module):
-    """Rank & Sort Loss: positives above negatives, and positives among themselves by IoU.
-
-    Args:
-        method: Algorithm of the ranking loss.
-    """
-
-    def __init__(self, *, method: Method = "auto") -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
-        logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
-        quality = assigned.class_targets(ious).flatten()
-        loss = functional.rank_sort_loss(logits, labels, quality, method=self.method, **ranking_kwargs(assigned))
-        return {"ranking": loss.ranking, "sorting": loss.sorting}
-
-
-def ranking_kwargs(assigned: Assigned) -> dict[str, Any]:
-    """What a record knows that a ranking loss asks for: the processes to rank with, and the number of positives."""
-    return {"group": assigned.group, "n_positives": len(assigned.positive)}

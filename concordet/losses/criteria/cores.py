@@ -12,7 +12,8 @@ from concordet.assigned import Assigned
 from concordet.boxes import paired_iou
 from concordet.losses import functional
 from concordet.losses.criteria.box import BoxTerm, box_losses, box_value, weigh
-from concordet.losses.criteria.classification import Classification, ranking_kwargs, softmax_entropies
+from concordet.losses.criteria.classification import Classification, softmax_entropies
+from concordet.losses.criteria.ranking import ALRPTerm, RankingTerm
 from concordet.losses.criteria.terms import CoreTerms, Term, as_terms, balance, sum_of_role
 from concordet.losses.functional.ranking import Method
 
@@ -20,7 +21,8 @@ from concordet.losses.functional.ranking import Method
 class Core(nn.Module):
     """Base class of cores: classification and box terms of a batch.
 
-    A subclass has :meth:`forward`; :meth:`observe` and :meth:`on_epoch_end` where it has something to show or state.
+    A subclass has :meth:`forward`; :meth:`observe` and :meth:`on_epoch_end` where it has something to show or state;
+    :attr:`ranking` where one of its parts is a ranking loss.
     ``includes_regression`` says that its terms already compare encoded regressions, so that :class:`WithL1` is not
     needed.
 
@@ -45,6 +47,11 @@ class Core(nn.Module):
     """
 
     includes_regression: ClassVar[bool] = False
+
+    @property
+    def ranking(self) -> RankingTerm | None:
+        """The ranking loss that :meth:`forward` calls, which may then rank several records in one call; or None."""
+        return None
 
     def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
         """The terms by name.
@@ -82,6 +89,10 @@ class SeparateCore(Core):
         super().__init__()
         self.classification = classification
         self.box = box
+
+    @property
+    def ranking(self) -> RankingTerm | None:
+        return self.classification if isinstance(self.classification, RankingTerm) else None
 
     def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
         terms = as_terms(self.classification(assigned, ious))
@@ -205,21 +216,21 @@ class ALRPCore(Core):
         giou: bool = True,
     ) -> None:
         super().__init__()
-        self.method = method
-        self.positive_iou = positive_iou
-        self.balanced, self.giou = balanced, giou
+        self.term = ALRPTerm(positive_iou, giou=giou, method=method)
+        self.balanced = balanced
         self.register_buffer("weight", torch.tensor(first_weight if balanced else 1.0))
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # total, localization
 
+    @property
+    def ranking(self) -> RankingTerm:
+        return self.term
+
     def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
-        largest = 2 if self.giou else 1  # the largest possible error of a box
-        errors = box_losses("giou" if self.giou else "iou", assigned) / (largest * (1 - self.positive_iou))
-        logits, labels = assigned.logits.flatten(), assigned.ranking_labels()
-        parts = functional.alrp_loss(logits, labels, errors, method=self.method, **ranking_kwargs(assigned))
+        parts = self.term(assigned, ious)
+        classification, localization = parts["classification"], parts["localization"]
         if self.training and self.balanced:
-            total = (parts.classification + parts.localization).detach()
-            self.sums += torch.stack([total, parts.localization.detach()])
-        return {"classification": Term(parts.classification), "box": Term(self.weight * parts.localization, "box")}
+            self.sums += torch.stack([classification + localization, localization]).detach()
+        return {"classification": Term(classification), "box": Term(self.weight * localization, "box")}
 
     def observe(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
         """``self_balance``: the weight of the localization part (aLRP Loss, Figure 3)."""
@@ -254,6 +265,10 @@ class WithL1(Core):
         self.classification = classification
         self.l1 = l1
         self.balanced = balanced
+
+    @property
+    def ranking(self) -> RankingTerm | None:
+        return self.core.ranking
 
     def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
         terms = self.core(assigned, ious)

@@ -21,6 +21,7 @@ from concordet.losses.criteria.bases import QualityHead
 from concordet.losses.criteria.cores import Core, WithL1
 from concordet.losses.criteria.couplings import WeightedCoupling
 from concordet.losses.criteria.mask import MaskTerm, mask_value, segmentation_value
+from concordet.losses.criteria.ranking import rank_together
 from concordet.losses.criteria.terms import CoreTerms, Terms, sum_of_role
 from concordet.losses.functional.reduction import at_least_float32
 
@@ -101,10 +102,8 @@ class Criterion(nn.Module):
 
     def forward(self, assigned: Assigned) -> Terms:
         """Named 0-dim terms, weighted, all connected to the graph; their sum is the loss."""
-        # Losses are computed in float32 or better whatever the detector ran in: bf16 IoUs and counts are not usable.
         with torch.autocast(assigned.logits.device.type, enabled=False):
-            assigned = replace(assigned, logits=at_least_float32(assigned.logits), group=self.group)
-            ious = paired_iou(assigned.boxes.detach(), assigned.gt_boxes)
+            assigned, ious = self.prepare(assigned)
             terms = self.core(assigned, ious)
             values = {name: term.value for name, term in terms.items()}
             for name, extra in self._extra_terms().items():
@@ -112,6 +111,14 @@ class Criterion(nn.Module):
                 if value is not None:
                     values[name] = value
         return values
+
+    def prepare(self, assigned: Assigned) -> tuple[Assigned, Tensor]:
+        """The record with logits as losses take them and this criterion's processes, and ``[p]`` IoUs."""
+        if assigned.ranked is not None:  # by `rank_records`, which prepared it
+            return assigned, assigned.ranked.ious
+        # Losses are computed in float32 or better whatever the detector ran in: bf16 IoUs and counts are not usable.
+        assigned = replace(assigned, logits=at_least_float32(assigned.logits), group=self.group)
+        return assigned, paired_iou(assigned.boxes.detach(), assigned.gt_boxes)
 
     def _extra_terms(self) -> dict[str, ExtraTerm]:
         extras: dict[str, ExtraTerm] = {
@@ -201,8 +208,33 @@ def rank_over(model: nn.Module, group: dist.ProcessGroup | None) -> None:
             module.group = group
 
 
+def rank_records(criteria: Sequence[nn.Module], records: Sequence[Assigned]) -> list[Assigned]:
+    """Ranks all records whose criteria have the same ranking loss in one call; their criteria then find its values.
+
+    Args:
+        criteria: Criterion of each record, to be called with it afterwards.
+        records: Records of one batch: stages, decoder layers, groups of queries.
+
+    Returns:
+        The records; those that are ranked with others have :attr:`~concordet.assigned.Assigned.ranked`.
+    """
+    terms = [criterion.core.ranking if isinstance(criterion, Criterion) else None for criterion in criteria]
+    together = [i for i, term in enumerate(terms) if term is not None]
+    results = list(records)
+    if len(together) < 2:
+        return results
+    with torch.autocast(records[0].logits.device.type, enabled=False):
+        prepared = [cast(Criterion, criteria[i]).prepare(records[i]) for i in together]
+        ranked = rank_together([terms[i] for i in together], *zip(*prepared, strict=True))
+    for i, record in zip(together, ranked, strict=True):
+        results[i] = record
+    return results
+
+
 class StagedCriterion(nn.Module):
     """One criterion per stage (RPN and head, Cascade's three heads, decoder layers), each with a weight.
+
+    Stages with the same ranking loss are ranked in one call, each by itself.
 
     Args:
         stages: Criteria by name; a record is for the one named by its ``stage``.
@@ -222,9 +254,10 @@ class StagedCriterion(nn.Module):
     def forward(self, records: Sequence[Assigned]) -> Terms:
         """Weighted terms of all stages, each named ``stage_term``."""
         losses = {}
-        for assigned in records:
+        criteria = [self.stages[assigned.stage] for assigned in records]
+        for criterion, assigned in zip(criteria, rank_records(criteria, records), strict=True):
             weight = self.weights.get(assigned.stage, 1.0)
-            for name, value in self.stages[assigned.stage](assigned).items():
+            for name, value in criterion(assigned).items():
                 losses[f"{assigned.stage}_{name}"] = weight * value
         return losses
 

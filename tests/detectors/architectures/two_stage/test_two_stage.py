@@ -277,7 +277,7 @@ class TestCriteria:
 
         assert kinds("focal+concordance+pse") == [([], True), (["concordance", "pse"], True)]
         assert kinds("ap+concordance") == [(["concordance"], False)] * 2
-        assert build("faster_rcnn", "alrp").criterion.stages["rpn"].core.positive_iou == 0.7
+        assert build("faster_rcnn", "alrp").criterion.stages["rpn"].core.term.positive_iou == 0.7
 
     def test_proposals_of_ranking_losses_weigh_a_fifth(self):
         model = build("faster_rcnn", "rank_sort")
