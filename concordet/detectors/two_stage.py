@@ -78,15 +78,16 @@ class BoxStage(nn.Module):
 class TwoStageHead(nn.Module):
     """A two-stage detector without backbone and image transform: features to proposals, boxes and records.
 
-    With a softmax classifier (cross entropy, Harmonic loss) losses are means over random minibatches of 256 anchors
-    (half of them positive) and 512 proposals (a quarter) per image, as torchvision takes them.  Losses with one sigmoid
-    per class weigh negatives themselves and see every anchor and every proposal.
+    Losses that need samples (cross entropy and Harmonic loss of a softmax) are means over random minibatches of 256
+    anchors (half of them positive) and 512 proposals (a quarter) per image, as torchvision takes them.  Losses with one
+    sigmoid per class weigh negatives themselves and see every anchor and every proposal.
 
     Args:
         rpn: torchvision's.
         box_pool: Features and boxes to ``[n, channels, h, w]``.
         stages: Of the RoI head, by name; each refines the boxes of the one before it, and their logits are averaged.
         postprocess: Thresholds; ``topk`` candidates per image come before NMS.
+        sampled: Whether losses see random minibatches: the criterion's ``needs.samples``.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class TwoStageHead(nn.Module):
         stages: Mapping[str, BoxStage],
         *,
         postprocess: PostProcess,
+        sampled: bool,
     ) -> None:
         super().__init__()
         self.rpn = rpn
@@ -105,9 +107,9 @@ class TwoStageHead(nn.Module):
         heads = list(stages.values())
         self.roi_heads = heads[0] if len(heads) == 1 else nn.ModuleList(heads)
         self.postprocess = postprocess
-        self.sampled = heads[0].softmax
+        self.sampled = sampled
         self.roi_sampler = BalancedPositiveNegativeSampler(512, 0.25)
-        if not self.sampled:
+        if not sampled:
             init_prior_bias(rpn.head.cls_logits)
 
     @property
@@ -298,7 +300,7 @@ class TwoStageDetector(TwoStageHead, Detector):
         ignore_regions: bool = True,
     ) -> None:
         named = dict(zip(list(criterion.stages)[1:], stages, strict=True))
-        super().__init__(rpn, box_pool, named, postprocess=postprocess)
+        super().__init__(rpn, box_pool, named, postprocess=postprocess, sampled=criterion.needs.samples)
         self.resize = resize
         self.transform = resize.transform()
         self.backbone = backbone

@@ -28,6 +28,9 @@ MIN_CELLS, MAX_CELLS = 1 << 14, 1 << 20
 MAX_SEARCHED_KEYS = 3000
 """Keys up to which a binary search among all thresholds takes less time than a grid with its operations."""
 
+MIN_GRID_KEYS = 1 << 14
+"""Keys in ascending order from which on the grid takes less time than a binary search, which they make fast."""
+
 MIN_BITWISE_SORT = 1 << 15
 """Values from which sorting float32 by its bits saves more than its additional operations cost."""
 
@@ -112,6 +115,10 @@ class Intervals:
             return self.grid.locate(keys)
         return torch.searchsorted(self.thresholds, keys, right=True, out_int32=True)
 
+    def locate_few(self, keys: Tensor) -> Tensor:
+        """The same for keys in ascending order, int64; few of them are searched for in fewer operations."""
+        return _locate_few(self.thresholds, self.grid, keys)
+
     def coordinate(self, keys: Tensor, interval: Tensor) -> Tensor:
         """``[n]`` float64, the keys seen from the origins of their intervals; meaningless outside of all windows."""
         return torch.sub(keys, self.origin if len(self.origin) == 1 else self.origin.index_select(0, interval))
@@ -161,6 +168,13 @@ def sort_ascending(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.index_select(0, order), order
 
 
+def _locate_few(thresholds: Tensor, grid: Grid | None, keys: Tensor) -> Tensor:
+    """Number of thresholds at or below each key."""
+    if grid is None or keys.numel() < MIN_GRID_KEYS:
+        return torch.searchsorted(thresholds, keys, right=True)
+    return grid.locate(keys.flatten()).long().view(keys.shape)
+
+
 def build_intervals(positives: Tensor, delta: float, dtype: torch.dtype, n_keys: int = 1 << 62) -> Intervals:
     """Cut the axis at the thresholds of ``[p]`` finite float64 positives in ascending order (p > 0).
 
@@ -172,7 +186,8 @@ def build_intervals(positives: Tensor, delta: float, dtype: torch.dtype, n_keys:
     """
     both = _thresholds(positives, delta, dtype)
     thresholds = sort_ascending(both.flatten())[0]
-    edges = torch.searchsorted(thresholds, both, right=True)  # above the last of equal ones: none is between them
+    grid = Grid.build(thresholds) if on_host(thresholds) and n_keys > MAX_SEARCHED_KEYS else None
+    edges = _locate_few(thresholds, grid, both)  # above the last of equal ones: none is between them
     origin, top, dead = positives[-1:], positives[-1:], None
     if not (on_host(positives) and _one_chain(positives, delta)):
         ends = pad(positives.diff() > CHAIN_GAP * delta, (0, 1), value=True)  # [p] of chains
@@ -191,7 +206,7 @@ def build_intervals(positives: Tensor, delta: float, dtype: torch.dtype, n_keys:
         start=local - delta,
         origin=origin,
         dead=dead,
-        grid=Grid.build(thresholds) if on_host(thresholds) and n_keys > MAX_SEARCHED_KEYS else None,
+        grid=grid,
     )
 
 

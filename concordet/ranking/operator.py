@@ -314,10 +314,11 @@ class _Placement:
         return values.index_copy(-1, self._order, values)[..., self._local]
 
     def subtract(self, rows: Tensor, values: Tensor) -> Tensor:
-        """``rows`` ``[..., n]`` less the values of this process's positives, in place."""
+        """``rows`` ``[..., n]`` less the values of this process's positives, in place; ``values`` are overwritten."""
+        values = values.neg_()  # with alpha=-1, PyTorch adds index by index
         if self._several:
-            return rows.index_add_(-1, self._positive, self.unsorted(values).to(rows.dtype), alpha=-1)
-        return rows.index_add_(-1, self._positive.index_select(0, self._order), values.to(rows.dtype), alpha=-1)
+            return rows.index_add_(-1, self._positive, self.unsorted(values).to(rows.dtype))
+        return rows.index_add_(-1, self._positive.index_select(0, self._order), values.to(rows.dtype))
 
 
 def _stack(rows: list[Tensor]) -> Tensor:

@@ -278,6 +278,14 @@ class TestHarmonic:
         expected = {"classification": negatives / 3, "harmonic": harmonized / 3, "contrast": contrast / 3}
         assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected, rel=1e-5)
 
+    @pytest.mark.parametrize("beta", [0.02, 1.0])
+    def test_smooth_l1_is_the_detectors(self, beta):
+        assigned = record()
+        core = build_criterion("harmonic(alpha=0)", LossDefaults(box=BoxTerm("smooth_l1", beta=beta))).core
+        errors = (assigned.regression.deltas - assigned.regression.targets).abs().tolist()
+        expected = [sum(e * e / 2 / beta if e < beta else e - beta / 2 for e in row) for row in errors]
+        assert core.losses(assigned)[1].tolist() == pytest.approx(expected, rel=1e-5)
+
     def test_boxes_learn(self):
         assigned = record()
         term = build_criterion("harmonic")(assigned)["harmonic"]

@@ -115,7 +115,9 @@ def _rank_sort(method: Method) -> Callable[[LossDefaults], Core]:
 
 
 def _harmonic(defaults: LossDefaults, *, contrast: float = 1.0, **settings: float) -> Core:
-    return HarmonicCore(contrast_weight=contrast, no_object_weight=defaults.no_object_weight, **settings)
+    return HarmonicCore(
+        contrast_weight=contrast, no_object_weight=defaults.no_object_weight, beta=defaults.box.beta, **settings
+    )
 
 
 def _quality_focal(defaults: LossDefaults) -> Core:

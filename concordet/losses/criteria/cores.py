@@ -129,6 +129,8 @@ class HarmonicCore(Core):
         margin: Margin of the Task-Contrastive loss; 0.2 as published.
         contrast_weight: Weight of the Task-Contrastive loss.
         no_object_weight: Weight of the background in a softmax; None for 1.
+        beta: Error at which smooth L1 turns from quadratic to linear; by name the detector's own, as the paper takes
+            its base detectors' smooth L1.
 
     Paper:
         Wang and Zhang: Reconcile Prediction Consistency for Balanced Object Detection (ICCV 2021), Eqs. 8-13.
@@ -144,9 +146,10 @@ class HarmonicCore(Core):
         margin: float = 0.2,
         contrast_weight: float = 1.0,
         no_object_weight: float | None = None,
+        beta: float = 1 / 9,
     ) -> None:
         super().__init__()
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.gamma, self.beta = alpha, gamma, beta
         self.margin, self.contrast_weight = margin, contrast_weight
         self.no_object_weight = 1.0 if no_object_weight is None else no_object_weight
 
@@ -155,7 +158,7 @@ class HarmonicCore(Core):
         ious = paired_iou(assigned.boxes, assigned.gt_boxes)
         localization = self.alpha * functional.harmonic_iou_loss(ious, gamma=self.gamma, reduction="none")
         if assigned.regression is not None:
-            localization = localization + box_losses("smooth_l1", assigned)
+            localization = localization + box_losses("smooth_l1", assigned, self.beta)
         if assigned.softmax:
             return softmax_entropies(assigned)[assigned.positive], localization
         return F.softplus(-assigned.positive_logits), localization

@@ -89,6 +89,7 @@ class AuxiliaryHeads(nn.Module):
             box_pool(size),
             {"roi": box_stage(staged, num_classes, size, channels)},
             postprocess=PostProcess(),
+            sampled=staged.needs.samples,
         )
 
     def forward(

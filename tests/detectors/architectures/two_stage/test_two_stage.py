@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNN
 from concordet.assigned import BACKGROUND, IGNORED
 from concordet.boxes import paired_iou
 from concordet.detectors import build_detector
+from concordet.detectors.architectures.two_stage.faster_rcnn import DEFAULTS
 from concordet.detectors.parts.proposals import roi_matches, sample
 from concordet.losses import build_criterion
 from concordet.losses.criteria import StagedCriterion
@@ -126,6 +128,16 @@ class TestRecords:
             assert record.logits.shape == (len(record.labels), 4)
             assert record.normalizer == len(record.labels) <= 3 * 512
         assert [r.stage for r in (rpn, *rois)] == list(build(name).criterion.stages)
+
+    def test_a_softmax_that_needs_no_samples_sees_everything(self, name):
+        criterion = build_criterion("ce", DEFAULTS)
+        assert criterion.needs.softmax
+        criterion.needs = replace(criterion.needs, samples=False)
+        rpn, *rois = build(name, criterion).assigned(*batch(3, 0, 4))
+        assert len(rpn.labels) > 3 * 256
+        for record in rois:
+            assert record.softmax
+            assert record.normalizer == max(len(record.positive), 1)
 
     @pytest.mark.parametrize("loss", ["rank_sort", "focal"])
     def test_all_anchors_and_proposals_without_softmax(self, name, loss):
