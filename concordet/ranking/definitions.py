@@ -119,12 +119,13 @@ def localization_recall_precision(counts: Counts, aux: Tensor, *, self_relation:
     Localization: 1/|P| sum_i 1/rank(i) sum_{k at or before i in the order} E_k, linear in E; returned as its weights.
     """
     false_positives, positives, errors = counts.above(aux)
-    rank = self_relation + positives + false_positives
+    inverse_rank = (self_relation + positives + false_positives).reciprocal()
     # E_k counts at every positive from k's own rank downwards
-    weights = counts.segments.running(running_sums, rank.reciprocal())
+    weights = counts.segments.running(running_sums, inverse_rank)
+    value = false_positives * inverse_rank
     term = Term(
-        value=false_positives / rank,
-        error=(false_positives + errors) / rank,
+        value=value,
+        error=torch.addcmul(value, errors, inverse_rank),
         pmf_denominator=false_positives,
         min_denominator=MIN_FALSE_POSITIVES,
     )

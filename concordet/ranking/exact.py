@@ -88,7 +88,7 @@ class ExactCounts:
     def above(self, *weights: Tensor) -> list[Tensor]:
         axis, size, n = self._axis, self._axis.size, self.segments.n
         # sums over the keys of each interval: of negatives, of positives, of weighted positives
-        bins = self.segments.flat(axis.locate_few(self._keys), size)
+        bins = self.segments.flat(axis.own, size)
         counts = [self._weight.flatten(), binned_sums(bins, None, n * size)]
         counts += [binned_sums(bins, w, n * size) for w in weights]
         if self._delta:

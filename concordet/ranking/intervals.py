@@ -86,6 +86,7 @@ class Intervals:
             threshold, so that comparing a key with it is exact.
         bounds: ``[2, p]`` thresholds t_i - d and t_i + d, in ascending order.
         edges: ``[2, p]`` the intervals that begin at them.
+        own: ``[p]`` the interval of each positive.
         start: ``[p]`` float64, local - d: where windows begin.
         local: ``[p]`` float64, t_i minus its chain's origin, in ascending order. A chain is a run of positives whose
             windows touch; origins keep sums of keys small where the windows are.
@@ -98,6 +99,7 @@ class Intervals:
     thresholds: Tensor
     bounds: Tensor
     edges: Tensor
+    own: Tensor
     local: Tensor
     start: Tensor
     origin: Tensor
@@ -115,10 +117,6 @@ class Intervals:
             return self.grid.locate(keys)
         return torch.searchsorted(self.thresholds, keys, right=True, out_int32=True)
 
-    def locate_few(self, keys: Tensor) -> Tensor:
-        """The same for keys in ascending order, int64; few of them are searched for in fewer operations."""
-        return _locate_few(self.thresholds, self.grid, keys)
-
     def coordinate(self, keys: Tensor, interval: Tensor) -> Tensor:
         """``[n]`` float64, the keys seen from the origins of their intervals; meaningless outside of all windows."""
         return torch.sub(keys, self.origin if len(self.origin) == 1 else self.origin.index_select(0, interval))
@@ -133,14 +131,14 @@ class Intervals:
 
 @lru_cache
 def signs_of_edges(device: torch.device) -> Tensor:
-    """``[2, 1]`` float64: a window of t begins at t - d and ends at t + d."""
-    return torch.tensor([[-1.0], [1.0]], dtype=torch.float64, device=device)
+    """``[3, 1]`` float64: a window of t begins at t - d and ends at t + d; t itself is in between."""
+    return torch.tensor([[-1.0], [1.0], [0.0]], dtype=torch.float64, device=device)
 
 
 def _thresholds(positives: Tensor, delta: float, dtype: torch.dtype) -> Tensor:
-    """``[2, p]`` least numbers of ``dtype`` not below positives -+ delta, for float64 positives."""
+    """``[3, p]`` least numbers of ``dtype`` not below positives -+ delta, for float64 positives; and the positives."""
     if delta == 0:
-        return positives.to(dtype).expand(2, -1).contiguous()
+        return positives.to(dtype).expand(3, -1).contiguous()
     signs = signs_of_edges(positives.device)
     total = torch.add(positives, signs, alpha=delta)
     if dtype == torch.float64:
@@ -184,10 +182,12 @@ def build_intervals(positives: Tensor, delta: float, dtype: torch.dtype, n_keys:
         dtype: dtype of the keys; the positives are numbers of this dtype too.
         n_keys: number of keys that will be located.
     """
-    both = _thresholds(positives, delta, dtype)
+    ends_and_own = _thresholds(positives, delta, dtype)
+    both = ends_and_own[:2]
     thresholds = sort_ascending(both.flatten())[0]
     grid = Grid.build(thresholds) if on_host(thresholds) and n_keys > MAX_SEARCHED_KEYS else None
-    edges = _locate_few(thresholds, grid, both)  # above the last of equal ones: none is between them
+    located = _locate_few(thresholds, grid, ends_and_own)  # above the last of equal ones: none is between them
+    edges = located[:2]
     origin, top, dead = positives[-1:], positives[-1:], None
     if not (on_host(positives) and _one_chain(positives, delta)):
         ends = pad(positives.diff() > CHAIN_GAP * delta, (0, 1), value=True)  # [p] of chains
@@ -202,6 +202,7 @@ def build_intervals(positives: Tensor, delta: float, dtype: torch.dtype, n_keys:
         thresholds=thresholds,
         bounds=both,
         edges=edges,
+        own=located[2],
         local=local,
         start=local - delta,
         origin=origin,

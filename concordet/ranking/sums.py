@@ -91,8 +91,8 @@ def split(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 MAX_ROWS = 1 << 16
-"""Queries times levels of a wavelet tree that are looked up together: more make fewer operations, of tensors that a cache
-no longer holds."""
+"""Queries times levels of a wavelet tree that are looked up together: more make fewer operations, of tensors that a
+cache no longer holds."""
 
 
 class WaveletTree:
