@@ -12,7 +12,7 @@ from concordet.measures.coco import Precision, average_precision
 from concordet.measures.correlation import image_correlation
 from concordet.measures.matching import Matches, best_objects
 from concordet.measures.reading.arrays import Bools, Floats, Ints
-from concordet.measures.reading.dataset import Dataset, highest_by_image
+from concordet.measures.reading.dataset import Dataset, highest_by_group
 from concordet.measures.summary import ap_metrics
 
 _PAIRS_AT_ONCE: Final = 2_000_000
@@ -25,9 +25,11 @@ def reranking_bounds(dataset: Dataset, truth: Any, matches: Matches, *, max_dets
     (so that ties stay as they were broken) and the ranks of true positives at IoU 0.5 permuted among them.
     False positives and boxes are untouched (Correlation Loss, Kahraman et al. 2023, Analysis Setup).
     """
-    kept = dataset.only(matches.rows)
+    kept, original = dataset.only(matches.rows), ranks(matches)
     upper, lower = (
-        average_precision(kept, truth, scores=permuted_ranks(matches, best=best), max_dets=max_dets, all_areas=False)
+        average_precision(
+            kept, truth, scores=permuted_ranks(matches, original, best=best), max_dets=max_dets, all_areas=False
+        )
         for best in (True, False)
     )
     return upper, lower
@@ -41,9 +43,9 @@ def ranks(matches: Matches) -> Floats:
     return result
 
 
-def permuted_ranks(matches: Matches, *, best: bool) -> Floats:
+def permuted_ranks(matches: Matches, original: Floats, *, best: bool) -> Floats:
     """``[n]`` ranks with those of each class's true positives permuted to rise (``best``) or fall with IoU."""
-    result = ranks(matches)
+    result = original.copy()
     hit = np.flatnonzero(matches.true_positive)
     classes, held, ious = matches.classes[hit], result[hit], matches.ious[hit]
     by_rank = np.lexsort((-held, classes))
@@ -81,7 +83,7 @@ def image_level(dataset: Dataset, truth: Any, *, max_dets: int, nms_threshold: f
     kept = suppress(dataset, list(variants.values()), nms_threshold)
     for (name, column), survives in zip(variants.items(), kept, strict=True):
         rows = np.flatnonzero(survives)
-        chosen = np.sort(rows[highest_by_image(dataset.dt_images[rows], column[rows], max_dets)])
+        chosen = np.sort(rows[highest_by_group(dataset.dt_images[rows], column[rows], max_dets)])
         part = dataset.only(chosen)
         precision = average_precision(part, truth, scores=column[chosen], max_dets=max_dets, all_areas=False)
         for measure, value in ap_metrics(precision, slice(None)).items():

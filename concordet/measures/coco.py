@@ -21,7 +21,7 @@ TIDE_ERRORS: Final = {
     "background": "Bkg",
     "missed": "Miss",
 }
-_ALL_AREAS: Final = [0.0, 1e10]
+ALL_AREAS: Final = [0.0, 1e10]
 
 
 def load(dataset: Dataset) -> Any:
@@ -66,7 +66,7 @@ def evaluator(
         params.iou_thrs = list(thresholds)
         params.max_dets = max_dets
         if not all_areas:
-            params.area_rng, params.area_rng_lbl = [_ALL_AREAS], ["all"]
+            params.area_rng, params.area_rng_lbl = [ALL_AREAS], ["all"]
         result.evaluate()
     return result
 

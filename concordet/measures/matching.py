@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from concordet.files import no_garbage_collection
 from concordet.measures import coco
 from concordet.measures.reading.arrays import Bools, Floats, Ints
-from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
+from concordet.measures.reading.dataset import Dataset, checked_limit, highest_by_group, read_dataset
 from concordet.measures.reading.masks import encode
 
 _PAIRS_AT_ONCE: Final = 2_000_000
@@ -127,28 +127,39 @@ def match_both(dataset: Dataset, truth: Any, *, max_dets: int) -> tuple[Matches,
     return matches, overlaps
 
 
+@no_garbage_collection()
 def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequence[float]) -> list[Matches]:
     """pycocotools' matches at each IoU threshold; all hold the same detections in the same order."""
-    result = coco.evaluator(dataset, truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=thresholds)
-    with no_garbage_collection():
-        groups = [group for group in result.eval_imgs if group is not None]
-    ids = np.fromiter(chain.from_iterable(group["dtIds"] for group in groups), np.int64)
-    order = np.argsort(ids, kind="stable")  # rows ascend, as in the dataset
-    rows = ids[order] - 1
+    if dataset.iou_type == "bbox" and not dataset.lvis:
+        group = dataset.dt_images * len(dataset.class_ids) + dataset.dt_classes
+        kept = np.sort(highest_by_group(group, dataset.dt_scores, max_dets))
+        near = kept[_overlapping(dataset, kept)]  # the others match nothing, and reading hotcoco's output is slow
+    else:
+        kept, near = None, np.arange(dataset.n_detections)
+    result = coco.evaluator(
+        dataset.only(near), truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=thresholds
+    )
+    groups = [group for group in result.eval_imgs if group is not None]
+    judged = near[np.fromiter(chain.from_iterable(group["dtIds"] for group in groups), np.int64) - 1]
+    rows = np.sort(judged) if kept is None else kept
+    index = np.searchsorted(rows, judged)
     held = [sum(group["gtInDenominator"]) for group in groups]
     groups_of = np.array([(g["image_id"] - 1, g["category_id"] - 1) for g in groups], np.int64).reshape(-1, 2)
     object_images, object_classes = np.repeat(groups_of, held, axis=0).T
     results = []
-    for index in range(len(thresholds)):
-        matched = _flat(groups, "dtMatched", index, bool)[order]
-        ignored = _flat(groups, "dtIgnore", index, bool)[order]
-        objects = np.where(matched, _flat(groups, "dtMatches", index, np.int64)[order] - 1, -1)
-        results.append(_matches(dataset, rows, objects, matched & ~ignored, ignored, object_images, object_classes))
+    for level in range(len(thresholds)):
+        objects, ignored = np.full(len(rows), -1, np.int64), np.zeros(len(rows), bool)
+        objects[index] = np.where(
+            _flat(groups, "dtMatched", level, bool), _flat(groups, "dtMatches", level, int) - 1, -1
+        )
+        ignored[index] = _flat(groups, "dtIgnore", level, bool)
+        true_positive = (objects >= 0) & ~ignored
+        results.append(_matches(dataset, rows, objects, true_positive, ignored, object_images, object_classes))
     return results
 
 
-def _flat(groups: list[dict[str, Any]], key: str, index: int, dtype: Any) -> NDArray[Any]:
-    return np.fromiter(chain.from_iterable(group[key][index] for group in groups), dtype)
+def _flat(groups: list[dict[str, Any]], key: str, level: int, dtype: Any) -> NDArray[Any]:
+    return np.fromiter(chain.from_iterable(group[key][level] for group in groups), dtype)
 
 
 def _matches(
@@ -182,14 +193,17 @@ def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
     """``[n]`` IoU of detections with annotations pair by pair; with a crowd the area in common over the detection's."""
     if dataset.iou_type == "segm":
         return _paired_mask_iou(dataset, detections, objects)
-    d, g = dataset.dt_boxes[detections], dataset.gt_boxes[objects]
-    low = np.maximum(d[:, :2], g[:, :2])
-    side = np.maximum(np.minimum(d[:, :2] + d[:, 2:], g[:, :2] + g[:, 2:]) - low, 0)
-    common = side[:, 0] * side[:, 1]
-    area_d, area_g = d[:, 2] * d[:, 3], g[:, 2] * g[:, 3]
+    common = np.maximum(_common_sides(dataset, detections, objects), 0).prod(1)
+    area_d, area_g = dataset.dt_boxes[detections, 2:].prod(1), dataset.gt_boxes[objects, 2:].prod(1)
     union = np.where(dataset.gt_crowd[objects], area_d, area_d + area_g - common)
-    ious = np.divide(common, union, out=np.zeros(len(d)), where=union > 0)
+    ious = np.divide(common, union, out=np.zeros(len(common)), where=union > 0)
     return np.minimum(ious, 1.0)  # far from the origin, x + w - x can exceed w
+
+
+def _common_sides(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
+    # [n, 2] width and height of the boxes' common area, negative where they are apart
+    d, g = dataset.dt_boxes[detections], dataset.gt_boxes[objects]
+    return np.minimum(d[:, :2] + d[:, 2:], g[:, :2] + g[:, 2:]) - np.maximum(d[:, :2], g[:, :2])
 
 
 def _paired_mask_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
@@ -216,22 +230,30 @@ def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
     """``[n]`` the object of the same image and class (no crowd) with the largest IoU, -1 without one, and that IoU."""
     objects = np.full(len(rows), -1, np.int64)
     ious = np.zeros(len(rows))
-    for which, held in _pairs(dataset, rows):
+    for which, held in _pairs(dataset, rows, np.flatnonzero(~dataset.gt_crowd)):
         pair_iou = np.round(paired_iou(dataset, rows[which], held), 12)
+        near = np.flatnonzero(pair_iou > 0)
+        which, held, pair_iou = which[near], held[near], pair_iou[near]
         order = np.lexsort((pair_iou, which))
-        last = order[np.append(which[order][1:] != which[order][:-1], True)]
-        last = last[pair_iou[last] > 0]
+        last = order[np.append(which[order][1:] != which[order][:-1], True)] if len(order) else order
         objects[which[last]], ious[which[last]] = held[last], pair_iou[last]
     return objects, ious
 
 
-def _pairs(dataset: Dataset, rows: Ints) -> Iterator[tuple[Ints, Ints]]:
-    # (index in rows, object) for every object of the detection's image and class, some detections at a time
+def _overlapping(dataset: Dataset, rows: Ints) -> Bools:
+    # [n] whether a box has area in common with an annotation of its image and class, or is too large to count
+    result = dataset.dt_boxes[rows, 2:].prod(1) > coco.ALL_AREAS[1]
+    for which, held in _pairs(dataset, rows, np.arange(len(dataset.gt_images))):
+        result[which[_common_sides(dataset, rows[which], held).min(1) > 0]] = True
+    return result
+
+
+def _pairs(dataset: Dataset, rows: Ints, objects: Ints) -> Iterator[tuple[Ints, Ints]]:
+    # (index in rows, object) for every one of these objects of the detection's image and class, some at a time
     n_classes = max(len(dataset.class_ids), 1)
-    real = np.flatnonzero(~dataset.gt_crowd)
-    keys = dataset.gt_images[real] * n_classes + dataset.gt_classes[real]
+    keys = dataset.gt_images[objects] * n_classes + dataset.gt_classes[objects]
     order = np.argsort(keys, kind="stable")
-    real, keys = real[order], keys[order]
+    objects, keys = objects[order], keys[order]
     wanted = dataset.dt_images[rows] * n_classes + dataset.dt_classes[rows]
     first = np.searchsorted(keys, wanted)
     count = np.searchsorted(keys, wanted, side="right") - first
@@ -244,7 +266,7 @@ def _pairs(dataset: Dataset, rows: Ints) -> Iterator[tuple[Ints, Ints]]:
         which = np.repeat(np.arange(start, stop), n)
         within = np.arange(len(which)) - np.repeat(np.cumsum(n) - n, n)
         if len(which):
-            yield which, real[np.repeat(first[start:stop], n) + within]
+            yield which, objects[np.repeat(first[start:stop], n) + within]
         start = stop
 
 

@@ -154,7 +154,7 @@ def test_detections_of_equal_iou_keep_their_order(shape, best):
     assert set(matches.ious[matches.true_positive].round(9)) == {1.0}
     before = ranks(matches)
     assert len(set(before)) == len(before)
-    np.testing.assert_array_equal(permuted_ranks(matches, best=best), before)
+    np.testing.assert_array_equal(permuted_ranks(matches, before, best=best), before)
     for label in range(5):  # ranks follow the score, then the order of the file within an image
         own = np.flatnonzero(matches.classes == label)
         order = sorted(own, key=lambda i: (-matches.scores[i], matches.images[i], matches.rows[i]))

@@ -52,6 +52,12 @@ def test_a_detection_beside_a_crowd_counts_and_one_that_overlaps_it_does_not():
     assert match_detections(truth, rows, tau=0.6).counted.tolist() == [True, True]
 
 
+def test_a_box_beyond_the_largest_area_range_counts_nowhere():
+    truth = np.array([[1, 0, 0, 10, 10, 3]], float)
+    rows = np.array([[1, 20, 20, 1e5, 1.1e5, 0.9, 3], [1, 20, 20, 1e5, 0.9e5, 0.8, 3]], float)
+    assert match_detections(truth, rows).counted.tolist() == [False, True]  # as pycocotools, from 1e10 pixels
+
+
 def test_rows_are_indices_in_the_source_where_images_are_unknown_or_detections_too_many():
     truth, found = make_scene(0)
     strange = [{**found[0], "image_id": 9999}]

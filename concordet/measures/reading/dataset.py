@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from concordet.files import no_garbage_collection
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
 from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
 from concordet.measures.reading.records import Columns, annotation_columns, is_integer, load_json
@@ -16,6 +17,7 @@ from concordet.measures.reading.suspicions import box_notes, lvis_notes, score_n
 from concordet.measures.reading.text_files import read_text_folder, read_text_truth
 
 
+@no_garbage_collection()
 def read_dataset(
     ground_truth: Any, detections: Any, *, iou_type: str = "bbox", lvis: bool = False, max_dets: int | None = None
 ) -> Dataset:
@@ -75,7 +77,7 @@ def read_dataset(
         areas = _with_mask_areas(gt, areas, [images[i] for i in gt_images])
     n_read = len(rows)
     if lvis and max_dets is not None:
-        rows = np.sort(rows[highest_by_image(dt_images[rows], dt.scores[rows], max_dets)])
+        rows = np.sort(rows[highest_by_group(dt_images[rows], dt.scores[rows], max_dets)])
     whole = Dataset(
         images=images,
         classes=classes,
@@ -155,11 +157,13 @@ def checked_limit(max_dets: int | None, lvis: bool) -> int:
     return int(max_dets)
 
 
-def highest_by_image(images: Ints, scores: Floats, limit: int) -> Ints:
-    """Indices of the ``limit`` highest scores of each image, ties in order."""
-    order = np.lexsort((np.arange(len(scores)), -scores, images))
-    sorted_images = images[order]
-    return order[np.arange(len(order)) - np.searchsorted(sorted_images, sorted_images) < limit]
+def highest_by_group(groups: Ints, scores: Floats, limit: int) -> Ints:
+    """Indices of the ``limit`` highest scores of each group, ties in order."""
+    sorted_groups = np.sort(groups)
+    if np.all(sorted_groups[limit:] != sorted_groups[:-limit]):  # no group has more
+        return np.arange(len(scores))
+    order = np.lexsort((np.arange(len(scores)), -scores, groups))
+    return order[np.arange(len(order)) - np.searchsorted(sorted_groups, sorted_groups) < limit]
 
 
 def _truth(source: Any, notes: list[str]) -> tuple[dict[str, Any], str]:
