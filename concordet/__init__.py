@@ -12,6 +12,7 @@ The parts, in the order in which they import one another:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from concordet.errors import requires
 from concordet.version import __version__
 
 if TYPE_CHECKING:
@@ -23,4 +24,5 @@ __all__ = ["Predictor", "__version__", "load"]
 def __getattr__(name: str) -> Any:
     if name not in ("Predictor", "load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("concordet.engine.predictor"), name)
+    with requires(f"concordet.{name}", "train"):
+        return getattr(import_module("concordet.engine.predictor"), name)

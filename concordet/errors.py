@@ -5,8 +5,11 @@ Every message has one form: ``<name> must be <what>, got <value>; <what to do>``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib import metadata
 
 
 class UsageError(ValueError):
@@ -20,6 +23,10 @@ class UsageError(ValueError):
         ...     print(error)
         timeout must be at least 1, got 0; give another number
     """
+
+
+class MissingPackageError(ModuleNotFoundError):
+    """A package of an extra is not installed; the message names the extra."""
 
 
 class DivergedError(ValueError):
@@ -85,3 +92,46 @@ def missing_package(user: str, package: str | None, extra: str) -> str:
         "concordet.detectors needs the package torchvision; install it with: pip install 'concordet[detectors]'"
     """
     return f"{user} needs the package {package}; install it with: pip install 'concordet[{extra}]'"
+
+
+_DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+"""Packages that are installed under another name than they are imported by."""
+
+
+@contextmanager
+def requires(user: str, extra: str) -> Iterator[None]:
+    """Turns the missing import of a package that an extra installs into a sentence that names the extra.
+
+    Args:
+        user: What needs the packages that are imported inside, such as ``concordet.measures``.
+        extra: Extra of concordet that installs them.
+
+    Raises:
+        MissingPackageError: A package of one of the extras is not installed. Other modules that are missing, such as
+            one that a plugin imports, raise as they do without.
+
+    Example:
+        >>> with requires("concordet.measures", "measures"):
+        ...     raise ModuleNotFoundError("No module named 'hotcoco'", name="hotcoco")
+        Traceback (most recent call last):
+        concordet.errors.MissingPackageError: concordet.measures needs the package hotcoco; install it with: ...
+    """
+    try:
+        yield
+    except MissingPackageError:
+        raise
+    except ModuleNotFoundError as error:
+        name = (error.name or "").split(".")[0]
+        package = _DISTRIBUTIONS.get(name, name)
+        if not _is_of_an_extra(package):
+            raise
+        raise MissingPackageError(missing_package(user, package, extra), name=error.name) from error
+
+
+def _is_of_an_extra(package: str) -> bool:
+    try:
+        requirements = metadata.requires("concordet") or []
+    except metadata.PackageNotFoundError:  # run from its source, without an installation
+        return package != "concordet"
+    names = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
+    return package.lower() in names

@@ -96,7 +96,7 @@ def _is_of_a_run(path: Path) -> bool:
 def messages(*outputs: str | Path | None) -> Iterator[None]:
     """Sends what is printed for people to standard error where an output takes standard output, and nowhere with -q."""
     if level() == QUIET:
-        with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
             yield
     elif any(output is not None and is_standard_output(output) for output in outputs):
         with contextlib.redirect_stdout(sys.stderr):

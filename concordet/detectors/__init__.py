@@ -1,8 +1,8 @@
 """Detectors that take any loss: ``build_detector("fcos", num_classes=3, loss="ap")``, ``install(yours, "ap")``."""
 
-from concordet.errors import missing_package
+from concordet.errors import requires
 
-try:
+with requires("concordet.detectors", "detectors"):
     from concordet.detectors.adapters.registry import install, installed_criterion, list_installable, uninstall
     from concordet.detectors.architectures.architecture import Architecture
     from concordet.detectors.architectures.registry import (
@@ -13,11 +13,6 @@ try:
     )
     from concordet.detectors.base import Detector
     from concordet.detectors.parts.resize import Resize
-except ModuleNotFoundError as error:
-    if (error.name or "").startswith("concordet"):
-        raise
-    package = (error.name or "").split(".")[0]
-    raise ModuleNotFoundError(missing_package("concordet.detectors", package, "detectors"), name=package) from error
 
 __all__ = [
     "Architecture",

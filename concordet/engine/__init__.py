@@ -6,9 +6,39 @@ Names are imported when first used: the configuration alone needs neither torch 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from concordet.errors import DivergedError, InterruptedRun, UsageError
+from concordet.errors import DivergedError, InterruptedRun, UsageError, requires
+
+if TYPE_CHECKING:
+    from concordet.engine.checkpoint import load_detector
+    from concordet.engine.config import DataConfig, OptimConfig, TrainConfig, load_config, save_config
+    from concordet.engine.data import DetectionData
+    from concordet.engine.evaluation import evaluate_run, run_detector
+    from concordet.engine.prediction import predict
+    from concordet.engine.predictor import Predictor, load
+    from concordet.engine.training.fit import train
+    from concordet.engine.training.module import DetectionModule
+
+__all__ = [
+    "DataConfig",
+    "DetectionData",
+    "DetectionModule",
+    "DivergedError",
+    "InterruptedRun",
+    "OptimConfig",
+    "Predictor",
+    "TrainConfig",
+    "UsageError",
+    "evaluate_run",
+    "load",
+    "load_config",
+    "load_detector",
+    "predict",
+    "run_detector",
+    "save_config",
+    "train",
+]
 
 _MODULES = {
     "DataConfig": "config",
@@ -27,10 +57,9 @@ _MODULES = {
     "DetectionData": "data",
 }
 
-__all__ = [*_MODULES, "DivergedError", "InterruptedRun", "UsageError"]
-
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    with requires(f"concordet.engine.{name}", "train"):
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -5,26 +5,29 @@ groups, the values of the groups; :class:`Value` and :class:`Inconsistency` are 
 JSON (:func:`evaluate_detections`, :func:`compare`, ``Analysis.to_dict()``), where ``reasons`` explains each None.
 """
 
-from concordet.measures.analysis import Analysis, analyze, evaluate_detections
-from concordet.measures.calibration import (
-    CalibrationReport,
-    Inconsistency,
-    average_inconsistency,
-    detection_ece,
-    localization_aware_ace,
-    localization_aware_ece,
-    object_calibration_error,
-)
-from concordet.measures.compare import compare
-from concordet.measures.correlation import (
-    CorrelationReport,
-    Value,
-    class_correlation,
-    image_correlation,
-    pooled_correlation,
-)
-from concordet.measures.lrp import ClassLRP, LRPReport, lrp
-from concordet.measures.matching import MatchedDetections, match_detections
+from concordet.errors import requires
+
+with requires("concordet.measures", "measures"):
+    from concordet.measures.analysis import Analysis, analyze, evaluate_detections
+    from concordet.measures.calibration import (
+        CalibrationReport,
+        Inconsistency,
+        average_inconsistency,
+        detection_ece,
+        localization_aware_ace,
+        localization_aware_ece,
+        object_calibration_error,
+    )
+    from concordet.measures.compare import compare
+    from concordet.measures.correlation import (
+        CorrelationReport,
+        Value,
+        class_correlation,
+        image_correlation,
+        pooled_correlation,
+    )
+    from concordet.measures.lrp import ClassLRP, LRPReport, lrp
+    from concordet.measures.matching import MatchedDetections, match_detections
 
 __all__ = [
     "Analysis",

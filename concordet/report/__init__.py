@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from concordet.errors import requires
 from concordet.measures.metrics import MASK_METRICS, METRICS, Metric, metrics_of
 from concordet.measures.runs import comparison_rows
 
@@ -44,11 +45,5 @@ _LATER = {
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with requires(f"concordet.report.{name}", "report"):
         return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
-    except ModuleNotFoundError as error:
-        if str(error.name).startswith("concordet"):
-            raise
-        raise ModuleNotFoundError(
-            f'{error.name} is needed for {name} and not installed; pip install "concordet[report]"', name=error.name
-        ) from error

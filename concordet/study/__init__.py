@@ -1,7 +1,10 @@
 """Which loss for these data?  A grid of detectors, losses and seeds, trained by several processes and compared."""
 
-from concordet.study.grid import Cell, Study, load_study
-from concordet.study.runner import run_cell, run_study
-from concordet.study.statistics import compare_study
+from concordet.errors import requires
+
+with requires("concordet.study", "train"):
+    from concordet.study.grid import Cell, Study, load_study
+    from concordet.study.runner import run_cell, run_study
+    from concordet.study.statistics import compare_study
 
 __all__ = ["Cell", "Study", "compare_study", "load_study", "run_cell", "run_study"]

@@ -34,7 +34,7 @@ def save(folder: Path, name: str, suffix: str = ".jpg") -> Path:
 def write(path: Path, text: str) -> Path:
     """Writes a text file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.stats
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from torch.autograd import gradcheck
 from torchvision.ops import sigmoid_focal_loss
 
 from concordet.losses import functional as F
+from concordet.losses.functional.correlations import _pool_adjacent_violators
 
 
 def _rand(*shape, seed=0):
@@ -246,6 +248,18 @@ def test_soft_rank_is_the_projection(strength, seed):
     values = _rand(4, seed=seed)
     expected = _soft_rank_by_enumeration(values.tolist(), strength)
     torch.testing.assert_close(F.soft_rank(values, strength=strength), torch.from_numpy(expected), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 200])
+@pytest.mark.parametrize("seed", range(5))
+def test_isotonic_regression_without_scipy_is_scipys(n, seed):
+    values = _rand(n, seed=seed)
+    values = torch.where(values > 0.7, values.round(decimals=1), values)  # some are equal
+    fitted, begins = _pool_adjacent_violators(values)
+    expected = scipy.optimize.isotonic_regression(values.numpy())
+    np.testing.assert_allclose(fitted, expected.x, rtol=1e-12, atol=1e-15)
+    sizes = torch.diff(begins, append=torch.tensor([n]))
+    torch.testing.assert_close(fitted, fitted[begins].repeat_interleave(sizes))
 
 
 def test_soft_rank_limits():

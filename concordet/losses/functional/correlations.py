@@ -111,7 +111,8 @@ def soft_rank(values: Tensor, *, strength: float) -> Tensor:
 
     the projection onto the permutahedron (all permutations of 1..n and their mixtures). It is exact as soon as
     neighboring values are at least ``strength`` apart, and affine in the values while n - 1 times their range stays
-    small against it. The projection is an isotonic regression (SciPy's, on the CPU); its gradient is exact.
+    small against it. The projection is an isotonic regression on the CPU (SciPy's where it is installed); its gradient
+    is exact.
 
     Args:
         values: ``[n]``.
@@ -122,7 +123,6 @@ def soft_rank(values: Tensor, *, strength: float) -> Tensor:
 
     Raises:
         ValueError: shape, dtype or strength are not as above, or a value is not finite.
-        ImportError: SciPy is not installed.
 
     Paper:
         Blondel et al.: Fast Differentiable Sorting and Ranking (ICML 2020), Props. 1-4, with the quadratic
@@ -144,10 +144,6 @@ def soft_rank(values: Tensor, *, strength: float) -> Tensor:
 @torch.library.custom_op("concordet::soft_rank", mutates_args=())
 def _soft_rank(values: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     """Soft ranks, and ``[n]`` which block of pooled values each value is in."""
-    try:
-        from scipy.optimize import isotonic_regression
-    except ImportError as error:
-        raise ImportError("soft_rank needs SciPy's isotonic regression (1.12 or newer): pip install scipy.") from error
     n = len(values)
     ranks, blocks = torch.zeros_like(values), torch.zeros(n, dtype=torch.long, device=values.device)
     if n == 0:
@@ -156,16 +152,42 @@ def _soft_rank(values: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     s = values[order].double() / strength
     w = torch.arange(n, 0, -1, dtype=s.dtype, device=s.device)
     if s.isfinite().all():
-        fit = isotonic_regression((w - s).cpu().numpy())  # increasing, so of the negated values
-        v = -torch.as_tensor(fit.x, device=s.device)
-        starts = torch.zeros(n + 1, dtype=torch.long)
-        starts[torch.as_tensor(fit.blocks, dtype=torch.long)] = 1
-        block = starts[:n].cumsum(0).to(s.device) - 1
+        fit, starts = _isotonic_regression((w - s).cpu())  # increasing, so of the negated values
+        v = -fit.to(s.device)
+        block = torch.zeros(n, dtype=torch.long).index_fill_(0, starts, 1).cumsum(0).to(s.device) - 1
     else:  # NaN stays NaN
         v, block = torch.full_like(s, float("nan")), torch.zeros_like(order)
     ranks[order] = (s - v).to(ranks.dtype)
     blocks[order] = block
     return ranks, blocks
+
+
+def _isotonic_regression(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The closest values in increasing order, ``[n]``, and where each block of equal values begins."""
+    try:
+        from scipy.optimize import isotonic_regression
+    except ImportError:  # losses depend on torch only
+        return _pool_adjacent_violators(values)
+    fit = isotonic_regression(values.numpy())
+    return torch.from_numpy(fit.x), torch.as_tensor(fit.blocks[:-1], dtype=torch.long)
+
+
+def _pool_adjacent_violators(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Isotonic regression without SciPy: a block joins the one before it while its mean is not larger."""
+    sums: list[float] = []
+    starts: list[int] = []
+    for index, value in enumerate(values.tolist()):
+        sums.append(value)
+        starts.append(index)
+        end = index + 1
+        while len(sums) > 1 and sums[-2] * (end - starts[-1]) >= sums[-1] * (starts[-1] - starts[-2]):
+            total = sums.pop()
+            sums[-1] += total
+            starts.pop()
+    begins = torch.tensor(starts, dtype=torch.long)
+    sizes = torch.diff(begins, append=torch.tensor([len(values)]))
+    means = torch.tensor(sums, dtype=values.dtype) / sizes
+    return means.repeat_interleave(sizes), begins
 
 
 @_soft_rank.register_fake
