@@ -11,8 +11,17 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from concordet.cli.streams import make_streams_safe
 from concordet.console import NORMAL, QUIET, VERBOSE, telling
-from concordet.errors import DivergedError, InterruptedRun, LostProcess, UsageError, unknown
+from concordet.errors import (
+    DivergedError,
+    InterruptedRun,
+    LostProcess,
+    MissingPackageError,
+    UsageError,
+    requires,
+    unknown,
+)
 from concordet.version import __version__
 
 # command: what it does; the module of its name in commands parses and runs it
@@ -30,6 +39,9 @@ COMMANDS = {
     "benchmark": "time losses, analysis and detectors",
     "list": "list detectors, losses, measures, data sets and recipes",
 }
+
+EXTRA = dict.fromkeys(("analyze", "calibrate", "compare"), "report")
+"""The extra that a command needs, where it is not ``train``."""
 
 EXAMPLE = "concordet train photos --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/first"
 
@@ -62,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 (failed), 2 (bad usage) or 130 (stopped by Ctrl-C or SIGTERM).
     """
+    make_streams_safe()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     much = telling_of(words)
@@ -76,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(unknown("command", words[0], COMMANDS), 2)
     before = _stop_on_sigterm()
     try:
-        with telling(much):
+        with telling(much), requires(f"concordet {words[0]}", EXTRA.get(words[0], "train")):
             import_module(f"concordet.cli.commands.{words[0]}").run(words[1:])
         # what is still unwritten must fail here, not after the exit status is decided
         sys.stdout.flush()
@@ -160,8 +173,10 @@ def sentence(error: BaseException) -> str:
         if error.strerror:
             return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         return text or type(error).__name__
+    if isinstance(error, MissingPackageError):
+        return text
     if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("concordet"):
-        return f"this needs the package {error.name}; install it with: pip install 'concordet[all]'"
+        return f"this needs the package {error.name}; install it"
     if isinstance(error, UnicodeError):
         return f"a text file must be in UTF-8, got other bytes ({text}); --debug shows which file"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

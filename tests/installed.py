@@ -1,0 +1,154 @@
+"""Checks an installed concordet against what its extras promise; run by nox with the name of the extra.
+
+Each feature either works, because the extra has what it needs, or ends with one sentence that names an extra which has
+it. Runs without pytest, with nothing but what the extra installs.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+EVERYTHING = {"train", "all"}
+REPORT = {"report", *EVERYTHING}
+MEASURES = {"measures", *REPORT}
+DETECTORS = {"detectors", "backbones", "transformers", *EVERYTHING}
+EVERY = {"core", "cli", *MEASURES, *DETECTORS}
+
+LOSSES = """
+import torch
+from concordet.losses.functional import correlation_loss, rank_sort_loss
+logits = torch.randn(1000, requires_grad=True)
+labels = (torch.rand(1000) < 0.1).long()
+sum(rank_sort_loss(logits, labels, torch.rand(1000))).backward()
+positives = labels == 1
+correlation_loss(logits[positives].sigmoid(), torch.rand(int(positives.sum())), coefficient="spearman").backward()
+assert logits.grad.isfinite().all()
+"""
+BY_NAME = """
+from concordet.losses import build_criterion, list_losses
+for loss in ("rank_sort", "focal+spearman(0.1)", "alrp", "harmonic"):
+    build_criterion(loss)
+assert len(list_losses()) > 10
+"""
+BUILD = """
+import torch
+from concordet.detectors import build_detector
+model = build_detector({!r}, num_classes=3, size="nano", loss="rank_sort"{})
+images = [torch.rand(3, 128, 128)]
+targets = [{{"boxes": torch.tensor([[10.0, 10.0, 90.0, 80.0]]), "labels": torch.tensor([2])}}]
+sum(model(images, targets).values()).backward()
+assert set(model.eval()(images)[0]) >= {{"boxes", "labels", "scores"}}
+"""
+CALIBRATE = """
+from concordet.calibration import fit_calibrator
+fit_calibrator("truth.json", "detections.json").apply([])
+"""
+TIMM = ", backbone='timm/resnet18', weights=None"
+
+# what it is; a Python program or the words of a command; extras with which it works; those that it may name otherwise
+FEATURES: list[tuple[str, str | list[str], set[str], str]] = [
+    ("losses", LOSSES, EVERY, ""),
+    ("losses by name", BY_NAME, EVERY, ""),
+    ("errors", "import concordet.errors, concordet.boxes, concordet.assigned, concordet.distributed", EVERY, ""),
+    ("help", ["--help"], EVERY, ""),
+    ("version", ["--version"], EVERY, ""),
+    ("measures", "import concordet.measures as m; m.analyze('truth.json', 'detections.json')", MEASURES, "measures"),
+    ("calibration", CALIBRATE, MEASURES, "measures"),
+    ("pages", "from concordet.report import write_analysis", REPORT, "report measures"),
+    ("analyze", ["analyze", "truth.json", "detections.json", "--json", "a.json", "--html", "a.html"], REPORT, "report"),
+    (
+        "calibrate",
+        ["calibrate", "truth.json", "detections.json", "--out", "cal.json", "--html", "c.html"],
+        REPORT,
+        "report",
+    ),
+    ("compare", ["compare", "--help"], REPORT | {"cli"}, "report"),
+    ("list losses", ["list", "losses"], REPORT | {"cli"}, "train"),
+    ("detectors", BUILD.format("fcos", ""), DETECTORS, "detectors"),
+    ("PAA", BUILD.format("paa", ""), DETECTORS, "detectors"),
+    ("timm", BUILD.format("fcos", TIMM), {"backbones", "all"}, "backbones detectors"),
+    ("DETR", BUILD.format("detr", ""), {"transformers", "all"}, "transformers detectors"),
+    ("data", "import concordet.data", EVERYTHING, "train"),
+    ("engine", "from concordet.engine import train", EVERYTHING, "train"),
+    ("load", "import concordet; concordet.load", EVERYTHING, "train"),
+    ("study", "import concordet.study", REPORT, "train"),
+    ("list detectors", ["list", "detectors"], EVERYTHING, "train detectors"),
+    (
+        "train",
+        [
+            *("train", "--data.name", "digits", "--size", "nano", "--optim.steps", "2", "--out", "run"),
+            *("--data.batch_size", "2", "--data.train_options", "{n_images: 4}", "--data.val_options", "{n_images: 4}"),
+        ],
+        EVERYTHING,
+        "train",
+    ),
+    ("predict", ["predict", "--help"], EVERYTHING | REPORT | {"cli"}, "train"),
+]
+
+
+def write_files() -> None:
+    """A ground truth and detections, for the commands that read files."""
+    images = [{"id": i, "width": 100, "height": 100, "file_name": f"{i}.png"} for i in range(1, 9)]
+    boxes = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": [10, 10, 20 + i, 20], "area": 400 + 20 * i, "iscrowd": 0}
+        for i in range(1, 9)
+    ]
+    truth = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "minus – sign −"}]}
+    detections = [
+        {"image_id": i, "category_id": 1, "bbox": [11, 10, 22, 20 + i], "score": round(i / 9, 3)} for i in range(1, 9)
+    ]
+    Path("truth.json").write_text(json.dumps(truth), encoding="utf-8")
+    Path("detections.json").write_text(json.dumps(detections), encoding="utf-8")
+
+
+def run(action: str | list[str]) -> tuple[int, str]:
+    """Exit status and errors of a program, run here to import torch once, or of a command, run in a pipe.
+
+    The pipe's encoding has no minus sign and no dash, like those of old locales.
+    """
+    if isinstance(action, str):
+        try:
+            exec(compile(action, "<feature>", "exec"), {"__name__": "feature"})
+        except Exception:
+            return 1, traceback.format_exc().strip()
+        return 0, ""
+    settings = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": ""}
+    words = [sys.executable, "-m", "concordet", *action]
+    done = subprocess.run(words, capture_output=True, text=True, env=settings, check=False)
+    return done.returncode, done.stderr.strip()
+
+
+def main(extra: str) -> int:
+    """Runs every feature; the last line that is printed counts them."""
+    faults = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        write_files()
+        for name, action, extras, named in FEATURES:
+            status, errors = run(action)
+            last = (errors.splitlines() or [""])[-1]
+            if extra in extras:
+                good = status == 0
+            else:
+                fixes = tuple(f"install it with: pip install 'concordet[{one}]'" for one in named.split())
+                good = status == 1 and last.endswith(fixes)
+                good = good and (isinstance(action, str) or "Traceback" not in errors)
+            print(f"{'ok  ' if good else 'FAIL'} {name}: {status} {last}", flush=True)
+            if not good:
+                faults.append(name)
+                print(errors)
+        os.chdir("/")
+    version = importlib.metadata.version("concordet")
+    print(f"{len(FEATURES) - len(faults)} features as promised by concordet {version}, {len(faults)} not")
+    return min(len(faults), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
