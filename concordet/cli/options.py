@@ -127,7 +127,8 @@ class Parser(ArgumentParser):
                 group._group_actions = [action for action in group._group_actions if action not in chosen]
             group = self.add_argument_group("options that matter most")
             group._group_actions = chosen
-            self._action_groups.insert(1, self._action_groups.pop())
+            groups = list(self._action_groups)
+            self._action_groups = [groups[0], groups[-1], *groups[1:-1]]
             self._first = ()
         return super().format_help() if formatter is None else super().format_help(formatter)
 
@@ -141,11 +142,11 @@ class Parser(ArgumentParser):
 
     def _normalized(self, words: Sequence[str]) -> list[str]:
         switches = {name for a in self._actions if a.metavar == "{true,false}" for name in a.option_strings}
-        normalized = []
+        normalized: list[str] = []
         for word, following in zip(words, [*words[1:], "--"], strict=False):
             if word.startswith("--"):
-                name, *value = word.split("=", 1)
-                word = "=".join(["--" + name[2:].replace("-", "_"), *value])
+                name, equals, value = word.partition("=")
+                word = f"--{name[2:].replace('-', '_')}{equals}{value}"
             if normalized and normalized[-1] in ("--classes", "--data.classes"):
                 word = class_names(word)
             elif word.startswith(("--classes=", "--data.classes=")):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from concordet.data import to_original
 from concordet.data.masks import encode_mask, masks_to_original
+from concordet.errors import missing_package
 
 MASK_METRICS = ("AP", "AP50", "AP75")
 
@@ -78,6 +82,39 @@ def coco_results(
                 result["segmentation"] = encode_mask((mask[0] > 0.5).cpu().numpy())
         results += image_results
     return results
+
+
+def plain_detections(detection: Mapping[str, Tensor], class_names: Sequence[str]) -> list[dict[str, Any]]:
+    """One plain dict per detection: ``class``, ``label``, ``score`` and ``box`` (left, top, right, bottom).
+
+    Example:
+        >>> import torch
+        >>> boxes, labels = torch.tensor([[1.0, 2.0, 4.0, 8.0]]), torch.tensor([1])
+        >>> plain_detections({"boxes": boxes, "labels": labels, "scores": torch.tensor([0.5])}, ["cat"])
+        [{'class': 'cat', 'label': 1, 'score': 0.5, 'box': [1.0, 2.0, 4.0, 8.0]}]
+    """
+    rows = zip(*(detection[name].tolist() for name in ("labels", "scores", "boxes")), strict=True)
+    return [{"class": class_names[label - 1], "label": label, "score": score, "box": box} for label, score, box in rows]
+
+
+def supervision_detections(detection: Mapping[str, Tensor], class_names: Sequence[str]) -> Any:
+    """``supervision.Detections`` of one image; class ids are labels from 0, names are in ``data``.
+
+    Raises:
+        ValueError: the package supervision is not installed.
+    """
+    try:
+        supervision = import_module("supervision")
+    except ImportError as error:
+        raise ValueError(missing_package("to_supervision", "supervision", "supervision")) from error
+    labels = detection["labels"].cpu().numpy() - 1
+    return supervision.Detections(
+        xyxy=detection["boxes"].float().cpu().numpy().reshape(-1, 4),
+        mask=(detection["masks"][:, 0] > 0.5).cpu().numpy() if "masks" in detection else None,
+        confidence=detection["scores"].float().cpu().numpy(),
+        class_id=labels,
+        data={"class_name": np.array([class_names[label] for label in labels], dtype=str)},
+    )
 
 
 def mask_metrics(ground_truth: Any, detections: list[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, str]]:

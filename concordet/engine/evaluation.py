@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,25 @@ def run_detector(
     return DetectorOutput(detections, {name: np.concatenate(parts) for name, parts in positives.items()}, masks)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Items of which the number is known beforehand, for :func:`progress`.
+
+    Attributes:
+        items: Items, iterated once.
+        total: Number of items; 0 where it is not known.
+    """
+
+    items: Iterable[Any]
+    total: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return self.total
+
+
 def progress(items: Any, title: str) -> Iterator[Any]:
     """Iterates with a bar on a terminal, and with a line every half minute elsewhere."""
     if not shows_bars():
@@ -123,14 +142,14 @@ def progress(items: Any, title: str) -> Iterator[Any]:
             now = time.monotonic()
             if now - shown >= seconds_between_lines():
                 shown = now
-                left = remaining_time(done, total, now - start)
-                note(f"{title}: {done} of {total}, {left} left")
+                left = f" of {total}, {remaining_time(done, total, now - start)} left" if total else ""
+                note(f"{title}: {done}{left}")
             yield item
         return
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(items, description=title, console=Console(stderr=True), transient=True)
+    yield from track(items, description=title, total=len(items) or None, console=Console(stderr=True), transient=True)
 
 
 def remaining_time(done: int, total: int, seconds: float) -> str:

@@ -1,15 +1,18 @@
-"""Detections in image files, as COCO results and as pictures."""
+"""Detections in image and video files, as COCO results and as pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from concordet.engine.detections import coco_results
-from concordet.engine.evaluation import progress
-from concordet.engine.predictor import DEFAULT_THRESHOLD, find_images, load
+from concordet.engine.evaluation import Counted, progress
+from concordet.engine.predictor import DEFAULT_THRESHOLD, Predictor, Threshold, find_images, load
+from concordet.engine.video.frames import is_video, read_frames, read_video, written_frames
+from concordet.errors import UsageError
 from concordet.files import free_name, read_json, replacing, writable, write_json
 
 
@@ -19,7 +22,7 @@ class PredictionResult:
 
     Attributes:
         results: COCO results, with each image's ``file_name`` added.
-        images: Number of images read.
+        images: Number of images and frames of videos read.
         unreadable: Files skipped, with the reason.
         pictures: Files drawn.
         drawn: Number of detections drawn.
@@ -70,25 +73,30 @@ def predict(
     out: str | Path | None = None,
     draw: str | Path | None = None,
     annotations: str | Path | None = None,
-    threshold: float | None = None,
+    threshold: Threshold | None = None,
     skip_unreadable: bool = True,
     accelerator: str = "auto",
     raw_scores: bool = False,
+    class_agnostic: bool = False,
+    every: int = 1,
 ) -> PredictionResult:
-    """Runs a trained detector over image files.
+    """Runs a trained detector over image and video files.
 
     Args:
         checkpoint: Checkpoint file, or run folder (then its last checkpoint).
-        images: Files, folders and patterns.
+        images: Files, folders and patterns; results of a video have its ``file_name`` and ``frame``, from 0.
         out: COCO results file to write.
-        draw: Folder for pictures with the detections; the next free name is taken where it holds something.
+        draw: Folder for pictures with the detections, videos as MP4 files; the next free name is taken where it holds
+            something.
         annotations: COCO file with the ids of the images, by file name; by default they are 1, 2, ... in order.
-        threshold: Lowest score of a detection in the results and the pictures.  By default the results hold all, and
-            pictures those above each class's best threshold by LRP, 0.3 where there is none: scores of ranking losses
-            have no scale.
+        threshold: Lowest score of a detection in the results and the pictures, or a mapping of class names to theirs.
+            By default, and for classes that the mapping does not name, the results hold all, and pictures those above
+            each class's best threshold by LRP, 0.3 where there is none: scores of ranking losses have no scale.
         skip_unreadable: Whether to go on after an image that cannot be read.
         accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
         raw_scores: Whether to write the detector's own scores instead of calibrated ones.
+        class_agnostic: Whether of overlapping boxes only that of the highest score stays, whatever their classes are.
+        every: Frames of a video from one that is read to the next.
 
     Returns:
         What was written and which files could not be read.
@@ -101,48 +109,96 @@ def predict(
         >>> result.images, result.unreadable, sorted(result.results[0])
         (4, {}, ['bbox', 'category_id', 'file_name', 'image_id', 'score'])
     """
-    from concordet.data.images import read_rgb
-
-    paths = find_images(images)
-    ids = image_ids(paths, annotations)
+    paths = find_images(images, videos=annotations is None)
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}; 1 takes every frame")
+    ids = None if annotations is None else image_ids(paths, annotations)
     if out is not None:
         writable(Path(out).parent)
-    predictor = load(checkpoint, accelerator=accelerator, raw_scores=raw_scores)
-    folder = None if draw is None else _folder(Path(draw))
-    results: list[dict[str, Any]] = []
+    predictor = load(checkpoint, accelerator=accelerator, raw_scores=raw_scores, class_agnostic=class_agnostic)
+    work = _Work(predictor, threshold, None if draw is None else _folder(Path(draw)), every)
     unreadable: dict[str, str] = {}
-    pictures: list[Path] = []
-    drawn = 0
-    for path, image_id in zip(progress(paths, "detecting"), ids, strict=True):
+    for index, path in enumerate(progress(paths, "detecting")):
         try:
             # a COCO file's boxes are in the pixels as stored; without one, the photograph is meant as it is seen
-            image = read_rgb(path, turn=annotations is None)
+            work.file(path, None if ids is None else ids[index])
         except (ValueError, OSError) as error:
-            if not skip_unreadable:
+            if not skip_unreadable or isinstance(error, UsageError):
                 raise
             unreadable[str(path)] = str(error)
-            continue
-        detection = predictor.detect(image, threshold=threshold)
-        rows = coco_results([detection], [image_id], predictor.category_ids)
-        results += [row | {"file_name": path.name} for row in rows]
-        if folder is not None:
-            shown = predictor.visible(detection, threshold)
-            drawn += len(shown["scores"])
-            target = free_name(folder / f"{path.stem}.png")  # files of several folders may share a name
-            with replacing(target) as temporary:
-                predictor.draw(image, shown, threshold=0.0).save(temporary)
-            pictures.append(target)
     if len(unreadable) == len(paths):
         raise ValueError(f"images must be readable, got none that is: {next(iter(unreadable.values()))}")
     if out is not None:
-        write_json(out, results, indent=None)
-    if threshold is not None:
+        write_json(out, work.results, indent=None)
+    if isinstance(threshold, float | int):
         drawn_from = f"from a score of {threshold:g}"
     else:
         drawn_from = "from each class's threshold" if predictor.advised else f"from a score of {DEFAULT_THRESHOLD:g}"
-    n_images = len(paths) - len(unreadable)
     calibrated = predictor.calibrator is not None
-    return PredictionResult(results, n_images, unreadable, pictures, drawn, drawn_from, calibrated)
+    return PredictionResult(work.results, work.images, unreadable, work.pictures, work.drawn, drawn_from, calibrated)
+
+
+@dataclass
+class _Work:
+    """Detects in file after file, and keeps what was detected.
+
+    Attributes:
+        predictor, threshold, every: As :func:`predict` has them.
+        folder: Folder for pictures, or None.
+        results, images, pictures, drawn: As in :class:`PredictionResult`.
+        last_id: Last image id that was counted.
+    """
+
+    predictor: Predictor
+    threshold: Threshold | None
+    folder: Path | None
+    every: int
+    results: list[dict[str, Any]] = field(default_factory=list)
+    images: int = 0
+    pictures: list[Path] = field(default_factory=list)
+    drawn: int = 0
+    last_id: int = 0
+
+    def file(self, path: Path, image_id: int | None) -> None:
+        """Detects in an image, or in the frames of a video; ids are counted where none is given."""
+        from concordet.data.images import read_rgb
+
+        if is_video(path):
+            self._video(path)
+            return
+        self.last_id += 1
+        picture = self._image(read_rgb(path, turn=image_id is None), image_id or self.last_id, {"file_name": path.name})
+        if picture is not None and self.folder is not None:
+            target = free_name(self.folder / f"{path.stem}.png")  # files of several folders may share a name
+            with replacing(target) as temporary:
+                picture.save(temporary)
+            self.pictures.append(target)
+
+    def _image(self, image: Any, image_id: int, names: dict[str, Any]) -> Any | None:
+        """The image with its detections drawn where pictures are asked for."""
+        detection = self.predictor.detect(image, threshold=self.threshold)
+        self.images += 1
+        self.results += [row | names for row in coco_results([detection], [image_id], self.predictor.category_ids)]
+        if self.folder is None:
+            return None
+        shown = self.predictor.visible(detection, self.threshold)
+        self.drawn += len(shown["scores"])
+        return self.predictor.draw(image, shown, threshold=0.0)
+
+    def _video(self, path: Path) -> None:
+        video = read_video(path)
+        with ExitStack() as stack:
+            write = None
+            if self.folder is not None:
+                target = free_name(self.folder / f"{path.stem}.mp4")
+                write = stack.enter_context(written_frames(target, rate=video.rate / self.every, size=video.size))
+                self.pictures.append(target)
+            total = -(-video.frames // self.every)
+            for number, frame in progress(Counted(read_frames(path, every=self.every), total), path.name):
+                self.last_id += 1
+                picture = self._image(frame, self.last_id, {"file_name": path.name, "frame": number})
+                if write is not None and picture is not None:
+                    write(picture)
 
 
 def _folder(path: Path) -> Path:

@@ -10,18 +10,28 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import nms
 
 from concordet.calibration import Calibrator
 from concordet.engine.calibration import NAME as CALIBRATOR
 from concordet.engine.calibration import carried_calibrator
 from concordet.engine.checkpoint import checkpoint_path, load_detector, run_of
 from concordet.engine.config import load_config
+from concordet.engine.detections import plain_detections, supervision_detections
 from concordet.engine.evaluation import pick_device
 from concordet.engine.plugins import import_plugins
+from concordet.engine.video.frames import SUFFIXES as OF_VIDEOS
+from concordet.errors import UsageError, unknown
 from concordet.files import read_json
 
 DEFAULT_THRESHOLD = 0.3
 """Lowest score of a drawn detection where no evaluation advises one."""
+
+CLASS_AGNOSTIC_IOU = 0.5
+"""IoU from which class-agnostic NMS takes two boxes for one object."""
+
+Threshold = float | Mapping[str, float]
+"""A score for all classes, or scores by name of class."""
 
 
 class Predictor:
@@ -34,6 +44,8 @@ class Predictor:
         thresholds: ``[c]`` lowest score of a drawn detection per class, in the same order; 0.3 by default.
         device: Device of the model; by default a GPU where there is one.
         calibrator: Calibrator of the scores, whose class ids are the category ids; None leaves them as they are.
+        class_agnostic: Whether of boxes that overlap by an IoU above 0.5 only that of the highest score stays, whatever
+            their classes are; otherwise detectors remove overlapping boxes of one class only.
 
     Attributes:
         advised: Whether the thresholds are those that an evaluation found best (LRP).
@@ -56,24 +68,27 @@ class Predictor:
         thresholds: Sequence[float] | None = None,
         device: torch.device | None = None,
         calibrator: Calibrator | None = None,
+        class_agnostic: bool = False,
     ) -> None:
         self.device = device or pick_device()
         self.model = model.to(self.device).eval()
         self.class_names = list(class_names)
         self.category_ids = list(category_ids)
         self.calibrator = calibrator
+        self.class_agnostic = class_agnostic
         self.advised = thresholds is not None
         self.thresholds = torch.tensor(thresholds or [DEFAULT_THRESHOLD] * len(self.class_names), dtype=torch.float32)
 
     @torch.no_grad()
-    def __call__(self, images: Any, *, threshold: float | None = None) -> list[dict[str, Tensor]]:
+    def __call__(self, images: Any, *, threshold: Threshold | None = None) -> list[dict[str, Tensor]]:
         """Detections in each image.
 
         Args:
             images: An image or a sequence of them, each a file name, a Pillow image, an array ``[h, w, 3]`` or a tensor
                 ``[3, h, w]``; numbers are 0..255 in integer types and 0..1 in floating-point types, channels RGB.  A
                 folder or a pattern stands for the images in it, sorted by name.
-            threshold: Lowest score of a returned detection; by default all are returned.
+            threshold: Lowest score of a returned detection, or a mapping of class names to theirs, in which classes
+                that it does not name have none; by default all are returned.
 
         Returns:
             Per image a dict on the CPU: ``boxes`` ``[k, 4]`` xyxy in pixels, ``labels`` ``[k]`` from 1, ``scores``
@@ -85,7 +100,7 @@ class Predictor:
         return [self.detect(image, threshold=threshold) for image in _each(images)]
 
     @torch.no_grad()
-    def detect(self, image: Any, *, threshold: float | None = None) -> dict[str, Tensor]:
+    def detect(self, image: Any, *, threshold: Threshold | None = None) -> dict[str, Tensor]:
         """Detections in one image; arguments and result are those of calling the predictor."""
         (detection,) = self.model([to_tensor(image).to(self.device)])
         detection = {name: value.cpu() for name, value in detection.items()}
@@ -93,15 +108,21 @@ class Predictor:
             detection = self.calibrator.apply(detection, labels=dict(enumerate(self.category_ids, 1)))
             order = detection["scores"].argsort(descending=True, stable=True)  # classes have maps of their own
             detection = {name: value[order] for name, value in detection.items()}
-        return detection if threshold is None else _above(detection, detection["scores"] >= threshold)
+        if self.class_agnostic:
+            kept = nms(detection["boxes"].float(), detection["scores"].float(), CLASS_AGNOSTIC_IOU)
+            detection = {name: value[kept] for name, value in detection.items()}
+        return detection if threshold is None else self._above(detection, threshold, torch.zeros_like(self.thresholds))
 
-    def draw(self, image: Any, detection: Mapping[str, Tensor] | None = None, *, threshold: float | None = None) -> Any:
+    def draw(
+        self, image: Any, detection: Mapping[str, Tensor] | None = None, *, threshold: Threshold | None = None
+    ) -> Any:
         """A copy of an image with detections drawn on it, as a Pillow image.
 
         Args:
             image: Image in one of the forms that calling the predictor takes.
             detection: Detections in it; by default they are computed.
-            threshold: Lowest score of a drawn detection; by default :attr:`thresholds`, which differ per class.
+            threshold: Lowest score of a drawn detection, or a mapping of class names to theirs; by default, and for
+                classes that the mapping does not name, :attr:`thresholds`.
         """
         from concordet.report import draw_detections
 
@@ -110,10 +131,40 @@ class Predictor:
         shown = self.visible(detection, threshold)
         return draw_detections(image, shown, class_names=self.class_names, score_threshold=0.0)
 
-    def visible(self, detection: Mapping[str, Tensor], threshold: float | None = None) -> dict[str, Tensor]:
+    def visible(self, detection: Mapping[str, Tensor], threshold: Threshold | None = None) -> dict[str, Tensor]:
         """The detections that :meth:`draw` draws."""
-        lowest = self.thresholds[detection["labels"] - 1] if threshold is None else threshold
-        return _above(detection, detection["scores"] >= lowest)
+        return self._above(detection, {} if threshold is None else threshold, self.thresholds)
+
+    def _above(self, detection: Mapping[str, Tensor], threshold: Threshold, others: Tensor) -> dict[str, Tensor]:
+        """The detections from a score on; ``others`` ``[c]`` is that of classes that a mapping does not name."""
+        lowest = torch.full_like(others, threshold) if isinstance(threshold, float | int) else others.clone()
+        if isinstance(threshold, Mapping):
+            missing = [name for name in threshold if name not in self.class_names]
+            if missing:
+                raise UsageError(unknown("class of a threshold", missing[0], self.class_names))
+            for name, score in threshold.items():
+                lowest[self.class_names.index(name)] = score
+        kept = detection["scores"] >= lowest[detection["labels"] - 1]
+        return {name: value[kept] for name, value in detection.items()}
+
+    def to_dicts(self, detection: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        """One plain dict per detection: ``class``, ``label``, ``score`` and ``box`` (left, top, right, bottom).
+
+        Example:
+            >>> predictor = load("runs/first", accelerator="cpu")
+            >>> (detection,) = predictor("photos/0.png")
+            >>> sorted(predictor.to_dicts(detection)[0])
+            ['box', 'class', 'label', 'score']
+        """
+        return plain_detections(detection, self.class_names)
+
+    def to_supervision(self, detection: Mapping[str, Tensor]) -> Any:
+        """The detections as ``supervision.Detections``; class ids are labels from 0, names are in ``data``.
+
+        Raises:
+            ValueError: the package supervision is not installed.
+        """
+        return supervision_detections(detection, self.class_names)
 
 
 def load(
@@ -124,6 +175,7 @@ def load(
     accelerator: str = "auto",
     plugins: Sequence[str] | None = None,
     raw_scores: bool = False,
+    class_agnostic: bool = False,
 ) -> Predictor:
     """A predictor from a run folder or a checkpoint.
 
@@ -135,6 +187,7 @@ def load(
         plugins: Python files or modules that register the loss of the run; by default those of its ``config.yaml``.
         raw_scores: Whether to give the detector's own scores.  By default they are calibrated where the checkpoint or
             its run folder has a calibrator: a score is then the IoU to expect.
+        class_agnostic: Whether of overlapping boxes only that of the highest score stays, whatever their classes are.
 
     Returns:
         A function of images, with the run's class names, calibrator and score thresholds.
@@ -166,6 +219,7 @@ def load(
         thresholds=thresholds,
         device=pick_device(accelerator),
         calibrator=calibrator,
+        class_agnostic=class_agnostic,
     )
 
 
@@ -190,21 +244,26 @@ def known_thresholds(meta: Mapping[str, Any], run: Path | None) -> list[float] |
     ]
 
 
-def find_images(names: Sequence[str | Path]) -> list[Path]:
+def find_images(names: Sequence[str | Path], *, videos: bool = False) -> list[Path]:
     """Image files among files, folders (searched within) and patterns, sorted, each once.
+
+    Args:
+        names: Files, folders and patterns.
+        videos: Whether to take video files too.
 
     Raises:
         ValueError: a name does not exist, or there are no images.
     """
-    from concordet.data.images import SUFFIXES
+    from concordet.data.images import SUFFIXES as OF_IMAGES
 
+    suffixes = (*OF_IMAGES, *(OF_VIDEOS if videos else ()))
     paths: list[Path] = []
     for name in map(str, names):
         path = Path(name)
         if path.is_dir():
-            inside = [p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in SUFFIXES]
+            inside = [p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in suffixes]
             if not inside:
-                raise ValueError(f"{path} must hold images ({', '.join(SUFFIXES)}), got none; name another folder")
+                raise ValueError(f"{path} must hold images ({', '.join(suffixes)}), got none; name another folder")
             paths += inside
         elif path.is_file():
             paths.append(path)
@@ -212,7 +271,7 @@ def find_images(names: Sequence[str | Path]) -> list[Path]:
             matches = [Path(match) for match in glob.glob(name, recursive=True)]
             if not matches:
                 raise ValueError(f"images must be files, folders or patterns, got {name}, which matches none; check it")
-            paths += [p for p in matches if p.is_file() and p.suffix.lower() in SUFFIXES]
+            paths += [p for p in matches if p.is_file() and p.suffix.lower() in suffixes]
     unique = sorted(set(paths))
     if not unique:
         raise ValueError(f"images must be in {', '.join(map(str, names))}, got none; name other files")
@@ -263,7 +322,3 @@ def _each(images: Any) -> Iterator[Any]:
             yield from find_images([image])
         else:
             yield image
-
-
-def _above(detection: Mapping[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
-    return {name: value[kept] for name, value in detection.items()}

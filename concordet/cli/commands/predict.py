@@ -11,21 +11,33 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "predict",
-        "Detects objects in images, and writes COCO results and pictures.",
+        "Detects objects in images and videos, and writes COCO results and pictures.",
         "concordet predict runs/voc photos --out results.json --draw drawn",
+        "concordet predict runs/voc street.mp4 --every 5 --draw drawn --threshold car=0.5,person=0.3",
         "concordet predict runs/voc/checkpoints/best.ckpt 'photos/*.jpg' --annotations test.json --out results.json",
     )
     options.add_argument("checkpoint", type=str, help="Checkpoint file, or run folder (then its last checkpoint).")
-    options.add_argument("images", nargs="+", type=str, help="Image files, folders and patterns.")
+    options.add_argument("images", nargs="+", type=str, help="Image and video files, folders and patterns.")
     options.add_argument("--out", type=str | None, help="COCO results file to write; - is standard output.")
-    options.add_argument("--draw", type=str | None, help="Folder for pictures with the detections.")
+    options.add_argument(
+        "--draw",
+        type=str | None,
+        help="Folder for pictures with the detections; the next free name is taken where it holds something.",
+    )
     options.add_argument(
         "--threshold",
         "--score_threshold",
-        type=float | None,
-        help="Lowest score of a detection that is written or drawn; by default all are written, and drawn from the "
-        "threshold per class that the evaluation found best (LRP), or from 0.3.",
+        type=str | None,
+        help="Lowest score of a detection that is written or drawn: a number, or numbers for classes, such as "
+        "cat=0.5,dog=0.3. By default all are written, and drawn from the threshold per class that the evaluation found "
+        "best (LRP), or from 0.3.",
     )
+    options.add_argument(
+        "--class_agnostic",
+        action="store_true",
+        help="Keep one of overlapping boxes (IoU above 0.5) whatever their classes are.",
+    )
+    options.add_argument("--every", type=int, default=1, help="Take every N-th frame of videos.")
     options.add_argument("--annotations", type=str | None, help="COCO file with the ids of the images, by file name.")
     options.add_argument(
         "--skip_unreadable", type=bool, default=True, help="Whether to go on after an image that cannot be read."
@@ -38,6 +50,33 @@ def parser() -> Parser:
     return options
 
 
+def parse_threshold(text: str) -> float | dict[str, float]:
+    """A score, or scores by class.
+
+    Raises:
+        UsageError: it is neither, or a score is not between 0 and 1.
+
+    Example:
+        >>> parse_threshold("0.4"), parse_threshold("cat=0.5,dog=0.3")
+        (0.4, {'cat': 0.5, 'dog': 0.3})
+    """
+    from concordet.errors import UsageError
+
+    pairs = [("", text)] if "=" not in text else [word.rpartition("=")[::2] for word in text.split(",")]
+    scores: dict[str, float] = {}
+    for name, value in pairs:
+        try:
+            score = float(value)
+        except ValueError:
+            score = -1.0
+        if not 0 <= score <= 1:
+            raise UsageError(
+                f"threshold must be between 0 and 1, got {value}; give a score, or scores of classes such as cat=0.5"
+            )
+        scores[name.strip()] = score
+    return scores[""] if "=" not in text else scores
+
+
 def run(words: list[str]) -> None:
     """Parses and runs."""
     from concordet.errors import UsageError
@@ -48,8 +87,9 @@ def run(words: list[str]) -> None:
     out = args.out or args.json
     if out is None and args.draw is None:
         raise UsageError("an output must be given, got none; add --out FILE for COCO results, or --draw FOLDER")
-    if args.threshold is not None and not 0 <= args.threshold <= 1:
-        raise UsageError(f"threshold must be between 0 and 1, got {args.threshold}; give another score")
+    threshold = None if args.threshold is None else parse_threshold(args.threshold)
+    if args.every < 1:
+        raise UsageError(f"every must be at least 1, got {args.every}; 1 takes every frame")
 
     from concordet.cli.outputs import check_outputs, messages
     from concordet.console import QUIET, note
@@ -57,7 +97,7 @@ def run(words: list[str]) -> None:
     from concordet.engine.prediction import find_images, predict
     from concordet.files import write_json
 
-    paths = find_images(args.images)
+    paths = find_images(args.images, videos=args.annotations is None)
     check_outputs({"--out": out}, [args.checkpoint, args.annotations, *paths], force=args.force)
     if args.draw is not None and Path(args.draw).is_file():
         raise UsageError(f"draw must be a folder, got the file {args.draw}; name another")
@@ -68,10 +108,12 @@ def run(words: list[str]) -> None:
             paths,
             draw=args.draw,
             annotations=args.annotations,
-            threshold=args.threshold,
+            threshold=threshold,
             skip_unreadable=args.skip_unreadable,
             accelerator=args.accelerator,
             raw_scores=args.raw_scores,
+            class_agnostic=args.class_agnostic,
+            every=args.every,
         )
         for reason in done.unreadable.values():
             note(f"skipped: {reason}", least=QUIET)

@@ -1,0 +1,1 @@
+"""Frames of video files, in and out, by OpenCV (extra ``video``)."""
