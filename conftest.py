@@ -41,8 +41,9 @@ def _registered_names_end_with_the_test(_registered_names_end_with_the_module):
 
 @pytest.fixture(scope="session")
 def _folder_of_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``photos`` (digit scenes, a table of boxes)."""
+    """A folder with ``photos`` (digit scenes, a table of boxes) and ``pets-coco``, ``pets-voc`` and so on."""
     from concordet.data import DigitScenes
+    from tests.data import forms
 
     folder = tmp_path_factory.mktemp("examples")
     (folder / "photos").mkdir()
@@ -54,6 +55,12 @@ def _folder_of_examples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for x, y, width, height in (a["bbox"] for a in objects):
             rows.append(f"{index}.png,digit,{x},{y},{x + width},{y + height}")
     (folder / "photos" / "boxes.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    for name, write in (
+        ("coco", forms.coco_published),
+        ("voc", forms.voc_published),
+        ("yolo", forms.yolo_parts_inside),
+    ):
+        write(folder / f"pets-{name}")
     return folder
 
 
@@ -75,5 +82,5 @@ def _examples_have_a_folder(request: pytest.FixtureRequest, monkeypatch: pytest.
         text = "".join(example.source for example in request.node.dtest.examples)
         if "runs/first" in text:
             request.getfixturevalue("_run_of_examples")
-        if any(word in text for word in ("runs/", "photos", ".yaml", ".html")):
+        if any(word in text for word in ("runs/", "photos", "pets-", ".yaml", ".html")):
             monkeypatch.chdir(request.getfixturevalue("_folder_of_examples"))

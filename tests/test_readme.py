@@ -1,9 +1,14 @@
 """Examples in the documents run, links have a target, and every name is documented."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
 import pytest
+
+from concordet.cli import main
+from concordet.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -84,3 +89,34 @@ def test_anchors_have_a_heading(page):
     pairs = re.findall(r"\]\((?!https?:)([^)#]*)#([^)]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     targets = [((ROOT / page).parent / path if path else ROOT / page, anchor) for path, anchor in pairs]
     assert [f"{path}#{anchor}" for path, anchor in targets if anchor not in anchors(path)] == []
+
+
+def commands(text):
+    """Words after ``concordet`` in the indented lines of a page, without comments."""
+    lines = re.findall(r"^    (.*)$", re.sub(r" \\\n\s*", " ", text), flags=re.MULTILINE)
+    matches = [re.match(r"(?:.* -m |srun .* )?concordet ([a-z]+ [^#]*)", line) for line in lines]
+    return [match.group(1).split() for match in matches if match]
+
+
+HELP = {}
+
+
+def options(*command):
+    """Options of a command by its help."""
+    if command not in HELP:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert main([*command, "--help"]) == 0
+        HELP[command] = set(re.findall(r"(?<![\w-])--?[a-zA-Z][\w.]*", printed.getvalue()))
+    return HELP[command]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands((ROOT / page).read_text("utf-8"))], ids=str)
+def test_commands_have_the_options_that_a_page_gives_them(page):
+    unknown = []
+    for command, *words in commands((ROOT / page).read_text(encoding="utf-8")):
+        assert command in COMMANDS
+        known = options(command, words[0]) if command == "benchmark" else options(command)
+        given = {word.split("=")[0] for word in words if re.match(r"--?[a-zA-Z]", word)}
+        unknown += [f"{command} {option}" for option in sorted(given - known)]
+    assert unknown == []

@@ -125,7 +125,7 @@ def draw_scene(draws: Draws, sources: list[NDArray[np.int64]], size: int) -> Sce
     hidden = np.zeros((0, size, size), bool)
     ink = np.zeros((0, size, size), bool)
     for _ in range(draws.below(4)):
-        _paint(canvas, _clutter(draws, size, sources, None), _colour(draws, level))
+        _paint(canvas, _clutter(draws, size, sources, None), _color(draws, level))
 
     count = 0 if draws.uniform() < 0.02 else 1 + draws.below(6)
     boxes: list[tuple[int, int, int, int]] = []
@@ -142,7 +142,7 @@ def draw_scene(draws: Draws, sources: list[NDArray[np.int64]], size: int) -> Sce
                 continue
             if _hides_too_much(mask, hidden, ink):
                 continue
-            _paint(canvas, placed, _colour(draws, level))
+            _paint(canvas, placed, _color(draws, level))
             hidden = np.concatenate([hidden | mask, np.zeros_like(mask)[None]])
             ink = np.concatenate([ink, mask[None]])
             boxes.append(box)
@@ -155,7 +155,7 @@ def draw_scene(draws: Draws, sources: list[NDArray[np.int64]], size: int) -> Sce
         mask = _covers(patch, size)
         if not _hides_too_much(mask, hidden, ink):
             hidden = hidden | mask
-            _paint(canvas, patch, _colour(draws, level))
+            _paint(canvas, patch, _color(draws, level))
 
     canvas += draws.noise(canvas.shape) * np.float32(draws.uniform(0.02, 0.15))
     image = (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
@@ -305,7 +305,7 @@ def _background(draws: Draws, size: int) -> Array:
     return rows[:, :, low] + (rows[:, :, low + 1] - rows[:, :, low]) * part
 
 
-def _colour(draws: Draws, level: float) -> Array:
+def _color(draws: Draws, level: float) -> Array:
     """``[3]`` a color lighter than the background's level by 0.3 to 0.75."""
     gray = level + draws.uniform(0.3, 0.75)
     tint = [draws.uniform(-0.12, 0.12) for _ in range(3)]

@@ -83,7 +83,9 @@ class CsvFolder(FileDataset):
         ValueError: A column is missing, or a row cannot be read.
 
     Example:
-        >>> dataset = CsvFolder("cells", annotations="boxes.csv")  # doctest: +SKIP
+        >>> digits = CsvFolder("photos", annotations="boxes.csv")
+        >>> digits.class_names, digits.summary()["images"]
+        (['digit'], 3)
     """
 
     looks_for = "a CSV file with columns for the image and the box (CSV)"

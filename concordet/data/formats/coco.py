@@ -50,7 +50,10 @@ class CocoFolder(FileDataset):
         ValueError: The file is not JSON of this form, a reference to an unknown image or category, or no image at all.
 
     Example:
-        >>> dataset = CocoFolder("COCO", "val2017", classes=["person", "dog"])  # doctest: +SKIP
+        >>> dogs = CocoFolder("pets-coco", "val2017", classes=["dog"])
+        >>> image, target = dogs[0]
+        >>> len(dogs), tuple(image.shape), target["boxes"].tolist()
+        (2, (3, 48, 64), [[10.0, 10.0, 20.0, 30.0], [40.0, 8.0, 56.0, 16.0]])
     """
 
     default_splits = {"train": "train2017", "val": "val2017"}  # noqa: RUF012  see DetectionDataset

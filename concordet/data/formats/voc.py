@@ -54,7 +54,9 @@ class VocFolder(FileDataset):
         ValueError: XML that cannot be read, an object of an unknown class, or no image at all.
 
     Example:
-        >>> dataset = VocFolder("VOCdevkit/VOC2007", "test")  # doctest: +SKIP
+        >>> pets = VocFolder("pets-voc", "train")
+        >>> len(pets), pets.class_names, pets[1][1]["labels"].tolist()
+        (3, ['cat', 'dog'], [1])
     """
 
     default_splits = {"train": "trainval", "val": "test"}  # noqa: RUF012  see DetectionDataset
