@@ -152,8 +152,7 @@ def run_study(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     study.save()
     report = report or (lambda event, cell, state: None)
-    done = ("finished",) if retry_failed else ("finished", "failed")
-    waiting = [cell for cell in study.cells() if state_of(study, cell) not in done]
+    waiting = unfinished(study, retry_failed=retry_failed)
     n_gpus = count_gpus()
     free, running = list(range(jobs)), list[Running]()
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
@@ -172,6 +171,17 @@ def run_study(
     finally:
         stop(item.process for item in running)
         _add_times(study, before, time.monotonic() - start)
+    return count_states(study)
+
+
+def unfinished(study: Study, *, retry_failed: bool) -> list[Cell]:
+    """Cells that are still to be trained, in the order of the grid."""
+    done = ("finished",) if retry_failed else ("finished", "failed")
+    return [cell for cell in study.cells() if state_of(study, cell) not in done]
+
+
+def count_states(study: Study) -> dict[State, int]:
+    """Number of cells by state."""
     states = [state_of(study, cell) for cell in study.cells()]
     return {state: states.count(state) for state in ("finished", "failed", "unfinished", "new")}
 

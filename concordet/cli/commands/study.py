@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from concordet.cli.options import Parser
 from concordet.errors import UsageError
@@ -27,6 +27,13 @@ def parser() -> Parser:
     options.add_argument("--first_seed", type=int, default=1, help="The lowest seed.")
     options.add_argument("--vary", nargs="+", help="Settings with several values, such as optim.lr=0.01,0.02.")
     options.add_argument("--jobs", type=int, default=1, help="Runs at a time, with one thread each.")
+    options.add_argument(
+        "--launcher",
+        type=Literal["local", "ray"],
+        default="local",
+        help="Where runs are trained: here, or on a Ray cluster whose machines share the folder of the study.",
+    )
+    options.add_argument("--address", default="auto", help="Address of the Ray cluster.")
     options.add_argument("--cell", type=int | None, help="Trains only the cell with this number, from 1.")
     options.add_argument("--dry_run", action="store_true", help="Lists the cells and the time left; trains nothing.")
     options.add_argument("--retry_failed", action="store_true", help="Trains failed cells again.")
@@ -41,7 +48,7 @@ def run(words: list[str]) -> None:
     """Parses and runs."""
     from concordet.cli.outputs import check_outputs, messages
     from concordet.files import write_json
-    from concordet.study import compare_study, run_cell, run_study
+    from concordet.study import compare_study, run_cell, run_study, run_study_on_ray
     from concordet.study.runner import state_of
     from concordet.study.statistics import sentence
 
@@ -66,7 +73,12 @@ def run(words: list[str]) -> None:
             return
         display = _Display(study)
         with display:
-            states = run_study(study, jobs=options.jobs, retry_failed=options.retry_failed, report=display.report)
+            if options.launcher == "ray":
+                states = run_study_on_ray(
+                    study, address=options.address, retry_failed=options.retry_failed, report=display.report
+                )
+            else:
+                states = run_study(study, jobs=options.jobs, retry_failed=options.retry_failed, report=display.report)
         print(", ".join(f"{count} {state}" for state, count in states.items() if count))
         if not any(state_of(study, cell) == "finished" for cell in study.cells()):
             raise ValueError(f"a study must have a finished run, got none; see the logs in {study.folder}/runs")
