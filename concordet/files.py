@@ -1,4 +1,4 @@
-"""Writing that leaves a file either whole or as it was, JSON in and out, and names that are still free."""
+"""Writing that leaves a file either whole or as it was, JSON and YAML in and out, and names that are still free."""
 
 from __future__ import annotations
 
@@ -247,6 +247,50 @@ def read_json(path: str | Path, *, edit: Callable[[str], str] | None = None) -> 
         ) from error
     except RecursionError as error:
         raise ValueError(f"{path} must be valid JSON, got one that is nested too deeply; name another file") from error
+
+
+MAX_VALUES = 100_000
+"""Values in a YAML file, aliases expanded."""
+
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ValueError: there is no such file, it is not YAML, or its aliases stand for too many values; the message names
+            it.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def flatten_mapping(self, node: Any) -> None:
+            super().flatten_mapping(node)
+            if len(node.value) > MAX_VALUES:  # merge keys repeat what aliases stand for
+                raise yaml.YAMLError(f"more than {MAX_VALUES} values in a mapping")
+
+    text = read_text(path)
+    try:
+        content = yaml.load(text, Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: whole numbers of too many digits, impossible dates
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} is not valid YAML ({said[:300]}); correct it") from error
+    except (RecursionError, TypeError) as error:  # TypeError: a list or a mapping as the key of a set
+        raise ValueError(f"{path} is not valid YAML (it is nested too deeply); correct it") from error
+    if _count(content, {}) > MAX_VALUES:
+        raise ValueError(f"{path} must hold at most {MAX_VALUES} values, got more; write them without aliases")
+    return content
+
+
+def _count(value: Any, known: dict[int, float]) -> float:
+    """Values within a value, counted each time that an alias repeats them; infinity where one contains itself."""
+    if not isinstance(value, (dict, list)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = math.inf  # until it is counted
+        known[id(value)] = 1 + sum(
+            _count(item, known) for item in (value.values() if isinstance(value, dict) else value)
+        )
+    return known[id(value)]
 
 
 @contextmanager

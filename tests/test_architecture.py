@@ -13,7 +13,7 @@ PACKAGE = ROOT / "concordet"
 
 LAYERS = [
     {"version"},
-    {"assigned", "boxes", "console", "distributed", "errors", "files"},
+    {"assigned", "boxes", "console", "distributed", "errors", "files", "images", "paths", "setting_types"},
     {"ranking"},
     {"losses"},
     {"detectors", "data", "measures"},
@@ -26,7 +26,7 @@ LAYERS = [
 ]
 """Parts from bottom to top: a part imports from lower layers and, within its layer, from itself only."""
 
-SAME_LAYER = {("files", "errors")}
+SAME_LAYER = {("files", "errors"), ("images", "paths")}
 """(importer, imported) pairs that are allowed within a layer."""
 
 MOST_FILES = 13

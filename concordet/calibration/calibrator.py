@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
@@ -11,9 +10,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from concordet.calibration.maps import MAPS, Identity, Map, strictly_increasing
+from concordet.calibration.maps import MAPS, Identity, Isotonic, Map, strictly_increasing
 from concordet.files import read_json, write_json
 from concordet.measures.reading.arrays import Floats, Ints, to_numpy
+from concordet.measures.reading.records import is_integer, is_number
 from concordet.version import __version__
 
 FORMAT: Final = "concordet calibrator"
@@ -130,6 +130,12 @@ class Calibrator:
         )
 
     def _apply_to_records(self, records: Any, labels: Mapping[int, int]) -> list[dict[str, Any]]:
+        for index, record in enumerate(records):
+            score, ident = record["score"], record["category_id"]
+            if not is_number(score) and not isinstance(score, float):  # NaN and infinity are refused by their range
+                raise ValueError(f"score of detection {index} (from 0) must be a number, got {score!r:.60}")
+            if not is_integer(ident):
+                raise ValueError(f"category_id of detection {index} (from 0) must be an integer, got {ident!r:.60}")
         scores = np.array([r["score"] for r in records], np.float64)
         ids = _translated(np.array([r["category_id"] for r in records], np.int64), labels)
         calibrated = self.calibrate(scores, ids).tolist()
@@ -191,20 +197,20 @@ class Calibrator:
                 f"{name} must be of version {VERSION}, got {content.get('version')!r}; fit it again with this concordet"
             )
         try:
-            shared = _map_from_dict(content["shared"])
-            classes = {
-                int(entry["id"]): ClassCalibration(
-                    name=str(entry["name"]),
-                    map=shared if entry["map"] is None else _map_from_dict(entry["map"]),
-                    n_detections=int(entry["n_detections"]),
-                    n_matched=int(entry["n_matched"]),
-                    threshold=None if entry["threshold"] is None else _finite(entry["threshold"]),
-                    reason=entry["reason"],
+            shared = _map_from_dict(_part(content, "shared", dict))
+            classes = {}
+            for entry in _part(content, "classes", list):
+                own = None if _part(entry, "map", dict | None) is None else _map_from_dict(entry["map"])
+                classes[_part(entry, "id", int)] = ClassCalibration(
+                    name=_part(entry, "name", str),
+                    map=shared if own is None else own,
+                    n_detections=_part(entry, "n_detections", int),
+                    n_matched=_part(entry, "n_matched", int),
+                    threshold=_part(entry, "threshold", int | float | None),
+                    reason=_part(entry, "reason", str | None),
                 )
-                for entry in content["classes"]
-            }
-            return cls(str(content["method"]), classes, shared, dict(content["fit"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            return cls(_part(content, "method", str), classes, shared, _part(content, "fit", dict))
+        except ValueError as error:
             raise ValueError(f"{name} must hold whole calibration maps, got a faulty {error}; fit it again") from error
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -241,14 +247,30 @@ def _map_to_dict(fitted: Map) -> dict[str, Any]:
 
 
 def _map_from_dict(content: dict[str, Any]) -> Map:
-    settings = dict(content)
-    kind = MAPS[settings.pop("kind")]
-    values = {k: tuple(map(_finite, v)) if isinstance(v, list) else _finite(v) for k, v in settings.items()}
-    return kind(**values)
+    name = _part(content, "kind", str)
+    kind = MAPS.get(name)
+    own = () if kind is None else tuple(name for name in kind.__annotations__ if name != "name")
+    if kind is None or set(content) != {"kind", *own}:
+        raise ValueError(f"map of kind {name!r:.60}")
+    # an isotonic map has lists of numbers, the others have numbers
+    return kind(**{key: tuple(_numbers(content, key)) if kind is Isotonic else _number(content, key) for key in own})
 
 
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"number {value!r}")
-    return number
+def _number(content: Any, key: str) -> float:
+    return float(_part(content, key, int | float))
+
+
+def _numbers(content: Any, key: str) -> list[float]:
+    values = _part(content, key, list)
+    if not all(map(is_number, values)):
+        raise ValueError(repr(key))
+    return [float(value) for value in values]
+
+
+def _part(content: Any, key: str, kind: Any) -> Any:
+    """A value of a mapping; ValueError with the key where it is missing, of another type or no finite number."""
+    value = content.get(key, _part) if isinstance(content, dict) else _part
+    number = isinstance(value, int | float)
+    if not isinstance(value, kind) or (number and not (is_integer if kind is int else is_number)(value)):
+        raise ValueError(repr(key))
+    return value

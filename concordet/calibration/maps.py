@@ -77,7 +77,9 @@ class Map(ABC):
         """``[n]`` calibrated scores, float64, of ``[n]`` scores in [0, 1]."""
         scores = np.asarray(scores, np.float64)
         tilt = (log_odds(scores) - _LOWEST) / (_HIGHEST - _LOWEST)
-        return (1 - TILT) * np.clip(self.increasing(scores), 0.0, 1.0) + TILT * tilt
+        with np.errstate(over="ignore"):  # of a steep map; clipped
+            values = np.clip(self.increasing(scores), 0.0, 1.0)
+        return (1 - TILT) * values + TILT * tilt
 
     @abstractmethod
     def increasing(self, scores: Floats) -> Floats:

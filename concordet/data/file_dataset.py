@@ -16,12 +16,12 @@ from torch import Tensor
 from torchvision import tv_tensors
 
 from concordet.data.classes import Classes, select_classes
-from concordet.data.images import read_header, read_rgb
 from concordet.data.masks import decode_segmentation
 from concordet.data.paths import image_faults
 from concordet.data.records import Annotations, Faults, Record, clip_boxes, drop_degenerate, is_proper
 from concordet.data.splits import HoldOut
 from concordet.data.targets import DetectionDataset, Target, Transforms, make_target
+from concordet.images import read_header, read_rgb
 
 HEADERS_CHECKED_AT_START: Final = 5000
 """Up to so many images a data set reads all headers when it is made (about 0.2 ms each)."""

@@ -9,11 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from concordet import files
-from concordet.data.images import SUFFIXES, require_file
 from concordet.data.records import Record
 from concordet.data.splits import split_of
-
-ALLOW: Final = "move the file, or allow it with allow_outside=True (--data.allow_outside true)"
+from concordet.images import SUFFIXES
+from concordet.paths import is_inside, require_file, require_inside
 
 MAX_DEPTH: Final = 6
 """Folders below a data set that are searched."""
@@ -127,37 +126,6 @@ def _is_safe_folder(folder: str, name: str, root: str, allow_outside: bool) -> b
     # a link to a folder above itself would never end
     loops = is_inside(os.path.realpath(folder), target) or is_inside(root, target)
     return not loops and (allow_outside or is_inside(target, root))
-
-
-def is_inside(path: str, folder: str) -> bool:
-    """Whether a resolved path is the resolved folder or lies below it.
-
-    Example:
-        >>> is_inside("/data/images/a.jpg", "/data/images"), is_inside("/data/images2/a.jpg", "/data/images")
-        (True, False)
-    """
-    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def require_inside(path: Path, folders: Sequence[Path], where: str, allow_outside: bool = False) -> Path:
-    """``path``, after seeing that it stays in one of the folders once links are resolved.
-
-    Args:
-        path: Path made from what an annotation file says.
-        folders: Folders it may lie in.
-        where: File and record that named it, for the error.
-        allow_outside: Skip the check.
-
-    Raises:
-        ValueError: It leads outside, or is no path.
-    """
-    try:
-        inside = any(is_inside(os.path.realpath(path), os.path.realpath(folder)) for folder in folders)
-    except (ValueError, OSError) as error:  # a null byte, or a circle of links
-        raise ValueError(f"{where} names {str(path)!r}, which is no path ({error}); correct it") from error
-    if not allow_outside and not inside:
-        raise ValueError(f"{where} names {path}, which leads outside {folders[0]}; {ALLOW}")
-    return path
 
 
 def read_text(path: Path, what: str) -> str:

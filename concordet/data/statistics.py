@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from concordet.data.file_dataset import FileDataset
-from concordet.data.images import read_rgb
+from concordet.images import read_rgb
 
 DECODED: Final = 2000
 """Images of which all pixels are read; of further ones the headers only."""

@@ -84,11 +84,20 @@ def cross_fitted_metrics(values: dict[str, Any], report: Mapping[str, Any] | Non
     return values | changed | {"per_class": per_class}
 
 
-def carried_calibrator(meta: Mapping[str, Any], run: Path | None) -> Calibrator | None:
-    """The calibrator of a checkpoint, else that of its run folder; None where there is none."""
+def carried_calibrator(meta: Mapping[str, Any], run: Path | None, checkpoint: Path) -> Calibrator | None:
+    """The calibrator of a checkpoint, else that of its run folder; None where there is none.
+
+    Args:
+        meta: Description of the checkpoint.
+        run: Run folder, where there is one.
+        checkpoint: File of the checkpoint, for errors.
+
+    Raises:
+        ValueError: the calibrator is not whole.
+    """
     content = meta.get("calibrator")
     if content is not None:
-        return Calibrator.from_dict(content, "the calibrator of the checkpoint")
+        return Calibrator.from_dict(content, f"the calibrator of {checkpoint}")
     path = None if run is None else run / NAME
     if path is None or not path.is_file():
         return None

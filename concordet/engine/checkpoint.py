@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,29 +48,28 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The content of one of our checkpoints, tensors on the CPU; no code in it is run (``weights_only=True``).
 
     Raises:
-        ValueError: it is missing, no checkpoint, or not one of ours.
+        ValueError: it is missing, no checkpoint, not one of ours, or not whole.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f"checkpoint must be a file, got {path}, which does not exist; name a .ckpt file or a run folder"
-        )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are no checkpoints
-        raise ValueError(
-            f"checkpoint must be a whole file that `concordet train` wrote, got {path}; name another one, such as "
-            "checkpoints/last.ckpt of a run folder"
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict) or "state_dict" not in content:
-        raise ValueError(
-            f"checkpoint must be one that `concordet train` wrote, got {path} of another program; name another one"
-        )
+    content = _open_checkpoint(path)
+    meta = content[KEY]
     for key, kind in _FIELDS.items():
-        if not isinstance(content[KEY].get(key), kind):
+        if not isinstance(meta.get(key), kind) or isinstance(meta[key], bool):
             raise ValueError(
-                f"{path} must hold {key}, as concordet's checkpoints do, got {content[KEY].get(key)!r}; name another"
+                f"{path} must hold {key}, as concordet's checkpoints do, got {meta.get(key)!r:.60}; name another"
             )
+    faulty = (
+        not meta["num_classes"] == len(meta["class_names"]) == len(meta["category_ids"]) > 0
+        or not all(isinstance(name, str) for name in meta["class_names"])
+        or not all(isinstance(category, int) for category in meta["category_ids"])
+        or not all(isinstance(name, str) for name in meta["options"])
+    )
+    if faulty:
+        raise ValueError(
+            f"{path} must hold a name and an id per class, and options by name, got others; name another checkpoint"
+        )
+    for key in ("state_dict", EMA_KEY):
+        _check_state(content.get(key) or {}, path)
     return content
 
 
@@ -84,6 +84,46 @@ _FIELDS: dict[str, Any] = {
     "options": dict,
 }
 """What :func:`describe` writes, by type."""
+
+
+def _open_checkpoint(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ValueError(
+            f"checkpoint must be a file, got {path}, which does not exist; name a .ckpt file or a run folder"
+        )
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of old formats, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for files that are no checkpoints
+        raise ValueError(
+            f"checkpoint must be a whole file that `concordet train` wrote, got {path}; name another one, such as "
+            "checkpoints/last.ckpt of a run folder"
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict) or "state_dict" not in content:
+        raise ValueError(
+            f"checkpoint must be one that `concordet train` wrote, got {path} of another program; name another one"
+        )
+    return content
+
+
+def _check_state(state: Any, path: Path) -> None:
+    """Raises a ValueError where a state is not made of tensors of finite real numbers."""
+    if not isinstance(state, dict):
+        raise ValueError(
+            f"the weights in {path} must be tensors by name, got a {type(state).__name__}; name another checkpoint"
+        )
+    for name, value in state.items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_complex() or value.is_quantized:
+            raise ValueError(
+                f"the weights in {path} must be tensors of real numbers, got others in {name}; name another"
+            )
+
+
+def check_finite(state: dict[str, Tensor], path: Path) -> None:
+    """Raises a ValueError where a weight is NaN or infinite."""
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise ValueError(f"the weights in {path} must be finite, got others in {name}; name an earlier checkpoint")
 
 
 def add_to_description(path: Path, **values: Any) -> None:
@@ -138,19 +178,22 @@ def load_detector(path: str | Path, *, averaged: bool = True) -> tuple[Detector,
     path = checkpoint_path(path)
     content = read_checkpoint(path)
     meta = content[KEY]
-    model = build_detector(
-        meta["detector"],
-        num_classes=meta["num_classes"],
-        loss=meta["loss"],
-        size=meta["size"],
-        backbone=meta["backbone"],
-        **meta["options"],
-    )
+    try:
+        model = build_detector(
+            meta["detector"],
+            num_classes=meta["num_classes"],
+            loss=meta["loss"],
+            size=meta["size"],
+            backbone=meta["backbone"],
+            **meta["options"],
+        )
+    except (ValueError, TypeError) as error:  # TypeError: an option of another type
+        raise ValueError(
+            f"{path} must describe a detector of this version of concordet, got another one: {error}"
+        ) from error
     state = weights_of(content, averaged=averaged)
     load_weights(model, state, path)
-    for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise ValueError(f"the weights in {path} must be finite, got others in {name}; name an earlier checkpoint")
+    check_finite(state, path)
     return model.eval(), meta
 
 
@@ -177,9 +220,8 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
 
 def is_ours(path: str | Path) -> bool:
     """Whether a path is a run folder, or a checkpoint of concordet."""
-    path = checkpoint_path(path)
     try:
-        return bool(read_checkpoint(path))
+        return bool(_open_checkpoint(checkpoint_path(path)))
     except ValueError:
         return False
 
@@ -199,6 +241,7 @@ def start_from(model: nn.Module, path: str | Path, wanted: dict[str, Any]) -> No
     content = read_checkpoint(path)
     check_same(content[KEY], wanted, path)
     state = weights_of(content)
+    check_finite(state, path)
     # a criterion's state belongs to the other run's loss
     kept = {name: value for name, value in model.state_dict().items() if name.startswith("criterion.")}
     state = {name: value for name, value in state.items() if not name.startswith("criterion.")}

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from concordet.errors import UsageError, closest
-from concordet.files import read_text, write_text
+from concordet.files import read_yaml, write_text
+from concordet.setting_types import checked_types
 
 Schedule = Literal["onecycle", "cosine", "step", "constant"]
 
 MAX_IMAGE_SIDE = 16_384
 """Pixels; beyond, a mistyped number is likelier than an image."""
-
-MAX_SETTINGS = 100_000
-"""Values in a configuration file, aliases expanded."""
 
 
 @dataclass
@@ -298,42 +296,48 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
         >>> from_dict(to_dict(TrainConfig(detector="atss", image_size=(240, 320)))).image_size
         (240, 320)
     """
-    values = dict(values)
-    check_settings(values)
-    try:
-        for name, section in _SECTIONS.items():
-            values[name] = section(**(values.get(name) or {}))
-        if isinstance(values.get("image_size"), list):
-            values["image_size"] = tuple(values["image_size"])
-        return TrainConfig(**values)
-    except TypeError as error:
-        raise ValueError(f"settings must have the types that `concordet train --help` shows, got: {error}") from error
+    values = checked_settings(values)
+    for name, section in _SECTIONS.items():
+        values[name] = section(**values.get(name, {}))
+    return TrainConfig(**values)
 
 
 _SECTIONS: dict[str, type[Any]] = {"data": DataConfig, "optim": OptimConfig}
 
 
-def check_settings(values: dict[str, Any], *, others: tuple[str, ...] = ()) -> None:
-    """Raises a ValueError where a setting does not exist, or a section is not a mapping.
+def checked_settings(values: dict[str, Any], *, others: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Settings in their types; a section that is null is left out.
 
     Args:
         values: Settings, those of a section in a dict of its own.
-        others: Names that are allowed beside those of :class:`TrainConfig`.
+        others: Names that are allowed beside those of :class:`TrainConfig`, with any value.
+
+    Raises:
+        ValueError: a setting does not exist or has a value of another type, or a section is not a mapping.
 
     Example:
-        >>> check_settings({"optim": 3})
+        >>> checked_settings({"optim": {"lr": "0.1"}, "devices": 2})
+        {'optim': {'lr': 0.1}, 'devices': '2'}
+        >>> checked_settings({"optim": 3})
         Traceback (most recent call last):
         ValueError: optim must be a mapping of settings, got 3; write for example optim: {lr: 0.001}
     """
     _check_names(values, TrainConfig, "", others)
+    sections = {}
     for name, section in _SECTIONS.items():
         inside = values.get(name)
         if inside is None:
             continue
         if not isinstance(inside, dict):
             example = "{lr: 0.001}" if name == "optim" else "{name: voc}"
-            raise ValueError(f"{name} must be a mapping of settings, got {inside}; write for example {name}: {example}")
+            raise ValueError(
+                f"{name} must be a mapping of settings, got {inside!r:.60}; write for example {name}: {example}"
+            )
         _check_names(inside, section, f"{name}.", ())
+        sections[name] = checked_types(inside, section, f"{name}.")
+    free = {name: value for name, value in values.items() if name in others}
+    own = {name: value for name, value in values.items() if name not in (*others, *_SECTIONS)}
+    return sections | checked_types(own, TrainConfig) | free
 
 
 def _check_names(values: dict[str, Any], section: type[Any], prefix: str, others: tuple[str, ...]) -> None:
@@ -416,30 +420,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: the file cannot be read, is not YAML, or holds something else than settings.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())}); correct it") from error
-    except RecursionError as error:
-        raise ValueError(f"{path} is not valid YAML (it is nested too deeply); correct it") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise ValueError(
             f"{path} must hold settings, such as detector: fcos, got {str(values)[:60]}; name another file"
         )
-    if _count(values, {}) > MAX_SETTINGS:
-        raise ValueError(f"{path} must hold at most {MAX_SETTINGS} values, got more; write them without aliases")
     return values
-
-
-def _count(value: Any, known: dict[int, float]) -> float:
-    """Values within a value, counted each time that an alias repeats them; infinity where one contains itself."""
-    if not isinstance(value, (dict, list)):
-        return 1
-    if id(value) not in known:
-        known[id(value)] = math.inf  # until it is counted
-        known[id(value)] = 1 + sum(
-            _count(item, known) for item in (value.values() if isinstance(value, dict) else value)
-        )
-    return known[id(value)]

@@ -25,6 +25,7 @@ from concordet.engine.detections import batch_results, is_federated, mask_metric
 from concordet.engine.plugins import import_plugins
 from concordet.errors import UsageError, unknown
 from concordet.files import new_folder, plain, read_json, replacing, writable, write_json
+from concordet.measures.metrics import number
 from concordet.version import __version__
 
 SAMPLES = 12
@@ -248,13 +249,14 @@ def evaluate_run(
         ground_truth,
         output.detections,
         own_data=evaluated_data(data) == evaluated_data(config.data),
-        carried=carried_calibrator(meta, run),
+        carried=carried_calibrator(meta, run, path),
         raw_scores=raw_scores,
     )
     output = replace(output, detections=calibrated.detections)
     values = cross_fitted_metrics(measure(ground_truth, output), calibrated.report)
     timing = run / "timing.json"
-    values["seconds_per_iteration"] = read_json(timing)["seconds_per_iteration"] if timing.is_file() else None
+    timed = read_json(timing) if timing.is_file() else {}
+    values["seconds_per_iteration"] = number(timed.get("seconds_per_iteration")) if isinstance(timed, dict) else None
     report = {
         "metrics": {k: v for k, v in values.items() if k not in ("per_class", "reasons", "notes")},
         "per_class": values["per_class"],

@@ -161,7 +161,7 @@ class _Work:
 
     def file(self, path: Path, image_id: int | None) -> None:
         """Detects in an image, or in the frames of a video; ids are counted where none is given."""
-        from concordet.data.images import read_rgb
+        from concordet.images import read_rgb
 
         if is_video(path):
             self._video(path)

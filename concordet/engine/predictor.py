@@ -206,7 +206,7 @@ def load(
     run = run_of(path)
     import_plugins(plugins if plugins is not None or run is None else load_config(run / "config.yaml").plugins)
     model, meta = load_detector(file, averaged=averaged)
-    calibrator = None if raw_scores else carried_calibrator(meta, run)
+    calibrator = None if raw_scores else carried_calibrator(meta, run, file)
     if calibrator is None:
         thresholds = known_thresholds(meta, run)
     else:
@@ -254,7 +254,7 @@ def find_images(names: Sequence[str | Path], *, videos: bool = False) -> list[Pa
     Raises:
         ValueError: a name does not exist, or there are no images.
     """
-    from concordet.data.images import SUFFIXES as OF_IMAGES
+    from concordet.images import SUFFIXES as OF_IMAGES
 
     suffixes = (*OF_IMAGES, *(OF_VIDEOS if videos else ()))
     paths: list[Path] = []
@@ -305,7 +305,7 @@ def to_tensor(image: Any) -> Tensor:
 def _pillow(image: Any) -> Any:
     from PIL import Image
 
-    from concordet.data.images import read_rgb
+    from concordet.images import read_rgb
 
     if isinstance(image, str | Path):
         return read_rgb(Path(image), turn=True)

@@ -163,8 +163,8 @@ def glance(path: str | Path, *, allow_outside: bool = False) -> Glance:
         path: Folder or annotation file.
         allow_outside: Whether to follow links to folders outside.
     """
-    from concordet.data.images import SUFFIXES, read_header
     from concordet.data.paths import Listing
+    from concordet.images import SUFFIXES, read_header
 
     path = Path(path)
     folder = path if path.is_dir() else path.parent

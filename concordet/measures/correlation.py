@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -146,7 +147,9 @@ def _concordance(x: Floats, y: Floats) -> float:
 def _pearson(x: Floats, y: Floats) -> float:
     from scipy import stats
 
-    return float(stats.pearsonr(x, y).statistic)
+    # scores that are equal but for rounding are no fault of the input
+    with warnings.catch_warnings(action="ignore", category=stats.NearConstantInputWarning):
+        return float(stats.pearsonr(x, y).statistic)
 
 
 def _spearman(x: Floats, y: Floats) -> float:

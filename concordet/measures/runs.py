@@ -5,21 +5,27 @@ Whatever is missing is named instead of failing.
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-import zipfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from concordet.files import read_yaml
 from concordet.measures.analysis import Analysis, analyze
 from concordet.measures.correlation import pooled_correlation
 from concordet.measures.metrics import is_missing, metrics_of, pick
+from concordet.measures.reading.run_files import (
+    AGAIN,
+    read_detections,
+    read_evaluation,
+    read_ground_truth,
+    read_positives,
+    read_rows,
+)
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg"}
 
@@ -28,6 +34,9 @@ DEFAULT_LOSS = "default loss"
 
 DEFAULT_THRESHOLD = 0.3
 """Score from which boxes are drawn and counted where a class's LRP-optimal threshold is not known."""
+
+MAX_PLOTTED = 1e30
+"""Values of curves beyond are left out: plots cannot scale them."""
 
 NO_SETTINGS = {"out", "folder", "run_folder", "resume"}
 """Last words of the dotted names in config.yaml that say where a run is, not what it does."""
@@ -127,28 +136,25 @@ def read_run(folder: Path) -> Run:
             f"run must be a folder with evaluation.json, got {folder} without it; "
             "name a folder that `concordet train` has written, or run `concordet evaluate` on it first"
         )
-    evaluation = _read_json(folder / "evaluation.json", dict)
-    if not isinstance(evaluation.get("metrics"), dict):
-        raise ValueError(
-            f'{folder / "evaluation.json"} has no "metrics"; run `concordet evaluate` on {folder} to write it again'
-        )
-    class_names = [str(name) for name in evaluation.get("class_names") or []]
+    evaluation = read_evaluation(folder / "evaluation.json")
+    class_names = evaluation["class_names"]
     run = Run(
         folder=folder,
         name=folder.name,
         loss=str(evaluation.get("loss", folder.name)),
         detector=str(evaluation.get("detector", "detector")),
         metrics=evaluation["metrics"],
-        reasons={str(key): str(reason) for key, reason in (evaluation.get("reasons") or {}).items()},
-        per_class=_named_classes(evaluation.get("per_class") or [], class_names),
+        reasons={str(key): str(reason) for key, reason in evaluation["reasons"].items()},
+        per_class=_named_classes(evaluation["per_class"], class_names),
         class_names=class_names,
-        environment={str(key): str(value) for key, value in flatten(evaluation.get("environment") or {}).items()},
+        environment={str(key): str(value) for key, value in flatten(evaluation["environment"]).items()},
     )
     run.settings = _read_settings(run)
     run.curves = _read_curves(run)
     run.positives = _read_positives(run)
-    run.ground_truth = _read_optional(run, "ground_truth.json", dict, "no pictures and no curve over IoU thresholds")
-    run.detections = _read_optional(run, "detections.json", list, "no pictures and no curve over IoU thresholds")
+    missing = "no pictures and no curve over IoU thresholds"
+    run.ground_truth = _read_optional(run, "ground_truth.json", read_ground_truth, missing)
+    run.detections = _read_optional(run, "detections.json", read_detections, missing)
     run.samples = _find_samples(run)
     return run
 
@@ -218,7 +224,10 @@ def _measure(run: Run) -> None:
     if run.ground_truth is not None and run.detections is not None:
         federated = any("neg_category_ids" in image for image in run.ground_truth.get("images", []))
         every = max(len(run.detections), 1)  # the worst cases among the few sample images may be of any rank
-        run.analysis = analyze(run.ground_truth, run.detections, lvis=federated, n_disagreements=every)
+        try:
+            run.analysis = analyze(run.ground_truth, run.detections, lvis=federated, n_disagreements=every)
+        except ValueError as error:
+            raise ValueError(f"{run.folder}: ground_truth.json and detections.json: {error}; {AGAIN}") from error
 
 
 def _distinct_names(runs: Sequence[Run]) -> list[str]:
@@ -246,26 +255,11 @@ def _named_classes(rows: Sequence[Mapping[str, Any]], class_names: Sequence[str]
     return named
 
 
-def _read_json(path: Path, kind: type) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"{path} cannot be read as JSON ({error}); write it again with `concordet evaluate`"
-        ) from error
-    if not isinstance(value, kind):
-        raise ValueError(
-            f"{path} should hold a JSON {'object' if kind is dict else 'list'} and holds a {type(value).__name__}; "
-            "write it again with `concordet evaluate`"
-        )
-    return value
-
-
-def _read_optional(run: Run, name: str, kind: type, loss: str) -> Any:
+def _read_optional(run: Run, name: str, read: Callable[[Path], Any], loss: str) -> Any:
     if not (run.folder / name).is_file():
         run.notes.append(f"{run.folder.name} has no {name}: {loss} for it.")
         return None
-    return _read_json(run.folder / name, kind)
+    return read(run.folder / name)
 
 
 def _read_settings(run: Run) -> dict[str, str]:
@@ -273,12 +267,7 @@ def _read_settings(run: Run) -> dict[str, str]:
     if not path.is_file():
         run.notes.append(f"{run.folder.name} has no config.yaml: its settings are not compared.")
         return {}
-    import yaml  # a part of the "train" extra, which a reader of finished runs may not have
-
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}); fix or remove it") from error
+    tree = read_yaml(path)
     return {name: _setting_text(value) for name, value in flatten(tree).items()} if isinstance(tree, dict) else {}
 
 
@@ -294,16 +283,15 @@ def _read_curves(run: Run) -> dict[str, tuple[list[float], list[float]]]:
         run.notes.append(f"{run.folder.name} has no metrics.csv: no training curves for it.")
         return {}
     curves: dict[str, tuple[list[float], list[float]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for index, row in enumerate(csv.DictReader(file)):
-            step = _number(row.get("step"))
-            for name, text in row.items():
-                value = _number(text)
-                if value is None or name in {None, "", "step", "epoch"}:
-                    continue
-                steps, values = curves.setdefault(name, ([], []))
-                steps.append(index if step is None else step)
-                values.append(value)
+    for index, row in enumerate(read_rows(path)):
+        step = _number(row.get("step"))
+        for name, text in row.items():
+            value = _number(text)
+            if value is None or name in {None, "", "step", "epoch"}:
+                continue
+            steps, values = curves.setdefault(name, ([], []))
+            steps.append(index if step is None else step)
+            values.append(value)
     return curves
 
 
@@ -312,7 +300,7 @@ def _number(text: Any) -> float | None:
         value = float(text)
     except (TypeError, ValueError):
         return None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= MAX_PLOTTED else None
 
 
 def _read_positives(run: Run) -> dict[str, np.ndarray] | None:
@@ -320,17 +308,7 @@ def _read_positives(run: Run) -> dict[str, np.ndarray] | None:
     if not path.is_file():
         run.notes.append(f"{run.folder.name} has no positives.npz: no density of score against IoU for it.")
         return None
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); write it again with `concordet evaluate`") from error
-    if not {"scores", "ious"} <= arrays.keys() or len(arrays["scores"]) != len(arrays["ious"]):
-        raise ValueError(
-            f"{path} should hold as many scores as ious and holds {sorted(arrays)}; "
-            "write it again with `concordet evaluate`"
-        )
-    return arrays
+    return read_positives(path)
 
 
 def _find_samples(run: Run) -> dict[int | str, Path]:
@@ -338,4 +316,4 @@ def _find_samples(run: Run) -> dict[int | str, Path]:
     files = [path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES] if folder.is_dir() else []
     if not files:
         run.notes.append(f"{run.folder.name} has no samples: no pictures for it.")
-    return {int(path.stem) if path.stem.isdigit() else path.stem: path for path in sorted(files)}
+    return {int(path.stem) if path.stem.isdecimal() else path.stem: path for path in sorted(files)}

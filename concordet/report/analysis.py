@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from concordet.images import read_rgb
 from concordet.measures.analysis import LOSSES
 from concordet.measures.compare import comparison_sentence
 from concordet.measures.metrics import (
@@ -22,6 +23,7 @@ from concordet.measures.metrics import (
     number,
     table,
 )
+from concordet.paths import require_inside
 from concordet.report.page import fit, listed, render, write_page
 from concordet.report.pictures import disagreement_picture
 from concordet.report.plots import Line, calibration_plot, density_plot, line_plot
@@ -38,6 +40,11 @@ BOUNDED: Final = ("AP", "AP50", "AP75", "AP90")
 
 MIN_OBJECTS: Final = 10
 """Objects from which a class is named in the summary; AP of fewer is noise."""
+
+ALLOW: Final = "move the file, or allow it with allow_outside=True (--allow_outside)"
+
+MAX_WIDTH: Final = 1_000_000
+"""Pixels from which the width that a ground truth gives is not believed."""
 
 STRENGTHS: Final = (
     (-0.2, "disagree"),
@@ -59,6 +66,7 @@ def write_analysis(
     title: str = "Analysis",
     comparison: Mapping[str, Any] | None = None,
     other: str = "the other",
+    allow_outside: bool = False,
 ) -> Path:
     """Write one self-contained page on the result of :func:`concordet.measures.analyze`.
 
@@ -70,12 +78,13 @@ def write_analysis(
         title: heading of the page, such as the name of the results file.
         comparison: what :func:`concordet.measures.compare` gives for these detections and others, to be shown too.
         other: the name of those others.
+        allow_outside: whether names and links may lead to images outside of ``images``.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: ``images`` is no folder, or ``out`` cannot be written.
+        ValueError: ``images`` is no folder, an image lies outside of it, or ``out`` cannot be written.
 
     Example:
         >>> from concordet.measures import analyze
@@ -92,7 +101,8 @@ def write_analysis(
         raise ValueError(
             f"images must be a folder, got {images}; name the folder that holds the images, or leave it out"
         )
-    return write_page(analysis_page(analysis, images=images, title=title, comparison=comparison, other=other), out)
+    options: dict[str, Any] = {"title": title, "comparison": comparison, "other": other, "allow_outside": allow_outside}
+    return write_page(analysis_page(analysis, images=images, **options), out)
 
 
 def analysis_page(
@@ -102,11 +112,12 @@ def analysis_page(
     title: str = "Analysis",
     comparison: Mapping[str, Any] | None = None,
     other: str = "the other",
+    allow_outside: bool = False,
 ) -> str:
     """The page as text; arguments as :func:`write_analysis` takes them."""
     values = analysis.to_dict()
     cases = values.get("disagreements") or []
-    pictures = [] if images is None else _pictures(cases, Path(images), analysis.images)
+    pictures = [] if images is None else _pictures(cases, Path(images), analysis.images, allow_outside)
     notes = [str(note) for note in values.get("notes") or []]
     if images is not None and len(pictures) < min(PICTURES, len(cases)):
         wanted = min(PICTURES, len(cases))
@@ -346,30 +357,42 @@ def _case(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pictures(
-    cases: list[dict[str, Any]], folder: Path, records: Mapping[Any, Mapping[str, Any]]
+    cases: list[dict[str, Any]], folder: Path, records: Mapping[Any, Mapping[str, Any]], allow_outside: bool
 ) -> list[dict[str, Any]]:
     pictures: list[dict[str, Any]] = []
     for case in cases:
         if len(pictures) == PICTURES:
             break
-        image = _open(case, folder)
+        image = _open(case, folder, allow_outside)
         if image is None:
             continue
-        known = records.get(case["image_id"], {}).get("width")
-        stored = image.width / known if known else 1.0
+        width = number(records.get(case["image_id"], {}).get("width"))
+        stored = image.width / width if width is not None and 1 <= width < MAX_WIDTH else 1.0
         image, factor = fit(image)
         pictures.append(disagreement_picture(case, image, stored * factor))
     return pictures
 
 
-def _open(case: Mapping[str, Any], folder: Path) -> Image.Image | None:
-    name = case.get("file_name")
+def _open(case: Mapping[str, Any], folder: Path, allow_outside: bool) -> Image.Image | None:
+    """The image of a case, or None where no file of the folder is it.
+
+    Raises:
+        ValueError: the only file is outside of the folder.
+    """
+    name, where = case.get("file_name"), f"image {case['image_id']} of the ground truth"
     paths = [folder / name, folder / Path(name).name] if name else []
     paths += [folder / f"{case['image_id']}{suffix}" for suffix in (".png", ".jpg", ".jpeg")]
+    outside = None
     for path in paths:
         try:
-            with Image.open(path) as file:
-                return ImageOps.exif_transpose(file).convert("RGB")
-        except OSError:
+            require_inside(path, [folder], where, allow_outside, fix=ALLOW)
+        except ValueError as error:
+            outside = outside or (error if "\0" not in str(path) and path.is_file() else None)
             continue
+        try:
+            return read_rgb(path, turn=True)
+        except (ValueError, FileNotFoundError):
+            continue
+    if outside is not None:
+        raise outside
     return None

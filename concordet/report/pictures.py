@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from concordet.images import read_rgb
 from concordet.measures.runs import Run
 from concordet.report.draw import draw_detections
 from concordet.report.page import data_uri, fit
@@ -111,13 +112,7 @@ def open_sample(path: Path, ground_truth: Mapping[str, Any], image_id: Any) -> t
     Raises:
         ValueError: the picture cannot be read.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be read as an image ({error}); remove it or write the samples again"
-        ) from error
+    image = read_rgb(path, turn=True)
     known: Mapping[str, Any] = next((entry for entry in ground_truth.get("images", []) if entry["id"] == image_id), {})
     stored = image.width / known["width"] if known.get("width") else 1.0
     image, factor = fit(image)

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from concordet.data import CocoFolder
-from concordet.data.images import Header, read_header, read_rgb
+from concordet.images import Header, read_header, read_rgb
 
 GRAY = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
 

@@ -80,7 +80,7 @@ def test_a_cut_checkpoint(finished, tmp_path):
 
 def test_weights_that_do_not_fit_what_the_file_says(finished, tmp_path):
     content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
-    content["concordet"]["num_classes"] = 5
+    content["concordet"] |= {"num_classes": 5, "class_names": list("abcde"), "category_ids": [1, 2, 3, 4, 5]}
     with pytest.raises(ValueError, match=r"are not those of this detector: \d+ tensors differ, the first is head"):
         load_detector(broken(tmp_path, "other.ckpt", content))
 

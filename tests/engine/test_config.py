@@ -27,7 +27,15 @@ def test_settings_by_dotted_name():
     [
         ({"detectr": "fcos"}, r"setting must be one of .*, got detectr; did you mean detector\?"),
         ({"optim": 3}, r"optim must be a mapping of settings, got 3"),
-        ({"optim": {"lr": "fast"}}, "settings must have the types"),
+        ({"optim": {"lr": "fast"}}, r"optim\.lr must be a number, got 'fast'; see concordet train --help"),
+        ({"optim": {"lr": float("nan")}}, r"optim\.lr must be a number, got nan"),
+        ({"seed": 2**64}, "seed must be a whole number, got 1844674"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"image_size": [64]}, r"image_size must be a whole number, two whole numbers or null, got \[64\]"),
+        ({"size": ["nano"]}, r"size must be full or nano, got \['nano'\]"),
+        ({"data": {"train_options": [1]}}, r"data\.train_options must be a mapping, got \[1\]"),
+        ({"plugins": [None]}, r"plugins must be a list of texts, a text or null, got \[None\]"),
+        ({"optim": {"milestones": [None]}}, r"optim\.milestones must be a list of numbers or null, got \[None\]"),
         (
             {"optim": {"rate": 1}},
             r"got optim\.rate; choose one of accumulate, backbone_lr_factor",

@@ -204,13 +204,13 @@ def test_what_is_no_run_is_refused_by_name(run_folders, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("evaluation.json", '{"metrics": ', r"evaluation\.json cannot be read as JSON"),
-        ("evaluation.json", "[]", r"evaluation\.json should hold a JSON object and holds a list"),
-        ("evaluation.json", "{}", r'evaluation\.json has no "metrics"'),
-        ("detections.json", "{}", r"detections\.json should hold a JSON list"),
-        ("positives.npz", "PK\x03\x04", r"positives\.npz cannot be read"),
-        ("config.yaml", "a: [", r"config\.yaml cannot be read as YAML"),
-        ("samples/0.png", "no picture", r"0\.png cannot be read as an image"),
+        ("evaluation.json", '{"metrics": ', r"evaluation\.json must be valid JSON"),
+        ("evaluation.json", "[]", r"evaluation\.json must hold a JSON object, got a list"),
+        ("evaluation.json", "{}", r"evaluation\.json must hold metrics, got None"),
+        ("detections.json", "{}", r"detections\.json must hold a JSON list, got a dict"),
+        ("positives.npz", "PK\x03\x04", r"positives\.npz must be an archive of arrays"),
+        ("config.yaml", "a: [", r"config\.yaml is not valid YAML"),
+        ("samples/0.png", "no picture", r"0\.png: the image cannot be decoded"),
     ],
 )
 def test_a_damaged_file_is_named_and_the_previous_page_kept(name, content, sentence, run_folders, tmp_path):

@@ -20,6 +20,9 @@ def parser() -> Parser:
     options.add_argument("detections", type=str, help="Results as a COCO file, or as a folder of text files.")
     options.add_argument("--html", type=str | None, help="HTML page to write.")
     options.add_argument("--images", type=str | None, help="Folder with the images, for pictures on the page.")
+    options.add_argument(
+        "--allow_outside", "--allow-outside", action="store_true", help="read images outside of --images too"
+    )
     options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
     options.add_argument("--compare", type=str | None, help="Second results file to compare with.")
     options.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="Kind of IoU: bbox or segm.")
@@ -73,7 +76,13 @@ def run(words: list[str]) -> None:
         from concordet.report import write_analysis
 
         images = None if args.images is None else Path(args.images)
-        write_analysis(analysis, Path(args.html), images=images, comparison=difference, **names)
+        options: dict[str, Any] = {
+            "images": images,
+            "comparison": difference,
+            "allow_outside": args.allow_outside,
+            **names,
+        }
+        write_analysis(analysis, Path(args.html), **options)
     with messages(args.json, args.html):
         if difference is not None:
             from concordet.measures.compare import comparison_sentence

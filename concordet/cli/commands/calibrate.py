@@ -131,7 +131,14 @@ def _write_results(calibrator: Any, source: str, out: str) -> int:
         raise ValueError(f"results to calibrate must be a COCO JSON file, got the folder {source}; convert it first")
     content = read_json(source)
     records = content["annotations"] if isinstance(content, dict) and "annotations" in content else content
-    calibrated = calibrator.apply(records)
+    if not isinstance(records, list):
+        raise ValueError(
+            f"{source} must hold a list of COCO results, got one {type(records).__name__}; name another file"
+        )
+    try:
+        calibrated = calibrator.apply(records)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
     write_json(out, {**content, "annotations": calibrated} if isinstance(content, dict) else calibrated, indent=None)
     return len(calibrated)
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from concordet.cli.options import Parser
 from concordet.engine.config import (
     TrainConfig,
-    check_settings,
+    checked_settings,
     load_config,
     read_settings,
     rename_settings,
@@ -182,10 +182,10 @@ def two_sides(words: list[str]) -> list[str]:
 
 @contextmanager
 def checked_configs(words: list[str]) -> Iterator[list[str]]:
-    """Words in which every file after ``--config`` is checked, and settings of older versions have their new names.
+    """Words in which every file after ``--config`` is checked, and settings have their types and present names.
 
     Raises:
-        UsageError: a file cannot be read, or has a setting that does not exist.
+        UsageError: a file cannot be read, or has a setting that does not exist or is of another type.
     """
     import yaml
 
@@ -199,15 +199,15 @@ def checked_configs(words: list[str]) -> Iterator[list[str]]:
             try:
                 values = read_settings(path)
                 notes = rename_settings(values)
-                check_settings(values, others=OWN)
+                values = checked_settings(values, others=OWN)
             except ValueError as error:
                 text = str(error)
                 raise UsageError(text if str(path) in text else f"{path}: {text}") from error
             if notes:
                 print(f"{path}: {', '.join(notes)}", file=sys.stderr)
-                path = Path(folder) / f"{index}.yaml"
-                path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-                words[index : index + 2 - bool(equals)] = [f"--config={path}"] if equals else ["--config", str(path)]
+            path = Path(folder) / f"{index}.yaml"
+            path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+            words[index : index + 2 - bool(equals)] = [f"--config={path}"] if equals else ["--config", str(path)]
         yield words
 
 

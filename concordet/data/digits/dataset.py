@@ -20,6 +20,8 @@ from concordet.data.targets import DetectionDataset, Target, Transforms, make_ta
 
 NUMERALS: Final = tuple("0123456789")
 DEFAULT_LENGTH: Final = {"train": 4000, "val": 500}
+SIZES: Final = (48, 4096)
+LENGTHS: Final = (1, 10_000_000)
 
 
 @register_dataset("digits")
@@ -37,7 +39,7 @@ class DigitScenes(DetectionDataset):
         split: "train" or "val".
         length: Number of scenes; None is 4000 for training and 500 for validation.
         seed: Seed of the scenes.
-        size: Width and height in pixels, at least 48.
+        size: Width and height in pixels, 48 to 4096.
         classes: Numerals to use, in the order of their labels; None is all ten.
         masks: Whether targets and ground truth carry the ink's masks.
         cache: Whether to keep drawn scenes in memory (about 3 * size^2 bytes each; every worker process has its own
@@ -69,16 +71,20 @@ class DigitScenes(DetectionDataset):
     ) -> None:
         if split not in DEFAULT_LENGTH:
             raise ValueError(f"split must be 'train' or 'val' for digit scenes, got {split!r}; choose one of them")
-        names = [str(name) for name in (NUMERALS if classes is None else classes)]
+        classes = NUMERALS if classes is None else classes
+        names = [str(name) for name in classes] if isinstance(classes, Sequence) else []
         if not names or len(set(names)) < len(names) or not set(names) <= set(NUMERALS):
-            raise ValueError(f"classes must be different numerals out of '0'..'9' for digit scenes, got {names}")
-        if size < 48:
-            raise ValueError(f"size must be at least 48 pixels, so that digits are legible, got {size}")
+            raise ValueError(
+                f"classes must be different numerals out of '0'..'9' for digit scenes, got {classes!r:.60}"
+            )
         length = DEFAULT_LENGTH[split] if length is None else length
-        if length < 1:
-            raise ValueError(f"length must be at least 1, the number of scenes, got {length}")
-        if seed < 0:
-            raise ValueError(f"seed must be at least 0, got {seed}")
+        for name, value, (least, most), what in (
+            ("size", size, SIZES, " pixels, so that digits are legible"),
+            ("length", length, LENGTHS, ", the number of scenes"),
+            ("seed", seed, (0, 2**63 - 1), ""),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+                raise ValueError(f"{name} must be from {least} to {most}{what}, got {value!r:.60}; give another")
         self.split, self.length, self.seed, self.size = split, length, seed, size
         self.masks, self.transforms = masks, transforms
         self.class_names = names

@@ -16,12 +16,13 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.data.file_dataset import FileDataset
-from concordet.data.images import SUFFIXES
-from concordet.data.paths import ALLOW, Listing, read_text
+from concordet.data.paths import Listing, read_text
 from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
 from concordet.data.splits import SPLITS, split_of
 from concordet.data.targets import Layout
+from concordet.images import SUFFIXES
+from concordet.paths import ALLOW
 
 _SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
     "image": (

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from concordet.data.file_dataset import FileDataset
-from concordet.data.images import require_file
 from concordet.data.masks import encode_mask
 from concordet.data.paths import Listing
 from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
 from concordet.data.targets import Layout
+from concordet.paths import require_file
 
 INSTANCE_CLASSES: Final = {
     24: "person",

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from concordet.data.file_dataset import FileDataset
-from concordet.data.images import require_file
 from concordet.data.masks import check_segmentation
-from concordet.data.paths import ALLOW, Listing
+from concordet.data.paths import Listing
 from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
 from concordet.data.splits import split_of
 from concordet.data.targets import Layout
 from concordet.files import read_json
+from concordet.paths import ALLOW, require_file
 
 LAYOUT: Final = "annotations/instances_{split}.json and {split}/"
 

@@ -14,12 +14,13 @@ import numpy as np
 
 from concordet.data.classes import Classes
 from concordet.data.file_dataset import FileDataset
-from concordet.data.images import SUFFIXES, require_file
-from concordet.data.paths import Listing, read_text, require_inside
+from concordet.data.paths import Listing, read_text
 from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
 from concordet.data.splits import split_of
 from concordet.data.targets import Layout
+from concordet.images import SUFFIXES
+from concordet.paths import require_file, require_inside
 
 VOC_CLASSES: Final = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),

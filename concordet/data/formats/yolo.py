@@ -13,12 +13,13 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.data.file_dataset import FileDataset
-from concordet.data.images import SUFFIXES
-from concordet.data.paths import ALLOW, Listing, is_inside, read_text, require_inside
+from concordet.data.paths import Listing, read_text
 from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
 from concordet.data.splits import SPLITS, split_of
 from concordet.data.targets import Layout
+from concordet.images import SUFFIXES
+from concordet.paths import ALLOW, is_inside, require_inside
 
 _NAME_FILES: Final = ("classes.txt", "obj.names", "_darknet.labels", "predefined_classes.txt", "names.txt")
 _KEYS: Final = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}

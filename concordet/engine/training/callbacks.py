@@ -87,6 +87,16 @@ class AveragedWeights(pl.Callback):
         self.updates = state_dict["updates"]
 
 
+class StartNote(pl.Callback):
+    """Knows whether training has started: what fails before, in a resumed run, is the restoring of its state."""
+
+    def __init__(self) -> None:
+        self.started = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = True
+
+
 class IterationTimer(pl.Callback):
     """Seconds of each iteration (forward, backward, update), its processor time, and waiting for images in between.
 

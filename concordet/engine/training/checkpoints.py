@@ -13,7 +13,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from concordet.console import note
-from concordet.engine.checkpoint import KEY, checkpoint_path, read_checkpoint
+from concordet.engine.checkpoint import EMA_KEY, KEY, check_finite, checkpoint_path, read_checkpoint
 from concordet.files import remove_temporaries, replacing
 
 NAMES = ("last", "best")
@@ -159,7 +159,7 @@ def resume_point(out: Path) -> ResumePoint | None:
             continue
         try:
             point = _point(path)
-        except (KeyError, TypeError, ValueError) as error:
+        except ValueError as error:
             failures.append(error)
             continue
         if failures:
@@ -172,8 +172,38 @@ def resume_point(out: Path) -> ResumePoint | None:
 
 def _point(path: Path) -> ResumePoint:
     content = read_checkpoint(path)
+    for key, kind in _TRAINER_STATE.items():
+        if not isinstance(content.get(key), kind):
+            raise ValueError(
+                f"{path} must hold {key}, the trainer's state, got {content.get(key)!r:.60}; name another checkpoint"
+            )
+    for key in ("state_dict", EMA_KEY):
+        check_finite(content.get(key) or {}, path)
     meta = content[KEY]
-    within = int(meta.get("updates_of_epoch", 0))
+    within, images = meta.get("updates_of_epoch", 0), meta.get("images_per_update")
+    counts = [
+        within,
+        meta.get("accumulate", 1),
+        1 if images is None else images,
+        content["epoch"],
+        content["global_step"],
+    ]
+    if not all(isinstance(count, int) and 0 <= count < 2**31 for count in counts) or not all(counts[1:3]):
+        raise ValueError(
+            f"{path} must hold counts of updates, epochs and images, got {counts}; name another checkpoint"
+        )
     # at the end of an epoch, checkpoints are written before the trainer counts it
-    epochs = int(content["epoch"]) + (within == 0)
-    return ResumePoint(path, epochs, int(content["global_step"]), within, meta.get("images_per_update"))
+    epochs = content["epoch"] + (within == 0)
+    return ResumePoint(path, epochs, content["global_step"], within, images)
+
+
+_TRAINER_STATE: dict[str, type] = {
+    "epoch": int,
+    "global_step": int,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+    "pytorch-lightning_version": str,
+}
+"""What the trainer writes beside weights, by type."""

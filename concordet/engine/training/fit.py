@@ -23,7 +23,7 @@ from concordet.engine.data import DetectionData, build_dataset, describe_source
 from concordet.engine.evaluation import evaluate_run, pick_device
 from concordet.engine.plugins import import_plugins
 from concordet.engine.seeding import seed_all
-from concordet.engine.training.callbacks import AveragedWeights, IterationTimer
+from concordet.engine.training.callbacks import AveragedWeights, IterationTimer, StartNote
 from concordet.engine.training.checkpoints import (
     DurableCheckpointIO,
     ResumePoint,
@@ -239,8 +239,8 @@ def _fit(
         first_update=0 if point is None else point.updates_of_epoch,
         accumulate=config.optim.accumulate,
     )
-    timer = IterationTimer()
-    callbacks: list[Callback] = [timer, WatchLosses(), Progress(f"{config.detector} {config.loss}")]
+    timer, start = IterationTimer(), StartNote()
+    callbacks: list[Callback] = [timer, start, WatchLosses(), Progress(f"{config.detector} {config.loss}")]
     if config.optim.ema > 0:
         callbacks.append(AveragedWeights(config.optim.ema))
     if val_set is not None:
@@ -287,12 +287,18 @@ def _fit(
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         raise InterruptedRun(f"stopped; {_how_to_continue(out)}") from stop
-    except RuntimeError as error:
+    except Exception as error:
         if "DataLoader worker" in str(error) and "killed by signal: Terminated" in str(error):
             # SIGTERM reached the workers before it reached this process
             raise InterruptedRun(f"stopped; {_how_to_continue(out)}") from error
         if not another_was_lost(error):
-            raise
+            if point is None or start.started or not isinstance(error, _UNFIT):
+                raise
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(
+                f"{point.path} must hold the state of this run, got one that cannot be restored ({said}); remove it to "
+                "continue from an earlier checkpoint"
+            ) from error
         raise LostProcess(
             f"another process of this run has failed, was killed or has not answered for {config.timeout} s (its own "
             f"message says why, if it left one); {_how_to_continue(out)}"
@@ -301,6 +307,10 @@ def _fit(
         signal.signal(signal.SIGINT, handler)
     if trainer.is_global_zero and timer.seconds:
         write_json(out / "timing.json", timer.report() | {"updates": trainer.global_step})
+
+
+_UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What the trainer raises for a state of another form."""
 
 
 def _how_to_continue(out: Path) -> str:

@@ -6,7 +6,6 @@ looked up, CMYK is converted), but for 16-bit grayscale, which ``convert`` would
 
 from __future__ import annotations
 
-import stat
 import struct
 import warnings
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from typing import Final
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from concordet.paths import require_file
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
@@ -134,27 +135,6 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ValueError(
             f"{path}: the image cannot be decoded ({reason}); replace the file or remove it from the data set"
         ) from error
-
-
-def require_file(path: Path, what: str, fix: str = "name another file") -> Path:
-    """``path``, after seeing that it is a regular file: reading a pipe or a device might never end.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is something else, or cannot be looked at.
-    """
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path}: {what} is missing; {fix}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"{str(path)[:300]!r}: {what} cannot be opened ({reason}); {fix}") from None
-    if stat.S_ISDIR(mode):
-        raise ValueError(f"{path}: {what} must be a file, got a folder; {fix}")
-    if not stat.S_ISREG(mode):
-        raise ValueError(f"{path}: {what} must be a regular file, got a pipe or a device; {fix}")
-    return path
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,0 +1,119 @@
+"""Types of settings: whether a value from a file fits, what it is turned into, and what messages call types."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+
+def checked_types(values: dict[str, Any], section: type[Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by name in the types of their section.
+
+    Numbers stand for texts (``devices: 2``), and texts for numbers, where only the other fits.
+
+    Args:
+        values: Settings as YAML or JSON holds them; all of them exist.
+        section: Dataclass that has them.
+        prefix: What names in errors begin with.
+
+    Raises:
+        ValueError: a value is of another type, or a number that is not finite.
+
+    Example:
+        >>> class Section:
+        ...     devices: str
+        ...     image_size: tuple[int, int] | None
+        >>> checked_types({"devices": 2, "image_size": [240, 320]}, Section)
+        {'devices': '2', 'image_size': (240, 320)}
+    """
+    types = get_type_hints(section)
+    checked = {}
+    for name, value in values.items():
+        try:
+            checked[name] = _converted(value, types[name])
+        except ValueError as error:
+            words = _type_words(types[name])
+            raise ValueError(
+                f"{prefix}{name} must be {words}, got {value!r:.60}; see concordet train --help"
+            ) from error
+    return checked
+
+
+def _converted(value: Any, expected: Any) -> Any:
+    origin, inner = get_origin(expected), get_args(expected)
+    if origin in (Union, UnionType):
+        for one in sorted(inner, key=lambda one: not _fits(value, one)):  # what fits as it is comes first
+            with suppress(ValueError):
+                return _converted(value, one)
+    elif origin is list and isinstance(value, list):
+        return [_converted(item, inner[0]) for item in value]
+    elif origin is tuple and isinstance(value, list | tuple) and len(value) == len(inner):
+        return tuple(map(_converted, value, inner))
+    elif _fits(value, expected):
+        return value
+    for other in _readings(value):
+        if _fits(other, expected):
+            return other
+    raise ValueError(value)
+
+
+def _readings(value: Any) -> list[Any]:
+    """A number as text, a text as a number or as yes or no."""
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return [str(value)]
+    readings: list[Any] = []
+    if isinstance(value, str):
+        for number in (int, float):
+            with suppress(ValueError):
+                readings.append(number(value))
+        readings += [value == "true"] if value in ("true", "false") else []
+    return readings
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a value is of a type as it is."""
+    origin, inner = get_origin(expected), get_args(expected)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str) and value in inner
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_fits, value, inner))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if expected in (int, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+        return number and (expected is float or isinstance(value, int))
+    return expected is Any or isinstance(value, expected)
+
+
+def _type_words(expected: Any) -> str:
+    """A setting's type in words.
+
+    Example:
+        >>> _type_words(int | tuple[int, int] | None), _type_words(Literal["full", "nano"])
+        ('a whole number, two whole numbers or null', 'full or nano')
+    """
+    origin, inner = get_origin(expected), get_args(expected)
+    if origin in (Union, UnionType, Literal):
+        words = [str(one) if origin is Literal else _type_words(one) for one in inner]
+        return " or ".join([", ".join(words[:-1]), words[-1]])
+    if origin is tuple:
+        return f"two {_PLURALS[inner[0]]}"
+    if origin is list:
+        return f"a list of {_PLURALS.get(inner[0], 'values')}"
+    return _WORDS.get(origin or expected, "a value")
+
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    dict: "a mapping",
+    type(None): "null",
+}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
