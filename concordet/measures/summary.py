@@ -58,8 +58,12 @@ def summarize(dataset: Dataset, precision: Precision, matches: Matches, overlaps
     by_class = hit[np.argsort(matches.classes[hit], kind="stable")]  # not a comparison of all rows for each class
     cuts = np.searchsorted(matches.classes[by_class], np.arange(n_classes + 1))
     counts = [np.bincount(each, minlength=n_classes) for each in (dataset.dt_classes, matches.classes)]
+    # every image once per class that it has an object of
+    pairs = np.unique(matches.object_images * n_classes + matches.object_classes)
+    n_images = np.bincount(pairs % max(n_classes, 1), minlength=n_classes)
     report["per_class"] = [
         _class_summary(dataset, precision, matches, losses, index, by_class[cuts[index] : cuts[index + 1]], counts)
+        | {"n_images": int(n_images[index])}
         for index in range(n_classes)
     ]
     report["reasons"] = reasons

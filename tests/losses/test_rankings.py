@@ -56,6 +56,21 @@ def test_types_and_precision(name, dtype):
         torch.testing.assert_close(gradient.double(), wanted, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
 
 
+@pytest.mark.parametrize("integer", [torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+def test_unsigned_labels_classes_and_segments(integer):
+    logits, labels, quality = torch.randn(30), torch.arange(30) % 3 == 0, torch.rand(30)
+    segments, probabilities = torch.arange(30) % 2, torch.rand(30, 4)
+    small, small_segments = labels.to(integer), segments.to(integer)
+    for loss in (F.ap_loss, F.ndcg_loss):
+        expected = loss(logits, labels.long(), segments=segments, n_segments=2)
+        assert torch.equal(loss(logits, small, segments=small_segments, n_segments=2), expected)
+    assert torch.equal(F.rank_sort_loss(logits, small, quality)[1], F.rank_sort_loss(logits, labels, quality)[1])
+    classes = F.task_contrastive_loss(probabilities, small, quality)
+    assert torch.equal(classes, F.task_contrastive_loss(probabilities, labels.long(), quality))
+    with pytest.raises(ValueError, match="labels must be from 0 to 3"):
+        F.task_contrastive_loss(probabilities, small * 7, quality)
+
+
 @pytest.mark.parametrize("integer", [torch.int8, torch.int16, torch.int32, torch.int64])
 def test_labels_of_any_integer_type(integer):
     logits, labels, _ = random_case(5, 20, seed=2)

@@ -74,6 +74,16 @@ def test_analysis_holds_the_figures_of_evaluate_detections_and_its_own_arrays():
     assert f"a perfect ranking of the same boxes would give {ap:.1f} AP; you have {upper:.1f}." in analysis.sentence
 
 
+def test_images_of_a_class_are_those_with_an_object_that_counts():
+    truth, detections = make_scene(8, **SHAPES["ignores"])
+    of_class = {category["id"]: set() for category in truth["categories"]}
+    for annotation in truth["annotations"]:
+        if not annotation.get("iscrowd"):
+            of_class[annotation["category_id"]].add(annotation["image_id"])
+    entries = analyze(truth, detections).to_dict()["per_class"]
+    assert {entry["id"]: entry["n_images"] for entry in entries} == {id: len(images) for id, images in of_class.items()}
+
+
 def test_empty_ground_truth_and_no_images():
     analysis = analyze({"images": [], "annotations": [], "categories": []}, [])
     assert analysis.to_dict()["AP"] is None

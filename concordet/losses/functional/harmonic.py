@@ -166,7 +166,7 @@ def task_contrastive_loss(
 def _check_classes(where: str, labels: Tensor, n_classes: int) -> None:
     if not values_are_checked(labels) or labels.numel() == 0:
         return
-    smallest, largest = (int(value) for value in labels.aminmax())
+    smallest, largest = (int(value) for value in labels.long().aminmax())  # no unsigned aminmax
     if smallest < 0 or largest >= n_classes:
         raise ValueError(
             f"{where}: labels must be from 0 to {n_classes - 1} (probabilities has {n_classes} columns), "
