@@ -39,10 +39,10 @@ QUICK = [
     "tests/losses/test_modules.py",
     "tests/measures/test_analysis.py::test_analysis_holds_the_figures_of_evaluate_detections_and_its_own_arrays",
     "tests/cli/test_commands.py::test_lists",
-    "tests/detectors/adapters/test_install_transformers.py::TestEveryModel::test_default_is_the_models_own",
     "tests/engine/test_train.py::test_a_run_folder_has_all_files",
 ]
-"""Tests of each package that take a minute together."""
+"""Tests of each package that take half a minute together."""
+ADAPTERS = "tests/detectors/adapters/test_install_transformers.py::TestEveryModel::test_default_is_the_models_own"
 SHOWN = ["torch", "torchvision", "transformers", "numpy", "scipy", "lightning", "jsonargparse", "pillow", "hotcoco"]
 """Packages whose versions are recorded."""
 
@@ -82,7 +82,7 @@ def transformers(session: nox.Session) -> None:
     bound = re.search(r'"transformers>=([\d.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert bound is not None
     install(session, ".[dev]", f"transformers=={bound[1]}")
-    suite(session, "tests/detectors")
+    suite(session, "tests/detectors", quick=[*QUICK, ADAPTERS])
 
 
 @nox.session(python=PYTHON)
@@ -122,9 +122,9 @@ def built(session: nox.Session, kind: str) -> str:
     return str(max(folder.glob("*.whl" if kind == "wheel" else "*.tar.gz"), key=os.path.getmtime))
 
 
-def suite(session: nox.Session, *tests: str) -> None:
+def suite(session: nox.Session, *tests: str, quick: list[str] = QUICK) -> None:
     """Runs tests from this checkout: those named on the command line, the quick ones, or ``tests`` (default: all)."""
-    words = QUICK if session.posargs == ["quick"] else session.posargs or tests
+    words = quick if session.posargs == ["quick"] else session.posargs or tests
     with tempfile.TemporaryDirectory() as folder, recorded(session) as row:
         report = Path(folder) / "report.xml"
         try:
