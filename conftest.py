@@ -1,11 +1,22 @@
-"""Fixtures of all tests, the doctests of the package included."""
+"""Fixtures of all tests, the doctests of the package included, and how many processes run them."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one thread per worker, set before the libraries are imported
+    for _library in ("OMP", "RAYON"):
+        os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: a worker per core that this process may use, at most four."""
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 4)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Two processes with half of a batch each give the gradient of one with all of it, averaged as DDP averages."""
 
-import multiprocessing
 import os
 from datetime import timedelta
 
@@ -11,8 +10,9 @@ import torch.multiprocessing as mp
 
 from concordet.detectors import list_detectors
 from tests.detectors.scenes import batch, build
+from tests.processes import forkserver
 
-# ranking losses rank a process's own batch unless they are told otherwise, see tests/engine/test_global_ranking.py
+# ranking losses rank a process's own batch unless they are told otherwise, see tests/engine/test_processes.py
 SAMPLING = {"faster_rcnn", "cascade_rcnn", "mask_rcnn", "co_detr"}  # with their default loss, at random
 LOSSES = {
     "default": [n for n in list_detectors() if n not in SAMPLING],
@@ -60,7 +60,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.set_forkserver_preload([__name__])  # everything is imported once
+    forkserver()  # everything is imported once
     mp.start_processes(work, args=(str(folder),), nprocs=2, start_method="forkserver")
     return torch.load(folder / "found.pt")
 

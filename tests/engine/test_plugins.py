@@ -1,7 +1,6 @@
 """A user's file registers a loss and a coupling, and every command knows them."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +10,7 @@ from concordet.cli import main
 from concordet.engine import UsageError, load_config
 from concordet.engine.plugins import absolute, import_plugins
 
+from ..processes import run as run_command
 from ..trained import tiny, words
 
 PLUGIN = '''
@@ -71,8 +71,8 @@ def test_another_process_imports_the_plugin_again(run, command, tmp_path, plugin
     from PIL import Image
 
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
-    done = subprocess.run([sys.executable, "-m", "concordet", *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    status, _, said = run_command(*words)
+    assert status == 0, said
 
 
 def test_a_lone_checkpoint_needs_the_option(run, tmp_path, plugin):
@@ -83,13 +83,13 @@ def test_a_lone_checkpoint_needs_the_option(run, tmp_path, plugin):
     lone = tmp_path / "lone" / "copy.ckpt"
     lone.write_bytes((run / "checkpoints" / "last.ckpt").read_bytes())
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
-    command = [sys.executable, "-m", "concordet", "predict", str(lone), str(tmp_path / "image.png"), "--out", "-"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 1
-    assert "plugin_squares" in done.stderr
-    done = subprocess.run([*command, "--plugins", str(plugin)], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert isinstance(json.loads(done.stdout), list)
+    command = ["predict", str(lone), str(tmp_path / "image.png"), "--out", "-"]
+    status, _, said = run_command(*command, cwd=tmp_path)
+    assert status == 1
+    assert "plugin_squares" in said
+    status, results, said = run_command(*command, "--plugins", str(plugin), cwd=tmp_path)
+    assert status == 0, said
+    assert isinstance(json.loads(results), list)
 
 
 def test_files_and_modules(tmp_path, monkeypatch):

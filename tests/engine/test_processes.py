@@ -1,13 +1,9 @@
 """Several processes: steps as of one process, failures that all hear of, batches shared, a killed one survived."""
 
 import csv
-import multiprocessing
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from datetime import timedelta
 
@@ -26,6 +22,7 @@ from concordet.engine.training.module import evaluate_on_all
 from concordet.engine.training.schedule import learning_rate_factor
 from concordet.losses import rank_over, value_checks
 
+from ..processes import Command, forkserver
 from ..trained import tiny, words
 
 # detector, loss, objects of each image, whether it is ranked globally
@@ -99,7 +96,7 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def by_rank(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.set_forkserver_preload([__name__])
+    forkserver()
     mp.start_processes(work, args=(str(folder),), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
@@ -219,9 +216,8 @@ def free_port():
 def launch(config, out, rank, port):
     """One of two processes, with the variables that torchrun sets."""
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
-    environment = os.environ | {name: str(value) for name, value in variables.items()} | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "concordet", "train", *words(config), "--out", str(out)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    variables = {name: str(value) for name, value in variables.items()} | {"OMP_NUM_THREADS": "1"}
+    return Command("train", *words(config), "--out", str(out), variables=variables)
 
 
 def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_one(tmp_path, environment):
@@ -232,19 +228,15 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_one(tmp_path, 
     run, port = tmp_path / "run", free_port()
     first, second = (launch(config, run, rank, port) for rank in (0, 1))
     try:
-        for line in first.stderr:
-            if "epoch 2/15" in line:
-                break
+        first.wait_for("epoch 2/15")
         killed = time.monotonic()
         second.send_signal(signal.SIGKILL)
-        _, said = first.communicate(timeout=60)
+        status, _, said = first.wait(60)
     finally:
         for process in (first, second):
             process.kill()
-            process.wait()
-        second.stderr.close()
     assert time.monotonic() - killed < 30 + 15  # what is left is the end of a process
-    assert first.returncode == 1
+    assert status == 1
     sentence = re.escape(f"the last checkpoint is kept, continue with: concordet train --resume {run}")
     assert re.search(f"concordet: error: another process of this run has failed, was killed .*; {sentence}", said)
     assert "Traceback" not in said

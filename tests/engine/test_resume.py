@@ -2,7 +2,6 @@
 
 import csv
 import errno
-import functools
 import io
 import os
 import shutil
@@ -20,31 +19,17 @@ from concordet.engine.data import EpochSampler, build_dataset
 from concordet.engine.training.checkpoints import checkpoint_callbacks, resume_point
 from concordet.engine.training.module import DetectionModule
 
+from ..processes import Command
 from ..trained import snapshot, tiny, words
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def start(config, out):
-    command = [sys.executable, "-m", "concordet", "train", *words(config), "--out", str(out)]
-    # a shell's background jobs, and what they start, ignore Ctrl-C: the run must not
-    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT, preexec_fn=heed)
-
-
-def wait_for(process, text):
-    """Reads what a process says until it says this."""
-    for line in process.stderr:
-        if text in line:
-            return
-    pytest.fail(f"the run ended before it said {text}")
 
 
 def content(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
 
 
-def figures(run):
+def logged(run):
     with (run / "metrics.csv").open(newline="") as file:
         return [
             (row["step"], row["train/total"], row["val/AP"], row["lr"])
@@ -68,11 +53,9 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, settings):
     torch.set_num_threads(1)
     whole = train(config, tmp_path / "whole")
     killed = tmp_path / "killed"
-    process = start(config, killed)
-    wait_for(process, "epoch 2/5")
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stderr.close()
+    process = Command("train", *words(config), "--out", str(killed))
+    process.wait_for("epoch 2/5")
+    process.kill()
     reached = content(killed)["global_step"]
     assert 3 <= reached < 15
     assert train(config, killed, resume=True) == killed
@@ -81,7 +64,7 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, settings):
     assert same(first["state_dict"], second["state_dict"])
     assert same(first["ema_state_dict"], second["ema_state_dict"])
     # every update is logged once, with the same numbers
-    assert figures(whole) == figures(killed)
+    assert logged(whole) == logged(killed)
 
 
 def stop_at(monkeypatch, epoch, batch):
@@ -119,7 +102,7 @@ def test_a_run_stopped_within_an_epoch_ends_with_the_same_weights(tmp_path, monk
     assert first["global_step"] == second["global_step"] == 18 // accumulate
     assert same(first["state_dict"], second["state_dict"])
     assert same(first["ema_state_dict"], second["ema_state_dict"])
-    assert figures(whole) == figures(stopped)
+    assert logged(whole) == logged(stopped)
 
 
 def test_a_run_stopped_within_an_epoch_goes_on_with_other_batches(tmp_path, monkeypatch):
@@ -152,7 +135,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_with_other_batches(tmp_path, monk
 def test_the_end_of_training_is_evaluated_where_the_best_is_kept(tmp_path, changes):
     run = train(tiny(val_every=2, evaluate=False, **changes), tmp_path / "run")
     last, best = (torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True) for name in ("last", "best"))
-    measured = [(int(step), float(ap)) for step, _, ap, _ in figures(run) if ap]
+    measured = [(int(step), float(ap)) for step, _, ap, _ in logged(run) if ap]
     assert measured[-1][0] == last["global_step"] - 1
     expected = max(measured, key=lambda row: row[1])
     assert best["global_step"] - 1 == expected[0]
@@ -160,11 +143,11 @@ def test_the_end_of_training_is_evaluated_where_the_best_is_kept(tmp_path, chang
 
 def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_continue(tmp_path, settings):
     run = tmp_path / "run"
-    process = start(tiny(**settings | {"optim_epochs": 500}), run)
-    wait_for(process, "epoch 2/500")
+    process = Command("train", *words(tiny(**settings | {"optim_epochs": 500})), "--out", str(run))
+    process.wait_for("epoch 2/500")
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    status, _, said = process.wait(60)
+    assert status == 130
     sentence = "concordet: error: stopped; the last checkpoint is kept, continue with: concordet train --resume"
     assert f"{sentence} {run}" in said
     assert "Traceback" not in said

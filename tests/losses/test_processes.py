@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from datetime import timedelta
 from typing import get_args
@@ -18,6 +17,7 @@ from concordet.losses import value_checks
 from concordet.losses.criteria.ranking import RankSortTerm, rank_together
 from concordet.losses.functional import Coefficient
 from concordet.ranking import exact
+from tests.processes import forkserver
 from tests.ranking.cases import random_case
 
 WORLDS = (2, 3, 4)
@@ -203,7 +203,7 @@ def work(rank, folder):
 def by_rank(tmp_path_factory):
     """Results of each of four processes; the first two and the first three are groups of their own."""
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.set_forkserver_preload([__name__])  # everything is imported once
+    forkserver()  # everything is imported once
     mp.start_processes(work, args=(str(folder),), nprocs=max(WORLDS), start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(max(WORLDS))]
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from concordet.cli import main
+from concordet.engine import train
 from concordet.engine.config import save_config
 from concordet.errors import UsageError
 from concordet.measures import evaluate_detections
@@ -27,10 +28,13 @@ LOSSES = ("default", "focal")
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Two losses, two seeds, trained by two processes."""
+    """Two losses, two seeds: the runs of the first seed exist, two processes train the others."""
     grid = Study(
         tmp_path_factory.mktemp("study") / "small", ("fcos",), LOSSES, (1, 2), config=tiny(val_every=1), resamples=20
     )
+    for cell in grid.cells():
+        if cell.seed == 1:
+            train(grid.config_of(cell), grid.run_folder(cell))
     states = run_study(grid, jobs=2)
     assert states["finished"] == 4, [p.read_text()[-500:] for p in (grid.folder / "runs").glob("*.log")]
     return grid
