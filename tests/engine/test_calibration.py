@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from concordet.calibration import Calibrator, evaluate_calibration
+from concordet.cli import main
 from concordet.engine import evaluate_run, load_detector
 from concordet.engine.prediction import predict
 from concordet.engine.predictor import load
@@ -98,3 +99,25 @@ def test_a_run_without_evaluations_between_epochs_carries_one_too(tmp_path):
     assert Calibrator.from_dict(carried) == Calibrator.load(run / "calibrator.json")
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
     assert before[run / "evaluation.json"] >= before[run / "checkpoints" / "last.ckpt"]
+
+
+def test_calibrating_a_run_again_starts_from_its_raw_scores(finished, tmp_path, capsys):
+    """The same again, or one of another method, which the checkpoint then carries; never one upon another."""
+    run = shutil.copytree(finished, tmp_path / "run")
+    assert main(["calibrate", str(run), "--resamples", "0"]) == 0
+    assert "checkpoint with this calibrator" in capsys.readouterr().out
+    again, before = Calibrator.load(run / "calibrator.json"), Calibrator.load(finished / "calibrator.json")
+    assert again.to_dict()["classes"] == before.to_dict()["classes"]
+    assert main(["calibrate", str(run), "--resamples", "0", "--method", "platt"]) == 0
+    other = Calibrator.load(run / "calibrator.json")
+    assert other.to_dict()["method"] == "platt"
+    assert Calibrator.from_dict(load_detector(run)[1]["calibrator"]) == other
+    words = ["--results", str(tmp_path / "new.json")]
+    for first in (
+        [str(run), "--resamples", "0"],
+        ["--apply", str(run / "calibrator.json"), str(run / "detections.json")],
+    ):
+        assert main(["calibrate", *first, *words, "--method", "platt", "--force"]) == 0
+        results = json.loads((run / "detections.json").read_text())
+        raw = [{**row, "score": row["raw_score"]} for row in results]
+        assert json.loads((tmp_path / "new.json").read_text()) == json.loads(json.dumps(other.apply(raw)))

@@ -56,6 +56,7 @@ def run(words: list[str]) -> None:
     if options.iou_type not in ("bbox", "segm"):
         raise UsageError(f"iou_type must be bbox or segm, got {options.iou_type}")
 
+    of_run = options.detections is None and options.out is None
     truth, detections = _inputs(options)
     outputs = {name: getattr(options, name) for name in ("out", "results", "json", "html")}
     if not any(outputs.values()):
@@ -65,9 +66,10 @@ def run(words: list[str]) -> None:
     from concordet.calibration import evaluate_calibration
     from concordet.files import write_json
 
+    content = _raw_results(detections)
     calibrator, report = evaluate_calibration(
         truth,
-        detections,
+        detections if content is None else content,
         method=options.method,
         per_class=not options.one_map,
         folds=options.folds,
@@ -78,6 +80,7 @@ def run(words: list[str]) -> None:
     )
     if options.out is not None:
         calibrator.save(options.out)
+    updated = _update_checkpoint(Path(truth).parent, calibrator) if of_run else None
     if options.results is not None:
         _write_results(calibrator, detections, options.results)
     if options.json is not None:
@@ -88,6 +91,8 @@ def run(words: list[str]) -> None:
         write_calibration(calibrator, report, Path(options.html), title=Path(detections).name)
     with messages(*outputs.values()):
         _print(report, outputs)
+        if updated is not None:
+            print(f"checkpoint with this calibrator: {updated}")
 
 
 def _apply(options: Any) -> None:
@@ -123,6 +128,46 @@ def _inputs(options: Any) -> tuple[str, str]:
     return str(truth), str(detections)
 
 
+def _raw(records: Any) -> Any:
+    """Records with the detector's own score, where they have a calibrated one beside it."""
+    if not isinstance(records, list) or not any(isinstance(r, dict) and "raw_score" in r for r in records):
+        return records
+    return [
+        {**r, "score": r["raw_score"]} if isinstance(r, dict) and r.get("raw_score") is not None else r for r in records
+    ]
+
+
+def _raw_results(path: str) -> Any:
+    """Detections with the detector's own scores where the file has calibrated ones; None where they are as they are.
+
+    A calibrator of calibrated scores would be of no use to the detector, which gives others.
+    """
+    from concordet.files import read_json
+
+    if not Path(path).is_file() or b'"raw_score"' not in Path(path).read_bytes():
+        return None
+    content = read_json(path)
+    if isinstance(content, dict) and "annotations" in content:
+        return {**content, "annotations": _raw(content["annotations"])}
+    return _raw(content)
+
+
+def _update_checkpoint(run: Path, calibrator: Any) -> Path | None:
+    """Puts the calibrator of a run's evaluation into the checkpoint that was evaluated, which carries it elsewhere."""
+    from concordet.files import plain, read_json
+
+    report = run / "evaluation.json"
+    evaluated = read_json(report).get("evaluated") if report.is_file() else None
+    name = evaluated.get("checkpoint") if isinstance(evaluated, dict) else None
+    path = run / "checkpoints" / str(name)
+    if not isinstance(name, str) or not path.is_file():
+        return None
+    from concordet.engine.checkpoint import add_to_description
+
+    add_to_description(path, calibrator=plain(calibrator.to_dict()))
+    return path
+
+
 def _write_results(calibrator: Any, source: str, out: str) -> int:
     """Writes a results file with new scores; everything else in it stays."""
     from concordet.files import read_json, write_json
@@ -136,7 +181,7 @@ def _write_results(calibrator: Any, source: str, out: str) -> int:
             f"{source} must hold a list of COCO results, got one {type(records).__name__}; name another file"
         )
     try:
-        calibrated = calibrator.apply(records)
+        calibrated = calibrator.apply(_raw(records))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     write_json(out, {**content, "annotations": calibrated} if isinstance(content, dict) else calibrated, indent=None)
