@@ -87,18 +87,34 @@ def evaluate_calibration(
     truth = coco.load(dataset)
     matched = match_all(dataset, truth, limit)
     settings: dict[str, Any] = {"method": method, "per_class": per_class, **fit_options}
+    calibrator, report = evaluate_matched(
+        matched, folds=folds, n_resamples=n_resamples, confidence=confidence, seed=seed, **settings
+    )
+    calibrated = calibrator.calibrate(dataset.dt_scores, dataset.class_ids[dataset.dt_classes])
+    for side, scores in (("before", None), ("after", calibrated)):
+        precision = coco.average_precision(dataset, truth, scores=scores, max_dets=limit)
+        report[side]["AP"] = ap_metrics(precision, slice(None))["AP"]
+    report["notes"] = list(dataset.notes)
+    return calibrator, report
+
+
+def evaluate_matched(
+    matched: Matched,
+    *,
+    folds: int,
+    n_resamples: int,
+    seed: int,
+    method: Method = "isotonic",
+    confidence: float = 0.95,
+    **settings: Any,
+) -> tuple[Calibrator, dict[str, Any]]:
+    """The calibrator of matched detections and the cross-fitted report, without AP."""
+    settings["method"] = method
     calibrator = fit_matched(matched, **settings)
     after, kept = cross_fitted(matched, folds=folds, seed=seed, **settings)
-
-    calibrated = calibrator.calibrate(dataset.dt_scores, dataset.class_ids[dataset.dt_classes])
-    ap = [
-        ap_metrics(coco.average_precision(dataset, truth, scores=scores, max_dets=limit), slice(None))["AP"]
-        for scores in (None, calibrated)
-    ]
     everything = np.ones(len(after), bool)
     weights = _draws(len(matched.image_ids), n_resamples, seed)
     report = compare_scores(matched, matched.scores, after, everything, weights, confidence)
-    report["before"]["AP"], report["after"]["AP"] = ap
     report["operating"] = compare_scores(matched, matched.scores, after, kept, weights, confidence)
     report["method"], report["folds"], report["confidence"] = method, folds, confidence
     report["n_images"], report["n_detections"] = len(matched.image_ids), len(after)
@@ -122,7 +138,6 @@ def evaluate_calibration(
     report["reliability"] = {
         side: _reliability(matched, scores) for side, scores in (("before", matched.scores), ("after", after))
     }
-    report["notes"] = list(dataset.notes)
     return calibrator, report
 
 

@@ -11,7 +11,7 @@ from concordet.calibration.calibrator import Calibrator, ClassCalibration, check
 from concordet.calibration.fit import FITS, Method, fit_map
 from concordet.measures import coco
 from concordet.measures.lrp import lrp
-from concordet.measures.matching import ANY_OVERLAP, match_at
+from concordet.measures.matching import ANY_OVERLAP, Matches, match_at
 from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, checked_limit, read_dataset
 
@@ -126,7 +126,11 @@ class Matched:
 def match_all(dataset: Dataset, truth: Any, max_dets: int) -> Matched:
     """Matches of a data set's detections at tau = 0 and at 0.5."""
     check_scores(dataset.dt_scores)
-    any_overlap, half = match_at(dataset, truth, max_dets=max_dets, thresholds=(ANY_OVERLAP, 0.5))
+    return matched_columns(dataset, *match_at(dataset, truth, max_dets=max_dets, thresholds=(ANY_OVERLAP, 0.5)))
+
+
+def matched_columns(dataset: Dataset, any_overlap: Matches, half: Matches) -> Matched:
+    """The columns of matches at tau = 0 and at 0.5."""
     return Matched(
         images=any_overlap.images,
         classes=any_overlap.classes,

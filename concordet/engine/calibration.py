@@ -7,13 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from concordet.calibration import Calibrator, evaluate_calibration, fit_calibrator
-from concordet.calibration.evaluation import METRICS
+from concordet.calibration import Calibrator
+from concordet.calibration.calibrator import check_scores
+from concordet.calibration.evaluation import METRICS, evaluate_matched
+from concordet.calibration.fitting import Matched, fit_matched, matched_columns
 from concordet.engine.detections import is_federated
 from concordet.files import read_json
+from concordet.measures.evaluation import MatchedEvaluation, match_evaluation
 
 NAME = "calibrator.json"
 """The calibrator's file in a run folder."""
+
+FOLDS = 5
+"""Folds of images for cross-fitting."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +39,27 @@ class CalibratedResults:
     scores: str
 
 
-def fit_run_calibrator(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> Calibrator | None:
+def match_run(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) -> MatchedEvaluation:
+    """A run's detections, matched once for metrics and calibrators."""
+    return match_evaluation(ground_truth, detections, lvis=is_federated(ground_truth))
+
+
+def fit_run_calibrator(matched: MatchedEvaluation) -> Calibrator | None:
     """A calibrator of a run's detections; None where nothing can be fitted, as without detections."""
-    if not detections or not ground_truth.get("annotations"):
+    columns = _columns(matched)
+    return None if columns is None else fit_matched(columns)
+
+
+def _columns(matched: MatchedEvaluation) -> Matched | None:
+    """What calibrators are fitted on; None without detections or objects."""
+    if not len(matched.matches.rows) or not len(matched.dataset.gt_images):
         return None
-    return fit_calibrator(ground_truth, detections, lvis=is_federated(ground_truth))
+    check_scores(matched.dataset.dt_scores)
+    return matched_columns(matched.dataset, matched.overlaps, matched.matches)
 
 
 def calibrated_results(
-    ground_truth: dict[str, Any],
+    matched: MatchedEvaluation,
     detections: list[dict[str, Any]],
     *,
     own_data: bool,
@@ -51,7 +69,7 @@ def calibrated_results(
     """A run's detections with calibrated scores.
 
     Args:
-        ground_truth: COCO annotations of the images.
+        matched: The detections, matched with the annotations of the images.
         detections: COCO results with the detector's own scores.
         own_data: Whether these are the images that the run evaluates on; the calibrator is then fitted here and judged
             by cross-fitting, else the carried one is applied.
@@ -61,8 +79,12 @@ def calibrated_results(
     if raw_scores:
         return CalibratedResults(detections, None, None, "the detector's own")
     report = None
-    if own_data and len(ground_truth.get("images", ())) > 1 and detections and ground_truth.get("annotations"):
-        carried, report = evaluate_calibration(ground_truth, detections, lvis=is_federated(ground_truth), n_resamples=0)
+    columns = _columns(matched) if own_data and len(matched.dataset.images) > 1 else None
+    if columns is not None:
+        carried, report = evaluate_matched(columns, folds=FOLDS, n_resamples=0, seed=0)
+        ap = matched.metrics()["AP"]
+        report["before"]["AP"] = report["after"]["AP"] = ap  # no calibrator changes the order within a class
+        report["notes"] = list(matched.dataset.notes)
     if carried is None:
         return CalibratedResults(detections, None, None, "the detector's own: nothing to fit a calibrator on")
     kept = [{**row, "raw_score": row["score"]} for row in detections]

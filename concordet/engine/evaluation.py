@@ -17,14 +17,15 @@ from concordet.boxes import paired_iou
 from concordet.console import note, seconds_between_lines, shows_bars
 from concordet.detectors import Detector, predicts_masks
 from concordet.engine.calibration import NAME as CALIBRATOR
-from concordet.engine.calibration import calibrated_results, carried_calibrator, cross_fitted_metrics
+from concordet.engine.calibration import calibrated_results, carried_calibrator, cross_fitted_metrics, match_run
 from concordet.engine.checkpoint import add_to_description, check_same, checkpoint_path, load_detector
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
-from concordet.engine.detections import batch_results, is_federated, mask_metrics
+from concordet.engine.detections import batch_results, mask_metrics
 from concordet.engine.plugins import import_plugins
 from concordet.errors import UsageError, unknown
 from concordet.files import new_folder, plain, read_json, replacing, writable, write_json
+from concordet.measures.evaluation import MatchedEvaluation
 from concordet.measures.metrics import number
 from concordet.version import __version__
 
@@ -167,11 +168,20 @@ def remaining_time(done: int, total: int, seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def measure(ground_truth: dict[str, Any], output: DetectorOutput) -> dict[str, Any]:
-    """All metrics: those of :func:`concordet.measures.evaluate_detections`, beta_img, and AP of masks."""
-    from concordet.measures import evaluate_detections, image_correlation
+def measure(
+    ground_truth: dict[str, Any], output: DetectorOutput, matched: MatchedEvaluation | None = None
+) -> dict[str, Any]:
+    """All metrics: those of :func:`concordet.measures.evaluate_detections`, beta_img, and AP of masks.
 
-    values = evaluate_detections(ground_truth, output.detections, lvis=is_federated(ground_truth))
+    Args:
+        ground_truth: COCO annotations.
+        output: Detections, which may have other scores than those that were matched, in the same order within a class.
+        matched: The same detections, matched already.
+    """
+    from concordet.measures import image_correlation
+
+    scores = np.array([row["score"] for row in output.detections], dtype=np.float64)
+    values = (matched or match_run(ground_truth, output.detections)).metrics(scores)
     positives = output.positives
     beta = image_correlation(positives["scores"], positives["ious"], positives["image_ids"])
     values["beta_img"] = beta.value
@@ -245,15 +255,16 @@ def evaluate_run(
     device = pick_device(accelerator)
     output = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
     ground_truth = dataset.ground_truth()
+    matched = match_run(ground_truth, output.detections)
     calibrated = calibrated_results(
-        ground_truth,
+        matched,
         output.detections,
         own_data=evaluated_data(data) == evaluated_data(config.data),
         carried=carried_calibrator(meta, run, path),
         raw_scores=raw_scores,
     )
     output = replace(output, detections=calibrated.detections)
-    values = cross_fitted_metrics(measure(ground_truth, output), calibrated.report)
+    values = cross_fitted_metrics(measure(ground_truth, output, matched), calibrated.report)
     timing = run / "timing.json"
     timed = read_json(timing) if timing.is_file() else {}
     values["seconds_per_iteration"] = number(timed.get("seconds_per_iteration")) if isinstance(timed, dict) else None

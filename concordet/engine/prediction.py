@@ -167,7 +167,8 @@ class _Work:
             self._video(path)
             return
         self.last_id += 1
-        picture = self._image(read_rgb(path, turn=image_id is None), image_id or self.last_id, {"file_name": path.name})
+        number = self.last_id if image_id is None else image_id
+        picture = self._image(read_rgb(path, turn=image_id is None), number, {"file_name": path.name})
         if picture is not None and self.folder is not None:
             target = free_name(self.folder / f"{path.stem}.png")  # files of several folders may share a name
             with replacing(target) as temporary:

@@ -11,6 +11,7 @@ import numpy as np
 from concordet.measures import coco
 from concordet.measures.bootstrap import intervals, prepare
 from concordet.measures.bounds import image_level, reranking_bounds
+from concordet.measures.evaluation import match_evaluation
 from concordet.measures.findings.confusion import confusion
 from concordet.measures.findings.curves import ThresholdCurve, threshold_curve
 from concordet.measures.findings.disagreements import worst_disagreements
@@ -152,11 +153,7 @@ def evaluate_detections(
         >>> round(metrics["AP"], 3), round(metrics["AP50"], 3), round(metrics["oLRP"], 3), metrics["beta_cls"]
         (0.7, 1.0, 0.4, None)
     """
-    limit = checked_limit(max_dets, lvis)
-    dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
-    truth = coco.load(dataset)
-    precision = coco.average_precision(dataset, truth, max_dets=limit)
-    return summarize(dataset, precision, *match_both(dataset, truth, max_dets=limit))
+    return match_evaluation(ground_truth, detections, iou_type=iou_type, max_dets=max_dets, lvis=lvis).metrics()
 
 
 def _gains(report: dict[str, Any], precision: coco.Precision) -> dict[str, float] | None:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from concordet.detectors import predicts_masks
 from concordet.distributed import world
-from concordet.engine.calibration import fit_run_calibrator
+from concordet.engine.calibration import fit_run_calibrator, match_run
 from concordet.engine.checkpoint import KEY
 from concordet.engine.config import TrainConfig
-from concordet.engine.detections import batch_results, is_federated, mask_metrics
+from concordet.engine.detections import batch_results, mask_metrics
 from concordet.engine.seeding import seed_all
 from concordet.engine.training.checkpoints import position, rescale_batches
 from concordet.engine.training.schedule import build_optimizer, learning_rate_factor
@@ -180,8 +180,6 @@ def evaluate_on_all(
     Raises:
         ValueError: on every process, where the one that measures fails, so that none waits for the others.
     """
-    from concordet.measures import evaluate_detections
-
     shares: list[Any] = [detections]
     several = dist.is_available() and dist.is_initialized()
     if several:
@@ -192,12 +190,13 @@ def evaluate_on_all(
     if not several or dist.get_rank() == 0:
         try:
             together = without_repeats(shares)
-            measured = evaluate_detections(ground_truth, together, lvis=is_federated(ground_truth))
+            matched = match_run(ground_truth or {}, together)
+            measured = matched.metrics()
             values = {name: measured[name] for name in VALIDATION_METRICS}
             if masks:
                 values |= mask_metrics(ground_truth, together)[0]
             outcome[0] = {name: float("nan") if value is None else value for name, value in values.items()}
-            calibrator = fit_run_calibrator(ground_truth or {}, together)
+            calibrator = fit_run_calibrator(matched)
             outcome[1] = {
                 "thresholds": {row["id"]: row["lrp_threshold"] for row in measured["per_class"]},
                 "calibrator": None if calibrator is None else plain(calibrator.to_dict()),
