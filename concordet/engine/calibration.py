@@ -63,6 +63,7 @@ def calibrated_results(
     detections: list[dict[str, Any]],
     *,
     own_data: bool,
+    held_out: bool = False,
     carried: Calibrator | None,
     raw_scores: bool = False,
 ) -> CalibratedResults:
@@ -73,13 +74,16 @@ def calibrated_results(
         detections: COCO results with the detector's own scores.
         own_data: Whether these are the images that the run evaluates on; the calibrator is then fitted here and judged
             by cross-fitting, else the carried one is applied.
+        held_out: Whether the calibrator of the checkpoint was fitted on training images that were held out for it; it
+            is then applied to all data.
         carried: Calibrator of the checkpoint.
         raw_scores: Keep the detector's own scores.
     """
     if raw_scores:
         return CalibratedResults(detections, None, None, "the detector's own")
     report = None
-    columns = _columns(matched) if own_data and len(matched.dataset.images) > 1 else None
+    fits = own_data and not held_out and len(matched.dataset.images) > 1
+    columns = _columns(matched) if fits else None
     if columns is not None:
         carried, report = evaluate_matched(columns, folds=FOLDS, n_resamples=0, seed=0)
         ap = matched.metrics()["AP"]
@@ -89,7 +93,11 @@ def calibrated_results(
         return CalibratedResults(detections, None, None, "the detector's own: nothing to fit a calibrator on")
     kept = [{**row, "raw_score": row["score"]} for row in detections]
     basis = f"{carried.fit.get('n_images', '?')} images"
-    scores = f"calibrated, errors cross-fitted over {basis}" if own_data else f"calibrated on {basis}"
+    scores = f"calibrated on {basis}"
+    if held_out:
+        scores += " held out from training"
+    elif own_data:
+        scores = f"calibrated, errors cross-fitted over {basis}"
     return CalibratedResults(carried.apply(kept), carried, report, scores)
 
 

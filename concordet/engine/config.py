@@ -115,6 +115,20 @@ class OptimConfig:
 
 
 @dataclass
+class CalibrationConfig:
+    """Calibration of scores.
+
+    Args:
+        fraction: Share of the training images that is not trained on, and on which the calibrator is fitted; with 0 it
+            is fitted on the evaluated images, and its errors are cross-fitted.
+        seed: Seed of the choice of these images.
+    """
+
+    fraction: float = 0.0
+    seed: int = 0
+
+
+@dataclass
 class TrainConfig:
     """Run.
 
@@ -132,6 +146,7 @@ class TrainConfig:
         options: Further options of the detector, by name.
         data: Images and annotations.
         optim: Optimization.
+        calibration: Calibration of scores.
         plugins: Python file or module, or a list of them, that registers losses and couplings; imported before the
             name of the loss is read.
         precision: Floating-point precision: 32, or bf16 for automatic mixed precision.
@@ -173,6 +188,7 @@ class TrainConfig:
     options: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    calibration: CalibrationConfig = field(default_factory=CalibrationConfig)
     plugins: list[str] | str | None = None
     precision: Literal["32", "bf16"] = "32"
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -224,6 +240,11 @@ class TrainConfig:
             raise UsageError(f"optim.drop must be above 0 and below 1, got {self.optim.drop}; give another factor")
         if not 0 < self.optim.lr < math.inf:
             raise UsageError(f"optim.lr must be above 0, got {self.optim.lr}; give another learning rate")
+        if not 0 <= self.calibration.fraction < 1:
+            raise UsageError(
+                f"calibration.fraction must be at least 0 and below 1, got {self.calibration.fraction}; 0.1 holds out "
+                "a tenth of the training images"
+            )
         if not 0 <= self.optim.ema < 1:
             raise UsageError(f"optim.ema must be at least 0 and below 1, got {self.optim.ema}; give another decay")
         sides = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ()
@@ -302,7 +323,7 @@ def from_dict(values: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**values)
 
 
-_SECTIONS: dict[str, type[Any]] = {"data": DataConfig, "optim": OptimConfig}
+_SECTIONS: dict[str, type[Any]] = {"data": DataConfig, "optim": OptimConfig, "calibration": CalibrationConfig}
 
 
 def checked_settings(values: dict[str, Any], *, others: tuple[str, ...] = ()) -> dict[str, Any]:

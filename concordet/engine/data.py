@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from concordet.engine.config import DataConfig
+from concordet.data.targets import DetectionDataset
+from concordet.engine.config import DataConfig, TrainConfig
 from concordet.engine.seeding import mix, seeded
 from concordet.errors import UsageError, unknown
 
@@ -83,6 +85,72 @@ def _open_path(config: DataConfig, split: Split, options: dict[str, Any]) -> Any
     dataset = source.open(chosen, val_fraction=config.val_fraction, val_seed=config.val_seed, **options)
     dataset.origin = source.layout.description
     return dataset
+
+
+class ImagesOf(DetectionDataset):
+    """Some images of a data set.
+
+    Args:
+        base: Data set.
+        indices: Indices of the images, in order.
+        transforms: Transforms of these images; those of ``base`` by default.
+    """
+
+    def __init__(self, base: DetectionDataset, indices: Sequence[int], transforms: Any = None) -> None:
+        self.base, self.indices = base, list(indices)
+        self.class_names, self.category_ids = base.class_names, base.category_ids
+        self.default_flip, self.origin = base.default_flip, base.origin
+        self.transforms = transforms or base.transforms
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def sample(self, index: int) -> Any:
+        return self.base.sample(self.indices[index])
+
+    def load_image(self, index: int) -> Any:
+        return self.base.load_image(self.indices[index])
+
+    def image_path(self, index: int) -> Path | None:
+        return self.base.image_path(self.indices[index])
+
+    def ground_truth(self) -> dict[str, Any]:
+        truth = self.base.ground_truth()
+        images = [truth["images"][index] for index in self.indices]
+        ids = {image["id"] for image in images}
+        return truth | {
+            "images": images,
+            "annotations": [annotation for annotation in truth["annotations"] if annotation["image_id"] in ids],
+        }
+
+    def summary(self) -> dict[str, int]:
+        truth = self.ground_truth()
+        objects = [annotation for annotation in truth["annotations"] if not annotation.get("iscrowd")]
+        with_objects = {annotation["image_id"] for annotation in objects}
+        return {
+            "images": len(self),
+            "objects": len(objects),
+            "images_without_objects": len(self) - len(with_objects),
+            "classes": len(self.class_names),
+        }
+
+
+def hold_out_for_calibration(train: DetectionDataset, config: TrainConfig) -> tuple[DetectionDataset, Any]:
+    """The images to train on, and those to fit the calibrator on, or None where the fraction is 0.
+
+    The choice is by image, and depends on the seed and the names of the images only.
+
+    Raises:
+        ValueError: there are too few images.
+    """
+    from concordet.data.splits import HoldOut
+
+    fraction, seed = config.calibration.fraction, config.calibration.seed
+    if fraction == 0:
+        return train, None
+    names = [image["file_name"] for image in train.ground_truth()["images"]]
+    rest, chosen = (HoldOut(split, fraction, seed).indices(names) for split in ("train", "val"))
+    return ImagesOf(train, rest), ImagesOf(train, chosen, transforms_of(config.data, None))
 
 
 def describe_source(config: DataConfig, splits: dict[str, Any]) -> dict[str, Any] | None:

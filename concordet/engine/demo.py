@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from concordet.console import note
 from concordet.engine.config import DataConfig, OptimConfig, TrainConfig
-from concordet.files import free_name, new_folder, read_json
+from concordet.files import free_name, new_folder, read_json, write_json
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class DemoSettings:
 
 DEMO = DemoSettings()
 
+UNCALIBRATED = "uncalibrated"
+"""Folder of the first run's evaluation on the detector's own scores."""
+
 
 def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tuple[list[Path], Path]:
     """Trains and evaluates every run of the demonstration, and writes the page that compares them.
@@ -54,7 +58,7 @@ def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tu
         settings: Losses and configuration.
 
     Returns:
-        The run folders, and the page.
+        The run folders, after the first one a folder with its evaluation on the detector's own scores, and the page.
     """
     from concordet.engine.training.fit import train
     from concordet.report import write_comparison
@@ -64,9 +68,40 @@ def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tu
     for number, (name, loss) in enumerate(settings.losses.items(), 1):
         note(f"run {number} of {len(settings.losses)}: {loss}")
         folders.append(train(replace(settings.config, loss=loss, seed=seed), out / name))
+        if number == 1:
+            folders.append(write_uncalibrated(folders[0], out / UNCALIBRATED))
     page = out / "comparison.html"
     write_comparison(folders, page)
     return folders, page
+
+
+def write_uncalibrated(run: Path, out: Path) -> Path:
+    """The evaluation of a run as it is with the detector's own scores, from the files of the run.
+
+    Args:
+        run: Evaluated run, whose detections have ``raw_score``.
+        out: Folder to make.
+
+    Returns:
+        ``out``.
+    """
+    from concordet.engine.calibration import match_run
+
+    new_folder(out, "name another folder")
+    for name in ("config.yaml", "data.json", "ground_truth.json", "positives.npz", "metrics.csv", "timing.json"):
+        if (run / name).is_file():
+            shutil.copyfile(run / name, out / name)
+    shutil.copytree(run / "samples", out / "samples")
+    detections = [{**row, "score": row.get("raw_score", row["score"])} for row in read_json(run / "detections.json")]
+    write_json(out / "detections.json", detections, indent=None)
+    values = match_run(read_json(run / "ground_truth.json"), detections).metrics()
+    report = read_json(run / "evaluation.json")
+    kept = {name: report["metrics"].get(name) for name in ("beta_img", "seconds_per_iteration")}
+    report["metrics"] = {k: v for k, v in values.items() if k not in ("per_class", "reasons", "notes")} | kept
+    report |= {name: values[name] for name in ("per_class", "reasons", "notes")}
+    report["evaluated"] = report["evaluated"] | {"raw_scores": True}
+    write_json(out / "evaluation.json", report | {"scores": "the detector's own", "calibration": None})
+    return out
 
 
 def summary(folders: list[Path], page: Path) -> dict[str, Any]:

@@ -17,7 +17,13 @@ from concordet.boxes import paired_iou
 from concordet.console import note, seconds_between_lines, shows_bars
 from concordet.detectors import Detector, predicts_masks
 from concordet.engine.calibration import NAME as CALIBRATOR
-from concordet.engine.calibration import calibrated_results, carried_calibrator, cross_fitted_metrics, match_run
+from concordet.engine.calibration import (
+    calibrated_results,
+    carried_calibrator,
+    cross_fitted_metrics,
+    fit_run_calibrator,
+    match_run,
+)
 from concordet.engine.checkpoint import add_to_description, check_same, checkpoint_path, load_detector
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset, eval_loader
@@ -217,7 +223,8 @@ def evaluate_run(
         averaged: Whether to use the averaged weights where there are some.
         raw_scores: Whether to keep the detector's own scores.  By default they are calibrated: on the run's evaluation
             data by a calibrator that is fitted here, whose errors are cross-fitted (no value is of an image that the
-            fit saw), and that is kept with the run; on other data by the calibrator of the checkpoint.
+            fit saw), and that is kept with the run; on other data, and where training images were held out for it
+            (``calibration.fraction``), by the calibrator of the checkpoint.
 
     Returns:
         The content of ``evaluation.json``.
@@ -260,6 +267,7 @@ def evaluate_run(
         matched,
         output.detections,
         own_data=evaluated_data(data) == evaluated_data(config.data),
+        held_out=config.calibration.fraction > 0,
         carried=carried_calibrator(meta, run, path),
         raw_scores=raw_scores,
     )
@@ -291,6 +299,35 @@ def evaluate_run(
             add_to_description(path, calibrator=plain(calibrated.calibrator.to_dict()))
     write_evaluation(out, dataset, ground_truth, output, report)
     return report
+
+
+def calibrate_checkpoints(run: Path, dataset: Any, *, accelerator: str = "auto") -> None:
+    """Fits a calibrator for each checkpoint of a run that has none, on images that it was not trained on.
+
+    Args:
+        run: Run folder.
+        dataset: Images held out from training, with evaluation transforms.
+        accelerator: Device: auto, cpu or gpu.
+    """
+    data = load_config(run / "config.yaml").data
+    for name in ("best", "last"):
+        path = checkpoint_path(run, name)
+        if not path.is_file():
+            continue
+        model, meta = load_detector(path)
+        if meta.get("calibrator") is not None:
+            continue
+        output = run_detector(
+            model,
+            dataset,
+            device=pick_device(accelerator),
+            batch_size=data.batch_size,
+            workers=data.workers,
+            title=f"calibrating {name}",
+        )
+        calibrator = fit_run_calibrator(match_run(dataset.ground_truth(), output.detections))
+        if calibrator is not None:
+            add_to_description(path, calibrator=plain(calibrator.to_dict()))
 
 
 def evaluated_data(data: DataConfig) -> dict[str, Any]:

@@ -235,7 +235,8 @@ def test_demo_prints_one_table_and_the_page(tmp_path, monkeypatch, capsys):
     assert printed.count("┏") == 1
     assert all(loss in printed for loss in module.DEMO.losses.values())
     assert f"page: {tmp_path / 'demo' / 'comparison.html'}" in printed
-    assert len(json.loads(file.read_text())["runs"]) == 2
+    assert len(json.loads(file.read_text())["runs"]) == 3
+    assert "uncalibrated" in printed
 
 
 def test_analyze_tells_files_of_one_name_apart(tmp_path, capsys):

@@ -121,3 +121,87 @@ def test_calibrating_a_run_again_starts_from_its_raw_scores(finished, tmp_path, 
         results = json.loads((run / "detections.json").read_text())
         raw = [{**row, "score": row["raw_score"]} for row in results]
         assert json.loads((tmp_path / "new.json").read_text()) == json.loads(json.dumps(other.apply(raw)))
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """A run whose calibrator is fitted on training images that are held out for it."""
+    from concordet.engine import train
+    from concordet.engine.config import CalibrationConfig
+
+    from ..trained import tiny
+
+    config = tiny(calibration=CalibrationConfig(fraction=0.25, seed=3))
+    return train(config, tmp_path_factory.mktemp("held_out") / "run")
+
+
+def test_training_images_can_be_held_out_for_the_fit(held_out):
+    from concordet.data.splits import HoldOut
+    from concordet.engine.config import load_config
+
+    data = read(held_out, "data")
+    names = [f"{index}.png" for index in range(12)]
+    chosen = [names[index] for index in HoldOut("val", 0.25, 3).indices(names)]
+    assert data["held_out_for_calibration"] == {"fraction": 0.25, "seed": 3, "images": chosen}
+    assert (data["train"]["images"], data["calibration"]["images"], data["val"]["images"]) == (9, 3, 6)
+    assert load_config(held_out / "config.yaml").calibration.fraction == 0.25
+    for name in ("last", "best"):
+        carried = Calibrator.from_dict(load_detector(held_out / "checkpoints" / f"{name}.ckpt")[1]["calibrator"])
+        assert carried.fit["n_images"] == 3
+    assert Calibrator.load(held_out / "calibrator.json").to_dict() == load_detector(held_out)[1]["calibrator"]
+
+
+def test_the_evaluation_applies_the_calibrator_of_held_out_images(held_out):
+    results, report = read(held_out, "detections"), read(held_out, "evaluation")
+    carried = Calibrator.load(held_out / "calibrator.json")
+    assert carried.apply([{**row, "score": row["raw_score"]} for row in results]) == results
+    assert report["scores"] == "calibrated on 3 images held out from training"
+    assert report["calibration"] is None
+    expected = evaluate_detections(read(held_out, "ground_truth"), results)
+    for name in ("AP", "LaECE0", "LaACE0", "D_ECE", "AIC_mean", "oLRP"):
+        assert report["metrics"][name] == expected[name], name
+
+
+def test_held_out_images_are_never_trained_on(held_out):
+    from concordet.data import DigitScenes
+    from concordet.engine.config import load_config
+    from concordet.engine.data import build_dataset, hold_out_for_calibration
+
+    config = load_config(held_out / "config.yaml")
+    train_set, calibration = hold_out_for_calibration(build_dataset(config.data, "train", augment=True), config)
+    ids = [{split[index][1]["image_id"] for index in range(len(split))} for split in (train_set, calibration)]
+    assert ids[0] | ids[1] == set(range(12))
+    assert not ids[0] & ids[1]
+    whole = DigitScenes("train", 12, size=64, classes=["3", "7"]).ground_truth()["annotations"]
+    for split, chosen in zip((train_set, calibration), ids, strict=True):
+        truth = split.ground_truth()
+        assert truth["annotations"] == [row for row in whole if row["image_id"] in chosen]
+        assert split.summary()["objects"] == len(truth["annotations"])
+
+
+def test_fractions_out_of_range():
+    from concordet.engine.config import CalibrationConfig, TrainConfig
+
+    with pytest.raises(ValueError, match=r"calibration.fraction must be at least 0 and below 1, got 1.5; 0.1 holds"):
+        TrainConfig(calibration=CalibrationConfig(fraction=1.5))
+
+
+@pytest.mark.parametrize("what", ["evaluation", "validation"])
+def test_detections_are_matched_once(finished, tmp_path, monkeypatch, what):
+    """One pass over all IoU thresholds for AP, and one for the matches that everything else reads."""
+    from concordet.engine.training.module import evaluate_on_all
+    from concordet.measures import coco
+
+    passes, own = [], coco.evaluator
+
+    def counted(*args, **options):
+        passes.append(options["thresholds"])
+        return own(*args, **options)
+
+    monkeypatch.setattr(coco, "evaluator", counted)
+    if what == "evaluation":
+        evaluate_run(finished, out=tmp_path / "again", accelerator="cpu")
+    else:
+        results = [{**row, "score": row["raw_score"]} for row in read(finished, "detections")]
+        evaluate_on_all(read(finished, "ground_truth"), results)
+    assert [len(thresholds) for thresholds in passes] == [10, 2]

@@ -228,7 +228,7 @@ def _folder_to_resume(words: list[str]) -> Path | None:
 def _dotted(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
     dotted: dict[str, object] = {}
     for name, value in settings.items():
-        if prefix == "" and name in ("data", "optim") and isinstance(value, dict):
+        if prefix == "" and name in ("data", "optim", "calibration") and isinstance(value, dict):
             dotted |= _dotted(value, f"{name}.")
         else:
             dotted[prefix + name] = value

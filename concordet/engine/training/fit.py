@@ -19,8 +19,8 @@ from concordet.console import NORMAL, level, note
 from concordet.detectors import predicts_masks
 from concordet.engine.checkpoint import checkpoint_path, describe, detector_options, is_ours, start_from
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
-from concordet.engine.data import DetectionData, build_dataset, describe_source
-from concordet.engine.evaluation import evaluate_run, pick_device
+from concordet.engine.data import DetectionData, build_dataset, describe_source, hold_out_for_calibration
+from concordet.engine.evaluation import calibrate_checkpoints, evaluate_run, pick_device
 from concordet.engine.plugins import import_plugins
 from concordet.engine.seeding import seed_all
 from concordet.engine.training.callbacks import AveragedWeights, IterationTimer, StartNote
@@ -99,18 +99,21 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch:
         else:
             asked = config
         train_set, val_set = build_datasets(config)
+        train_set, held_out = hold_out_for_calibration(train_set, config)
         meta = describe(config, train_set.class_names, train_set.category_ids)
         model = build_model(config, meta)
         if launch.is_main:
             if not resume:
                 stack.enter_context(locked(new_folder(out, fix), IN_USE))
-            _note_start(asked, out, train_set, val_set)
+            _note_start(asked, out, {"train": train_set, "val": val_set, "calibration": held_out})
             if config != asked:
                 note(
                     f"updates stay at {launch.images_per_update(config)} images: {launch.processes} process(es), "
                     f"batches of {config.data.batch_size}, {config.optim.accumulate} of them per update"
                 )
         _fit(config, out, launch, model, meta, (train_set, val_set if config.val_every else None), point)
+        if launch.is_main and held_out is not None and checkpoint_path(out).is_file():
+            calibrate_checkpoints(out, held_out, accelerator=config.accelerator)
         if launch.is_main and config.evaluate and not _is_evaluated(out):
             evaluate_run(out, dataset=val_set)
     return out
@@ -194,14 +197,18 @@ def _resume(config: TrainConfig, out: Path) -> ResumePoint | None:
     return resume_point(out)
 
 
-def _note_start(config: TrainConfig, out: Path, train_set: Any, val_set: Any) -> None:
+def _note_start(config: TrainConfig, out: Path, splits: dict[str, Any]) -> None:
     from concordet.data import describe as counts
 
     save_config(out / CONFIG, config)
-    summaries = {"train": train_set.summary()} | ({} if val_set is None else {"val": val_set.summary()})
-    splits = {"train": train_set} | ({} if val_set is None else {"val": val_set})
+    splits = {name: split for name, split in splits.items() if split is not None}
+    summaries = {name: split.summary() for name, split in splits.items()}
     source = describe_source(config.data, splits)
-    write_json(out / "data.json", summaries | ({} if source is None else {"source": source}))
+    recorded: dict[str, Any] = dict(summaries) if source is None else summaries | {"source": source}
+    if "calibration" in splits:
+        images = [image["file_name"] for image in splits["calibration"].ground_truth()["images"]]
+        recorded["held_out_for_calibration"] = vars(config.calibration) | {"images": images}
+    write_json(out / "data.json", recorded)
     if source is not None:
         note(source["description"])
     if source is not None and "held_out" in source:

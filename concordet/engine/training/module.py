@@ -126,7 +126,8 @@ class DetectionModule(pl.LightningModule):
         self.detections = []
         thresholds = advice["thresholds"]
         self.meta["thresholds"] = [thresholds.get(category) for category in self.meta["category_ids"]]
-        self.meta["calibrator"] = advice["calibrator"]
+        # one that is fitted on held-out training images follows at the end of the run
+        self.meta["calibrator"] = advice["calibrator"] if self.config.calibration.fraction == 0 else None
         for name, value in metrics.items():
             # the same on every process; sync_dist only tells Lightning so
             self.log(f"val/{name}", value, sync_dist=True)
