@@ -252,8 +252,15 @@ class TrainConfig:
             raise UsageError(
                 f"image_size must be between 1 and {MAX_IMAGE_SIDE} pixels, got {list(sides)}; give another"
             )
+        for name in self.options:
+            if name in _NO_OPTIONS:
+                raise UsageError(f"options must be those of the detector, got {name}; {_NO_OPTIONS[name]}")
         self.plugins = [self.plugins] if isinstance(self.plugins, str) else self.plugins
 
+
+_NO_OPTIONS = {name: f"write {name} beside options" for name in ("loss", "size", "backbone", "weights", "image_size")}
+_NO_OPTIONS |= {"num_classes": "the data decides it; data.classes chooses classes", "name": "write it as detector"}
+"""Arguments of build_detector that are settings of their own, and what to do instead."""
 
 # What may change when a run is continued: where it runs and where its files are, not what it computes.
 # Batches may, since as many are accumulated as keep the images of an update.

@@ -30,6 +30,11 @@ def test_settings_by_dotted_name():
         ({"optim": {"lr": "fast"}}, r"optim\.lr must be a number, got 'fast'; see concordet train --help"),
         ({"optim": {"lr": float("nan")}}, r"optim\.lr must be a number, got nan"),
         ({"seed": 2**64}, "seed must be a whole number, got 1844674"),
+        (
+            {"options": {"num_classes": 3}},
+            "options must be those of the detector, got num_classes; the data decides it",
+        ),
+        ({"options": {"size": "nano"}}, "options must be those of the detector, got size; write size beside options"),
         ({"seed": True}, "seed must be a whole number, got True"),
         ({"image_size": [64]}, r"image_size must be a whole number, two whole numbers or null, got \[64\]"),
         ({"size": ["nano"]}, r"size must be full or nano, got \['nano'\]"),

@@ -11,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from concordet.boxes import paired_iou
+from concordet.setting_types import checked_types
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class PostProcess:
     score_voting: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in checked_types(vars(self), type(self)).items():
+            object.__setattr__(self, name, value)
         for name in ("score_threshold", "nms_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
