@@ -85,9 +85,10 @@ def ap_loss(
 
     .. math:: L = \frac{1}{|P|} \sum_{i \in P} \frac{N_{FP}(i)}{rank(i)}, \quad
               N_{FP}(i) = \sum_{j \in N} H(s_j - s_i), \quad
-              rank(i) = own + \sum_{k \in P, k \ne i} H(s_k - s_i) + N_{FP}(i)
+              rank(i) = c + \sum_{k \in P, k \ne i} H(s_k - s_i) + N_{FP}(i)
 
-    with H(x) = clamp(x / 2 delta + 1/2, 0, 1). Its backward is the error-driven update, no derivative: a positive gets
+    with H(x) = clamp(x / 2 delta + 1/2, 0, 1) and c the ``self_relation``. The backward pass is the error-driven
+    update, not a derivative: a positive gets
     -l(i) divided by the number of positives, a negative the sum of what the positives below it pass to it.
 
     Args:
