@@ -40,6 +40,11 @@ def run_study_on_ray(
         MissingPackageError: Ray is not installed.
         UsageError: there is no cluster at this address.
         KeyboardInterrupt: Ctrl-C, after the tasks have stopped; the study continues where it was.
+
+    Example:
+        >>> from concordet.study import load_study
+        >>> run_study_on_ray(load_study("/shared/study"), address="ray://head:10001")  # doctest: +SKIP
+        {'finished': 20, 'failed': 0, 'unfinished': 0, 'new': 0}
     """
     with requires("a study on a Ray cluster", "ray"):
         import ray
