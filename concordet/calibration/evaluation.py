@@ -7,10 +7,10 @@ from typing import Any, Final
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from concordet.calibration.calibrator import Calibrator
+from concordet.calibration.calibrator import Calibrator, check_scores
 from concordet.calibration.fit import Method
-from concordet.calibration.fitting import Matched, fit_matched, match_all
-from concordet.measures import coco
+from concordet.calibration.fitting import Matched, fit_matched, match_all, matched_columns
+from concordet.measures import Analysis, coco
 from concordet.measures.calibration import (
     D_ECE_BINS,
     LAECE_BINS,
@@ -95,6 +95,29 @@ def evaluate_calibration(
         precision = coco.average_precision(dataset, truth, scores=scores, max_dets=limit)
         report[side]["AP"] = ap_metrics(precision, slice(None))["AP"]
     report["notes"] = list(dataset.notes)
+    return calibrator, report
+
+
+def evaluate_analysis(
+    analysis: Analysis, *, folds: int = 5, n_resamples: int = 0, seed: int = 0, **settings: Any
+) -> tuple[Calibrator, dict[str, Any]]:
+    """:func:`evaluate_calibration` of detections that are read and matched already.
+
+    Args:
+        analysis: what :func:`concordet.measures.analyze` returns.
+        folds, n_resamples, seed, settings: as :func:`evaluate_calibration` takes them; without intervals by default.
+
+    Returns:
+        As :func:`evaluate_calibration`; ``AP`` after calibration is the one before, which no calibrator changes.
+
+    Raises:
+        ValueError: one sentence; for a score outside [0, 1] or fewer than two images.
+    """
+    evidence = analysis.evidence
+    check_scores(evidence.dataset.dt_scores)
+    matched = matched_columns(evidence.dataset, evidence.overlaps, evidence.matches)
+    calibrator, report = evaluate_matched(matched, folds=folds, n_resamples=n_resamples, seed=seed, **settings)
+    report["before"]["AP"] = report["after"]["AP"] = analysis.summary["AP"]
     return calibrator, report
 
 

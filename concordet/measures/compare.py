@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.bootstrap import MEASURES, check_settings, draw_weights, evaluate_weighted, prepare
+from concordet.measures.bootstrap import MEASURES, Sample, check_settings, draw_weights, evaluate_weighted, prepare
 from concordet.measures.metrics import BY_KEY
 from concordet.measures.reading.arrays import Floats
 from concordet.measures.reading.dataset import checked_limit, read_dataset
@@ -62,6 +62,12 @@ def compare(
         prepare(read_dataset(ground_truth, d, iou_type=iou_type, lvis=lvis, max_dets=limit), limit)
         for d in (detections, other)
     ]
+    return compare_samples(*sides, n_resamples=n_resamples, confidence=confidence, seed=seed)
+
+
+def compare_samples(first: Sample, second: Sample, *, n_resamples: int, confidence: float, seed: int) -> dict[str, Any]:
+    """:func:`compare` of two sides that :func:`concordet.measures.bootstrap.prepare` has prepared."""
+    sides = first, second
     n = len(sides[0].image_ids)
     if not np.array_equal(sides[0].image_ids, sides[1].image_ids):
         raise ValueError(

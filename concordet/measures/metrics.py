@@ -5,6 +5,8 @@ To add a measure, compute it in :mod:`concordet.measures.summary` and give it a 
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -286,3 +288,21 @@ def metrics_of(runs: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
 def present(metrics: Sequence[Metric], values: Mapping[str, object]) -> tuple[Metric, ...]:
     """The metrics that the values have, defined or not: APr only with LVIS, for example."""
     return tuple(metric for metric in metrics if metric.key in values)
+
+
+def class_csv(per_class: Sequence[Mapping[str, Any]]) -> str:
+    """Classes with objects as comma-separated values: every metric as a fraction, empty where undefined.
+
+    Example:
+        >>> print(class_csv([{"id": 3, "name": "a, b", "n_objects": 2, "AP": 0.5}]).splitlines()[1])
+        3,"a, b",2,,,0.5
+    """
+    keys = ["n_detections", "n_true_positives", *(m.key for m in TABLE if any(m.key in row for row in per_class))]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["id", "name", "n_objects", *keys])
+    for row in per_class:
+        if row.get("n_objects"):
+            cells = [row.get(key) for key in keys]
+            writer.writerow([row["id"], row["name"], row["n_objects"], *("" if c is None else c for c in cells)])
+    return stream.getvalue()

@@ -16,6 +16,8 @@ import numpy as np
 
 from concordet.files import read_yaml
 from concordet.measures.analysis import Analysis, analyze
+from concordet.measures.bootstrap import affordable_resamples, prepare
+from concordet.measures.compare import compare_samples
 from concordet.measures.correlation import pooled_correlation
 from concordet.measures.metrics import is_missing, metrics_of, pick
 from concordet.measures.reading.run_files import (
@@ -187,6 +189,37 @@ def comparison_rows(run_folders: Sequence[Path]) -> list[dict[str, Any]]:
         | pick(metrics, run.metrics)
         for run in runs
     ]
+
+
+def run_differences(
+    runs: Sequence[Run], *, n_resamples: int | None = None, confidence: float = 0.95, seed: int = 0
+) -> list[dict[str, Any] | None]:
+    """Each further run against the first, as :func:`concordet.measures.compare` gives it.
+
+    Args:
+        runs: Runs with their analyses, as :func:`read_runs` gives them.
+        n_resamples: Draws; None takes 1000, and fewer from 40,000 detections on.
+        confidence: Of the intervals, in (0, 1).
+        seed: Of the draws.
+
+    Returns:
+        One entry per run but the first; None where one of the two has no detections or other objects.
+    """
+    if len(runs) < 2 or runs[0].analysis is None:
+        return [None] * (len(runs) - 1)
+    samples = [
+        None if run.analysis is None else prepare(run.analysis.evidence.dataset, run.analysis.evidence.max_dets)
+        for run in runs
+    ]
+    first = samples[0]
+    differences: list[dict[str, Any] | None] = []
+    for run, second in zip(runs[1:], samples[1:], strict=True):
+        if first is None or second is None or not same_ground_truth([runs[0], run]):
+            differences.append(None)
+            continue
+        draws = n_resamples or affordable_resamples(len(first.images) + len(second.images))
+        differences.append(compare_samples(first, second, n_resamples=draws, confidence=confidence, seed=seed))
+    return differences
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

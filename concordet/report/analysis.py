@@ -5,46 +5,50 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
 
 import numpy as np
-from PIL import Image
 
-from concordet.images import read_rgb
+from concordet.calibration.details import Details
+from concordet.calibration.details import details as compute_details
 from concordet.measures.analysis import LOSSES
 from concordet.measures.compare import comparison_sentence
 from concordet.measures.metrics import (
     BY_KEY,
     GROUPS,
-    METRICS,
-    MISSING,
     TABLE,
-    Metric,
+    class_csv,
     is_missing,
     number,
     table,
 )
-from concordet.paths import require_inside
-from concordet.report.page import fit, listed, render, write_page
-from concordet.report.pictures import disagreement_picture
+from concordet.report.findings import (
+    IMAGES,
+    calibration_section,
+    confusion_view,
+    cost_rows,
+    curves_view,
+    difference_rows,
+    gain_rows,
+    image_picture,
+    image_rows,
+    linker,
+    size_rows,
+)
+from concordet.report.page import listed, render, write_page
+from concordet.report.pictures import Pictures, disagreement_picture
 from concordet.report.plots import Line, calibration_plot, density_plot, line_plot
 
 if TYPE_CHECKING:
     from concordet.measures import Analysis
 
-PICTURES: Final = 12
+PICTURES: Final = 6
 CASES: Final = 20
-DIAGRAMS: Final = 12
-"""Reliability diagrams of classes, those with the most detections."""
-
 BOUNDED: Final = ("AP", "AP50", "AP75", "AP90")
 
 MIN_OBJECTS: Final = 10
 """Objects from which a class is named in the summary; AP of fewer is noise."""
 
-ALLOW: Final = "move the file, or allow it with allow_outside=True (--allow_outside)"
-
-MAX_WIDTH: Final = 1_000_000
-"""Pixels from which the width that a ground truth gives is not believed."""
 
 STRENGTHS: Final = (
     (-0.2, "disagree"),
@@ -67,6 +71,7 @@ def write_analysis(
     comparison: Mapping[str, Any] | None = None,
     other: str = "the other",
     allow_outside: bool = False,
+    details: Details | None = None,
 ) -> Path:
     """Write one self-contained page on the result of :func:`concordet.measures.analyze`.
 
@@ -79,6 +84,8 @@ def write_analysis(
         comparison: what :func:`concordet.measures.compare` gives for these detections and others, to be shown too.
         other: the name of those others.
         allow_outside: whether names and links may lead to images outside of ``images``.
+        details: intervals and calibration, as :func:`concordet.calibration.details.details` gives them; None has them
+            computed.
 
     Returns:
         ``out``.
@@ -101,44 +108,49 @@ def write_analysis(
         raise ValueError(
             f"images must be a folder, got {images}; name the folder that holds the images, or leave it out"
         )
+    if details is None:
+        details = compute_details(analysis)
     options: dict[str, Any] = {"title": title, "comparison": comparison, "other": other, "allow_outside": allow_outside}
-    return write_page(analysis_page(analysis, images=images, **options), out)
+    page = analysis_page(analysis, details, images=images, folder=Path(out).parent, **options)
+    return write_page(page, out)
 
 
 def analysis_page(
     analysis: Analysis,
+    details: Details,
     *,
     images: Path | None = None,
     title: str = "Analysis",
     comparison: Mapping[str, Any] | None = None,
     other: str = "the other",
     allow_outside: bool = False,
+    folder: Path | None = None,
 ) -> str:
-    """The page as text; arguments as :func:`write_analysis` takes them."""
+    """The page as text; arguments as :func:`write_analysis` takes them, and the folder that links start from."""
     values = analysis.to_dict()
-    cases = values.get("disagreements") or []
-    pictures = [] if images is None else _pictures(cases, Path(images), analysis.images, allow_outside)
-    notes = [str(note) for note in values.get("notes") or []]
-    if images is not None and len(pictures) < min(PICTURES, len(cases)):
-        wanted = min(PICTURES, len(cases))
-        first = cases[0].get("file_name") or f"{cases[0]['image_id']}.jpg"
-        notes.append(
-            f"{len(pictures)} of {wanted} images of the worst cases were readable in {Path(images).name}"
-            f" (looked for {first}, for example)"
-        )
+    cases, worst = values["disagreements"], values["images"]
+    notes = [str(note) for note in values["notes"]]
+    pictures, image_pictures, source = [], [], None
+    if images is not None:
+        source = Pictures(Path(images), analysis.images, allow_outside=allow_outside)
+        image_pictures = source.draw(worst, image_picture, IMAGES)
+        pictures = source.draw(cases, disagreement_picture, PICTURES)
+        notes += source.notes([*worst[:IMAGES], *cases[:PICTURES]])
     hit = analysis.true_positive
-    bounds, clipped = _bounds(values, "", "upper", "lower")
+    bounds, clipped = _bounds(values, "", "upper", "lower", details.intervals)
     lead = [comparison_sentence(comparison, title, other)] if comparison is not None else []
     return render(
         "analysis.html.jinja",
         title=title,
         facts=_facts(values),
-        summary=[*lead, analysis.sentence, *_findings(values)],
-        gains=_gains(values),
+        summary=[*lead, *headline(analysis, details), *findings(values)],
+        gains=gain_rows(values),
+        costs=cost_rows(details) if values["n_kept"] else [],
         bounds=bounds,
         clipped=clipped,
-        image_bounds=_bounds(values, "_raw", "image_upper", "image_lower")[0] if "AP_raw" in values else [],
-        differences=_differences(comparison) if comparison is not None else [],
+        image_bounds=_bounds(values, "_raw", "image_upper", "image_lower", {})[0] if "AP_raw" in values else [],
+        intervals=details.intervals,
+        differences=difference_rows(comparison) if comparison is not None else [],
         resampling=comparison,
         other=other,
         groups=_groups(values),
@@ -149,17 +161,43 @@ def analysis_page(
         calibration_errors=[
             f"{BY_KEY[key].title} {BY_KEY[key].text(values.get(key))}" for key in ("LaECE0", "LaACE0", "D_ECE")
         ],
-        diagrams=_diagrams(values["per_class"]),
-        classes=_class_table(values["per_class"]),
+        calibrated=calibration_section(details),
+        confusion=confusion_view(values),
+        curves=curves_view(analysis, values),
+        sizes=size_rows(values),
+        classes=_class_table(values["per_class"], details.intervals["per_class"]),
+        csv=csv_address(values["per_class"]),
         n_hidden=sum(not row.get("n_objects") for row in values["per_class"]),
         runs=[{"name": title, "slot": 0}],
         pictures=pictures,
+        image_pictures=image_pictures,
+        image_rows=image_rows(values, linker(source, folder)),
         cases=[_case(case) for case in cases[:CASES]],
         notes=notes,
     )  # fmt: skip
 
 
-def _findings(values: Mapping[str, Any]) -> list[str]:
+def headline(analysis: Analysis, details: Details) -> list[str]:
+    """What costs most: of all kinds of error, and of order, scale and boxes; then AP and what its order is worth."""
+    values, costs = analysis.summary, details.sentence
+    if values["AP"] is None or not values["n_kept"]:
+        return [analysis.sentence]
+    largest = max(values["gains"], key=values["gains"].__getitem__)
+    ap = BY_KEY["AP"]
+    ends = details.intervals["AP"]
+    interval = f" ({100 * details.intervals['confidence']:g} % interval {ap.text(ends[0])} to {ap.text(ends[1])})"
+    state = (
+        f"AP is {ap.text(values['AP'])}{interval if ends else ''}; a perfect ranking of the same boxes would give"
+        f" {ap.text(values['AP_upper'])}."
+    )
+    if values["gains"][largest] < 0.0005:
+        return [state] if costs is None else [f"{costs[:1].upper()}{costs[1:]}.", state]
+    unit = "AP" if largest == "ranking" else "AP50"
+    first = f"Most is lost to {LOSSES[largest]} ({100 * values['gains'][largest]:.1f} points of {unit})"
+    return [f"{first}; {costs}." if costs else f"{first}.", state]
+
+
+def findings(values: Mapping[str, Any]) -> list[str]:
     """What the summary says after its first sentence."""
     ap = BY_KEY["AP"]
     sentences = []
@@ -198,22 +236,9 @@ def _facts(values: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _gains(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of what each kind of error costs, the largest first."""
-    gains = values.get("gains") or {}
-    largest = max([*gains.values(), 0.001])
-    return [
-        {
-            "name": LOSSES[key][:1].upper() + LOSSES[key][1:],
-            "metric": "AP" if key == "ranking" else "AP50",
-            "text": BY_KEY["AP"].difference(0, gains[key]),
-            "share": round(100 * max(gains[key], 0) / largest),
-        }
-        for key in sorted(gains, key=lambda key: -gains[key])
-    ]
-
-
-def _bounds(values: Mapping[str, Any], suffix: str, upper: str, lower: str) -> tuple[list[dict[str, Any]], list[str]]:
+def _bounds(
+    values: Mapping[str, Any], suffix: str, upper: str, lower: str, intervals: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of AP as ranked (keys with ``suffix``) between its bounds, and the metrics whose bounds do not bracket it.
 
     Where an object has several boxes, permuted scores change which of them is matched, and a bound can cross the value:
@@ -231,41 +256,13 @@ def _bounds(values: Mapping[str, Any], suffix: str, upper: str, lower: str) -> t
             {
                 "metric": metric,
                 "value": metric.text(value),
+                "interval": "" if not (ends := intervals.get(key)) else " to ".join(map(metric.text, ends)),
                 "upper": metric.text(perfect),
                 "left": metric.difference(value, perfect),
                 "lower": metric.text(worst),
             }
         )
     return rows, clipped
-
-
-def _differences(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the paired comparison: both values, their difference, its interval and what that says."""
-    rows = []
-    for metric in METRICS:
-        entry = comparison.get(metric.key)
-        if not isinstance(entry, Mapping):
-            continue
-        known = not is_missing(entry["difference"])
-        better = known and (entry["difference"] > 0) == (metric.better == "higher")
-        rows.append(
-            {
-                "metric": metric,
-                "first": metric.text(entry["first"]),
-                "second": metric.text(entry["second"]),
-                "difference": metric.difference(entry["first"], entry["second"]),
-                "interval": f"{_signed(metric, entry['low'])} to {_signed(metric, entry['high'])}"
-                if known
-                else MISSING,
-                "verdict": ("better" if better else "worse") if entry["differs"] else "may be chance",
-                "reason": entry.get("reason"),
-            }
-        )
-    return rows
-
-
-def _signed(metric: Metric, value: float) -> str:
-    return metric.difference(0, value)
 
 
 def _groups(values: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
@@ -301,27 +298,12 @@ def _calibration(bins: list[dict[str, Any]], title: str) -> Any:
     return calibration_plot([(b["mean_score"], b["mean_iou"], b["count"]) for b in bins], slot=0, title=title)
 
 
-def _diagrams(per_class: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Reliability diagrams of the classes with objects and the most detections; none for a single class."""
-    rows = [row for row in per_class if row.get("n_objects") and row.get("calibration")]
-    if len(rows) < 2:
-        return []
-    rows = sorted(rows, key=lambda row: -row["n_kept"])[:DIAGRAMS]
-    return [
-        {
-            "name": row["name"],
-            "plot": _calibration(row["calibration"], f"Calibration of {row['name']}"),
-            "error": BY_KEY["LaECE0"].text(row.get("LaECE0")),
-        }
-        for row in rows
-    ]
-
-
-def _class_table(per_class: list[dict[str, Any]]) -> dict[str, Any]:
+def _class_table(per_class: list[dict[str, Any]], intervals: list[list[float] | None]) -> dict[str, Any]:
     """Classes that have objects, those first on which a better ranking gains most."""
     rows = []
     metrics = table("classes")
-    for row in sorted(per_class, key=lambda row: -(_left(row) or 0) * (row.get("n_objects") or 0)):
+    pairs = zip(per_class, intervals, strict=True)
+    for row, ends in sorted(pairs, key=lambda pair: -(_left(pair[0]) or 0) * (pair[0].get("n_objects") or 0)):
         if not row.get("n_objects"):
             continue
         values = row | {"AP_left": _left(row)}
@@ -332,12 +314,18 @@ def _class_table(per_class: list[dict[str, Any]]) -> dict[str, Any]:
                 {
                     "value": "" if value is None else repr(value),
                     "text": metric.text(value),
+                    "interval": "–".join(map(metric.text, ends)) if ends and metric.key == "AP" else "",
                     "best": False,
                     "reason": (row.get("reasons") or {}).get(metric.key) if value is None else None,
                 }
             )
         rows.append({"name": row["name"], "objects": row.get("n_objects"), "cells": cells})
     return {"metrics": metrics, "rows": rows, "with_objects": True}
+
+
+def csv_address(per_class: list[dict[str, Any]]) -> str:
+    """The table of classes as an address that a browser saves as CSV."""
+    return f"data:text/csv;charset=utf-8,{quote(class_csv(per_class))}"
 
 
 def _left(row: Mapping[str, Any]) -> float | None:
@@ -354,45 +342,3 @@ def _case(case: Mapping[str, Any]) -> dict[str, Any]:
         "class_name": case["class_name"],
         "cells": [first["score"], first["iou"], better["score"], better["iou"], case["gap"]],
     }
-
-
-def _pictures(
-    cases: list[dict[str, Any]], folder: Path, records: Mapping[Any, Mapping[str, Any]], allow_outside: bool
-) -> list[dict[str, Any]]:
-    pictures: list[dict[str, Any]] = []
-    for case in cases:
-        if len(pictures) == PICTURES:
-            break
-        image = _open(case, folder, allow_outside)
-        if image is None:
-            continue
-        width = number(records.get(case["image_id"], {}).get("width"))
-        stored = image.width / width if width is not None and 1 <= width < MAX_WIDTH else 1.0
-        image, factor = fit(image)
-        pictures.append(disagreement_picture(case, image, stored * factor))
-    return pictures
-
-
-def _open(case: Mapping[str, Any], folder: Path, allow_outside: bool) -> Image.Image | None:
-    """The image of a case, or None where no file of the folder is it.
-
-    Raises:
-        ValueError: the only file is outside of the folder.
-    """
-    name, where = case.get("file_name"), f"image {case['image_id']} of the ground truth"
-    paths = [folder / name, folder / Path(name).name] if name else []
-    paths += [folder / f"{case['image_id']}{suffix}" for suffix in (".png", ".jpg", ".jpeg")]
-    outside = None
-    for path in paths:
-        try:
-            require_inside(path, [folder], where, allow_outside, fix=ALLOW)
-        except ValueError as error:
-            outside = outside or (error if "\0" not in str(path) and path.is_file() else None)
-            continue
-        try:
-            return read_rgb(path, turn=True)
-        except (ValueError, FileNotFoundError):
-            continue
-    if outside is not None:
-        raise outside
-    return None

@@ -60,16 +60,26 @@ def calibration_page(calibrator: Calibrator, report: Mapping[str, Any], *, title
             f"{report['method']} maps",
             f"{report['folds']} folds of images",
         ],
-        groups=[("All detections", _rows(report)), ("Above each class's threshold", _rows(report["operating"]))],
+        calibrated=calibration_view(calibrator, report),
         confidence=report["confidence"],
-        plots=[
+        notes=list(report.get("notes") or []),
+    )
+
+
+def calibration_view(calibrator: Calibrator, report: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables and plots of a calibration, for its own page and that of an analysis."""
+    groups = [("All detections", _rows(report)), ("Above each class's threshold", _rows(report["operating"]))]
+    return {
+        "sentence": sentence(report),
+        "groups": groups,
+        "has_intervals": any(row["after_interval"] for _, rows in groups for row in rows),
+        "plots": [
             (name, calibration_plot([(x, y, int(n)) for x, y, n in report["reliability"][side]], slot=slot, title=name))
             for slot, (side, name) in enumerate((("before", "Before"), ("after", "After")))
         ],
-        maps=_maps(calibrator),
-        classes=[{**row, **_class_texts(row)} for row in report["per_class"]],
-        notes=list(report.get("notes") or []),
-    )
+        "maps": _maps(calibrator),
+        "classes": [{**row, **_class_texts(row)} for row in report["per_class"]],
+    }
 
 
 def sentence(report: Mapping[str, Any]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from concordet.measures.metrics import BY_KEY, Metric, is_missing, metrics_of, number
 from concordet.measures.metrics import table as metrics_table
-from concordet.measures.runs import Run, read_runs, same_ground_truth, setting_differences
+from concordet.measures.runs import Run, read_runs, run_differences, same_ground_truth, setting_differences
+from concordet.report.findings import difference_rows
 from concordet.report.page import listed, render, write_page
 from concordet.report.pictures import disagreement_pictures, sample_pictures
 from concordet.report.plots import Line, density_plot, line_plot, thin
@@ -38,11 +39,12 @@ def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
         >>> write_comparison([Path("runs/first")], Path("comparison.html")).name
         'comparison.html'
     """
-    return write_page(comparison_page(read_runs(run_folders)), out)
+    runs = read_runs(run_folders)
+    return write_page(comparison_page(runs, run_differences(runs)), out)
 
 
-def comparison_page(runs: Sequence[Run]) -> str:
-    """The page as text."""
+def comparison_page(runs: Sequence[Run], differences: Sequence[Mapping[str, Any] | None]) -> str:
+    """The page as text; ``differences`` as :func:`concordet.measures.runs.run_differences` gives them."""
     sample_rows = sample_pictures(runs)
     return render(
         "comparison.html.jinja",
@@ -50,6 +52,11 @@ def comparison_page(runs: Sequence[Run]) -> str:
         facts=_facts(runs),
         summary=summary(runs),
         cautions=cautions(runs),
+        intervals=[
+            {"name": run.name, "slot": slot, "rows": difference_rows(each), "comparison": each}
+            for slot, (run, each) in enumerate(zip(runs[1:], differences, strict=True), start=1)
+            if each is not None
+        ],
         table=metrics_table_rows(runs),
         metrics=metrics_of(run.metrics for run in runs),
         curves=training_curves(runs),
@@ -209,6 +216,7 @@ def _cells(metric: Metric, values: Sequence[Any], reasons: Sequence[str | None] 
         {
             "value": "" if (shown := number(value)) is None else repr(shown),
             "text": metric.text(value),
+            "interval": "",
             "best": i in best,
             "difference": metric.difference(values[0], value) if i else "",
             "verdict": metric.verdict(values[0], value) if i else "unknown",

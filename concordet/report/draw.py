@@ -13,6 +13,12 @@ PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e
 
 GROUND_TRUTH: Final = "#ffffff"
 
+FALSE, MISSED = PALETTE[0], PALETTE[1]
+"""Colors of false positives and of missed objects."""
+
+MOST_LABELS: Final = 24
+"""Boxes of one picture that get a label; more would hide the picture."""
+
 
 def class_color(label: int) -> str:
     """Color of a class, by its label 1..C; the same in every picture.
@@ -88,6 +94,35 @@ def draw_detections(
     for i in reversed(kept):  # after all boxes, so that none hides a label; the highest scores choose first
         text = _label_text(numbers[i], class_names, None if confidences is None else confidences[i])
         taken.append(_label(pen, drawn.size, corners[i], text, class_color(numbers[i]), font, taken))
+    return drawn
+
+
+def draw_errors(
+    image: Image.Image,
+    missed: Sequence[tuple[Sequence[float], str]],
+    false: Sequence[tuple[Sequence[float], str]],
+    right: Sequence[Sequence[float]],
+) -> Image.Image:
+    """A copy of the image with missed objects in one color, false positives in another, and right boxes as dashes.
+
+    Args:
+        image: Any mode; the result is RGB of the same size.
+        missed: xyxy box in pixels and label of each missed object.
+        false: Those of each false positive, the most confident first.
+        right: xyxy boxes of the true positives.
+    """
+    drawn = image.convert("RGB")
+    pen = ImageDraw.Draw(drawn)
+    width = max(1, round(min(drawn.size) / 160))
+    font = ImageFont.load_default(size=max(9.0, min(drawn.size) / 23))
+    for box in right:
+        _dashes(pen, np.asarray(box, float), width)
+    colored = [*((*each, FALSE) for each in false), *((*each, MISSED) for each in missed)]
+    for box, _, color in colored:
+        pen.rectangle(_rectangle(np.asarray(box, float)), outline=color, width=width + (width > 1))
+    taken: list[tuple[float, float, float, float]] = []
+    for box, text, color in colored[:MOST_LABELS]:
+        taken.append(_label(pen, drawn.size, np.asarray(box, float), text, color, font, taken))
     return drawn
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,9 +10,16 @@ import numpy as np
 from PIL import Image
 
 from concordet.images import read_rgb
+from concordet.measures.metrics import number
 from concordet.measures.runs import Run
+from concordet.paths import require_inside
 from concordet.report.draw import draw_detections
 from concordet.report.page import data_uri, fit
+
+ALLOW: Final = "move the file, or allow it with allow_outside=True (--allow_outside)"
+
+MAX_WIDTH: Final = 1_000_000
+"""Pixels from which the width that a ground truth gives is not believed."""
 
 PICTURE_BUDGET: Final = 30
 """Pictures of whole images on one page: about 40 kB each."""
@@ -117,6 +124,83 @@ def open_sample(path: Path, ground_truth: Mapping[str, Any], image_id: Any) -> t
     stored = image.width / known["width"] if known.get("width") else 1.0
     image, factor = fit(image)
     return image, stored * factor
+
+
+class Pictures:
+    """Images of a folder, by the ground truth's ``file_name`` or by id.
+
+    Args:
+        folder: Folder of the images.
+        records: Image id to its record in the ground truth.
+        allow_outside: Whether names and links may lead out of the folder.
+    """
+
+    def __init__(self, folder: Path, records: Mapping[Any, Mapping[str, Any]], *, allow_outside: bool = False) -> None:
+        self.folder, self.records, self.allow_outside = folder, records, allow_outside
+        self.missing: set[Any] = set()
+
+    def draw(
+        self,
+        entries: Sequence[Mapping[str, Any]],
+        draw: Callable[[Any, Image.Image, float], dict[str, Any]],
+        limit: int,
+    ) -> list[dict[str, Any]]:
+        """The first ``limit`` entries whose image can be read, drawn.
+
+        Raises:
+            ValueError: the only file of an image is outside of the folder.
+        """
+        pictures: list[dict[str, Any]] = []
+        for entry in entries:
+            if len(pictures) == limit:
+                break
+            path = self.path(entry)
+            try:
+                image = None if path is None else read_rgb(path, turn=True)
+            except (ValueError, FileNotFoundError):
+                image = None
+            if image is None:
+                self.missing.add(entry["image_id"])
+                continue
+            width = number(self.records.get(entry["image_id"], {}).get("width"))
+            scale = image.width / width if width is not None and 1 <= width < MAX_WIDTH else 1.0
+            pictures.append(draw(entry, image, scale))
+        return pictures
+
+    def notes(self, wanted: Sequence[Mapping[str, Any]]) -> list[str]:
+        """A note where images of these entries could not be read."""
+        ids = {entry["image_id"] for entry in wanted}
+        gone = [entry for entry in wanted if entry["image_id"] in self.missing]
+        if not gone:
+            return []
+        first = gone[0].get("file_name") or f"{gone[0]['image_id']}.jpg"
+        read = len(ids - self.missing)
+        return [
+            f"{read} of {len(ids)} images of the worst cases were readable in {self.folder.name}"
+            f" (looked for {first}, for example)"
+        ]
+
+    def path(self, entry: Mapping[str, Any]) -> Path | None:
+        """File of an entry's image, None where the folder has none.
+
+        Raises:
+            ValueError: the only file is outside of the folder.
+        """
+        name, where = entry.get("file_name"), f"image {entry['image_id']} of the ground truth"
+        paths = [self.folder / name, self.folder / Path(name).name] if name else []
+        paths += [self.folder / f"{entry['image_id']}{suffix}" for suffix in (".png", ".jpg", ".jpeg")]
+        outside = None
+        for path in paths:
+            try:
+                require_inside(path, [self.folder], where, self.allow_outside, fix=ALLOW)
+            except ValueError as error:
+                outside = outside or (error if "\0" not in str(path) and path.is_file() else None)
+                continue
+            if path.is_file():
+                return path
+        if outside is not None:
+            raise outside
+        return None
 
 
 def category_labels(ground_truth: Mapping[str, Any]) -> tuple[list[str], dict[Any, int]]:

@@ -79,10 +79,29 @@ def line_plot(
     y_from_zero: bool = False,
     markers: bool = False,
     bands: Sequence[tuple[Line, Line]] = (),
+    mark: float | None = None,
+    points: Sequence[tuple[float, float]] = (),
+    shares: bool = False,
+    x_end: float | None = None,
 ) -> Markup:
-    """Lines over a common axis, above bands that each lie between two further lines."""
+    """Lines over a common axis, above bands that each lie between two further lines.
+
+    Args:
+        lines: Lines, first below.
+        title: Beginning of the description for screen readers.
+        x_label, y_label: Labels of the axes.
+        y_from_zero: Whether the axis of y starts at 0.
+        markers: Whether to mark every point.
+        bands: Pairs of lines to fill between.
+        mark: x of a dashed vertical line.
+        points: Points to mark with a ring.
+        shares: Whether y runs from 0 to 1.
+        x_end: End of an axis of x that starts at 0.
+    """
     with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _figure()
+        figure, axes = _figure(shares=shares)
+        if mark is not None:
+            axes.axvline(mark, color=INK, linewidth=1, linestyle=(0, (4, 3)))
         for low, high in bands:
             axes.fill_between(low.x, low.y, high.y, color=slot_color(low.slot), alpha=0.16, linewidth=0)
         for line in lines:
@@ -94,9 +113,15 @@ def line_plot(
                 marker="o" if markers or len(line.x) == 1 else None,
                 markersize=3.2,
             )
+        for x, y in points:
+            axes.plot([x], [y], color=INK, marker="o", markersize=6, markerfacecolor="none", markeredgewidth=1.6)
         if y_from_zero:
             axes.set_ylim(bottom=0)
         axes.margins(x=0.02)
+        if shares:
+            axes.set_ylim(-0.02, 1.02)
+        if x_end is not None:
+            axes.set_xlim(-0.02 * x_end, 1.02 * x_end)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.locator_params(nbins=5)
@@ -110,10 +135,10 @@ def density_plot(scores: Any, ious: Any, *, slot: int, title: str, bins: int = 3
     of ranking losses are, the axis of the scores ends at the highest one.
     """
     scores, ious = np.asarray(scores, float), np.asarray(ious, float)
-    top = _axis_end(scores)
+    top = axis_end(scores)
     counts, x_edges, y_edges = np.histogram2d(scores, ious, bins=bins, range=((0, top), (0, 1)))
     with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _figure(height=3.3)
+        figure, axes = _figure(height=3.3, shares=True)
         levels = np.ceil(6 * np.log1p(counts) / np.log1p(max(counts.max(), 1))).astype(int)
         for level in range(1, 7):
             cells = [
@@ -135,16 +160,19 @@ def density_plot(scores: Any, ious: Any, *, slot: int, title: str, bins: int = 3
 
 
 def calibration_plot(bins: Sequence[tuple[float, float, int]], *, slot: int, title: str) -> Markup:
-    """Mean IoU of detections by score, from bins of (mean score, mean IoU, number), with the diagonal."""
+    """Mean IoU of detections by score, from bins of (mean score, mean IoU, number), with the diagonal.
+
+    Where all scores are low, the axis of the scores ends at the highest one.
+    """
     with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _figure(height=3.3)
+        figure, axes = _figure(height=3.3, shares=True)
         axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         if bins:
             x, y, sizes = (np.array(column, float) for column in zip(*bins, strict=True))
             axes.vlines(x, x, y, color=slot_color(slot), alpha=0.4, linewidth=2)
             axes.plot(x, y, color=slot_color(slot), linewidth=1.2)
             axes.scatter(x, y, s=14 + 70 * sizes / sizes.max(), color=slot_color(slot), zorder=3)
-        _unit_square(axes)
+        _unit_square(axes, axis_end([score for score, *_ in bins]))
         axes.set_xlabel("score")
         axes.set_ylabel("mean IoU")
         return _svg(figure, f"{title}: mean IoU of detections by score, with the diagonal")
@@ -164,14 +192,24 @@ def thin(x: Sequence[float], y: Sequence[float], *, points: int = 120) -> tuple[
     return [float(xs[p].mean()) for p in pieces], [float(ys[p].mean()) for p in pieces]
 
 
-def _figure(*, height: float = 2.6) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(3.9, height), layout="constrained")
+def _figure(*, height: float = 2.6, shares: bool = False) -> tuple[Figure, Axes]:
+    # labels of shares have a known width, and a layout that measures them takes as long as drawing
+    if shares:
+        figure = Figure(figsize=(3.9, height))
+        figure.subplots_adjust(left=0.14, right=0.97, bottom=0.45 / height, top=1 - 0.1 / height)
+    else:
+        figure = Figure(figsize=(3.9, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _axis_end(scores: np.ndarray) -> float:
-    """End of an axis of scores: 1, or a round number above the highest score where that is below a half."""
-    highest = float(scores.max()) if len(scores) else 1.0
+def axis_end(scores: Sequence[float] | np.ndarray) -> float:
+    """End of an axis of scores: 1, or a round number above the highest score where that is below a half.
+
+    Example:
+        >>> axis_end([0.2, 0.9]), axis_end([0.01, 0.031])
+        (1.0, 0.035)
+    """
+    highest = float(max(scores)) if len(scores) else 1.0
     if not 0 < highest < 0.5:
         return 1.0
     unit = 10.0 ** np.floor(np.log10(highest))

@@ -76,9 +76,9 @@ def test_a_faulty_annotation_is_named(fault, tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b'[{"image_id": 1, "sco', r"found.json must be complete JSON, got a fault \(.* line 1, column 18\)"),
-        (b"", r"found.json must be complete JSON"),
-        (b"\xff\xfe\x00\x01\x02", r"found.json must be a JSON file in COCO form, got bytes that are no text"),
+        (b'[{"image_id": 1, "sco', r"found.json must be valid JSON, got a fault \(.* line 1 column 18 .*\)"),
+        (b"", r"found.json must be valid JSON"),
+        (b"\xff\xfe\x00\x01\x02", r"found.json must be text in UTF-8, got other bytes at 0"),
         (b"3", r"found.json must hold a list or an object in COCO form, got one int"),
         (b"[1, 2]", r"found.json: detection 0 \(from 0\) must be an object with .*, got 1"),
         (b'{"results": []}', r"found.json must be a list of results in COCO form, got an object without annotations"),
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_results_file(content, sentence, tmp_path):
 
 def test_a_file_that_is_no_ground_truth(tmp_path):
     gt, dt = write_scene(tmp_path, *make_scene(0))
-    with pytest.raises(ValueError, match=r"got .*nowhere\.json, which does not exist"):
+    with pytest.raises(ValueError, match=r"nowhere\.json must be a readable file, got: No such file or directory"):
         analyze(tmp_path / "nowhere.json", dt)
     with pytest.raises(ValueError, match=rf"{tmp_path} must hold one \.txt file per image"):
         analyze(tmp_path, dt)

@@ -8,6 +8,7 @@ import pytest
 
 from concordet.measures import analyze
 from concordet.report import write_analysis, write_comparison
+from tests.measures.scenes import make_scene
 
 ARGUMENTS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
@@ -91,11 +92,22 @@ def test_both_pages_fit_the_screen(visit, run_folders, tmp_path, width, scheme):
         assert abs(_brightness(label) - _brightness(card)) > 80
 
 
+def test_a_long_table_of_classes_unfolds(visit, tmp_path):
+    scene = make_scene(0, n_classes=40, n_images=30, n_objects=400, n_detections=900)
+    page = visit(write_analysis(analyze(*scene), tmp_path / "page.html"))
+    rows = page.locator("table.classes tbody tr")
+    assert rows.count() == 40
+    assert not rows.last.is_visible()
+    page.get_by_role("button", name="Show all 40 classes").click()
+    assert rows.last.is_visible()
+    assert page.locator("button.more").count() == 0
+
+
 def test_print_shows_all_rows(visit, run_folders, tmp_path):
     page = visit(write_comparison(run_folders, tmp_path / "page.html"))
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
-    assert page.evaluate("getComputedStyle(document.querySelector('.tall')).maxHeight") == "none"
+    assert page.locator("table.classes tbody tr").last.is_visible()
 
 
 def _brightness(color):

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from concordet.measures import analyze
+from concordet.measures import analyze, compare
 from concordet.measures.metrics import METRICS
-from concordet.measures.runs import read_runs, setting_differences
+from concordet.measures.runs import read_runs, run_differences, setting_differences
 from concordet.report import comparison_rows, write_comparison
 from concordet.report.comparison import cautions, summary
 from concordet.report.page import breakable
@@ -246,3 +246,27 @@ def test_figures_need_neither_torch_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split("\n")[:2] == ["set()", "False"]
+
+
+def test_runs_are_compared_with_intervals(run_folders, tmp_path, read_page):
+    first, second = (folder / "detections.json" for folder in run_folders)
+    expected = compare(run_folders[0] / "ground_truth.json", first, second)
+    (difference,) = run_differences(read_runs(run_folders))
+    assert difference == expected
+    page = read_page(write_comparison(run_folders, tmp_path / "page.html").read_text(encoding="utf-8"))
+    rows = {row[0].split(" ")[0]: row[1:] for row in page.tables["intervals"][1:]}
+    for name in ("AP", "AP50", "AP75", "oLRP"):
+        entry = expected[name]
+        assert rows[name][:2] == [f"{100 * entry[side]:.1f}" for side in ("first", "second")]
+        assert rows[name][3] == " to ".join(f"{100 * entry[end]:+.1f}".replace("-", "−") for end in ("low", "high"))
+        assert (rows[name][4] == "may be chance") == (not entry["differs"])
+
+
+def test_runs_of_other_objects_have_no_intervals(run_folders, tmp_path, read_page):
+    path = run_folders[1] / "ground_truth.json"
+    truth = json.loads(path.read_text())
+    truth["annotations"].pop()
+    path.write_text(json.dumps(truth))
+    assert run_differences(read_runs(run_folders)) == [None]
+    page = read_page(write_comparison(run_folders, tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert "intervals" not in page.tables

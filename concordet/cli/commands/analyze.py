@@ -23,7 +23,9 @@ def parser() -> Parser:
     options.add_argument(
         "--allow_outside", "--allow-outside", action="store_true", help="read images outside of --images too"
     )
+    options.add_argument("--title", type=str | None, help="Heading of the page; by default the name of the results.")
     options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
+    options.add_argument("--csv", type=str | None, help="CSV file for the metrics of each class.")
     options.add_argument("--compare", type=str | None, help="Second results file to compare with.")
     options.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="Kind of IoU: bbox or segm.")
     options.add_argument("--lvis", action="store_true", help="evaluate by LVIS's federated rules")
@@ -34,7 +36,11 @@ def parser() -> Parser:
         help="Detections kept per image; by default 100, and 300 with --lvis.",
     )
     options.add_argument("--raw", type=str | None, help="Results before NMS, for beta_img.")
-    options.add_argument("--resamples", type=int, default=1000, help="Bootstrap samples of --compare.")
+    options.add_argument(
+        "--resamples",
+        type=int | None,
+        help="Bootstrap samples of the intervals; by default 1000, and fewer on the page from 40,000 detections on.",
+    )
     options.add_force()
     return options
 
@@ -43,13 +49,13 @@ def run(words: list[str]) -> None:
     """Parses and runs."""
     from concordet.cli.outputs import check_outputs, messages
     from concordet.errors import UsageError, unknown
-    from concordet.files import write_json
+    from concordet.files import write_json, write_text
 
     args = parser().parse_args(words)
     if args.iou_type not in ("bbox", "segm"):
         raise UsageError(unknown("iou_type", args.iou_type, ("bbox", "segm")))
     inputs = (args.ground_truth, args.detections, args.compare, args.raw, args.images)
-    check_outputs({"--html": args.html, "--json": args.json}, inputs, force=args.force)
+    check_outputs({"--html": args.html, "--json": args.json, "--csv": args.csv}, inputs, force=args.force)
     if args.images is not None and not Path(args.images).is_dir():
         raise ValueError(f"images must be a folder, got {args.images}; name the folder that holds the images")
 
@@ -61,7 +67,13 @@ def run(words: list[str]) -> None:
     difference = None
     if args.compare is not None:
         other = analyze(args.ground_truth, args.compare, **rules)
-        difference = compare(args.ground_truth, args.detections, args.compare, n_resamples=args.resamples, **rules)
+        difference = compare(
+            args.ground_truth,
+            args.detections,
+            args.compare,
+            n_resamples=1000 if args.resamples is None else args.resamples,
+            **rules,
+        )
         values["comparison"] = {"other": other.to_dict(), "difference": difference}
     names = {"title": Path(args.detections).name}
     if args.compare is not None:
@@ -72,18 +84,24 @@ def run(words: list[str]) -> None:
                 key: f"{Path(name).absolute().parent.name}/{Path(name).name}"
                 for key, name in (("title", args.detections), ("other", args.compare))
             }
+    if args.title is not None:
+        names["title"] = args.title
     if args.html is not None:
+        from concordet.calibration.details import details
         from concordet.report import write_analysis
 
+        extra = details(analysis, n_resamples=args.resamples)
+        values |= extra.to_dict()
         images = None if args.images is None else Path(args.images)
         options: dict[str, Any] = {
             "images": images,
             "comparison": difference,
+            "details": extra,
             "allow_outside": args.allow_outside,
             **names,
         }
         write_analysis(analysis, Path(args.html), **options)
-    with messages(args.json, args.html):
+    with messages(args.json, args.csv, args.html):
         if difference is not None:
             from concordet.measures.compare import comparison_sentence
 
@@ -92,35 +110,44 @@ def run(words: list[str]) -> None:
         print_metrics(values)
         if args.html is not None:
             print(f"page: {args.html}")
+        if args.csv is not None:
+            print(f"classes: {args.csv}")
     if args.json is not None:
         write_json(args.json, values)
+    if args.csv is not None:
+        from concordet.measures.metrics import class_csv
+
+        write_text(args.csv, class_csv(values["per_class"]))
 
 
 def print_metrics(values: dict[str, Any]) -> None:
-    """Prints a table of the metrics, with the difference to a second results file where there is one."""
+    """Prints a table of the metrics by group, with the difference to a second results file where there is one."""
     from rich.console import Console
     from rich.table import Table
 
-    from concordet.measures.metrics import ANALYSIS, present
+    from concordet.measures.metrics import ANALYSIS, GROUPS, present
 
-    comparison = values.get("comparison")
-    table = Table("metric", *("first", "second", "difference", "95 % interval") if comparison else ("value",))
+    comparison, intervals = values.get("comparison"), values.get("intervals") or {}
+    headings = ("first", "second", "difference", "95 % interval") if comparison else ("value",)
+    if intervals and not comparison:
+        headings += ("95 % interval",)
+    table = Table("metric", *headings)
     for column in table.columns[1:]:
         column.justify = "right"
-    for metric in present(ANALYSIS, values):
-        value = values.get(metric.key)
-        if not comparison:
-            table.add_row(metric.heading, metric.text(value))
-            continue
-        difference = comparison["difference"].get(metric.key) or {}
-        low, high = difference.get("low"), difference.get("high")
-        table.add_row(
-            metric.heading,
-            metric.text(value),
-            metric.text(comparison["other"].get(metric.key)),
-            metric.text(difference.get("difference")),
-            "" if low is None else f"{metric.text(low)} to {metric.text(high)}",
-        )
+    for group in GROUPS:
+        table.add_section()
+        for metric in present(ANALYSIS, values):
+            if metric.group != group:
+                continue
+            cells = [metric.text(values.get(metric.key))]
+            ends = intervals.get(metric.key)
+            if comparison:
+                difference = comparison["difference"].get(metric.key) or {}
+                cells += [metric.text(comparison["other"].get(metric.key)), metric.text(difference.get("difference"))]
+                ends = None if difference.get("low") is None else (difference["low"], difference["high"])
+            if len(headings) > 1:
+                cells.append("" if not ends else " to ".join(map(metric.text, ends)))
+            table.add_row(metric.heading, *cells)
     Console().print(table)
     for metric in present(ANALYSIS, values):
         if values[metric.key] is None and metric.key in values.get("reasons", {}):

@@ -30,15 +30,26 @@ def run(words: list[str]) -> None:
     from concordet.cli.outputs import check_outputs, messages
     from concordet.cli.tables import print_runs
     from concordet.files import free_name, write_json
-    from concordet.report import comparison_rows, write_comparison
+    from concordet.measures.compare import comparison_sentence
+    from concordet.measures.runs import read_runs, run_differences
+    from concordet.report import comparison_rows
+    from concordet.report.comparison import comparison_page
+    from concordet.report.page import write_page
 
     folders = [Path(name) for name in args.runs]
     page = Path(args.out) if args.out else free_name(Path("comparison.html"))
     rows = comparison_rows(folders)
     check_outputs({"--out": page, "--json": args.json}, args.runs, force=args.force)
-    write_comparison(folders, page)
+    runs = read_runs(folders)
+    differences = run_differences(runs)
+    write_page(comparison_page(runs, differences), page)
     with messages(args.json, page):
         print_runs(folders)
+        for run, difference in zip(runs[1:], differences, strict=True):
+            if difference is not None:
+                print(comparison_sentence(difference, runs[0].name, run.name))
         print(f"page: {page}")
     if args.json:
+        for row, difference in zip(rows[1:], differences, strict=True):
+            row["difference"] = difference  # from the first run, with intervals
         write_json(args.json, rows)

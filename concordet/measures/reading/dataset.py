@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from concordet.files import no_garbage_collection
+from concordet.files import no_garbage_collection, read_json
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
 from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
-from concordet.measures.reading.records import Columns, annotation_columns, is_integer, load_json
+from concordet.measures.reading.records import Columns, annotation_columns, is_integer
 from concordet.measures.reading.suspicions import box_notes, lvis_notes, score_notes
 from concordet.measures.reading.text_files import read_text_folder, read_text_truth
 
@@ -201,7 +201,7 @@ def _detections(source: Any, truth: dict[str, Any], gt_name: str, notes: list[st
 
 def _opened(source: Any, name: str) -> tuple[Any, str]:
     if isinstance(source, str | os.PathLike):
-        content, name = load_json(source), Path(source).name
+        content, name = read_json(source), Path(source).name
         if not isinstance(content, dict | list):
             raise ValueError(f"{name} must hold a list or an object in COCO form, got one {type(content).__name__}")
         return content, name

@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from concordet.files import no_garbage_collection
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
-
-
-def load_json(path: str | os.PathLike[str]) -> Any:
-    """The content of a JSON file; raises ValueError naming the file where it cannot be read or is not whole."""
-    try:
-        with no_garbage_collection():
-            return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise ValueError(
-            f"path must be a JSON file in COCO format, got {path}, which does not exist; correct it"
-        ) from None
-    except OSError as error:
-        raise ValueError(
-            f"path must be a JSON file in COCO format, got {path}, which cannot be read ({error.strerror}); correct it"
-        ) from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} must be a JSON file in COCO form, got bytes that are no text") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} must be complete JSON, got a fault ({error.msg} at line {error.lineno}, column {error.colno}); "
-            "write it again or name another file"
-        ) from None
-    except ValueError:
-        raise ValueError(f"path must be a JSON file in COCO format, got {str(path)!r}; correct it") from None
-    except RecursionError:
-        raise ValueError(f"{path} must be a JSON file in COCO form, got one that is nested too deeply") from None
 
 
 def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:

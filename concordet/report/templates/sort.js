@@ -19,3 +19,16 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   }
 }
+
+// A long table of classes starts with its first 25 rows, in whichever order it is sorted.
+for (const table of document.querySelectorAll("table.classes")) {
+  const rows = table.tBodies[0].rows.length;
+  if (rows <= 30) continue;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "more";
+  button.textContent = `Show all ${rows} classes`;
+  button.addEventListener("click", () => { table.classList.remove("short"); button.remove(); });
+  table.classList.add("short");
+  table.after(button);
+}
