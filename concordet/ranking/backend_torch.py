@@ -19,6 +19,9 @@ from torch import Tensor
 from concordet.ranking.intervals import Intervals
 from concordet.ranking.sums import binned_sums, on_host
 
+FUSED = "concordet.ranking.fused_triton"
+"""Module with ``compute``, which does a whole ranking loss of few positives where Triton runs."""
+
 BACKENDS = {"torch": "concordet.ranking.backend_torch", "triton": "concordet.ranking.backend_triton"}
 """Modules with ``locate_and_sum`` and ``spread``.  ``auto``, the default, is triton on CUDA, torch elsewhere."""
 
@@ -61,11 +64,20 @@ def backend_for(keys: Tensor) -> ModuleType:
     Under ``torch.use_deterministic_algorithms`` it is PyTorch, which then adds in a fixed order; Triton's atomic
     additions change the last bits of float64 sums from run to run.
     """
+    return import_module(BACKENDS[_name_for(keys)])
+
+
+def fused_for(keys: Tensor) -> ModuleType | None:
+    """The implementation of whole losses for these keys, where there is one."""
+    return import_module(FUSED) if _name_for(keys) == "triton" else None
+
+
+def _name_for(keys: Tensor) -> str:
     name = _BACKEND.get()
     if name == "auto":
         kernels = keys.is_cuda and not torch.are_deterministic_algorithms_enabled() and find_spec("triton") is not None
         name = "triton" if kernels else "torch"
-    return import_module(BACKENDS[name])
+    return name
 
 
 def locate_and_sum(

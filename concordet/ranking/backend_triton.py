@@ -89,10 +89,10 @@ def locate_and_sum(
     weight = torch.zeros(copies, n_segments, axis.size, dtype=torch.float64, device=keys.device)
     moment = torch.zeros_like(weight)
     top = 1 << (size.bit_length() - 1)
-    _launch(
-        _locate_and_sum, keys, keys if weights is None else weights, keys if segments is None else segments,
+    launch(
+        _locate_and_sum, len(keys), keys, keys if weights is None else weights, keys if segments is None else segments,
         axis.thresholds, _origins(axis), located, weight, moment, len(keys), size, top, copies, n_segments,
-        WEIGHTED=weights is not None, SEGMENTED=segments is not None,
+        WEIGHTED=weights is not None, SEGMENTED=segments is not None, BLOCK=BLOCK,
     )  # fmt: skip
     return located, weight.sum(0), moment.sum(0)
 
@@ -101,7 +101,10 @@ def spread(axis: Intervals, keys: Tensor, located: Tensor, lines: Tensor) -> Ten
     """See :func:`concordet.ranking.backend_torch.spread`; 0 on the first interval."""
     _check(keys)
     out = torch.empty_like(keys)
-    _launch(_spread, keys, located, _origins(axis), lines.contiguous(), out, len(keys), axis.size, lines.shape[1])
+    launch(
+        _spread, len(keys), keys, located, _origins(axis), lines.contiguous(), out, len(keys), axis.size,
+        lines.shape[1], BLOCK=BLOCK,
+    )  # fmt: skip
     return out
 
 
@@ -110,14 +113,15 @@ def _origins(axis: Intervals) -> Tensor:
     return axis.origin if len(axis.origin) > 1 else axis.origin.repeat(axis.size)
 
 
-def _launch(kernel: Any, keys: Tensor, *arguments: Any, **options: Any) -> None:
-    if len(keys) == 0:
+def launch(kernel: Any, count: int, keys: Tensor, *arguments: Any, block: int = BLOCK, **options: Any) -> None:
+    """Runs a kernel in as many programs as there are blocks in ``count``, on the device of ``keys``."""
+    if count == 0:
         return
     if keys.is_cuda:
         with torch.cuda.device(keys.device):
-            kernel[(triton.cdiv(len(keys), BLOCK),)](keys, *arguments, BLOCK=BLOCK, **options)
+            kernel[(triton.cdiv(count, block),)](keys, *arguments, **options)
     else:
-        kernel[(triton.cdiv(len(keys), BLOCK),)](keys, *arguments, BLOCK=BLOCK, **options)
+        kernel[(triton.cdiv(count, block),)](keys, *arguments, **options)
 
 
 def _check(keys: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import threshold
 
 from concordet.distributed import SingleProcess, process_group
 from concordet.ranking import definitions
+from concordet.ranking.backend_torch import fused_for
 from concordet.ranking.bucketed import BucketedCounts
 from concordet.ranking.counts import MASKED_LOGIT, Counts
 from concordet.ranking.definitions import AuxKind, Definition, Support, Term
@@ -253,12 +254,21 @@ def _compute(
     per_positive = definition.aux is AuxKind.PER_POSITIVE
     if per_positive and aux is not None and n_positives == UNKNOWN and not on_host(labels):
         n_positives = len(aux)
-    positive, miscounted = _positives(labels, n_positives)  # [p]
+    positive = _positives(labels, n_positives)  # [p]
     if per_positive and aux is not None and len(aux) != len(positive):
         raise ValueError(
             f"expected one value for each of the {len(positive)} positives in labels, got {len(aux)}; "
             "give them in the order of the positives."
         )
+    fused = fused_for(logits)
+    alone = segments is None and processes.size == 1 and options.method in ("auto", "exact")
+    if fused is not None and alone and fused.takes(logits, positive, definition.name, settings):
+        values, updates, weights = fused.compute(
+            logits, labels, aux, positive, definition.name, delta=options.delta, self_relation=options.self_relation,
+            wants_gradient=wants_gradient,
+        )  # fmt: skip
+        return values, updates, logits.new_empty(0) if weights is None else weights
+    miscounted = None if on_host(labels) or n_positives == UNKNOWN else (labels == 1).sum() != n_positives
     finite = options.finite or (on_host(logits) and math.isfinite(as_number(logits.sum())))
     local_logits = logits.index_select(0, positive)
     if not finite:
@@ -351,8 +361,8 @@ def _updates(
     return placement.subtract(_stack(rows), errors)
 
 
-def _positives(labels: Tensor, n_positives: int) -> tuple[Tensor, Tensor | None]:
-    """``[p]`` indices of the positives, and 0-dim whether ``n_positives`` is wrong, where the host does not see it.
+def _positives(labels: Tensor, n_positives: int) -> Tensor:
+    """``[p]`` indices of the positives.
 
     Raises:
         ValueError: on a CPU, for a wrong number; elsewhere the loss becomes NaN.
@@ -364,12 +374,11 @@ def _positives(labels: Tensor, n_positives: int) -> tuple[Tensor, Tensor | None]
             raise ValueError(
                 f"n_positives is {n_positives}, and {len(positive)} labels are 1; give their number or leave it out."
             )
-        return positive, None
+        return positive
     try:
-        positive = torch.nonzero_static(is_positive, size=n_positives, fill_value=0).squeeze(1)
+        return torch.nonzero_static(is_positive, size=n_positives, fill_value=0).squeeze(1)
     except NotImplementedError:  # older PyTorch has it on CPUs only
-        return is_positive.nonzero().squeeze(1), None
-    return positive, is_positive.sum() != n_positives
+        return is_positive.nonzero().squeeze(1)
 
 
 def _nan_if_invalid(

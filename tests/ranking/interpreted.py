@@ -5,14 +5,17 @@ Kernels read the environment when they are defined, so that this cannot be switc
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from concordet.losses import functional as F
+from concordet.losses import value_checks
 from concordet.ranking import backend_torch as passes
-from concordet.ranking import exact, intervals, sums
+from concordet.ranking import exact, fused_triton, intervals, sums
 from concordet.ranking import operator as engine
 from concordet.ranking.exact import ExactCounts
 from concordet.ranking.operator import UNKNOWN, RankingOptions, compute_terms
 from tests.ranking.cases import CASES, DELTAS, TOLERANCE, random_case, values_and_gradients
+from tests.ranking.operations import VIEWS
 
 SIZES = [(1, 0), (1, 1), (2, 127), (3, 1000), (40, 1023), (129, 1024), (7, 2500)]
 
@@ -129,6 +132,138 @@ class NoWaiting(TorchDispatchMode):
         if name.startswith("index."):
             assert all(i is None or i.dtype != torch.bool for i in args[1]), f"{func} selects by a mask"
         return func(*args, **(kwargs or {}))
+
+
+FUSED_LOSSES = [name for name in CASES if name != "interpolated_ap"]
+FUSED_SIZES = [(1, 0), (1, 1), (2, 127), (31, 1000), (40, 1023), (129, 1025), (64, 2500)]
+
+
+class TestFused:
+    """A whole loss as kernels, for float32 logits."""
+
+    @pytest.fixture(autouse=True)
+    def in_the_kernels(self, monkeypatch):
+        """Calls of the kernels, which every test makes."""
+        calls, compute = [], fused_triton.compute
+        monkeypatch.setattr(fused_triton, "compute", lambda *a, **k: calls.append(1) or compute(*a, **k))
+        yield
+        assert calls
+
+    def compare(self, name, case, **options):
+        wide = case[0].double(), case[1], case[2].double()
+        expected = run(name, "torch", *wide, method="quadratic", **options)
+        assert_close(run(name, "triton", *case, **options), expected, TOLERANCE[torch.float32])
+
+    @pytest.mark.parametrize("name", FUSED_LOSSES)
+    @pytest.mark.parametrize(("p", "n"), FUSED_SIZES)
+    def test_equal_quadratic(self, name, p, n, poisoned):
+        for delta in (0.0, 0.7):
+            case = random_case(p, n, seed=p + n, ties=p % 2 == 1, dtype=torch.float32)
+            self.compare(name, case, delta=delta, n_positives=p)
+
+    @pytest.mark.parametrize("name", FUSED_LOSSES)
+    @pytest.mark.parametrize("spread", [1e-4, 1e4, 1e6])
+    def test_any_spread(self, name, spread, poisoned):
+        """Chains of positives far from one another each have their own origin."""
+        for delta in (1e-6, 0.1, 100.0):
+            self.compare(name, random_case(50, 900, seed=2, spread=spread, dtype=torch.float32), delta=delta)
+
+    def test_everything_above_all_windows(self, poisoned):
+        logits = torch.cat([torch.tensor([-5.0, -4.0]), torch.linspace(3, 9, 2500)])
+        labels = torch.cat([torch.ones(2), torch.zeros(2500)]).long()
+        self.compare("ap", (logits, labels, torch.zeros(2502)))
+
+    @pytest.mark.parametrize("name", FUSED_LOSSES)
+    def test_labels_of_any_type(self, name, poisoned):
+        logits, labels, side = random_case(20, 300, seed=3, dtype=torch.float32)
+        expected = run(name, "triton", logits, labels, side)
+        assert_close(run(name, "triton", logits, labels.to(torch.int8), side), expected, 0)
+
+    def test_the_localization_of_alrp(self, poisoned):
+        logits, labels, side = random_case(70, 500, seed=4, ties=True, dtype=torch.float32)
+        errors = [side[labels == 1].clone().requires_grad_() for _ in range(2)]
+        with passes.use_backend("triton"):
+            got = F.alrp_loss(logits, labels, errors[0]).localization
+        expected = F.alrp_loss(logits, labels, errors[1], method="quadratic").localization
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(
+            *(torch.autograd.grad(v, e)[0] for v, e in zip((got, expected), errors, strict=True))
+        )
+
+    def test_what_does_not_count_may_be_anything(self, poisoned):
+        logits, labels, side = random_case(20, 300, seed=5, dtype=torch.float32)
+        expected = run("rank_sort", "triton", logits, labels, side)
+        logits[labels == -1] = torch.nan
+        with value_checks(False):
+            assert_close(run("rank_sort", "triton", logits, labels, side), expected, 0)
+
+    @pytest.mark.parametrize("label", [0, 1])
+    def test_nan_makes_values_nan(self, label, poisoned):
+        logits, labels, side = random_case(20, 300, seed=6, dtype=torch.float32)
+        logits[torch.nonzero(labels == label)[3]] = torch.nan
+        with value_checks(False), passes.use_backend("triton"):
+            assert all(value.isnan() for value in F.rank_sort_loss(logits, labels, side))
+
+    @pytest.mark.parametrize("told", [19, 21])
+    def test_a_wrong_number_of_positives_is_not_silent(self, told, as_on_a_device, poisoned):
+        logits, labels, _ = random_case(20, 300, seed=7, dtype=torch.float32)
+        with passes.use_backend("triton"):
+            values, _, _ = compute_terms(
+                logits, labels, None, None, "ap", [0.0], True, *RankingOptions(n_positives=told)
+            )
+        assert values.isnan().all()
+
+    def test_values_only(self, poisoned):
+        logits, labels, side = random_case(20, 300, seed=8, dtype=torch.float32)
+        with passes.use_backend("triton"):
+            got = F.rank_sort_loss(logits, labels, side)
+        torch.testing.assert_close(got, F.rank_sort_loss(logits, labels, side, method="quadratic"))
+
+    @pytest.mark.parametrize(("name", "most"), [("ap", 15), ("ndcg", 15), ("alrp", 20), ("rank_sort", 25)])
+    def test_few_launches_and_no_waiting(self, name, most, as_on_a_device, monkeypatch):
+        """All operations of a call and its backward pass, one for each sort, scan and kernel."""
+        logits, labels, side = random_case(300, 3000, seed=9, dtype=torch.float32)
+        aux = {"alrp": side[labels == 1].clone().requires_grad_(), "rank_sort": side}.get(name)
+        counted = Launches()
+        leaf = logits.clone().requires_grad_()
+        loss = {"ap": F.ap_loss, "ndcg": F.ndcg_loss, "alrp": F.alrp_loss, "rank_sort": F.rank_sort_loss}[name]
+        with passes.use_backend("triton"), value_checks(False):
+            with counted:  # the operator as a whole, which a mode does not see into
+                outputs = loss(leaf, labels, *([] if aux is None else [aux]), n_positives=300)
+                outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+                torch.autograd.backward(outputs, [torch.ones(())] * len(outputs))
+            counted.names.remove("ranking")
+            counted.names = [name for name in counted.names if name != "ones"]
+            options = RankingOptions(n_positives=300)
+            settings = [0.0] if name == "ap" else []
+            monkeypatch.setattr(fused_triton, "launch", counted.kernel(fused_triton.launch))
+            with counted, NoWaiting():
+                compute_terms(
+                    logits, labels, None if aux is None else aux.detach(), None, name, settings, True, *options
+                )
+        assert len(counted.names) <= most, counted.names
+
+
+class Launches(TorchDispatchMode):
+    """Names of all operations that are no views and allocate more than memory, and of kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.split("::")[1]
+        if name not in VIEWS and not name.startswith(("empty", "new_empty", "_unsafe_view")):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+    def kernel(self, launch):
+        def counted(kernel, *arguments, **options):
+            self.names.append(str(kernel.fn.__name__))
+            with _disable_current_modes():  # the interpreter's own operations
+                launch(kernel, *arguments, **options)
+
+        return counted
 
 
 @pytest.mark.usefixtures("positives_by")

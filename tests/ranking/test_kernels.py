@@ -22,14 +22,31 @@ def test_the_interpreter_gives_the_definitions_numbers_and_nothing_waits():
     assert "passed" in done.stdout or "100%" in done.stdout
 
 
-@pytest.mark.parametrize("wide", [False, True])
-@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
-def test_kernels_compile_for_a_gpu_with_64_bit_addresses(dtype, wide):
-    """Over 2^31 logits, numbers of rows are 64-bit, and so is every address made of them."""
+def compiled(kernel, types, constants, architecture):
+    """A kernel as it would be built for a GPU that need not be here."""
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    try:
+        source = ASTSource(kernel, signature=types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
+    except TypeError:  # Triton 3.2, which comes with torch 2.6
+        if architecture >= 100:
+            pytest.skip("this Triton knows no such GPU")
+        source = ASTSource(kernel, signature=types, constants=constants)
+    done = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
+    assert len(done.asm["cubin"]) > 1000
+    return done.asm["ttir"]
+
+
+ARCHITECTURES = [(80, "fp32", False), (90, "fp32", False), (90, "fp32", True), (90, "fp64", True), (100, "fp32", False)]
+"""Compute capability, type of the logits, and whether there are over 2^31 of them."""
+
+
+@pytest.mark.parametrize(("architecture", "dtype", "wide"), ARCHITECTURES)
+def test_kernels_compile_for_a_gpu_with_64_bit_addresses(architecture, dtype, wide):
+    """Over 2^31 logits, numbers of rows are 64-bit, and so is every address made of them."""
+    pytest.importorskip("triton")
     from concordet.ranking import backend_triton as kernels
 
     rows = "i64" if wide else "i32"
@@ -43,14 +60,55 @@ def test_kernels_compile_for_a_gpu_with_64_bit_addresses(dtype, wide):
         (kernels._locate_and_sum, locate, {"WEIGHTED": False, "SEGMENTED": True, "BLOCK": kernels.BLOCK}),
         (kernels._spread, spread, {"BLOCK": kernels.BLOCK}),
     ):
-        try:
-            source = ASTSource(kernel, signature=types | dict.fromkeys(options, "constexpr"), constexprs=options)
-        except TypeError:  # Triton 3.2, which comes with torch 2.6
-            source = ASTSource(kernel, signature=types, constants=options)
-        done = triton.compile(source, target=GPUTarget("cuda", 90, 32))
-        assert len(done.asm["cubin"]) > 1000
+        code = compiled(kernel, types, options, architecture)
         # the row of a key is its block's times 1024, which is made 64 bits wide before it is multiplied
-        assert "arith.extsi" in done.asm["ttir"].split("arith.muli")[0]
+        assert "arith.extsi" in code.split("arith.muli")[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "wide", "kind"), [(80, False, 2), *[(90, True, kind) for kind in range(4)], (100, False, 2)]
+)
+def test_whole_losses_compile_for_a_gpu(architecture, wide, kind):
+    pytest.importorskip("triton")
+    from concordet.ranking import fused_triton as kernels
+
+    rows, tile = "i64" if wide else "i32", {"ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS}
+    own = {"scores": "*fp32", "side": "*fp64"}
+    wide_ones = dict.fromkeys(("thresholds", "origin", "local", "sums", "lines", "coefficients", "errors"), "*fp64")
+    gather = {"logits": "*fp32", "aux": "*fp32", "positive": "*i64", **own, "p": "i32"}
+    intervals = {"scores": "*fp32", "order": "*i64", "side": "*fp64", **pick(wide_ones, "thresholds", "origin")}
+    intervals |= {"edges": "*i32", "local": "*fp64", "sorted_side": "*fp64", "p": "i32", "top": "i32"}
+    locate = {"logits": "*fp32", "labels": "*i64", **pick(wide_ones, "thresholds", "origin"), "interval": "*i32"}
+    locate |= {"weight": "*fp64", "moment": "*fp64", "seen": "*fp64", "n": rows}
+    locate |= dict.fromkeys(("size", "top", "copies"), "i32")
+    rank = {**own, "edges": "*i32", **pick(wide_ones, "local", "sums", "lines"), "values": "*fp64"}
+    rank |= {**pick(wide_ones, "coefficients", "errors"), "inverse": "*fp64", "p": "i32", "size": "i32"}
+    rank |= {"gain": "fp32", "gain_rest": "fp32"}
+    spread = {"logits": "*fp32", "interval": "*i32", **pick(wide_ones, "origin", "lines"), "out": "*fp32"}
+    spread |= {"n": rows, "size": "i32"}
+    place = {**own, "order": "*i64", "positive": "*i64", **pick(wide_ones, "coefficients", "errors")}
+    place |= {"inverse": "*fp64", "accumulated": "*fp64", "seen": "*fp64", "out": "*fp32", "values": "*fp32"}
+    place |= {"weights": "*fp32", "n": rows, "p": "i32"}
+    delta, block = {"DELTA": 0.7}, {"BLOCK": kernels.BLOCK}
+    codes = [
+        compiled(kernel, types, constants, architecture)
+        for kernel, types, constants in (
+            (kernels._gather, gather, {"KIND": kind, **block}),
+            (kernels._intervals, intervals, {**delta, "GAP": 2.8, "SIDE": True, **tile}),
+            (kernels._locate_and_sum, locate, block),
+            (kernels._rank, rank, {**delta, "SELF": 0.5, "MIN_FP": 1e-5, "MIN_W": 1e-10, "KIND": kind, **tile}),
+            (kernels._spread, spread, {"N_TERMS": 2, **block}),
+            (kernels._place, place, {**delta, "WANTED": True, "KIND": kind, **tile}),
+        )
+    ]
+    # a number of type float32 would move ties: those of Python stay as precise as they are
+    assert "dense<0.69999999999999996> : tensor<32xf64>" in codes[3]
+    for code in (codes[2], codes[4]):
+        assert "arith.extsi" in code.split("arith.muli")[0]
+
+
+def pick(types, *names):
+    return {name: types[name] for name in names}
 
 
 class TestChoosing:

@@ -276,9 +276,10 @@ def rank_sort_loss(
         "rank_sort_loss", "quality", quality, "logits", logits, hint="give one value per logit, 0 except at positives"
     )
     labels = check_ranking_labels("rank_sort_loss", labels, logits)
-    own_quality = quality.detach().masked_fill(labels != 1, 0)  # the others are not read
-    check_finite("rank_sort_loss", "quality", own_quality)
-    check_range("rank_sort_loss", "quality", own_quality, 0, 1, slack=1e-3)
+    if values_are_checked(quality):
+        own_quality = quality.detach().masked_fill(labels != 1, 0)  # the others are not read
+        check_finite("rank_sort_loss", "quality", own_quality)
+        check_range("rank_sort_loss", "quality", own_quality, 0, 1, slack=1e-3)
     own = step_at_zero(delta)
     values, _ = _rank(
         "rank_sort_loss", RANK_SORT, logits, labels, quality, delta, self_relation, own, method, group, n_positives,
