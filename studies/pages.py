@@ -26,7 +26,7 @@ from concordet.detectors import build_detector, list_detectors
 from concordet.detectors.architectures.registry import DETECTORS
 from concordet.detectors.networks.backbones import Size
 from concordet.files import replacing
-from studies import compare_losses, detection_transformers, gpu, learning, overfit, prior, rematching
+from studies import compare_losses, detection_transformers, export, gpu, learning, overfit, prior, rematching
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "studies" / "results"
@@ -108,6 +108,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "large": lambda: measured("losses_large", "`concordet benchmark losses --study large`: peak memory", large),
     "steps, two-stage": lambda: measured("detectors_two_stage", STEPS, detectors.markdown),
     "analyze": lambda: measured("analyze", "`concordet benchmark analyze`, from files to metrics", analyze),
+    "export": lambda: measured("export", export.WHAT, export.table),
     "gpu": gpu.text,
     "parameters": parameters,
 }

@@ -19,7 +19,7 @@ LAYERS = [
     {"losses"},
     {"detectors", "data", "measures"},
     {"calibration"},
-    {"report"},
+    {"report", "export"},
     {"engine"},
     {"benchmark", "study"},
     {"cli"},

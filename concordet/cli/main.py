@@ -32,6 +32,7 @@ COMMANDS = {
     "convert": "write COCO files from any data that can be read",
     "evaluate": "measure a trained detector: AP, score-IoU correlations, oLRP",
     "predict": "detect objects in images, as COCO results and as pictures",
+    "export": "write a trained detector as a file for ONNX, TorchScript or torch.export",
     "analyze": "measure the detections of any detector from COCO files",
     "calibrate": "fit scores to expected IoUs, and keep the order of detections",
     "study": "train a grid of losses and seeds, and say which loss is better",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 from concordet.assigned import Assigned
+from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.records import mean_count, merge_records
 from concordet.detectors.parts.resize import Resize
 from concordet.detectors.parts.targets import Target, checked_targets
@@ -41,6 +42,7 @@ class Detector(nn.Module, ABC):
         transform: torchvision's transform, which does so.
         criterion: Loss of one stage, or of several.
         num_classes: Foreground classes; labels outside are 1..num_classes.
+        postprocess: Thresholds of detections.
 
     Example:
         >>> from concordet.detectors import build_detector
@@ -55,6 +57,7 @@ class Detector(nn.Module, ABC):
     transform: GeneralizedRCNNTransform
     criterion: Criterion | StagedCriterion
     num_classes: int
+    postprocess: PostProcess
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> dict[str, Tensor] | Detections:
         """Losses in training mode, detections in evaluation mode.

@@ -35,7 +35,7 @@ class Predictions:
     logits: Tensor  # [b, a, c], with softmax [b, a, c + 1], the background last
     regressions: Tensor  # [b, a, d], d = 4 for most codecs
     qualities: Tensor | None  # [b, a]
-    anchors: list[Tensor]  # b times [a, 4]
+    anchors: Tensor  # [b, a, 4]
     level_sizes: list[int]
     image_sizes: list[tuple[int, int]]
     softmax: bool = False
@@ -106,13 +106,14 @@ class AnchorHead(nn.Module):
             )
         ]
 
-    def anchors(self, batch: ImageList, features: list[Tensor]) -> tuple[list[Tensor], list[int]]:
-        """Each image's anchors ``[a, 4]`` over all levels, and how many each level has."""
+    def anchors(self, batch: ImageList, features: list[Tensor]) -> tuple[Tensor, list[int]]:
+        """Each image's anchors ``[b, a, 4]`` over all levels, and how many each level has."""
         # Generators take shape, device and type from features; bf16 could not tell pixels apart.
         like = [at_least_float32(x.new_empty(())).expand(x.shape) for x in features]
         per_location = self.anchor_generator.num_anchors_per_location()
         sizes = [x.shape[-2] * x.shape[-1] * k for x, k in zip(features, per_location, strict=True)]
-        return self.anchor_generator(batch, like), sizes
+        # images of one tensor have the same anchors
+        return self.anchor_generator(batch, like)[0].expand(features[0].shape[0], -1, -1), sizes
 
     @torch.no_grad()
     def match(self, predictions: Predictions, objects: Objects) -> list[Tensor]:
@@ -143,7 +144,7 @@ class AnchorHead(nn.Module):
         if predictions.class_agnostic:
             objects = objects.class_agnostic()
         matching = Matching.of(self.match(predictions, objects), objects)
-        anchors = torch.cat(predictions.anchors)[matching.positive]
+        anchors = predictions.anchors.flatten(0, 1)[matching.positive]
         deltas = predictions.regressions.flatten(0, 1)[matching.positive]
         qualities = predictions.qualities
         return matching.assigned(

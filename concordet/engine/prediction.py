@@ -134,7 +134,7 @@ def predict(
         drawn_from = f"from a score of {threshold:g}"
     else:
         drawn_from = "from each class's threshold" if predictor.advised else f"from a score of {DEFAULT_THRESHOLD:g}"
-    calibrated = predictor.calibrator is not None
+    calibrated = predictor.calibrated
     return PredictionResult(work.results, work.images, unreadable, work.pictures, work.drawn, drawn_from, calibrated)
 
 

@@ -22,6 +22,7 @@ from concordet.engine.evaluation import pick_device
 from concordet.engine.plugins import import_plugins
 from concordet.engine.video.frames import SUFFIXES as OF_VIDEOS
 from concordet.errors import UsageError, unknown
+from concordet.export import is_exported, load_exported
 from concordet.files import read_json
 
 DEFAULT_THRESHOLD = 0.3
@@ -113,6 +114,11 @@ class Predictor:
             detection = {name: value[kept] for name, value in detection.items()}
         return detection if threshold is None else self._above(detection, threshold, torch.zeros_like(self.thresholds))
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether scores are calibrated, here or in the graph of an exported file."""
+        return self.calibrator is not None or bool(getattr(self.model, "calibrated", False))
+
     def draw(
         self, image: Any, detection: Mapping[str, Tensor] | None = None, *, threshold: Threshold | None = None
     ) -> Any:
@@ -177,10 +183,10 @@ def load(
     raw_scores: bool = False,
     class_agnostic: bool = False,
 ) -> Predictor:
-    """A predictor from a run folder or a checkpoint.
+    """A predictor from a run folder, a checkpoint or an exported file.
 
     Args:
-        path: Run folder, or checkpoint file, which may lie anywhere.
+        path: Run folder, or checkpoint file, which may lie anywhere, or a file that ``concordet export`` wrote.
         checkpoint: Checkpoint of a run folder: last or best.
         averaged: Whether to use the averaged (EMA) weights where there are some.
         accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
@@ -202,6 +208,8 @@ def load(
         ['boxes', 'labels', 'scores']
         >>> predictor.draw("photos/0.png").save("drawn.png")
     """
+    if is_exported(path):
+        return _load_exported(path, raw_scores=raw_scores, class_agnostic=class_agnostic)
     file = checkpoint_path(path, checkpoint)
     run = run_of(path)
     import_plugins(plugins if plugins is not None or run is None else load_config(run / "config.yaml").plugins)
@@ -219,6 +227,24 @@ def load(
         thresholds=thresholds,
         device=pick_device(accelerator),
         calibrator=calibrator,
+        class_agnostic=class_agnostic,
+    )
+
+
+def _load_exported(path: str | Path, *, raw_scores: bool, class_agnostic: bool) -> Predictor:
+    """The predictor of an exported file, whose scores are what they were exported as."""
+    model = load_exported(path)
+    if raw_scores and model.calibrated:
+        raise ValueError(
+            f"raw_scores must be left out for {path}, whose scores are calibrated inside; export it with --raw_scores"
+        )
+    meta = model.meta
+    return Predictor(
+        model,
+        meta["class_names"],
+        meta["category_ids"],
+        thresholds=meta["thresholds"],
+        device=torch.device("cpu"),
         class_agnostic=class_agnostic,
     )
 

@@ -288,6 +288,6 @@ def test_perfect_regression_has_iou_one(name):
     outcome = model._predict(*batch(4, 2))
     for predictions in outcome.stages:
         record = model.assign(predictions, outcome.objects)
-        anchors = torch.cat(predictions.anchors)[record.positive]
+        anchors = predictions.anchors.flatten(0, 1)[record.positive]
         boxes = model.codec.decode(record.regression.targets, anchors)
         torch.testing.assert_close(paired_iou(boxes, record.gt_boxes), torch.ones(len(record.positive)))

@@ -137,15 +137,15 @@ They return the indices of the boxes to keep, at most ``detections_per_image``, 
 
 
 def voted_boxes(kept: Tensor, kept_groups: Tensor, boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
-    """``[k, 4]`` means of the candidates of the same group around each kept box.
+    """``[..., k, 4]`` means of the candidates ``[..., n]`` of the same group around each kept box.
 
     A candidate weighs exp(-(1 - IoU)^2 / 0.025) times its score, where its IoU with the kept box is above 0.01.
     Kim and Lee 2020, Sec. 3.3, with the published code's constants.
     """
-    overlaps = paired_iou(kept[:, None], boxes[None])  # [k, n]
-    weights = torch.exp(-((1 - overlaps) ** 2) / 0.025) * scores
-    weights = weights * ((overlaps > 0.01) & (kept_groups[:, None] == groups[None]))
-    total = weights.sum(1, keepdim=True)
+    overlaps = paired_iou(kept[..., :, None, :], boxes[..., None, :, :])  # [..., k, n]
+    weights = torch.exp(-((1 - overlaps) ** 2) / 0.025) * scores[..., None, :]
+    weights = weights * ((overlaps > 0.01) & (kept_groups[..., :, None] == groups[..., None, :]))
+    total = weights.sum(-1, keepdim=True)
     return torch.where(total > 0, weights @ boxes / total.clamp(min=torch.finfo(total.dtype).tiny), kept)
 
 

@@ -195,7 +195,7 @@ class RefineDet(DenseDetector):
         )
         # A wild first stage must not make boxes of no size: 20 is e^4 times the anchor's.
         moves = first.regressions.detach().clamp(-20, 20)
-        refined = [self.codec.decode(move, boxes) for move, boxes in zip(moves, anchors, strict=True)]
+        refined = self.codec.decode(moves.flatten(0, 1), anchors.flatten(0, 1)).view_as(moves)
         dropped = first.scores().squeeze(-1) < NEGATIVE_ANCHOR if softmax else None
         second = Predictions(
             at_least_float32(logits),

@@ -112,7 +112,7 @@ class AuxiliaryHeads(nn.Module):
         (predictions,) = self.atss.predict(batch, levels)
         record = self.atss.assign(replace(predictions, stage="atss"), objects)
         flat = torch.cat([x.flatten(2) for x in levels], dim=2).transpose(1, 2).flatten(0, 1)  # one anchor per location
-        return Positives(record, torch.cat(predictions.anchors)[record.positive], flat[record.positive])
+        return Positives(record, predictions.anchors.flatten(0, 1)[record.positive], flat[record.positive])
 
     def _rcnn(self, batch: ImageList, levels: list[Tensor], objects: Objects) -> tuple[Assigned, Positives]:
         rpn = self.rcnn.propose(batch, {str(i): x for i, x in enumerate(levels)})

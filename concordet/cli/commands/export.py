@@ -1,0 +1,77 @@
+"""``concordet export``."""
+
+from __future__ import annotations
+
+from concordet.cli.options import Parser
+
+
+def parser() -> Parser:
+    """The options."""
+    options = Parser(
+        "export",
+        "Writes a trained detector as one file for other runtimes: images in, boxes, labels and calibrated scores out.",
+        "concordet export runs/voc --out detector.onnx",
+        "concordet export runs/voc/checkpoints/best.ckpt --format pt2 --out detector.pt2",
+    )
+    options.add_argument("checkpoint", type=str, help="Checkpoint file, or run folder.")
+    options.add_argument("--out", type=str | None, help="File to write: .onnx, .torchscript or .pt2.")
+    options.add_argument(
+        "--format", type=str | None, help="Format: onnx, torchscript or pt2; by default that of the file's name."
+    )
+    options.add_argument("--which", type=str, default="last", help="Checkpoint of a run folder: last or best.")
+    options.add_argument("--raw_scores", action="store_true", help="Leave calibration out of the file.")
+    options.add_argument(
+        "--candidates",
+        action="store_true",
+        help="Leave non-maximum suppression and calibration out of the file, for concordet.export.postprocess.",
+    )
+    options.add_argument("--plugins", type=str | None, help="Python file or module that registers the loss of the run.")
+    options.add_argument("--json", type=str | None, help="JSON file for the metadata; - is standard output.")
+    options.add_force()
+    return options
+
+
+def run(words: list[str]) -> None:
+    """Parses and runs."""
+    from concordet.errors import UsageError, unknown
+
+    args = parser().parse_args(words)
+    if args.out is None:
+        raise UsageError("an output must be given, got none; add --out FILE, such as --out detector.onnx")
+    if args.which not in ("last", "best"):
+        raise UsageError(unknown("which", args.which, ["last", "best"]))
+
+    from concordet.cli.outputs import check_outputs, messages
+    from concordet.export.files import format_of, is_exported
+    from concordet.files import write_json
+
+    format_of(args.out, args.format)
+    if is_exported(args.checkpoint):
+        raise UsageError(f"checkpoint must be one of a run, got the exported file {args.checkpoint}; name the run")
+    check_outputs({"--out": args.out, "--json": args.json}, [args.checkpoint], force=args.force)
+
+    from concordet.engine.predictor import load
+    from concordet.export import export_detector
+
+    plugins = [args.plugins] if args.plugins else None
+    with messages(args.json):
+        predictor = load(
+            args.checkpoint, checkpoint=args.which, accelerator="cpu", plugins=plugins, raw_scores=args.raw_scores
+        )
+        meta = export_detector(
+            predictor.model,
+            args.out,
+            format=args.format,
+            class_names=predictor.class_names,
+            category_ids=predictor.category_ids,
+            thresholds=predictor.thresholds.tolist() if predictor.advised else None,
+            calibrator=predictor.calibrator,
+            raw=args.candidates,
+        )
+        scores = "calibrated scores" if meta["calibrator"] is not None else "the detector's own scores"
+        if meta["outputs"] == "candidates":
+            scores = "candidates: concordet.export.postprocess makes detections of them"
+        print(f"{args.out}: images [b, 3, h, w] to boxes, labels and {scores}; {len(meta['class_names'])} classes")
+        print(f"next: concordet predict {args.out} PHOTOS --draw drawn")
+    if args.json is not None:
+        write_json(args.json, meta)

@@ -1,0 +1,64 @@
+"""Formats of exported files, and what they say about themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from concordet.errors import UsageError, unknown
+
+FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2"}
+"""Name of each format and the end of its files' names."""
+
+KEY = "concordet"
+"""Name of the metadata in a file: JSON."""
+
+FORMAT, VERSION = "concordet export", 1
+
+
+def format_of(path: str | Path, wanted: str | None = None) -> str:
+    """The format of a file by the end of its name.
+
+    Args:
+        path: Name of the file.
+        wanted: Format that was asked for; None takes that of the name.
+
+    Raises:
+        UsageError: the format is unknown, or the name ends otherwise.
+
+    Example:
+        >>> format_of("model.onnx")
+        'onnx'
+    """
+    if wanted is not None and wanted not in FORMATS:
+        raise UsageError(unknown("format", wanted, FORMATS))
+    suffix = Path(path).suffix.lower()
+    expected = list(FORMATS.values()) if wanted is None else [FORMATS[wanted]]
+    if suffix not in expected:
+        fix = "name the file accordingly" if wanted else "name the file accordingly, or give --format"
+        raise UsageError(f"out must end in {' or '.join(expected)}, got {path}; {fix}")
+    return next(name for name, end in FORMATS.items() if end == suffix)
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a name is one of an exported file.
+
+    Example:
+        >>> is_exported("model.onnx"), is_exported("last.ckpt")
+        (True, False)
+    """
+    return Path(path).suffix.lower() in FORMATS.values()
+
+
+def checked(meta: Any, path: str | Path) -> Mapping[str, Any]:
+    """The metadata of a file.
+
+    Raises:
+        ValueError: it is missing, or of another version.
+    """
+    if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
+        raise ValueError(f"model must be a file that `concordet export` wrote, got {path}; name another one")
+    if meta.get("version") != VERSION:
+        raise ValueError(f"{path} must be of version {VERSION}, got {meta.get('version')!r}; export the run again")
+    return meta

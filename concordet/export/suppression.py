@@ -1,0 +1,130 @@
+"""Non-maximum suppression with shapes that do not depend on the numbers in them, as exported graphs need it.
+
+Candidates that do not exist have a negative score.  Results have a fixed number of rows per image; rows without a
+detection have score and label 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from concordet.boxes import paired_iou
+from concordet.detectors.parts.postprocess import PostProcess, voted_boxes
+
+IN_GRAPH = ("hard", "fast")
+"""Kinds of suppression that graphs contain; the others repeat a step per detection, which a graph cannot."""
+
+FAST_CANDIDATES = 200
+"""Candidates per class that YOLACT's suppression compares."""
+
+
+@torch.library.custom_op("concordet::suppress", mutates_args=())
+def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, limit: int, count: int) -> Tensor:
+    """``[b, n]`` bool: the boxes that greedy suppression keeps in each group of each image.
+
+    An operator, so that formats with an operator of their own (ONNX) can use that.
+
+    Args:
+        boxes: ``[b, n, 4]`` xyxy.
+        scores: ``[b, n]``; negative where there is no box.
+        groups: ``[b, n]`` int64 from 0 on.
+        iou_threshold: IoU above which the lower scored of two boxes is dropped.
+        limit: Most boxes that a group needs to keep; those after it may be kept or not.
+        count: Number of groups.
+    """
+    return keep_best(boxes, scores, groups, iou_threshold, count)
+
+
+@suppress.register_fake
+def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, limit: int, count: int) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
+def keep_best(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, count: int) -> Tensor:
+    """``[b, n]`` bool, by one call of torchvision's operator: the boxes of each group and image are moved apart.
+
+    Example:
+        >>> boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 9.5]]])
+        >>> keep_best(boxes, torch.tensor([[0.9, 0.8, 0.7]]), torch.tensor([[0, 0, 1]]), 0.5, 2).tolist()
+        [[True, False, True]]
+    """
+    images = torch.arange(scores.shape[0], device=scores.device)[:, None]
+    valid = scores >= 0
+    # candidates that do not exist have a group of their own, and no area
+    group = torch.where(valid, images * (count + 1) + groups, images * (count + 1) + count)
+    wide = torch.where(valid[..., None], boxes, torch.zeros_like(boxes)).double()  # float32 would lose digits
+    step = wide.max() - wide.min() + 1.0
+    moved = wide + (group * step)[..., None]
+    kept = nms(moved.flatten(0, 1), scores.flatten().double(), iou_threshold)
+    mask = torch.zeros_like(scores).flatten().index_fill(0, kept, 1.0)
+    return (mask.view_as(scores) > 0) & valid
+
+
+def best_of(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest of each row ``[b, n]`` and their indices; -1 and index 0 where a row has fewer.
+
+    Example:
+        >>> best_of(torch.tensor([[0.1, 0.3]]), 3)
+        (tensor([[ 0.3000,  0.1000, -1.0000]]), tensor([[1, 0, 0]]))
+    """
+    padded = torch.nn.functional.pad(values, (0, count), value=-1.0)  # the count needs not depend on n
+    best, index = padded.topk(count, dim=1)
+    return best, torch.where(index < values.shape[1], index, torch.zeros_like(index))
+
+
+def rows(values: Tensor, index: Tensor) -> Tensor:
+    """``[b, k]`` or ``[b, k, d]``: rows of each image, ``values`` ``[b, n]`` or ``[b, n, d]``, ``index`` ``[b, k]``."""
+    if values.dim() == 2:
+        return values.gather(1, index)
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def detections(
+    boxes: Tensor, scores: Tensor, labels: Tensor, postprocess: PostProcess, num_classes: int, *, operator: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Detections among candidate boxes, as :func:`concordet.detectors.parts.postprocess.suppress` finds them.
+
+    Args:
+        boxes: ``[b, n, 4]`` xyxy, within the images.
+        scores: ``[b, n]``, negative where there is no candidate.
+        labels: ``[b, n]`` 0..c-1.
+        postprocess: Thresholds, and a kind of suppression in :data:`IN_GRAPH`.
+        num_classes: c.
+        operator: Whether to use :func:`suppress` instead of torchvision's operator.
+
+    Returns:
+        ``[b, k, 4]`` boxes, ``[b, k]`` scores in descending order (negative where there is none) and labels 0..c-1,
+        with k the most detections per image.
+    """
+    groups = labels if postprocess.class_wise else torch.zeros_like(labels)
+    count = num_classes if postprocess.class_wise else 1
+    limit, threshold = postprocess.detections_per_image, postprocess.nms_threshold
+    if postprocess.nms == "fast":
+        kept = _keep_fast(boxes, scores, groups, threshold, count)
+    elif threshold >= 1:
+        kept = scores >= 0
+    elif operator:
+        kept = suppress(boxes, scores, groups, threshold, limit, count)
+    else:
+        kept = keep_best(boxes, scores, groups, threshold, count)
+    best, index = best_of(scores.masked_fill(~kept, -1.0), limit)
+    chosen = rows(boxes, index)
+    if postprocess.score_voting:
+        candidates = torch.where((scores >= 0)[..., None], boxes, torch.zeros_like(boxes))
+        chosen = voted_boxes(chosen, rows(groups, index), candidates, scores.clamp(min=0), groups)
+    return chosen, best, rows(labels, index)
+
+
+def _keep_fast(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, count: int) -> Tensor:
+    """``[b, n]`` bool: boxes that no better one of their group overlaps by more than the threshold (Fast NMS)."""
+    classes = torch.arange(count, device=groups.device)[:, None]
+    per_class = torch.where(groups[:, None] == classes, scores[:, None], -1.0)  # [b, c, n]
+    best, index = best_of(per_class.flatten(0, 1), FAST_CANDIDATES)
+    best, index = best.unflatten(0, (-1, count)), index.unflatten(0, (-1, count))  # [b, c, 200]
+    own = rows(boxes, index.flatten(1)).unflatten(1, (count, FAST_CANDIDATES))
+    overlaps = paired_iou(own[:, :, :, None], own[:, :, None]).triu(diagonal=1)  # [b, c, better, worse]
+    kept = (overlaps.amax(2) <= iou_threshold) & (best >= 0)
+    hits = torch.zeros_like(scores).scatter_add(1, index.flatten(1), kept.flatten(1).to(scores.dtype))
+    return hits > 0

@@ -1,0 +1,182 @@
+"""Do exported files give the detections of the detector that they were made from?
+
+    python -m studies.export                                     # all detectors and formats, nano size
+    python -m studies.export --detectors fcos detr --formats onnx
+    python -m studies.export --sizes full --images 3 --detectors fcos
+
+Nano detectors are trained on a few digit scenes first, so that their scores differ as those of a trained detector do,
+and get a calibrator; full-size ones have random weights.  Each file is read again and run on scenes of several sizes;
+ONNX files run in ONNX Runtime.  Writes studies/results/export.csv row by row, and keeps its other rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from concordet.benchmark.results import environment, merge_rows, write_rows
+from concordet.benchmark.results import table as markdown_table
+from concordet.calibration import Calibrator, fit_calibrator
+from concordet.data import load_dataset
+from concordet.detectors import Detector, build_detector, list_detectors
+from concordet.detectors.networks.backbones import Size
+from concordet.engine.detections import batch_results
+from concordet.engine.predictor import Predictor
+from concordet.export import FORMATS, export_detector, load_exported
+from studies.overfit import together
+
+RESULTS = Path(__file__).parent / "results" / "export.csv"
+IMAGES, STEPS, SCENES, SIDE = 50, 30, 6, 96
+SHAPES = ((96, 96), (96, 64), (72, 96), (50, 90))
+"""Heights and widths that scenes are cut to."""
+
+TIES = 1e-4
+"""Scores nearer than this to the lowest one of an image, or IoUs to the threshold, may decide either way."""
+
+WHAT = (
+    "`python -m studies.export`: nano detectors after "
+    f"{STEPS} steps on digit scenes; largest differences of boxes (pixels) and scores to PyTorch over all images, "
+    "before and after calibration, and detections without a partner"
+)
+
+
+def learner(detector: str, size: Size) -> tuple[Detector, Any]:
+    """A detector in evaluation mode, trained if it is small, and the scenes that it has not seen."""
+    torch.manual_seed(0)
+    seen = load_dataset("digits", split="train", length=SCENES, size=SIDE, masks=True)
+    options: dict[str, Any] = {"image_size": (SIDE, SIDE)} if size == "nano" else {}
+    model = build_detector(detector, num_classes=len(seen.class_names), size=size, **options)
+    if size == "nano":
+        images, targets = together(seen, range(len(seen)))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            sum(model.train()(images, targets).values()).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    return model.eval(), load_dataset("digits", split="val", length=IMAGES, size=SIDE, masks=True)
+
+
+@torch.no_grad()
+def calibrator_of(model: Detector, scenes: Any) -> Calibrator | None:
+    """A calibrator fitted on the scenes; None where nothing is detected."""
+    images, targets = together(scenes, range(len(scenes)))
+    detections = [detection for image in images for detection in model([image])]
+    results = batch_results(detections, targets, scenes.category_ids)
+    boxes = [{key: value for key, value in row.items() if key != "segmentation"} for row in results]
+    return fit_calibrator(scenes.ground_truth(), boxes, min_detections=20) if boxes else None
+
+
+def pictures(scenes: Any, count: int) -> list[Tensor]:
+    """Scenes, cut to several sizes."""
+    shapes = [SHAPES[i % len(SHAPES)] for i in range(count)]
+    return [scenes[i % len(scenes)][0][:, :h, :w] for i, (h, w) in enumerate(shapes)]
+
+
+def differences(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, float, int]:
+    """Largest difference of boxes and of scores among pairs of detections, and the number without a partner.
+
+    Pairs are of one class and have the least total difference.  Detections at the lowest score of an image may lack a
+    partner, since which of nearly tied ones a limit on their number cuts off is not determined.
+    """
+    boxes = (got["boxes"][:, None] - expected["boxes"][None]).abs().amax(-1)
+    scores = (got["scores"][:, None].double() - expected["scores"][None].double()).abs()
+    other = got["labels"][:, None] != expected["labels"][None]
+    cost = (boxes + 1e3 * scores).masked_fill(other, 1e9)
+    rows, columns = map(torch.as_tensor, linear_sum_assignment(cost.numpy()))
+    paired = cost[rows, columns] < 10.0
+    rows, columns = rows[paired], columns[paired]
+    single = 0
+    for side, used in ((got, rows), (expected, columns)):
+        free = torch.ones(len(side["scores"]), dtype=torch.bool)
+        free[used] = False
+        if free.any():
+            single += int((side["scores"][free] > side["scores"].min() + TIES).sum())
+    if len(rows) == 0:
+        return 0.0, 0.0, single
+    return float(boxes[rows, columns].max()), float(scores[rows, columns].max()), single
+
+
+def compare(file: Path, reference: Predictor, images: Sequence[Tensor]) -> dict[str, Any]:
+    """Differences of a file's detections from the reference, over images."""
+    exported = load_exported(file)
+    box = score = 0.0
+    single = count = 0
+    for image in images:
+        expected = {key: value for key, value in reference.detect(image).items() if key != "masks"}
+        (got,) = exported([image])
+        one = differences(got, expected)
+        box, score, single = max(box, one[0]), max(score, one[1]), single + one[2]
+        count += len(expected["scores"])
+    return {"detections": count, "box": f"{box:.2g}", "score": f"{score:.2g}", "unpaired": single}
+
+
+def measure(detector: str, size: Size, formats: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """One row per format."""
+    model, scenes = learner(detector, size)
+    names, ids = list(scenes.class_names), list(scenes.category_ids)
+    images = pictures(scenes, count) if size == "nano" else [torch.rand(3, 480, 640) for _ in range(count)]
+    calibrator = calibrator_of(model, scenes) if size == "nano" else None
+    raw = Predictor(model, names, ids, device=torch.device("cpu"))
+    calibrated = Predictor(model, names, ids, device=torch.device("cpu"), calibrator=calibrator)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in formats:
+            row: dict[str, Any] = {"detector": detector, "size": size, "file": kind, "images": count}
+            path = Path(folder) / f"model{FORMATS[kind]}"
+            start = time.process_time()
+            try:
+                export_detector(model, path, class_names=names, category_ids=ids)
+                row["seconds"] = f"{time.process_time() - start:.0f}"
+                row["MB"] = f"{path.stat().st_size / 1e6:.1f}"
+                row |= compare(path, raw, images)
+                if calibrator is not None and kind != "pt2":  # one graph for both is enough to export twice
+                    export_detector(model, path, class_names=names, category_ids=ids, calibrator=calibrator)
+                    row["calibrated"] = compare(path, calibrated, images)["score"]
+            except ValueError as error:
+                row["limit"] = str(error)[:200]
+            print(row, flush=True)
+            rows.append(row)
+    return rows
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown, one row per detector and format."""
+    head = ["detector", "size", "format", "works", "images", "detections", "boxes", "scores", "calibrated", "unpaired"]
+    order = {name: i for i, name in enumerate(list_detectors())}
+    lines = []
+    for row in sorted(rows, key=lambda r: (r["size"] != "nano", order.get(r["detector"], 99), r["file"])):
+        if row.get("limit"):
+            lines.append([row["detector"], row["size"], row["file"], "no", *["–"] * 6])
+            continue
+        numbers = [row.get(key) or "–" for key in ("images", "detections", "box", "score", "calibrated", "unpaired")]
+        lines.append([row["detector"], row["size"], row["file"], "yes", *numbers])
+    return markdown_table(head, lines, text_columns=4)
+
+
+def main() -> None:
+    """Measures, and writes row by row."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--detectors", nargs="+", default=list_detectors(), choices=list_detectors())
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--sizes", nargs="+", default=["nano"], choices=get_args(Size))
+    parser.add_argument("--images", type=int, default=IMAGES)
+    options = parser.parse_args()
+    for size in options.sizes:
+        for detector in options.detectors:
+            rows = measure(detector, size, options.formats, options.images)
+            merged = merge_rows(RESULTS, rows, ("detector", "size", "file"))
+            write_rows(RESULTS, merged, environment(packages=("torch", "onnx", "onnxruntime")))
+    print(table(merge_rows(RESULTS, [], ("detector", "size", "file"))))
+
+
+if __name__ == "__main__":
+    main()

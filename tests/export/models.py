@@ -1,0 +1,54 @@
+"""Nano detectors whose scores differ, as those of trained ones do, and how exported files are compared with them."""
+
+import json
+
+import torch
+
+from concordet.detectors import build_detector
+from concordet.export import load_exported
+from tests.detections import assert_same_detections
+
+CLASSIFIERS = (
+    "cls_logits",
+    "class_logits",
+    "cls_score",
+    "classes",
+    "class_embed",
+    "class_labels_classifier",
+    "odm.classification_head",
+    "classification_head.module_list",
+)
+SHAPES = ((64, 96), (100, 77), (150, 200))
+
+
+def spread(name, loss="default", **options):
+    """A nano detector in evaluation mode; weights of its classifiers are enlarged, so that few scores nearly tie."""
+    torch.manual_seed(0)
+    options = {"image_size": (64, 96), "score_threshold": 0.02} | options
+    model = build_detector(name, num_classes=3, size="nano", loss=loss, **options).eval()
+    with torch.no_grad():
+        for key, value in model.named_parameters():
+            if key.endswith("weight") and any(part in key for part in CLASSIFIERS):
+                value.mul_(20)
+            if key.endswith("bboxes_delta.weight"):  # six random stages would enlarge rounding without bound
+                value.mul_(0.01)
+    return model
+
+
+def images(count=1, seed=0):
+    """Images of several sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.rand(3, *SHAPES[i % len(SHAPES)], generator=generator) for i in range(count)]
+
+
+def assert_parity(path, model, pictures, *, atol=1e-5):
+    """The file's detections are the model's: scores within ``atol``, boxes within 100 ``atol`` pixels."""
+    exported = load_exported(path)
+    for image in pictures:
+        with torch.no_grad():
+            (expected,) = model([image])
+        (got,) = exported([image])
+        expected = {key: expected[key] for key in got}  # masks are not exported
+        assert len(expected["scores"]), "the model must detect something"
+        assert_same_detections(got, expected, atol=atol, scale=100.0)
+    return json.loads(json.dumps(exported.meta))
