@@ -1,7 +1,5 @@
 """The modules that are exported: from images to detections or candidates, with calibrated scores."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
