@@ -10,7 +10,19 @@ from pathlib import Path
 
 import oracles.environment  # noqa: F401  (first: it prepares mmcv for mmdet)
 from concordet.files import replacing
-from oracles import assigners, correlations, dense, heads, losses, measures, published, regions, sets, suppression
+from oracles import (
+    assigners,
+    correlations,
+    dense,
+    heads,
+    losses,
+    measures,
+    published,
+    ranked_regions,
+    regions,
+    sets,
+    suppression,
+)
 from oracles.comparison import Comparison
 
 PAGE = Path("docs") / "fidelity.md"
@@ -20,6 +32,7 @@ SECTIONS = {
     "Heads": heads,
     "Heads with anchors or points of their own": dense,
     "Two-stage heads": regions,
+    "Two-stage heads with RS Loss": ranked_regions,
     "Set predictors": sets,
     "Published ranking losses": published,
     "Correlation Loss": correlations,

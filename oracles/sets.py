@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from mmdet.registry import MODELS
+from mmdet.models.task_modules.samplers import PseudoSampler
+from mmdet.registry import MODELS, TASK_UTILS
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -16,7 +17,7 @@ from concordet.detectors.parts.objects import Objects
 from concordet.detectors.set_prediction import Outcome, Stage
 from oracles.comparison import Comparison, largest
 from oracles.heads import CONFIGS, TOLERANCE
-from oracles.scenes import CLASSES, HEIGHT, WIDTH, batches
+from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
 
 QUERIES = 100
 SETS = {
@@ -73,3 +74,42 @@ def compare() -> Iterator[Comparison]:
                 yield Comparison(
                     f"{name}: {term} term, twice ours", "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE
                 )
+    yield from _sparse(pairs)
+
+
+def _sparse(pairs: list[list[Scene]]) -> Iterator[Comparison]:
+    """A head of Sparse R-CNN, whose boxes are in pixels."""
+    model = build_detector("sparse_rcnn", num_classes=CLASSES, size="nano", loss="default")
+    config = Config.fromfile(CONFIGS / "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py").model
+    settings, training = config.roi_head.bbox_head[0], config.train_cfg.rcnn[0]
+    settings.update(num_classes=CLASSES)
+    head = MODELS.build(settings)
+    assigner = TASK_UTILS.build(training.assigner)
+    sides = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT], dtype=torch.float32)
+    found: dict[str, list[tuple[Tensor, Tensor]]] = {"classification": [], "l1": [], "box": []}
+    for seed, batch in enumerate(pairs):
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(len(batch), QUERIES, CLASSES, generator=generator)
+        boxes = 0.1 + 0.8 * torch.rand(len(batch), QUERIES, 4, generator=generator)
+        boxes[..., 2:] *= 0.3
+        size = (HEIGHT, WIDTH)
+        boxes = to_pixels(boxes, [size] * len(batch))
+        objects = Objects.of([s.boxes for s in batch], [s.labels for s in batch])
+        (record,) = model._records(
+            Outcome([Stage("stage1", logits, boxes)], [size] * len(batch), objects), trained=True
+        )
+        mine = model.criterion.stages["stage1"](record)
+        samples = []
+        for scene, scores, own in zip(batch, logits, boxes, strict=True):
+            predicted = InstanceData(bboxes=own, scores=scores, priors=own)
+            truth = InstanceData(bboxes=scene.boxes, labels=scene.labels)
+            assigned = assigner.assign(predicted, truth, img_meta={"img_shape": size})
+            samples.append(PseudoSampler().sample(assigned, predicted, truth))
+        theirs = head.loss_and_target(
+            logits.flatten(0, 1), boxes.flatten(0, 1), samples, training, sides.expand(len(batch), QUERIES, 4)
+        )["loss_bbox"]
+        for term, other in (("classification", "loss_cls"), ("l1", "loss_bbox"), ("box", "loss_iou")):
+            found[term].append((mine[term], theirs[other]))
+    for term, values in found.items():
+        deviation = max(largest([pair]) for pair in values)
+        yield Comparison(f"sparse_rcnn: {term} term", "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE)
