@@ -149,20 +149,20 @@ _SHOWN = ("size", "image_size", "optim.epochs", "optim.lr", "data.batch_size", "
 
 
 def print_end(out: Path) -> None:
-    """Prints the metrics of a run, its checkpoints, and what to do next."""
+    """Writes the page of a run, and prints its metrics, the page, the checkpoint and what to do next."""
     from concordet.engine.checkpoint import checkpoint_path
 
     evaluated = (out / "evaluation.json").is_file()
     if evaluated:
         from concordet.cli.tables import print_runs
+        from concordet.report import write_comparison
 
         print_runs([out])
+        print(f"page: {write_comparison([out], out / 'report.html')}")
     best = checkpoint_path(out, "best")
     best = best if best.is_file() else checkpoint_path(out)
     print(f"checkpoint: {best}")
     print(f"next: concordet predict {quote(str(best))} PHOTOS --draw pictures")
-    if evaluated:
-        print(f"page: concordet compare {quote(str(out))} --out {quote(str(out / 'page.html'))}")
 
 
 def two_sides(words: list[str]) -> list[str]:

@@ -103,6 +103,8 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch:
         meta = describe(config, train_set.class_names, train_set.category_ids)
         model = build_model(config, meta)
         if launch.is_main:
+            if point is not None and _is_finished(point, config):
+                note(f"{out}: all {point.updates} updates are done")
             if not resume:
                 stack.enter_context(locked(new_folder(out, fix), IN_USE))
             _note_start(asked, out, {"train": train_set, "val": val_set, "calibration": held_out})
@@ -214,11 +216,21 @@ def _note_start(config: TrainConfig, out: Path, splits: dict[str, Any]) -> None:
     if source is not None and "held_out" in source:
         held = source["held_out"]
         note(
-            f"no validation split: {len(held['images'])} images are held out (data.val_fraction {held['fraction']}, "
+            f"no validation split: {_are(len(held['images']))} held out (data.val_fraction {held['fraction']}, "
             f"data.val_seed {held['seed']}; data.json names them)"
         )
     for split, summary in summaries.items():
         note(f"{split}: {counts(summary)}")
+
+
+def _is_finished(point: ResumePoint, config: TrainConfig) -> bool:
+    if config.optim.steps is not None:
+        return point.updates >= config.optim.steps
+    return point.epochs >= config.optim.epochs
+
+
+def _are(images: int) -> str:
+    return "1 image is" if images == 1 else f"{images} images are"
 
 
 def _fit(

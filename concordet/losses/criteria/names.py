@@ -71,10 +71,11 @@ class LossName:
 def _parse_part(part: str, loss: str) -> NamePart:
     match = _PART.fullmatch(part)
     if match is None:
-        raise ValueError(
-            f"loss must be a name or names joined with '+', got {part!r} in {loss!r}; write it as 'focal' or "
-            "'focal+concordance(0.3)'"
-        )
+        spelled = part.replace("-", "_")
+        fix = "write it as 'focal' or 'focal+concordance(0.3)'"
+        if _PART.fullmatch(spelled):
+            fix = f"did you mean {spelled}?"
+        raise ValueError(f"loss must be a name or names joined with '+', got {part!r} in {loss!r}; {fix}")
     weight, settings = None, []
     for item in match["inside"].split(",") if match["inside"] is not None else ():
         key, _, text = item.rpartition("=")
