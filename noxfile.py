@@ -104,9 +104,8 @@ def package(session: nox.Session, kind: str) -> None:
 @nox.session(python=PYTHON)
 def typing(session: nox.Session) -> None:
     """A user's script and the package's types under mypy and pyright."""
-    install(session, "--editable", ".[dev]")
-    with recorded(session):
-        session.run("python", "-m", "pytest", "tests/test_typing.py", "-m", "slow or not slow")
+    install(session, "--editable", ".[all]", "mypy", "pyright", "pytest", "pytest-timeout")
+    suite(session, "tests/types", "-m", "slow", quick=["tests/types", "-m", "slow"])
 
 
 def install(session: nox.Session, *arguments: str) -> None:

@@ -26,7 +26,17 @@ from concordet.detectors import build_detector, list_detectors
 from concordet.detectors.architectures.registry import DETECTORS
 from concordet.detectors.networks.backbones import Size
 from concordet.files import replacing
-from studies import compare_losses, detection_transformers, export, gpu, learning, overfit, prior, rematching
+from studies import (
+    compare_losses,
+    detection_transformers,
+    environments,
+    export,
+    gpu,
+    learning,
+    overfit,
+    prior,
+    rematching,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "studies" / "results"
@@ -110,6 +120,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "analyze": lambda: measured("analyze", "`concordet benchmark analyze`, from files to metrics", analyze),
     "export": lambda: measured("export", export.WHAT, export.table),
     "gpu": gpu.text,
+    "environments": lambda: environments.table(read_rows(RESULTS / "environments.csv")),
     "parameters": parameters,
 }
 """Every table that a page can include."""
