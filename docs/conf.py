@@ -90,6 +90,13 @@ def _skip_undocumented_fields(app: Sphinx, what: str, name: str, item: Any, skip
     return True if (getattr(item, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def _readable_defaults(
+    app: Sphinx, what: str, name: str, item: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str | None, str | None]:
+    """Three dots for defaults that are made by a function, so that the signature can be parsed."""
+    return (signature and signature.replace("<factory>", "...")), returns
+
+
 def _import_lazy_names() -> None:
     """Imports what packages import when it is first used; autodoc documents only what is there."""
     for page in sorted((ROOT / "docs" / "reference").glob("*.rst")):
@@ -100,5 +107,6 @@ def _import_lazy_names() -> None:
 
 def setup(app: Sphinx) -> None:
     _import_lazy_names()
+    app.connect("autodoc-process-signature", _readable_defaults)
     app.connect("autodoc-skip-member", _skip_undocumented_fields)
     app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))
