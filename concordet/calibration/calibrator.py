@@ -251,7 +251,7 @@ def _map_from_dict(content: dict[str, Any]) -> Map:
     kind = MAPS.get(name)
     own = () if kind is None else tuple(name for name in kind.__annotations__ if name != "name")
     if kind is None or set(content) != {"kind", *own}:
-        raise ValueError(f"map of kind {name!r:.60}")
+        raise ValueError(f"kind must be one of {', '.join(MAPS)} with its own numbers, got {name!r:.60}")
     # an isotonic map has lists of numbers, the others have numbers
     return kind(**{key: tuple(_numbers(content, key)) if kind is Isotonic else _number(content, key) for key in own})
 

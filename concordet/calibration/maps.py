@@ -106,7 +106,9 @@ class Isotonic(Map):
     def __post_init__(self) -> None:
         increasing = list(self.scores) == sorted(set(self.scores)) and list(self.values) == sorted(self.values)
         if not increasing or not len(self.scores) == len(self.values) > 0:
-            raise ValueError("knots of an isotonic map must increase, one value per score")
+            raise ValueError(
+                f"knots must increase, one value per score, got {len(self.scores)} scores and {len(self.values)} values"
+            )
 
     def increasing(self, scores: Floats) -> Floats:
         return np.interp(scores, self.scores, self.values)

@@ -67,14 +67,14 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
         _check_run_lengths(segmentation, height, width)
         return
     if not isinstance(segmentation, list) or not all(isinstance(polygon, list) for polygon in segmentation):
-        raise ValueError("a segmentation is neither a list of polygons nor run lengths")
+        raise ValueError(f"segmentation must be a list of polygons or run lengths, got {str(segmentation)[:40]}")
     for polygon in segmentation:
         if len(polygon) % 2 and len(polygon) >= 6:
-            raise ValueError("a polygon has an odd number of coordinates")
+            raise ValueError(f"polygon must have an even number of coordinates, got {len(polygon)}")
         for value in polygon:
             # NaN and infinities fail the comparison, and so do whole numbers that no float can hold
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-                raise ValueError(f"a polygon has the coordinate {str(value)[:40]}, which is no finite number")
+                raise ValueError(f"polygon must have finite coordinates, got {str(value)[:40]}")
 
 
 def _check_run_lengths(segmentation: dict[str, Any], height: int, width: int) -> None:
@@ -82,21 +82,23 @@ def _check_run_lengths(segmentation: dict[str, Any], height: int, width: int) ->
 
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if not isinstance(size, list | tuple) or list(size) != [height, width]:
-        raise ValueError(f"run lengths of a mask have size {str(size)[:40]} instead of {[height, width]}")
+        raise ValueError(f"size of a mask must be the image's, {[height, width]}, got {str(size)[:40]}")
     if isinstance(counts, list):
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise ValueError("run lengths of a mask are not all whole numbers from 0")
+            raise ValueError("run lengths of a mask must be whole numbers from 0, got others")
         if sum(counts) != height * width:
-            raise ValueError(f"run lengths of a mask add up to {sum(counts)} pixels instead of {height * width}")
+            raise ValueError(f"run lengths of a mask must add up to {height * width} pixels, got {sum(counts)}")
     elif isinstance(counts, str | bytes):
         try:
             area = coco.area({"size": [height, width], "counts": counts})
         except (ValueError, TypeError) as error:
-            raise ValueError(f"run lengths of a mask cannot be read ({error})") from error
+            raise ValueError(
+                f"run lengths of a mask must be COCO's, got others that cannot be read ({error})"
+            ) from error
         if area > height * width:
-            raise ValueError(f"run lengths of a mask have {area} pixels, more than the {height * width} of the image")
+            raise ValueError(f"mask must have at most the {height * width} pixels of the image, got {area}")
     else:
-        raise ValueError(f"counts of a mask are {type(counts).__name__} instead of a list or a string")
+        raise ValueError(f"counts of a mask must be a list or a string, got {type(counts).__name__}")
 
 
 def masks_to_original(masks: Tensor, target: dict[str, Any]) -> Tensor:

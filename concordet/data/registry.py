@@ -111,7 +111,9 @@ def load_dataset(
         raise ValueError(f"data set {name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed))}")
     parameter = inspect.signature(cls).parameters.get("root")
     if root is None and parameter is not None and parameter.default is inspect.Parameter.empty:
-        raise ValueError(f"data set {name!r} needs root, the folder of the data set as its publisher lays it out")
+        raise ValueError(
+            f"root of data set {name!r} must be its folder as the publisher lays it out, got none; name it"
+        )
     make: Callable[..., DetectionDataset] = cls
     return make(transforms=transforms, **options)
 

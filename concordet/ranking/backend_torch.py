@@ -48,7 +48,7 @@ def use_backend(name: str) -> Iterator[None]:
         tensor(0.)
     """
     if name not in (*BACKENDS, "auto"):
-        raise ValueError(f"expected a back end of {', '.join((*BACKENDS, 'auto'))}, got {name!r}")
+        raise ValueError(f"backend must be one of {', '.join((*BACKENDS, 'auto'))}, got {name!r}")
     if name == "triton" and find_spec("triton") is None:
         raise ValueError("back end 'triton' needs the package triton; install it, or take 'torch' or 'auto'")
     token = _BACKEND.set(name)

@@ -257,8 +257,8 @@ def _compute(
     positive = _positives(labels, n_positives)  # [p]
     if per_positive and aux is not None and len(aux) != len(positive):
         raise ValueError(
-            f"expected one value for each of the {len(positive)} positives in labels, got {len(aux)}; "
-            "give them in the order of the positives."
+            f"values per positive must be {len(positive)}, as many as the positives in labels, got {len(aux)}; "
+            "give them in the order of the positives"
         )
     fused = fused_for(logits)
     alone = segments is None and processes.size == 1 and options.method in ("auto", "exact")
@@ -372,7 +372,8 @@ def _positives(labels: Tensor, n_positives: int) -> Tensor:
         positive = is_positive.nonzero().squeeze(1)
         if n_positives not in (UNKNOWN, len(positive)):
             raise ValueError(
-                f"n_positives is {n_positives}, and {len(positive)} labels are 1; give their number or leave it out."
+                f"n_positives must be {len(positive)}, the number of labels that are 1, got {n_positives}; "
+                "correct it or leave it out"
             )
         return positive
     try:

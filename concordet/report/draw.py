@@ -74,8 +74,8 @@ def draw_detections(
     confidences = None if scores is None else _array(scores)
     if len(numbers) != len(corners) or (confidences is not None and len(confidences) != len(corners)):
         raise ValueError(
-            f"boxes, labels and scores should be equally many and are {len(corners)}, {len(numbers)} and "
-            f"{'none' if confidences is None else len(confidences)}; give one label and one score for each box"
+            f"boxes, labels and scores must be equally many, got {len(corners)}, {len(numbers)} and "
+            f"{'none' if confidences is None else len(confidences)}; give one label and one score per box"
         )
     drawn = image.convert("RGB")
     order = range(len(corners)) if confidences is None else np.argsort(confidences, kind="stable")

@@ -114,11 +114,11 @@ def test_masks_agree_with_pycocotools(coco, max_size):
 @pytest.mark.parametrize(
     ("segmentation", "sentence"),
     [
-        ({"size": [4, 4], "counts": [16]}, r"have size \[4, 4\] instead of \[48, 64\]"),
-        ({"size": [48, 64], "counts": [16]}, "add up to 16 pixels instead of 3072"),
-        ({"size": [48, 64]}, "counts of a mask are NoneType"),
-        ([[1, 1, 5, 1, 5, 5, 7]], "odd number of coordinates"),
-        ("circle", "neither a list of polygons nor run lengths"),
+        ({"size": [4, 4], "counts": [16]}, r"size of a mask must be the image's, \[48, 64\], got \[4, 4\]"),
+        ({"size": [48, 64], "counts": [16]}, "must add up to 3072 pixels, got 16"),
+        ({"size": [48, 64]}, "counts of a mask must be a list or a string, got NoneType"),
+        ([[1, 1, 5, 1, 5, 5, 7]], "even number of coordinates, got 7"),
+        ("circle", "segmentation must be a list of polygons or run lengths"),
     ],
 )
 def test_broken_masks_name_their_annotation(coco, segmentation, sentence):
@@ -132,7 +132,7 @@ def test_masks_of_an_image_without_a_size_are_checked_when_they_are_read(coco):
     segmentation = {"size": [4, 4], "counts": [16]}
     root = coco([annotation(12, [1, 1, 5, 5], segmentation=segmentation)], [{"id": 1, "file_name": "a.jpg"}])
     dataset = CocoFolder(root, "tiny", masks=True)
-    with pytest.raises(ValueError, match=r"annotation 12 of image .*a\.jpg: .*have size \[4, 4\]"):
+    with pytest.raises(ValueError, match=r"annotation 12 of image .*a\.jpg: .*size of a mask must be .* got \[4, 4\]"):
         dataset[0]
 
 
@@ -245,7 +245,7 @@ def test_load_dataset_refuses_what_it_does_not_know(coco):
         load_dataset("imagenet")
     with pytest.raises(ValueError, match=r"'digits' has no option root; it takes .*length"):
         load_dataset("digits", root="somewhere")
-    with pytest.raises(ValueError, match="'voc' needs root"):
+    with pytest.raises(ValueError, match="root of data set 'voc' must be its folder"):
         load_dataset("voc")
     with pytest.raises(ValueError, match=r"max_size.*at least 16"):
         load_dataset("coco", root=coco([]), split="tiny", max_size=4)

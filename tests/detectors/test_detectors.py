@@ -188,7 +188,7 @@ class TestRefusals:
             ({"score": 0.1}, "option of fcos must be one of score_threshold, .*, got score"),
             ({"backbone": "resnet18"}, "drop backbone='resnet18'"),
             ({"size": "full", "backbone": "vgg"}, "backbone must be one of resnet18"),
-            ({"weights": "no/such/file.pt"}, "no such file"),
+            ({"weights": "no/such/file.pt"}, "weights must be a file, got"),
             (
                 {"name": "retinanet", "loss": "focal+iou_head"},
                 "without auxiliary head for retinanet, got 'focal",

@@ -142,7 +142,7 @@ class TestChoosing:
 def test_a_wrong_number_of_positives_is_an_error():
     logits, labels, _ = random_case(3, 20, seed=0)
     torch.testing.assert_close(F.ap_loss(logits, labels, n_positives=3), F.ap_loss(logits, labels))
-    with pytest.raises(ValueError, match="n_positives is 4, and 3 labels are 1"):
+    with pytest.raises(ValueError, match="n_positives must be 3, the number of labels that are 1, got 4"):
         F.ap_loss(logits, labels, n_positives=4)
 
 

@@ -104,7 +104,7 @@ def test_boxes_outside_the_image_and_turned_ones_are_drawn_as_far_as_they_go():
 
 
 def test_columns_of_unequal_length_are_refused():
-    with pytest.raises(ValueError, match=r"should be equally many and are 1, 2 and 1"):
+    with pytest.raises(ValueError, match=r"must be equally many, got 1, 2 and 1"):
         draw_detections(blank(), [[0, 0, 1, 1]], [1, 2], [0.5])
 
 

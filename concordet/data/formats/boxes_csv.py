@@ -242,7 +242,7 @@ def _read_table(file: Path) -> _Table:
         split = cell("split") or None if "split" in columns else None
         found.append(_Row(number, cell("image"), label, box, split))
     if not found:
-        raise ValueError(f"{file}: the data set is empty, there are no rows")
+        raise ValueError(f"{file}: the data set is empty, there are no rows; add some or name another file")
     values = [value for row in found if row.box is not None for value in row.box]
     return _Table(file, found, normalized=bool(values) and all(0 <= value <= 1 for value in values))
 

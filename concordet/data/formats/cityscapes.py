@@ -67,7 +67,9 @@ class CityscapesFolder(FileDataset):
             raise FileNotFoundError(f"{folder}: no such folder; Cityscapes' layout is leftImg8bit/{split}/<city>/*.png")
         paths = sorted(folder.glob(f"*/*{_IMAGE}"))
         if not paths:
-            raise ValueError(f"{folder}: the data set is empty, there is no <city>/*{_IMAGE}")
+            raise ValueError(
+                f"{folder}: the data set is empty, there is no <city>/*{_IMAGE}; name another split or folder"
+            )
         labels = {number: label for label, number in enumerate(INSTANCE_CLASSES, start=1)}
         counts: Counter[str] = Counter()
 
@@ -113,7 +115,9 @@ def _record(
             continue
         if label_id not in labels:
             if value >= 1000:
-                raise ValueError(f"{source}: instance {value} is of label id {label_id}, which has no instances")
+                raise ValueError(
+                    f"{source}: instance {value} must be of a label with instances, got label id {label_id}; correct it"
+                )
             continue
         region = values[window] == value
         group = value < 1000
@@ -152,7 +156,7 @@ def _read_ids(source: Path) -> NDArray[np.int32]:
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"{source}: the annotation cannot be decoded ({error}); fetch the file again") from error
     if values.ndim != 2 or values.dtype.kind not in "iu":
-        raise ValueError(f"{source}: expected one channel of instance ids, not {image.mode}; fetch the file again")
+        raise ValueError(f"{source}: it must have one channel of instance ids, got {image.mode}; fetch the file again")
     if values.size and not 0 <= values.min() <= values.max() < 2**16:
         raise ValueError(f"{source}: instance ids must be from 0 to 65535, got {values.max()}; fetch the file again")
     return values.astype(np.int32)

@@ -158,9 +158,9 @@ def read_coco_json(file: Path, masks: bool = True) -> dict[str, Any]:
     data = read_json(file, edit=None if masks else _without_polygons)
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise ValueError(f"{file}: no list {key!r}, which an annotation file in COCO's form has")
+            raise ValueError(f"{file}: no list {key!r}, which an annotation file in COCO's form has; add it")
     if not data["images"]:
-        raise ValueError(f"{file}: the data set is empty, its list 'images' has no entries")
+        raise ValueError(f"{file}: the data set is empty, its list 'images' has no entries; name another file")
     return data
 
 
@@ -230,7 +230,7 @@ def _categories(entries: list[Any], file: Path) -> dict[int, str]:
             raise ValueError(f"{file}: two entries of 'categories' have the same id {entry['id']}; give each its own")
         names[entry["id"]] = str(entry["name"])
     if not names:
-        raise ValueError(f"{file}: the list 'categories' has no entries, so there is no class to detect")
+        raise ValueError(f"{file}: the list 'categories' has no entries, so there is no class to detect; add some")
     return dict(sorted(names.items()))
 
 
@@ -282,7 +282,7 @@ def _size(entry: dict[str, Any], file: Path) -> tuple[int, int] | None:
     for name, value in (("width", width), ("height", height)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= _MAX_SIDE:
             raise ValueError(
-                f"{file}: image {entry['id']} has the {name} {str(value)[:40]!r}; it must be a number of pixels"
+                f"{file}: the {name} of image {entry['id']} must be a number of pixels, got {str(value)[:40]!r}"
             )
     return int(width), int(height)
 
@@ -395,7 +395,7 @@ def _check_annotation(entry: Any, where: str, images: dict[int, dict[str, Any]],
     if area is not None and not _is_float(area):
         raise ValueError(f"{where} has the area {str(area)[:40]!r}, which is no number; correct or remove it")
     if type(entry.get("iscrowd")) not in (int, bool, float, type(None)) or entry.get("iscrowd") not in (0, 1, None):
-        raise ValueError(f"{where} has iscrowd {str(entry['iscrowd'])[:40]!r}; it must be 0 or 1")
+        raise ValueError(f"{where}: iscrowd must be 0 or 1, got {str(entry['iscrowd'])[:40]!r}")
 
 
 def _is_float(value: Any) -> bool:

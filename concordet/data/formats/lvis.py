@@ -122,7 +122,7 @@ def _frequency(category: dict[str, Any], file: Path) -> str | None:
     value = category.get("frequency")
     if value is not None and (not isinstance(value, str) or value not in ("r", "c", "f")):
         raise ValueError(
-            f"{file}: category {category['id']} has the frequency {str(value)[:40]!r}; it must be 'r', 'c' or 'f'"
+            f"{file}: frequency of category {category['id']} must be 'r', 'c' or 'f', got {str(value)[:40]!r}"
         )
     return value
 

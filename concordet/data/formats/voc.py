@@ -166,7 +166,7 @@ def _listed_files(root: Path, split: str | None, allow_outside: bool) -> list[Pa
         raise FileNotFoundError(f"{path}: no list of the split {split!r}; {known}")
     names = [line.split()[0] for line in read_text(path, "the list").splitlines() if line.strip()]
     if not names:
-        raise ValueError(f"{path}: the data set is empty, the list names no images")
+        raise ValueError(f"{path}: the data set is empty, the list names no images; name another split")
     files = [folder / f"{name}.xml" for name in dict.fromkeys(names)]
     for file in files:
         if file.parent != folder or "\0" in file.name:
@@ -179,7 +179,7 @@ def _xml_files(folder: Path) -> list[Path]:
         raise FileNotFoundError(f"{folder}: no such folder of annotations; correct annotations")
     files = sorted(folder.glob("*.xml"))
     if not files:
-        raise ValueError(f"{folder}: the data set is empty, there are no XML files")
+        raise ValueError(f"{folder}: the data set is empty, there are no XML files; name another folder")
     return files
 
 

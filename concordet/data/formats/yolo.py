@@ -229,7 +229,9 @@ def _without_yaml(listing: Listing, required: bool = True) -> _Tree:
         parts.setdefault(split_of(path.relative_to(listing.root).parent) or "all", []).append(path)
     if not n_labeled:
         if required:
-            raise ValueError(f"{listing.root}: no image has a label file in YOLO's form, and there is no data.yaml")
+            raise ValueError(
+                f"{listing.root}: no image has a label file in YOLO's form, and there is no data.yaml; add one"
+            )
         return _Tree({}, None, listing.root)
     if "all" in parts and len(parts) > 1:
         unlabeled = not any(label in labels for path in parts["all"] for label in _label_files(path))
@@ -289,7 +291,9 @@ def _images(sources: Sequence[Path], root: Path, allow_outside: bool) -> list[Pa
 def _read(tree: _Tree, split: str, root: Path, masks: bool, allow_outside: bool) -> Annotations:
     images = _images(tree.parts[split], root, allow_outside)
     if not images:
-        raise ValueError(f"{tree.parts[split][0]}: the data set is empty, there is no image of the split {split}")
+        raise ValueError(
+            f"{tree.parts[split][0]}: the data set is empty, there is no image of the split {split}; name another split"
+        )
     counts: Counter[str] = Counter()
     n_classes = len(tree.names) if tree.names is not None else 10_000
     records, largest = [], -1
@@ -353,7 +357,7 @@ def _read_labels(path: Path, n_classes: int, keypoints: bool) -> list[_Line]:
         coordinates = values[1:5] if keypoints else values[1:]
         if len(coordinates) != 4 and (len(coordinates) < 6 or len(coordinates) % 2):
             raise ValueError(
-                f"{where} has {len(words)} numbers; it must have a class and a box of 4, or a class and a polygon"
+                f"{where} must have a class and a box of 4 numbers, or a class and a polygon, got {len(words)} numbers"
             )
         if not all(math.isfinite(value) and -1 <= value <= 2 for value in coordinates):
             raise ValueError(f"{where} must have fractions of the image's size, got {line.strip()[:60]!r}; correct it")

@@ -34,7 +34,7 @@ def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
         body = getattr(getattr(model, "backbone", None), "body", None)
         body = getattr(body, "model", body)  # timm's networks are wrapped
         if body is None:
-            raise ValueError(f"weights {name}: these are a classifier's, and this detector has no backbone for them")
+            raise ValueError(f"weights must be a detector's where there is no backbone, got a classifier's, {name}")
         if any(bool(v.isnan().any()) for v in state.values()):
             raise ValueError(
                 f"weights {name}: these have no classifier and expect Caffe's pixels; take VGG16_Weights.IMAGENET1K_V1"
@@ -47,7 +47,7 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
         try:
             weights = get_weight(weights)
         except (ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"weights {weights!r} is neither a file nor a name that torchvision knows") from error
+            raise ValueError(f"weights must be a file or a name that torchvision knows, got {weights!r}") from error
     if isinstance(weights, WeightsEnum):
         try:
             return weights.get_state_dict(progress=False, check_hash=True)
@@ -58,7 +58,7 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
             ) from error
     path = Path(weights)
     if not path.is_file():
-        raise ValueError(f"weights {path}: no such file")
+        raise ValueError(f"weights must be a file, got {path}, which does not exist")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -67,14 +67,14 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for files that are no checkpoints
         raise ValueError(
-            f"weights {path}: not a PyTorch file that loads with weights_only=True ({type(error).__name__})"
+            f"weights must be a PyTorch file that loads with weights_only=True, got {path} ({type(error).__name__})"
         ) from error
     averaged = content.get("ema_state_dict") if isinstance(content, Mapping) else None
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"weights {path}: holds no state dict")
+        raise ValueError(f"weights must hold a state dict, got {path}, which has none")
     if isinstance(averaged, Mapping):
         # what this project evaluates and reports are the averaged weights
         content = {**content, **averaged}
@@ -87,7 +87,8 @@ def _copy(module: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     missing = sorted(k for k in expected - set(state) if not k.endswith(OPTIONAL))
     if missing:
         raise ValueError(
-            f"weights {name}: {len(missing)} parameters of this detector are not in it, {missing[0]!r} first"
+            f"weights {name}: {len(missing)} parameters of this detector are not in it, {missing[0]!r} first; "
+            "are detector and size the same?"
         )
     wrong = [k for k in sorted(expected & set(state)) if own[k].shape != state[k].shape]
     if wrong:

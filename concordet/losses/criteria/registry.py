@@ -222,7 +222,9 @@ def register_loss(
                     f"loss {name!r} must be a function of (assigned, ious) or a subclass of Core, got {loss!r}"
                 )
             if box is not None or balances_boxes:
-                raise ValueError(f"box and balances_boxes of loss {name!r} must not be set for a Core, which decides")
+                raise ValueError(
+                    f"box and balances_boxes of loss {name!r} belong to functions, and a Core decides; leave them out"
+                )
             factory, settings = loss, _keyword_settings(name, loss, ("defaults",))
         else:
             factory, settings = _function_core(loss, box, balances_boxes), _keyword_settings(name, loss, _ARGUMENTS)

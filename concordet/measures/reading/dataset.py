@@ -183,7 +183,7 @@ def _detections(source: Any, truth: dict[str, Any], gt_name: str, notes: list[st
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         images, classes = _listed(truth, "images", gt_name), _listed(truth, "categories", gt_name)
         if images is None or classes is None:
-            raise ValueError(f"{gt_name} must list images and categories, which text files are named after")
+            raise ValueError(f"{gt_name} must list images and categories, which text files name; add both lists")
         columns, own = read_text_folder(Path(source), images, classes)
         notes += own
         return columns, Path(source).name

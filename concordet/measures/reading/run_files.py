@@ -129,7 +129,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
         shape, _, kind = read(file)
         claimed = int(np.prod(shape, dtype=object)) * kind.itemsize + file.tell()
         if len(shape) != 1 or kind.kind not in "fiu" or shape[0] > MAX_POSITIVES or claimed != info.file_size:
-            raise ValueError(f"{info.filename} claims {list(shape)} numbers of type {kind}, which it does not hold")
+            raise ValueError(f"{info.filename} must hold one column of numbers, got the claim of {list(shape)} {kind}")
     with archive.open(info) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 

@@ -133,9 +133,9 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ValueError(f"{file.name} cannot be read ({error.strerror})") from None
+        raise ValueError(f"{file.name} cannot be read ({error.strerror}); correct or remove it") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{file.name} must be text in UTF-8") from None
+        raise ValueError(f"{file.name} must be text in UTF-8, got other bytes; write it again") from None
 
 
 def _parsed(words: list[str], file: Path, number: int, *, scored: bool) -> tuple[str, float, list[float]]:

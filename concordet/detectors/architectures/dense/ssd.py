@@ -198,7 +198,7 @@ def multibox_features(
     if backbone != "vgg16":
         return ResNetFeatures(backbone, highres, pretrained)
     if min(image_size) < 272:
-        raise ValueError(f"SSD's levels on VGG-16 need images of at least 272 pixels, got image_size {image_size}")
+        raise ValueError(f"image_size must be at least 272 pixels a side for SSD on VGG-16, got {image_size}")
     return VGGFeatures(highres, pretrained)
 
 
