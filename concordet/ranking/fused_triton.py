@@ -2,7 +2,7 @@
 
 The numbers are those of :mod:`concordet.ranking.exact` with :mod:`concordet.ranking.definitions`; names are theirs.
 Among the positives every pair is looked at (p^2 of them, 16 million at :data:`MAX_POSITIVES`), so that no tree is
-needed; sorting and scans are PyTorch's. For one ranking of float32 logits in one process; everything else, and other
+needed; sorting and scans are PyTorch's. For float32 logits in one process; everything else, and other
 definitions, take the general path.
 """
 
@@ -39,12 +39,17 @@ def _finite(value):
 
 
 @triton.jit
-def _gather(logits, aux, positive, scores, side, p, KIND: tl.constexpr, BLOCK: tl.constexpr):
-    """Logits and auxiliary input of the positives, the last one first: of equal ones it shall come first."""
+def _gather(
+    logits, aux, segments, positive, scores, side, owner, p,
+    KIND: tl.constexpr, SEGMENTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Logits, auxiliary input and rankings of the positives, the last one first: of equal ones it shall be first."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < p
     row = tl.load(positive + p - 1 - i, mask=inside, other=0)
     tl.store(scores + i, _finite(tl.load(logits + row, mask=inside, other=0.0)), mask=inside)
+    if SEGMENTED:
+        tl.store(owner + i, tl.load(segments + row, mask=inside, other=0).to(tl.int32), mask=inside)
     if KIND == 1:
         tl.store(side + i, tl.load(aux + p - 1 - i, mask=inside, other=0.0).to(tl.float64), mask=inside)
     if KIND == 2:
@@ -68,8 +73,9 @@ def _count(scores, p, top, bound, SHIFT: tl.constexpr, STRICT: tl.constexpr):
 
 @triton.jit
 def _intervals(
-    scores, order, side, thresholds, origin, edges, local, sorted_side, p, top,
-    DELTA: tl.constexpr, GAP: tl.constexpr, SIDE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    scores, order, side, owner, thresholds, origin, edges, local, sorted_side, sorted_owner, p, top,
+    DELTA: tl.constexpr, GAP: tl.constexpr, SIDE: tl.constexpr, SEGMENTED: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Thresholds in ascending order, the interval above each positive's two, and the origins of intervals.
 
@@ -102,15 +108,18 @@ def _intervals(
     tl.store(origin + place + 1, tl.where(begun > ended, chain, float("inf")), mask=inside)
     tl.store(edges + row, begun + ended, mask=inside)
     tl.store(local + i, score - chain, mask=inside & (row < p))
+    own = tl.load(order + i, mask=inside, other=0)
+    if SEGMENTED:
+        tl.store(sorted_owner + i, tl.load(owner + own, mask=inside, other=0), mask=inside & (row < p))
     if SIDE:
-        own = tl.load(order + i, mask=inside, other=0)
         tl.store(sorted_side + i, tl.load(side + own, mask=inside, other=0.0), mask=inside & (row < p))
 
 
 @triton.jit
 def _locate_and_sum(
-    logits, labels, thresholds, origin, interval, weight, moment, seen, n, size, top, copies, BLOCK: tl.constexpr
-):
+    logits, labels, segments, thresholds, origin, interval, weight, moment, seen, n, size, top, copies, n_segments,
+    SEGMENTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """Interval of each negative, counts and distances by interval; how many positives there are, and how many NaN."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n
@@ -118,7 +127,12 @@ def _locate_and_sum(
     value = tl.load(logits + row, mask=inside, other=0.0)
     counted = (label == 0) | (label == 1)
     tl.atomic_add(seen, tl.sum(tl.where(label == 1, 1.0, 0.0).to(tl.float64), 0), sem="relaxed")
-    tl.atomic_add(seen + 1, tl.sum(tl.where(counted & (value != value), 1.0, 0.0).to(tl.float64), 0), sem="relaxed")
+    bad = tl.where(counted & (value != value), 1.0, 0.0).to(tl.float64)
+    if SEGMENTED:
+        segment = tl.load(segments + row, mask=inside, other=0).to(tl.int32)
+        tl.atomic_add(seen + 1 + segment, bad, mask=bad > 0, sem="relaxed")
+    else:
+        tl.atomic_add(seen + 1, tl.sum(bad, 0), sem="relaxed")
     key = _finite(value).to(tl.float64)
     used = inside & (label == 0) & (key >= tl.load(thresholds))
     index = tl.zeros([BLOCK], tl.int32)
@@ -129,15 +143,21 @@ def _locate_and_sum(
         threshold = tl.load(thresholds + probe - 1, mask=possible, other=0.0)
         index = tl.where(possible & (key >= threshold), probe, index)
         half = half // 2
-    tl.store(interval + row, index, mask=inside)
+    bin = index
+    if SEGMENTED:
+        bin += segment * (size + 1)
+    tl.store(interval + row, bin, mask=inside)
     amount = tl.where(used, 1.0, 0.0).to(tl.float64)
-    copy = (tl.program_id(0) % copies).to(tl.int64) * (size + 1)
-    # the keys above all windows are many, and in one interval: they are added up here first
-    tl.atomic_add(weight + copy + size, tl.sum(tl.where(index == size, amount, 0.0), 0), sem="relaxed")
+    copy = (tl.program_id(0) % copies).to(tl.int64) * n_segments * (size + 1)
     windowed = used & (index < size)
-    tl.atomic_add(weight + copy + index, amount, mask=windowed, sem="relaxed")
+    if SEGMENTED:
+        tl.atomic_add(weight + copy + bin, amount, mask=used, sem="relaxed")
+    else:
+        # the keys above all windows are many, and in one interval: they are added up here first
+        tl.atomic_add(weight + copy + size, tl.sum(tl.where(index == size, amount, 0.0), 0), sem="relaxed")
+        tl.atomic_add(weight + copy + bin, amount, mask=windowed, sem="relaxed")
     start = tl.load(origin + index, mask=windowed, other=float("inf"))
-    tl.atomic_add(moment + copy + index, key - start, mask=windowed & (start < float("inf")), sem="relaxed")
+    tl.atomic_add(moment + copy + bin, key - start, mask=windowed & (start < float("inf")), sem="relaxed")
 
 
 @triton.jit
@@ -151,9 +171,10 @@ def _step(difference, DELTA: tl.constexpr):
 
 @triton.jit
 def _rank(
-    scores, side, edges, local, sums, lines, values, coefficients, errors, inverse, p, size, gain, gain_rest,
+    scores, side, owner, edges, local, sums, lines, values, coefficients, errors, inverse, p, size, n_segments, gain,
+    gain_rest,
     DELTA: tl.constexpr, SELF: tl.constexpr, MIN_FP: tl.constexpr, MIN_W: tl.constexpr, KIND: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    SEGMENTED: tl.constexpr,    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Soft counts of each positive i, what the definition makes of them, and where its lines begin and end."""
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -162,6 +183,10 @@ def _rank(
     quality = tl.zeros([ROWS], tl.float64)
     if KIND == 2:
         quality = tl.load(side + i, mask=inside, other=0.0)
+    segment = tl.zeros([ROWS], tl.int32)
+    if SEGMENTED:
+        segment = tl.load(owner + i, mask=inside, other=0)
+    count = tl.zeros([ROWS], tl.float64)  # of the positives in its ranking
     positives = tl.zeros([ROWS], tl.float64)
     weighted = tl.zeros([ROWS], tl.float64)
     better = tl.zeros([ROWS], tl.float64)
@@ -171,7 +196,11 @@ def _rank(
         k = start + tl.arange(0, COLUMNS)
         other = tl.load(scores + k, mask=k < p, other=0.0).to(tl.float64)
         above = _step(other[None, :] - score[:, None], DELTA)
-        above = tl.where((k[None, :] < p) & (k[None, :] != i[:, None]), above, 0.0)
+        same = (k[None, :] < p) & (i[:, None] < p)
+        if SEGMENTED:
+            same = same & (tl.load(owner + k, mask=k < p, other=-1)[None, :] == segment[:, None])
+        count += tl.sum(tl.where(same, 1.0, 0.0).to(tl.float64), 1)
+        above = tl.where(same & (k[None, :] != i[:, None]), above, 0.0)
         positives += tl.sum(above, 1)
         if KIND == 1:
             weighted += tl.sum(above * tl.load(side + k, mask=k < p, other=0.0)[None, :], 1)
@@ -185,13 +214,16 @@ def _rank(
         start += COLUMNS
     begin = tl.load(edges + i, mask=inside, other=1)
     end = tl.load(edges + p + i, mask=inside, other=1)
-    below_end = tl.load(sums + end - 1, mask=inside, other=0.0)
-    negatives = tl.load(sums + size) - below_end
+    count = tl.where(inside, count, 1.0)
+    base = segment * (size + 1)
+    moments = n_segments * (size + 1)  # where their sums begin, and the constants of lines
+    below_end = tl.load(sums + base + end - 1, mask=inside, other=0.0)
+    negatives = tl.load(sums + base + size, mask=inside, other=0.0) - below_end
     window_start = tl.load(local + i, mask=inside, other=0.0) - DELTA
     if DELTA > 0:
-        window = below_end - tl.load(sums + begin - 1, mask=inside, other=0.0)
-        moment = tl.load(sums + size + end, mask=inside, other=0.0)
-        moment -= tl.load(sums + size + begin, mask=inside, other=0.0)
+        window = below_end - tl.load(sums + base + begin - 1, mask=inside, other=0.0)
+        moment = tl.load(sums + moments + base + end - 1, mask=inside, other=0.0)
+        moment -= tl.load(sums + moments + base + begin - 1, mask=inside, other=0.0)
         negatives += (moment - window_start * window) / (2 * DELTA)
     rank = SELF + positives + negatives
     value = negatives / rank
@@ -200,44 +232,60 @@ def _rank(
         error = (negatives + weighted) / rank
         tl.store(inverse + i, 1 / rank, mask=inside)
     if KIND == 3:
-        ratio = tl.full([ROWS], 0.0, tl.float64) + gain + gain_rest
+        ratio = tl.zeros([ROWS], tl.float64) + gain + gain_rest
+        if SEGMENTED:  # as many positives as there are in the ranking
+            largest = tl.zeros([ROWS], tl.float64)
+            start = 0
+            while start < p:
+                k = start + tl.arange(0, COLUMNS)
+                gains = 1 / tl.log2((2 + k).to(tl.float64))
+                largest += tl.sum(tl.where(k[None, :] < count[:, None], gains[None, :], 0.0), 1)
+                start += COLUMNS
+            ratio = count / largest
         share = ratio / tl.log2(1 + rank)
         value = 1 - share
         error = ratio - share
     least = MIN_FP if KIND % 2 == 1 else 0.0
-    coefficient = tl.where(negatives > least, error / p / negatives, 0.0)
+    coefficient = tl.where(negatives > least, error / count / negatives, 0.0)
     tl.store(errors + i, coefficient * negatives, mask=inside)
-    tl.atomic_add(values, tl.sum(tl.where(inside, value / p, 0.0), 0), sem="relaxed")
+    if SEGMENTED:
+        tl.atomic_add(values + segment, value / count, mask=inside, sem="relaxed")
+    else:
+        tl.atomic_add(values, tl.sum(tl.where(inside, value / count, 0.0), 0), sem="relaxed")
     if KIND == 2:
         own_loss = SELF * (1 - quality)
         current = (own_loss + weighted) / (SELF + positives)
         target = (own_loss + better_weighted) / (SELF + better)
         worse = positives - better
         sorting = tl.where(worse > MIN_W, current - target, 0.0)
-        share = tl.where(worse > MIN_W, sorting / p / worse, 0.0)
+        share = tl.where(worse > MIN_W, sorting / count / worse, 0.0)
         tl.store(coefficients + i, share, mask=inside)
         tl.store(errors + p + i, share * worse, mask=inside)
-        tl.atomic_add(values + 1, tl.sum(tl.where(inside, sorting / p, 0.0), 0), sem="relaxed")
+        if SEGMENTED:
+            tl.atomic_add(values + n_segments + segment, sorting / count, mask=inside, sem="relaxed")
+        else:
+            tl.atomic_add(values + 1, tl.sum(tl.where(inside, sorting / count, 0.0), 0), sem="relaxed")
     if DELTA > 0:
         rise = coefficient / (2 * DELTA)
-        tl.atomic_add(lines + begin, rise, mask=inside, sem="relaxed")
-        tl.atomic_add(lines + end, -rise, mask=inside, sem="relaxed")
-        tl.atomic_add(lines + size + 1 + begin, -window_start * rise, mask=inside, sem="relaxed")
+        tl.atomic_add(lines + base + begin, rise, mask=inside, sem="relaxed")
+        tl.atomic_add(lines + base + end, -rise, mask=inside, sem="relaxed")
+        tl.atomic_add(lines + moments + base + begin, -window_start * rise, mask=inside, sem="relaxed")
         coefficient += window_start * rise
-    tl.atomic_add(lines + size + 1 + end, coefficient, mask=inside, sem="relaxed")
+    tl.atomic_add(lines + moments + base + end, coefficient, mask=inside, sem="relaxed")
 
 
 @triton.jit
-def _spread(logits, interval, origin, lines, out, n, size, N_TERMS: tl.constexpr, BLOCK: tl.constexpr):
+def _spread(logits, interval, origin, lines, out, n, size, n_segments, N_TERMS: tl.constexpr, BLOCK: tl.constexpr):
     """What each negative pays: the line of its interval; 0 at all others, and in the row of sorting."""
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = row < n
-    index = tl.load(interval + row, mask=inside, other=0)
+    bin = tl.load(interval + row, mask=inside, other=0)
+    index = bin % (size + 1)
     used = inside & (index > 0)
     key = _finite(tl.load(logits + row, mask=used, other=0.0)).to(tl.float64)
     start = tl.load(origin + index, mask=used, other=float("inf"))
-    slope = tl.load(lines + index, mask=used & (start < float("inf")), other=0.0)
-    share = tl.load(lines + size + 1 + index, mask=used, other=0.0)
+    slope = tl.load(lines + bin, mask=used & (start < float("inf")), other=0.0)
+    share = tl.load(lines + n_segments * (size + 1) + bin, mask=used, other=0.0)
     share += tl.where(start < float("inf"), slope * (key - start), 0.0)
     tl.store(out + row, share, mask=inside)
     if N_TERMS == 2:
@@ -246,14 +294,19 @@ def _spread(logits, interval, origin, lines, out, n, size, N_TERMS: tl.constexpr
 
 @triton.jit
 def _place(
-    scores, side, order, positive, coefficients, errors, inverse, accumulated, seen, out, values, weights, n, p,
-    DELTA: tl.constexpr, WANTED: tl.constexpr, KIND: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    scores, side, owner, order, positive, coefficients, errors, inverse, accumulated, seen, out, values, weights, n, p,
+    n_segments, DELTA: tl.constexpr, WANTED: tl.constexpr, KIND: tl.constexpr, SEGMENTED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """What each positive k receives, aLRP's weights, and the values: NaN where a logit is, or a number was wrong."""
     k = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = k < p
     own = p - 1 - tl.load(order + k, mask=inside, other=0)
     total = tl.zeros([ROWS], tl.float64)
+    count = tl.zeros([ROWS], tl.float64)
+    segment = tl.zeros([ROWS], tl.int32)
+    if SEGMENTED:
+        segment = tl.load(owner + k, mask=inside, other=0)
     if KIND == 2:
         score = tl.load(scores + k, mask=inside, other=0.0).to(tl.float64)
         quality = tl.load(side + k, mask=inside, other=0.0)
@@ -261,28 +314,42 @@ def _place(
         start = 0
         while start < p:
             i = start + tl.arange(0, COLUMNS)
+            same = (i[None, :] < p) & (k[:, None] < p)
+            if SEGMENTED:
+                same = same & (tl.load(owner + i, mask=i < p, other=-1)[None, :] == segment[:, None])
+            count += tl.sum(tl.where(same, 1.0, 0.0).to(tl.float64), 1)
             if KIND == 1:
                 reciprocal = tl.load(inverse + i, mask=i < p, other=0.0)
-                total += tl.sum(tl.where(i[None, :] <= k[:, None], reciprocal[None, :], 0.0), 1)
+                total += tl.sum(tl.where(same & (i[None, :] <= k[:, None]), reciprocal[None, :], 0.0), 1)
             else:
                 other = tl.load(scores + i, mask=i < p, other=0.0).to(tl.float64)
                 theirs = tl.load(side + i, mask=i < p, other=0.0)
                 above = _step(score[:, None] - other[None, :], DELTA)
                 coefficient = tl.load(coefficients + i, mask=i < p, other=0.0)
-                total += tl.sum(tl.where(quality[:, None] < theirs[None, :], above * coefficient[None, :], 0.0), 1)
+                total += tl.sum(
+                    tl.where(same & (quality[:, None] < theirs[None, :]), above * coefficient[None, :], 0.0), 1
+                )
             start += COLUMNS
     if KIND == 1:
-        tl.store(weights + own, total / p, mask=inside)
+        tl.store(weights + own, total / tl.where(inside, count, 1.0), mask=inside)
     if WANTED:
         row = tl.load(positive + own, mask=inside, other=0)
         tl.store(out + row, -tl.load(errors + k, mask=inside, other=0.0), mask=inside)
         if KIND == 2:
             tl.store(out + n + row, total - tl.load(errors + p + k, mask=inside, other=0.0), mask=inside)
     if tl.program_id(0) == 0:
-        valid = (tl.load(seen) == p) & (tl.load(seen + 1) == 0)
-        tl.store(values, tl.where(valid, tl.load(accumulated), float("nan")))
-        if KIND == 2:
-            tl.store(values + 1, tl.where(valid, tl.load(accumulated + 1), float("nan")))
+        start = 0
+        while start < n_segments:
+            j = start + tl.arange(0, COLUMNS)
+            ours = j < n_segments
+            counted = tl.load(seen + 0 * j, mask=ours, other=0.0)
+            valid = (counted == p) & (tl.load(seen + 1 + j, mask=ours, other=0.0) == 0)
+            value = tl.load(accumulated + j, mask=ours, other=0.0)
+            tl.store(values + j, tl.where(valid, value, float("nan")), mask=ours)
+            if KIND == 2:
+                value = tl.load(accumulated + n_segments + j, mask=ours, other=0.0)
+                tl.store(values + n_segments + j, tl.where(valid, value, float("nan")), mask=ours)
+            start += COLUMNS
 
 
 def compute(
@@ -290,68 +357,81 @@ def compute(
     labels: Tensor,
     aux: Tensor | None,
     positive: Tensor,
+    segments: Tensor | None,
     name: str,
     *,
+    n_segments: int,
     delta: float,
     self_relation: float,
     wants_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Values ``[t]``, updates ``[t, n]`` (``[t, 0]`` if not wanted) and aLRP's weights ``[p]``.
+    """Values ``[t, s]``, updates ``[t, n]`` (``[t, 0]`` if not wanted) and aLRP's weights ``[p]``.
 
     Args:
         logits: ``[n]`` float32.
         labels: ``[n]`` integer.
         aux: ``[p]`` (aLRP), ``[n]`` (RS) or None.
         positive: ``[p]`` indices of the positives, 0 < p <= :data:`MAX_POSITIVES`.
+        segments: ``[n]`` int64 ranking of each logit, or None for one ranking.
         name: a definition in :data:`KINDS`.
+        n_segments: number s of rankings.
         delta: half width of the step.
         self_relation: what a positive adds to its own rank.
         wants_gradient: whether updates are computed.
     """
     n, p, kind, device = len(logits), len(positive), KINDS[name], logits.device
-    n_terms, size = 1 + (kind == 2), 2 * p
+    n_terms, size, several = 1 + (kind == 2), 2 * p, segments is not None
+    bins = n_segments * (size + 1)
     wide = {"dtype": torch.float64, "device": device}
-    copies = max(1, min(MAX_COPIES, MAX_BINS // (size + 1)))
+    copies = max(1, min(MAX_COPIES, MAX_BINS // bins))
     # all that is added to: one tensor to be filled with zeros
-    zeros = torch.zeros((2 * copies + 2) * (size + 1) + 4, **wide)  # type: ignore[call-overload]
-    counted, lines, accumulated, seen = zeros.split([2 * copies * (size + 1), 2 * (size + 1), 2, 2])
-    counted, lines = counted.view(2, copies, size + 1), lines.view(2, size + 1)
-    given = logits if aux is None else aux
+    zeros = torch.zeros((2 * copies + 2) * bins + 3 * n_segments + 1, **wide)  # type: ignore[call-overload]
+    counted, lines, accumulated, seen = zeros.split([2 * copies * bins, 2 * bins, 2 * n_segments, n_segments + 1])
+    counted, lines = counted.view(2, copies, n_segments, size + 1), lines.view(2, n_segments, size + 1)
+    given, rankings = (logits if other is None else other for other in (aux, segments))
+    owner, sorted_owner = (torch.empty(p if several else 0, dtype=torch.int32, device=device) for _ in range(2))
 
     scores, side = torch.empty(p, dtype=logits.dtype, device=device), torch.empty(p, **wide)  # type: ignore[call-overload]
-    launch(_gather, p, logits, given, positive, scores, side, p, KIND=kind, BLOCK=BLOCK)
+    launch(
+        _gather, p, logits, given, rankings, positive, scores, side, owner, p, KIND=kind, SEGMENTED=several, BLOCK=BLOCK
+    )
     scores, order = torch.sort(scores, stable=True)
 
     thresholds, origin, local, sorted_side = (torch.empty(k, **wide) for k in (size, size + 1, p, p))  # type: ignore[call-overload]
     edges = torch.empty(2, p, dtype=torch.int32, device=device)
     launch(
-        _intervals, size, scores, order, side, thresholds, origin, edges, local, sorted_side, p, _top(p),
-        DELTA=delta, GAP=CHAIN_GAP * delta, SIDE=kind in (1, 2), ROWS=ROWS, COLUMNS=COLUMNS, block=ROWS,
+        _intervals, size, scores, order, side, owner, thresholds, origin, edges, local, sorted_side, sorted_owner, p,
+        _top(p), DELTA=delta, GAP=CHAIN_GAP * delta, SIDE=kind in (1, 2), SEGMENTED=several, ROWS=ROWS, COLUMNS=COLUMNS,
+        block=ROWS,
     )  # fmt: skip
 
     interval = torch.empty(n, dtype=torch.int32, device=device)
     launch(
-        _locate_and_sum, n, logits, labels, thresholds, origin, interval, counted[0], counted[1], seen, n, size,
-        _top(size), copies, BLOCK=BLOCK,
+        _locate_and_sum, n, logits, labels, rankings, thresholds, origin, interval, counted[0], counted[1], seen, n,
+        size, _top(size), copies, n_segments, SEGMENTED=several, BLOCK=BLOCK,
     )  # fmt: skip
-    sums = counted.sum(1).cumsum(1)
+    sums = counted.sum(1).cumsum(2)
 
     coefficients, errors, inverse = (torch.empty(*k, **wide) for k in ((p,), (2, p), (p,)))  # type: ignore[call-overload]
     launch(
-        _rank, p, scores, sorted_side, edges, local, sums, lines, accumulated, coefficients, errors, inverse, p, size,
-        *_gain(p if kind == 3 else 1), DELTA=delta, SELF=self_relation, MIN_FP=MIN_FALSE_POSITIVES, MIN_W=MIN_WORSE,
-        KIND=kind, ROWS=ROWS, COLUMNS=COLUMNS, block=ROWS,
+        _rank, p, scores, sorted_side, sorted_owner, edges, local, sums, lines, accumulated, coefficients, errors,
+        inverse, p, size, n_segments, *_gain(p if kind == 3 else 1), DELTA=delta, SELF=self_relation,
+        MIN_FP=MIN_FALSE_POSITIVES, MIN_W=MIN_WORSE, KIND=kind, SEGMENTED=several, ROWS=ROWS, COLUMNS=COLUMNS,
+        block=ROWS,
     )  # fmt: skip
 
     updates = torch.empty(n_terms, n if wants_gradient else 0, dtype=logits.dtype, device=device)
     if wants_gradient:
-        launch(_spread, n, logits, interval, origin, lines.cumsum(1), updates, n, size, N_TERMS=n_terms, BLOCK=BLOCK)
-    values = torch.empty(n_terms, dtype=logits.dtype, device=device)
+        launch(
+            _spread, n, logits, interval, origin, lines.cumsum(2), updates, n, size, n_segments, N_TERMS=n_terms,
+            BLOCK=BLOCK,
+        )  # fmt: skip
+    values = torch.empty(n_terms, n_segments, dtype=logits.dtype, device=device)
     weights = torch.empty_like(aux) if kind == 1 and aux is not None else None
     launch(
-        _place, p, scores, sorted_side, order, positive, coefficients, errors, inverse, accumulated, seen, updates,
-        values, values if weights is None else weights, n, p, DELTA=delta, WANTED=wants_gradient, KIND=kind, ROWS=ROWS,
-        COLUMNS=COLUMNS, block=ROWS,
+        _place, p, scores, sorted_side, sorted_owner, order, positive, coefficients, errors, inverse, accumulated, seen,
+        updates, values, values if weights is None else weights, n, p, n_segments, DELTA=delta, WANTED=wants_gradient,
+        KIND=kind, SEGMENTED=several, ROWS=ROWS, COLUMNS=COLUMNS, block=ROWS,
     )  # fmt: skip
     return values, updates, weights
 

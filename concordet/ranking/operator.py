@@ -261,13 +261,17 @@ def _compute(
             "give them in the order of the positives"
         )
     fused = fused_for(logits)
-    alone = segments is None and processes.size == 1 and options.method in ("auto", "exact")
+    alone = processes.size == 1 and options.method in ("auto", "exact")
     if fused is not None and alone and fused.takes(logits, positive, definition.name, settings):
         values, updates, weights = fused.compute(
-            logits, labels, aux, positive, definition.name, delta=options.delta, self_relation=options.self_relation,
-            wants_gradient=wants_gradient,
+            logits, labels, aux, positive, segments, definition.name, n_segments=n_segments, delta=options.delta,
+            self_relation=options.self_relation, wants_gradient=wants_gradient,
         )  # fmt: skip
-        return values, updates, logits.new_empty(0) if weights is None else weights
+        return (
+            values if segments is not None else values.squeeze(1),
+            updates,
+            logits.new_empty(0) if weights is None else weights,
+        )
     miscounted = None if on_host(labels) or n_positives == UNKNOWN else (labels == 1).sum() != n_positives
     finite = options.finite or (on_host(logits) and math.isfinite(as_number(logits.sum())))
     local_logits = logits.index_select(0, positive)

@@ -190,6 +190,29 @@ class TestFused:
             *(torch.autograd.grad(v, e)[0] for v, e in zip((got, expected), errors, strict=True))
         )
 
+    @pytest.mark.parametrize("name", FUSED_LOSSES)
+    @pytest.mark.parametrize(("p", "n_segments", "delta"), [(40, 7, 0.7), (70, 3, 0.0), (3, 5, 0.7)])
+    def test_segments(self, name, p, n_segments, delta, poisoned):
+        logits, labels, side = random_case(p, 900, seed=p, ties=p == 70, dtype=torch.float32)
+        options = {"segments": torch.arange(len(labels)) % n_segments, "n_segments": n_segments, "delta": delta}
+        results = []
+        for backend, leaf, method in (("torch", logits.double(), "quadratic"), ("triton", logits, "auto")):
+            leaf = leaf.clone().requires_grad_()
+            with passes.use_backend(backend):
+                outputs = CASES[name].outputs(leaf, labels, side.to(leaf.dtype), method=method, **options)
+            scales = torch.arange(1, n_segments + 1, dtype=leaf.dtype)
+            gradients = [torch.autograd.grad(output @ scales, leaf, retain_graph=True)[0] for output in outputs]
+            results.append([value.detach().double() for value in (*outputs, *gradients)])
+        torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+
+    def test_a_nan_spoils_its_own_ranking_only(self, poisoned):
+        logits, labels, _ = random_case(8, 40, seed=9, dtype=torch.float32)
+        segments = torch.arange(len(logits)) % 3
+        logits[(labels == 0) & (segments == 1)] = torch.nan
+        with value_checks(False), passes.use_backend("triton"):
+            values = F.ap_loss(logits, labels, segments=segments, n_segments=3)
+        assert values.isnan().tolist() == [False, True, False]
+
     def test_what_does_not_count_may_be_anything(self, poisoned):
         logits, labels, side = random_case(20, 300, seed=5, dtype=torch.float32)
         expected = run("rank_sort", "triton", logits, labels, side)

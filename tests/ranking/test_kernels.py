@@ -73,29 +73,36 @@ def test_whole_losses_compile_for_a_gpu(architecture, wide, kind):
     from concordet.ranking import fused_triton as kernels
 
     rows, tile = "i64" if wide else "i32", {"ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS}
-    own = {"scores": "*fp32", "side": "*fp64"}
+    own = {"scores": "*fp32", "side": "*fp64", "owner": "*i32"}
     wide_ones = dict.fromkeys(("thresholds", "origin", "local", "sums", "lines", "coefficients", "errors"), "*fp64")
-    gather = {"logits": "*fp32", "aux": "*fp32", "positive": "*i64", **own, "p": "i32"}
-    intervals = {"scores": "*fp32", "order": "*i64", "side": "*fp64", **pick(wide_ones, "thresholds", "origin")}
-    intervals |= {"edges": "*i32", "local": "*fp64", "sorted_side": "*fp64", "p": "i32", "top": "i32"}
-    locate = {"logits": "*fp32", "labels": "*i64", **pick(wide_ones, "thresholds", "origin"), "interval": "*i32"}
+    gather = {"logits": "*fp32", "aux": "*fp32", "segments": "*i64", "positive": "*i64", **own, "p": "i32"}
+    intervals = {**own, "order": "*i64", **pick(wide_ones, "thresholds", "origin"), "edges": "*i32", "local": "*fp64"}
+    intervals |= {"sorted_side": "*fp64", "sorted_owner": "*i32", "p": "i32", "top": "i32"}
+    locate = {
+        "logits": "*fp32",
+        "labels": "*i64",
+        "segments": "*i64",
+        **pick(wide_ones, "thresholds", "origin"),
+        "interval": "*i32",
+    }
     locate |= {"weight": "*fp64", "moment": "*fp64", "seen": "*fp64", "n": rows}
-    locate |= dict.fromkeys(("size", "top", "copies"), "i32")
+    locate |= dict.fromkeys(("size", "top", "copies", "n_segments"), "i32")
     rank = {**own, "edges": "*i32", **pick(wide_ones, "local", "sums", "lines"), "values": "*fp64"}
     rank |= {**pick(wide_ones, "coefficients", "errors"), "inverse": "*fp64", "p": "i32", "size": "i32"}
-    rank |= {"gain": "fp32", "gain_rest": "fp32"}
+    rank |= {"n_segments": "i32", "gain": "fp32", "gain_rest": "fp32"}
     spread = {"logits": "*fp32", "interval": "*i32", **pick(wide_ones, "origin", "lines"), "out": "*fp32"}
-    spread |= {"n": rows, "size": "i32"}
+    spread |= {"n": rows, "size": "i32", "n_segments": "i32"}
     place = {**own, "order": "*i64", "positive": "*i64", **pick(wide_ones, "coefficients", "errors")}
     place |= {"inverse": "*fp64", "accumulated": "*fp64", "seen": "*fp64", "out": "*fp32", "values": "*fp32"}
-    place |= {"weights": "*fp32", "n": rows, "p": "i32"}
-    delta, block = {"DELTA": 0.7}, {"BLOCK": kernels.BLOCK}
+    place |= {"weights": "*fp32", "n": rows, "p": "i32", "n_segments": "i32"}
+    several = {"SEGMENTED": architecture == 90}
+    delta, block = {"DELTA": 0.7, **several}, {"BLOCK": kernels.BLOCK}
     codes = [
         compiled(kernel, types, constants, architecture)
         for kernel, types, constants in (
-            (kernels._gather, gather, {"KIND": kind, **block}),
+            (kernels._gather, gather, {"KIND": kind, **several, **block}),
             (kernels._intervals, intervals, {**delta, "GAP": 2.8, "SIDE": True, **tile}),
-            (kernels._locate_and_sum, locate, block),
+            (kernels._locate_and_sum, locate, {**several, **block}),
             (kernels._rank, rank, {**delta, "SELF": 0.5, "MIN_FP": 1e-5, "MIN_W": 1e-10, "KIND": kind, **tile}),
             (kernels._spread, spread, {"N_TERMS": 2, **block}),
             (kernels._place, place, {**delta, "WANTED": True, "KIND": kind, **tile}),
