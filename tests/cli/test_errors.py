@@ -278,7 +278,7 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path, capsys):
         (NotADirectoryError(20, "Not a directory", "a/b"), "a/b: Not a directory"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "a text file must be in UTF-8"),
         (Image.DecompressionBombError("Image size exceeds limit"), "Image size exceeds limit"),
-        (ModuleNotFoundError("x", name="hotcoco"), "this needs the package hotcoco; install it with"),
+        (ModuleNotFoundError("x", name="hotcoco"), "concordet list needs the package hotcoco; install it with"),
         (
             ValueError(
                 "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback\n  x\nValueError: bad: it"
