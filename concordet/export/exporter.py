@@ -67,10 +67,10 @@ def export_detector(
     """
     kind = format_of(path, format)
     check_packages(kind)
-    if kind == "torchscript" and isinstance(model, DeformableDETR):
+    if isinstance(model, DeformableDETR):
         raise ValueError(
-            f"format must be onnx or pt2 for {type(model).__name__}, got torchscript, which would fix the image size; "
-            "choose one of them"
+            f"detector must be one that can be exported for images of any size, got {type(model).__name__}, of which "
+            "only one size would work; export another detector, or its network with torch.export"
         )
     model = model.eval()
     raw = raw or model.postprocess.nms not in IN_GRAPH
