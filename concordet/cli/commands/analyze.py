@@ -128,9 +128,9 @@ def print_metrics(values: dict[str, Any]) -> None:
     from concordet.measures.metrics import ANALYSIS, GROUPS, present
 
     comparison, intervals = values.get("comparison"), values.get("intervals") or {}
-    headings = ("first", "second", "difference", "95 % interval") if comparison else ("value",)
+    headings = ["first", "second", "difference", "95 % interval"] if comparison else ["value"]
     if intervals and not comparison:
-        headings += ("95 % interval",)
+        headings.append("95 % interval")
     table = Table("metric", *headings)
     for column in table.columns[1:]:
         column.justify = "right"
