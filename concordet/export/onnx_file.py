@@ -68,7 +68,7 @@ def core_model(core: nn.Module, *, dynamic: bool, sides: tuple[int, int], multip
             custom_translation_table={torch.ops.concordet.suppress.default: suppress_in_onnx},
         )
     if result is None:
-        raise ValueError("torch.onnx made no model")
+        raise ValueError("torch.onnx made no model; report it with the detector's name")
     return result.model_proto
 
 

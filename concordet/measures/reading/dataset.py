@@ -201,7 +201,7 @@ def _detections(source: Any, truth: dict[str, Any], gt_name: str, notes: list[st
 
 def _opened(source: Any, name: str) -> tuple[Any, str]:
     if isinstance(source, str | os.PathLike):
-        content, name = read_json(source), Path(source).name
+        content, name = read_json(Path(source)), Path(source).name
         if not isinstance(content, dict | list):
             raise ValueError(f"{name} must hold a list or an object in COCO form, got one {type(content).__name__}")
         return content, name
