@@ -205,9 +205,9 @@ def test_what_is_no_run_is_refused_by_name(run_folders, tmp_path):
     ("name", "content", "sentence"),
     [
         ("evaluation.json", '{"metrics": ', r"evaluation\.json must be valid JSON"),
-        ("evaluation.json", "[]", r"evaluation\.json must hold a JSON object, got a list"),
+        ("evaluation.json", "[]", r"evaluation\.json must hold an object, got a list"),
         ("evaluation.json", "{}", r"evaluation\.json must hold metrics, got None"),
-        ("detections.json", "{}", r"detections\.json must hold a JSON list, got a dict"),
+        ("detections.json", "{}", r"detections\.json must hold a list, got a dict"),
         ("positives.npz", "PK\x03\x04", r"positives\.npz must be an archive of arrays"),
         ("config.yaml", "a: [", r"config\.yaml is not valid YAML"),
         ("samples/0.png", "no picture", r"0\.png: the image cannot be decoded"),

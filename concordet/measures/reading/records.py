@@ -5,11 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
+
+MAX_COORDINATE: Final = 1e9
+"""Pixels from which a coordinate is a mistake: products of larger ones are not exact, or overflow."""
+
+MAX_SCORE: Final = 1e30
+"""Size of scores, whatever their scale, from which their squares overflow."""
 
 
 def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:
@@ -34,6 +40,11 @@ def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:
         segmentations=[record.get("segmentation") for record in records],
         has_boxes=any(record.get("bbox") is not None for record in records),
     )
+    bad = np.flatnonzero(np.abs(columns.scores) > MAX_SCORE)
+    if bad.size:
+        raise ValueError(
+            f"{what} {bad[0]} (from 0): score must be at most {MAX_SCORE:g}, got {columns.scores[bad[0]]:g}; fix it"
+        )
     if not scored:
         areas = [record.get("area") for record in records]
         columns.areas = np.array([math.nan if a is None else a for a in _checked(areas, "area", what)], np.float64)
@@ -137,6 +148,12 @@ def _one_box(record: Any, index: int, what: str) -> list[float]:
 
 
 def _check_sizes(boxes: Floats, what: str) -> None:
+    bad = np.flatnonzero((np.abs(boxes) > MAX_COORDINATE).any(1))
+    if bad.size:
+        raise ValueError(
+            f"{what} {bad[0]} (from 0): bbox must be in pixels, at most {MAX_COORDINATE:g}, got"
+            f" {boxes[bad[0]].tolist()}; fix or drop it"
+        )
     bad = np.flatnonzero((boxes[:, 2:] < 0).any(1))
     if bad.size:
         raise ValueError(

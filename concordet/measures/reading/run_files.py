@@ -34,7 +34,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must hold metrics, got {content.get('metrics')!r:.60}; {AGAIN}")
     for key, empty in (("class_names", []), ("per_class", []), ("reasons", {}), ("environment", {})):
         content[key] = empty if content.get(key) is None else content[key]
-        _require(path, key, content[key], isinstance(content[key], type(empty)), f"a {_kind(type(empty))}")
+        _require(path, key, content[key], isinstance(content[key], type(empty)), _kind(type(empty)))
     for key in ("loss", "detector"):
         _require(path, key, content.get(key), isinstance(content.get(key, ""), str), "a text")
     for index, name in enumerate(content["class_names"]):
@@ -137,12 +137,12 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
 def _read(path: Path, kind: type) -> Any:
     content = read_json(path)
     if not isinstance(content, kind):
-        raise ValueError(f"{path} must hold a JSON {_kind(kind)}, got a {type(content).__name__}; {AGAIN}")
+        raise ValueError(f"{path} must hold {_kind(kind)}, got a {type(content).__name__}; {AGAIN}")
     return content
 
 
 def _kind(kind: type) -> str:
-    return "object" if kind is dict else "list"
+    return "an object" if kind is dict else "a list"
 
 
 def _require(path: Path, name: str, value: Any, holds: bool, expected: str) -> None:

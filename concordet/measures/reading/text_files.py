@@ -6,13 +6,12 @@ optional ``difficult`` at the end.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from concordet.measures.reading.records import Columns
+from concordet.measures.reading.records import MAX_COORDINATE, Columns
 
 DETECTION_LINE: Final = "class score left top right bottom"
 OBJECT_LINE: Final = "class left top right bottom [difficult]"
@@ -144,7 +143,7 @@ def _parsed(words: list[str], file: Path, number: int, *, scored: bool) -> tuple
         values = [float(word) for word in words[-count:]]
     except ValueError:
         values = []
-    if len(words) <= count or not values or not all(math.isfinite(v) for v in values):
+    if len(words) <= count or not values or not all(abs(v) <= MAX_COORDINATE for v in values):
         expected = DETECTION_LINE if scored else OBJECT_LINE
         raise ValueError(f"{file.name}: line {number} must be '{expected}', got {' '.join(words)[:60]!r}")
     left, top, right, bottom = values[-4:]
