@@ -47,7 +47,7 @@ class MultiProcess(SingleProcess):
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self._group = group
-        self.size = dist.get_world_size(group)
+        self.size: int = dist.get_world_size(group)
         self._rank = dist.get_rank(group)
 
     def all_gather(self, *own: Tensor) -> tuple[tuple[Tensor, ...], slice]:

@@ -109,10 +109,12 @@ class FileDataset(DetectionDataset):
         annotated = select_classes(annotated, classes)
         self.class_names = list(annotated.class_names)
         self.category_ids = list(annotated.category_ids or range(1, len(annotated.class_names) + 1))
+        self.masks: bool
+        self.max_size: int | None
         self.masks, self.max_size, self.transforms = masks, max_size, transforms
         if flip is not None:
             self.default_flip = flip
-        self.faults = Faults(Counter(annotated.counts))
+        self.faults: Faults = Faults(Counter(annotated.counts))
         self._cache: dict[int, Image.Image] | None = {} if cache else None
         records = annotated.records
         if not records:

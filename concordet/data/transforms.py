@@ -97,7 +97,7 @@ class DetectionTransforms(nn.Module):
 
     def __init__(self, steps: list[nn.Module]) -> None:
         super().__init__()
-        self.steps = nn.ModuleList(steps)
+        self.steps: nn.ModuleList = nn.ModuleList(steps)
 
     def forward(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:
         if len(self.steps):
@@ -117,6 +117,8 @@ class RescaleInPlace(nn.Module):
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
+        self.low: float
+        self.high: float
         self.low, self.high = low, high
 
     def forward(self, image: Tensor, target: Target) -> tuple[Tensor, Target]:

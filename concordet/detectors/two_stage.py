@@ -102,10 +102,10 @@ class TwoStageHead(nn.Module):
         super().__init__()
         self.rpn = rpn
         self.box_pool = box_pool
-        self.stage_names = list(stages)
+        self.stage_names: list[str] = list(stages)
         # one stage keeps the names of torchvision's parameters
         heads = list(stages.values())
-        self.roi_heads = heads[0] if len(heads) == 1 else nn.ModuleList(heads)
+        self.roi_heads: BoxStage | nn.ModuleList = heads[0] if len(heads) == 1 else nn.ModuleList(heads)
         self.postprocess = postprocess
         self.sampled = sampled
         self.roi_sampler = BalancedPositiveNegativeSampler(512, 0.25)

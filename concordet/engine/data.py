@@ -217,13 +217,18 @@ class EpochSampler(Sampler[tuple[int, int]]):
         update: int | None = None,
     ) -> None:
         self.skip = skip
+        self.length: int
+        self.seed: int
+        self.rank: int
+        self.world: int
+        self.shuffle: bool
         self.length, self.seed, self.rank, self.world, self.shuffle = length, seed, rank, world, shuffle
         self.first = self.epoch = first
-        self.total = length // update * update if update and length >= update else -(-length // world) * world
+        self.total: int = length // update * update if update and length >= update else -(-length // world) * world
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before every epoch, with its number from 0."""
-        self.epoch = max(epoch, self.first)
+        self.epoch: int = max(epoch, self.first)
 
     def __len__(self) -> int:
         return self.total // self.world
@@ -243,6 +248,8 @@ class SeededDataset(Dataset[Any]):
     """A data set read by (epoch, index), with every random draw a function of (seed, epoch, index)."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
+        self.dataset: Any
+        self.seed: int
         self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
@@ -301,7 +308,14 @@ class DetectionData(pl.LightningDataModule):
         accumulate: int = 1,
     ) -> None:
         super().__init__()
+        self.config: DataConfig
+        self.train: Any
+        self.val: Any | None
+        self.seed: int
+        self.first_epoch: int
         self.config, self.train, self.val, self.seed, self.first_epoch = config, train, val, seed, first_epoch
+        self.first_update: int
+        self.accumulate: int
         self.first_update, self.accumulate = first_update, accumulate
 
     def _rank_and_world(self) -> tuple[int, int]:

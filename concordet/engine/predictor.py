@@ -71,14 +71,16 @@ class Predictor:
         calibrator: Calibrator | None = None,
         class_agnostic: bool = False,
     ) -> None:
-        self.device = device or pick_device()
-        self.model = model.to(self.device).eval()
-        self.class_names = list(class_names)
-        self.category_ids = list(category_ids)
+        self.device: torch.device = device or pick_device()
+        self.model: nn.Module = model.to(self.device).eval()
+        self.class_names: list[str] = list(class_names)
+        self.category_ids: list[int] = list(category_ids)
         self.calibrator = calibrator
         self.class_agnostic = class_agnostic
-        self.advised = thresholds is not None
-        self.thresholds = torch.tensor(thresholds or [DEFAULT_THRESHOLD] * len(self.class_names), dtype=torch.float32)
+        self.advised: bool = thresholds is not None
+        self.thresholds: Tensor = torch.tensor(
+            thresholds or [DEFAULT_THRESHOLD] * len(self.class_names), dtype=torch.float32
+        )
 
     @torch.no_grad()
     def __call__(self, images: Any, *, threshold: Threshold | None = None) -> list[dict[str, Tensor]]:

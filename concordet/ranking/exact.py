@@ -72,7 +72,7 @@ class ExactCounts:
         weights: Tensor | None = None,
     ) -> None:
         self._processes = processes
-        self.positives = positives.double()
+        self.positives: Tensor = positives.double()
         self.segments = segments
         self._delta = delta
         self._keys = positives if positives.dtype == negatives.dtype else positives.to(negatives.dtype)

@@ -18,7 +18,7 @@ class PositivePairs:
     """The positives among each other: the matrix H(x_ik), x_ik = s_k - s_i, without its diagonal."""
 
     def __init__(self, positives: Tensor, delta: float, segments: Segments = ONE) -> None:
-        self.positives = positives if positives.dtype == torch.float64 else positives.double()  # [p]
+        self.positives: Tensor = positives if positives.dtype == torch.float64 else positives.double()  # [p]
         self.segments = segments
         x_positive = self.positives[None, :] - self.positives[:, None]  # [p, p]
         self._above_positive = step(x_positive, delta).fill_diagonal_(0)

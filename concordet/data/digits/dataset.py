@@ -85,7 +85,11 @@ class DigitScenes(DetectionDataset):
         ):
             if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
                 raise ValueError(f"{name} must be from {least} to {most}{what}, got {value!r:.60}; give another")
+        self.length: int
+        self.seed: int
+        self.size: int
         self.split, self.length, self.seed, self.size = split, length, seed, size
+        self.masks: bool
         self.masks, self.transforms = masks, transforms
         self.class_names = names
         self.category_ids = list(range(1, len(names) + 1))

@@ -108,7 +108,7 @@ class ImageFinder:
         base = Path(root) if root is not None else Path()
         layout = layout.format(split=split)
         form = "LVIS" if "lvis" in layout else "COCO"
-        self.file = base / (annotations if annotations is not None else layout.split()[0].rstrip(","))
+        self.file: Path = base / (annotations if annotations is not None else layout.split()[0].rstrip(","))
         require_file(self.file, "the annotation file", f"{form}'s layout is {layout}")
         self.allow_outside = allow_outside
         self._part = split_of(self.file.name) or split_of(self.file.parent.name)
@@ -117,10 +117,10 @@ class ImageFinder:
             folder = base / (images if images is not None else images_default.format(split=split))
             if not folder.is_dir():
                 raise FileNotFoundError(f"{folder}: no such folder; {form}'s layout is {layout}")
-            self.folders = (folder, *((base,) if root is not None else ()))
+            self.folders: tuple[Path, ...] = (folder, *((base,) if root is not None else ()))
         else:
             self._listing = Listing.of(base if root is not None else self._top(), allow_outside)
-            self.folders = (self._listing.root,)
+            self.folders: tuple[Path] = (self._listing.root,)
 
     def _top(self) -> Path:
         """The folder of the data set that the annotation file belongs to."""

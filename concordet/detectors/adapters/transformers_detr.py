@@ -220,6 +220,9 @@ class LayerRecords:
     """
 
     def __init__(self, loss: SetLoss, family: Family, config: Any, queries: int, denoising: dict[str, Any] | None):
+        self.loss: SetLoss
+        self.family: Family
+        self.config: Any
         self.loss, self.family, self.config = loss, family, config
         self.queries = queries
         self.denoising_queries = denoising["dn_num_split"][0] if denoising is not None else 0
@@ -228,6 +231,8 @@ class LayerRecords:
 
     def attach(self, library: Any) -> None:
         """Steps in between the library's criterion and its terms."""
+        self.library: Any
+        self.library_terms: Any
         self.library, self.library_terms = library, library.get_loss
         library.get_loss = self.get_loss
         library.register_forward_pre_hook(self._note_denoising)

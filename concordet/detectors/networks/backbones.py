@@ -47,6 +47,8 @@ class Features(nn.Module):
     def __init__(self, body: nn.Module, channels: Sequence[int], strides: Sequence[int]) -> None:
         super().__init__()
         self.body = body
+        self.channels: tuple[int, ...]
+        self.strides: tuple[int, ...]
         self.channels, self.strides = tuple(channels), tuple(strides)
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -65,7 +67,7 @@ class Pyramid(nn.Module):
 
     def __init__(self, maps: Features, out_channels: int, extra: ExtraFPNBlock | None) -> None:
         super().__init__()
-        self.body = maps.body
+        self.body: nn.Module = maps.body
         self.fpn = FeaturePyramidNetwork(list(maps.channels), out_channels, extra)
         self.out_channels = out_channels
 
@@ -185,9 +187,9 @@ class DeformableConv(DeformConv2d):
     def __init__(self, plain: nn.Conv2d) -> None:
         shape: dict[str, Any] = {key: getattr(plain, key) for key in ("kernel_size", "stride", "padding", "dilation")}
         super().__init__(plain.in_channels, plain.out_channels, **shape, groups=plain.groups, bias=False)
-        self.weight = plain.weight
-        self.samples = plain.kernel_size[0] * plain.kernel_size[1]
-        self.offset = nn.Conv2d(plain.in_channels, 3 * self.samples, **shape)
+        self.weight: Tensor = plain.weight
+        self.samples: int = plain.kernel_size[0] * plain.kernel_size[1]
+        self.offset: nn.Conv2d = nn.Conv2d(plain.in_channels, 3 * self.samples, **shape)
         for parameter in self.offset.parameters():
             nn.init.zeros_(parameter)
 
@@ -213,8 +215,8 @@ class TimmBody(nn.Module):
     def __init__(self, model: Any, indices: Sequence[int], channels: Sequence[int] = ()) -> None:
         super().__init__()
         self.model: Any = model
-        self.indices = list(indices)
-        self.norms = nn.ModuleList(LayerNorm2d(c) for c in channels)
+        self.indices: list[int] = list(indices)
+        self.norms: nn.ModuleList = nn.ModuleList(LayerNorm2d(c) for c in channels)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps ``[b, c, h, w]``, finest first."""

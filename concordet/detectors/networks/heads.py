@@ -56,15 +56,15 @@ class RegressionHead(nn.Module):
         tower: list[nn.Module] = []
         for _ in range(num_convs):
             tower += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(32, channels), nn.ReLU()]
-        self.conv = nn.Sequential(*tower)
-        self.bbox_reg = nn.Conv2d(channels, num_anchors * outputs, 3, padding=1)
+        self.conv: nn.Sequential = nn.Sequential(*tower)
+        self.bbox_reg: nn.Conv2d = nn.Conv2d(channels, num_anchors * outputs, 3, padding=1)
         self.outputs = outputs
-        self.bbox_ctrness = nn.Conv2d(channels, num_anchors, 3, padding=1) if quality else None
+        self.bbox_ctrness: nn.Conv2d | None = nn.Conv2d(channels, num_anchors, 3, padding=1) if quality else None
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
                 nn.init.constant_(layer.bias, bias if layer is self.bbox_reg else 0.0)  # type: ignore[arg-type]
-        self.scales = nn.Parameter(torch.ones(levels)) if levels else None
+        self.scales: nn.Parameter | None = nn.Parameter(torch.ones(levels)) if levels else None
         self.positive = positive
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -25,8 +25,8 @@ class PlaceholderConfig(BackboneConfigMixin, PreTrainedConfig):
 
     def __init__(self, channels: Sequence[int] = (1,), **options: Any) -> None:
         super().__init__(**options)
-        self.channels = list(channels)
-        self.stage_names = [f"stage{i}" for i in range(len(self.channels))]
+        self.channels: list[int] = list(channels)
+        self.stage_names: list[str] = [f"stage{i}" for i in range(len(self.channels))]
         self.set_output_features_output_indices(self.stage_names, None)
 
 
@@ -37,7 +37,7 @@ class Placeholder(BackboneMixin, PreTrainedModel):
 
     def __init__(self, config: PlaceholderConfig) -> None:
         super().__init__(config)
-        self.num_features = config.channels
+        self.num_features: list[int] = config.channels
 
 
 AutoBackbone.register(PlaceholderConfig, Placeholder)

@@ -29,7 +29,7 @@ class AveragedWeights(pl.Callback):
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.average: dict[str, Tensor] = {}
-        self.updates = 0
+        self.updates: int = 0
         self._live: dict[str, Tensor] = {}
 
     @staticmethod
@@ -53,7 +53,7 @@ class AveragedWeights(pl.Callback):
     ) -> None:
         if trainer.global_step == self.updates:
             return
-        self.updates = trainer.global_step
+        self.updates: Any = trainer.global_step
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.average.values()), [self._live[name] for name in self.average], weight)
 
@@ -91,7 +91,7 @@ class StartNote(pl.Callback):
     """Knows whether training has started: what fails before, in a resumed run, is the restoring of its state."""
 
     def __init__(self) -> None:
-        self.started = False
+        self.started: bool = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = True
@@ -107,7 +107,7 @@ class IterationTimer(pl.Callback):
         self.seconds: list[float] = []
         self.waited: list[float] = []
         self.processor: list[float] = []
-        self.skipped = 0
+        self.skipped: int = 0
         self._done_here = 0
         self._start = self._processor_start = 0.0
         self._end: float | None = None

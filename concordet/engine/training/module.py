@@ -56,7 +56,7 @@ class DetectionModule(pl.LightningModule):
         super().__init__()
         self.model = model
         self.config = config
-        self.meta = dict(meta)
+        self.meta: dict[str, Any] = dict(meta)
         self.ground_truth = ground_truth
         self.detections: list[dict[str, Any]] = []
 

@@ -26,6 +26,8 @@ class FocalTerm(nn.Module):
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
         super().__init__()
+        self.alpha: float
+        self.gamma: float
         self.alpha, self.gamma = alpha, gamma
 
     def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:

@@ -149,9 +149,14 @@ class HarmonicCore(Core):
         beta: float = 1 / 9,
     ) -> None:
         super().__init__()
+        self.alpha: float
+        self.gamma: float
+        self.beta: float
         self.alpha, self.gamma, self.beta = alpha, gamma, beta
+        self.margin: float
+        self.contrast_weight: float
         self.margin, self.contrast_weight = margin, contrast_weight
-        self.no_object_weight = 1.0 if no_object_weight is None else no_object_weight
+        self.no_object_weight: float = 1.0 if no_object_weight is None else no_object_weight
 
     def losses(self, assigned: Assigned) -> tuple[Tensor, Tensor]:
         """``[p]`` cross entropies of the positives' classes, and ``[p]`` localization losses (Eq. 11)."""
@@ -219,7 +224,7 @@ class ALRPCore(Core):
         giou: bool = True,
     ) -> None:
         super().__init__()
-        self.term = ALRPTerm(positive_iou, giou=giou, method=method)
+        self.term: ALRPTerm = ALRPTerm(positive_iou, giou=giou, method=method)
         self.balanced = balanced
         self.register_buffer("weight", torch.tensor(first_weight if balanced else 1.0))
         self.register_buffer("sums", torch.zeros(2, dtype=torch.float64))  # total, localization

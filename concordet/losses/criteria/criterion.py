@@ -94,9 +94,9 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         self.core = core
-        self.needs = needs or Needs()
-        self.couplings = dict(couplings or {})
-        self.mask = mask or MaskTerm()
+        self.needs: Needs = needs or Needs()
+        self.couplings: dict[str, WeightedCoupling] = dict(couplings or {})
+        self.mask: MaskTerm = mask or MaskTerm()
         self.quality_weight = quality_weight
         self.group: dist.ProcessGroup | None = None  # see rank_over
 
@@ -243,8 +243,8 @@ class StagedCriterion(nn.Module):
 
     def __init__(self, stages: Mapping[str, Criterion], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        self.stages = nn.ModuleDict(stages)
-        self.weights = dict(weights or {})
+        self.stages: nn.ModuleDict = nn.ModuleDict(stages)
+        self.weights: dict[str, float] = dict(weights or {})
 
     @property
     def needs(self) -> Needs:

@@ -35,6 +35,7 @@ class RankingTerm(nn.Module, ABC):
 
     def __init__(self, *, delta: float = 1.0, method: Method = "auto") -> None:
         super().__init__()
+        self.delta: float
         self.delta, self.method = delta, method
 
     @abstractmethod
@@ -109,6 +110,8 @@ class ALRPTerm(RankingTerm):
 
     def __init__(self, positive_iou: float, *, giou: bool = True, method: Method = "auto") -> None:
         super().__init__(method=method)
+        self.positive_iou: float
+        self.giou: bool
         self.positive_iou, self.giou = positive_iou, giou
 
     @property

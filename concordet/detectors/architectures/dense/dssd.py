@@ -48,8 +48,12 @@ class Deconvolution(nn.Module):
 
     def __init__(self, coarse: int, skip: int, channels: int) -> None:
         super().__init__()
-        self.up = nn.Sequential(nn.ConvTranspose2d(coarse, channels, 2, 2), conv_norm(channels, channels, 3))
-        self.skip = nn.Sequential(conv_norm(skip, channels, 3), nn.ReLU(), conv_norm(channels, channels, 3))
+        self.up: nn.Sequential = nn.Sequential(
+            nn.ConvTranspose2d(coarse, channels, 2, 2), conv_norm(channels, channels, 3)
+        )
+        self.skip: nn.Sequential = nn.Sequential(
+            conv_norm(skip, channels, 3), nn.ReLU(), conv_norm(channels, channels, 3)
+        )
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
         """``[b, channels, h, w]``, of the skip's height and width: a coarser level has half of it, rounded up."""
@@ -62,9 +66,9 @@ class Prediction(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.shortcut = conv_norm(inputs, outputs, 1)
+        self.shortcut: nn.Sequential = conv_norm(inputs, outputs, 1)
         first, middle, last = conv_norm(inputs, hidden, 1), conv_norm(hidden, hidden, 1), conv_norm(hidden, outputs, 1)
-        self.block = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
+        self.block: nn.Sequential = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[b, outputs, h, w]``."""
@@ -97,9 +101,11 @@ class DeconvolutionHead(MultiBoxHead):
         super().__init__([outputs] * len(in_channels), num_anchors, num_classes, softmax)
         *finer, coarsest = in_channels
         coarse = [channels] * (len(finer) - 1) + [coarsest]  # what each module begins with, finest level first
-        self.deconvolutions = nn.ModuleList(Deconvolution(c, s, channels) for c, s in zip(coarse, finer, strict=True))
+        self.deconvolutions: nn.ModuleList = nn.ModuleList(
+            Deconvolution(c, s, channels) for c, s in zip(coarse, finer, strict=True)
+        )
         widths = [channels] * len(finer) + [coarsest]
-        self.predictions = nn.ModuleList(Prediction(width, hidden, outputs) for width in widths)
+        self.predictions: nn.ModuleList = nn.ModuleList(Prediction(width, hidden, outputs) for width in widths)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, None]:
         """As :class:`MultiBoxHead`."""

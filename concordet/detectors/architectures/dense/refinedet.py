@@ -69,7 +69,7 @@ class Normalized(nn.Module):
 
     def __init__(self, channels: int, scale: float) -> None:
         super().__init__()
-        self.scale_weight = nn.Parameter(torch.full((channels,), scale))
+        self.scale_weight: nn.Parameter = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
         """``[b, channels, h, w]``."""
@@ -82,9 +82,11 @@ class RefineVGG(nn.Module):
     def __init__(self, pretrained: bool) -> None:
         super().__init__()
         self.features = make_layers(cfgs["D"])
-        self.norms = nn.ModuleList([Normalized(512, 10.0), Normalized(512, 8.0)])
-        self.fc = nn.Sequential(nn.Conv2d(512, 1024, 3, padding=3, dilation=3), nn.ReLU(), nn.Conv2d(1024, 1024, 1))
-        self.extra = nn.Sequential(nn.Conv2d(1024, 256, 1), nn.ReLU(), nn.Conv2d(256, 512, 3, 2, 1))
+        self.norms: nn.ModuleList = nn.ModuleList([Normalized(512, 10.0), Normalized(512, 8.0)])
+        self.fc: nn.Sequential = nn.Sequential(
+            nn.Conv2d(512, 1024, 3, padding=3, dilation=3), nn.ReLU(), nn.Conv2d(1024, 1024, 1)
+        )
+        self.extra: nn.Sequential = nn.Sequential(nn.Conv2d(1024, 256, 1), nn.ReLU(), nn.Conv2d(256, 512, 3, 2, 1))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -92,7 +94,7 @@ class RefineVGG(nn.Module):
                     nn.init.zeros_(layer.bias)
         if pretrained:
             self.features[:4].requires_grad_(False)
-        self.out_channels = [512, 512, 1024, 512]
+        self.out_channels: list[int] = [512, 512, 1024, 512]
 
     @property
     def body(self) -> nn.Module:
@@ -116,9 +118,9 @@ class RefineFeatures(nn.Module):
     def __init__(self, name: str, pretrained: bool) -> None:
         super().__init__()
         maps = features("full", name, pretrained=pretrained)
-        self.body = maps.body
-        self.extra = residual_block(maps.channels[-1], 512)
-        self.out_channels = [*maps.channels, 512]
+        self.body: nn.Module = maps.body
+        self.extra: Any = residual_block(maps.channels[-1], 512)
+        self.out_channels: list[int] = [*maps.channels, 512]
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Features of four levels."""
@@ -131,11 +133,11 @@ class TransferConnection(nn.Module):
 
     def __init__(self, inputs: int, channels: int, coarsest: bool) -> None:
         super().__init__()
-        self.scale = nn.Sequential(
+        self.scale: nn.Sequential = nn.Sequential(
             nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU(), nn.Conv2d(channels, channels, 3, padding=1)
         )
-        self.up = None if coarsest else nn.ConvTranspose2d(channels, channels, 2, 2)
-        self.predict = nn.Conv2d(channels, channels, 3, padding=1)
+        self.up: nn.ConvTranspose2d | None = None if coarsest else nn.ConvTranspose2d(channels, channels, 2, 2)
+        self.predict: nn.Conv2d = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, coarse: Tensor | None) -> Tensor:
         """``[b, channels, h, w]``."""
@@ -161,10 +163,12 @@ class RefineHead(nn.Module):
         self, in_channels: list[int], channels: int, num_anchors: list[int], num_classes: int, softmax: bool
     ) -> None:
         super().__init__()
-        self.arm = MultiBoxHead(in_channels, num_anchors, 1, softmax)
+        self.arm: MultiBoxHead = MultiBoxHead(in_channels, num_anchors, 1, softmax)
         last = len(in_channels) - 1
-        self.transfer = nn.ModuleList(TransferConnection(c, channels, i == last) for i, c in enumerate(in_channels))
-        self.odm = MultiBoxHead([channels] * len(in_channels), num_anchors, num_classes, softmax)
+        self.transfer: nn.ModuleList = nn.ModuleList(
+            TransferConnection(c, channels, i == last) for i, c in enumerate(in_channels)
+        )
+        self.odm: MultiBoxHead = MultiBoxHead([channels] * len(in_channels), num_anchors, num_classes, softmax)
 
     def forward(self, features: list[Tensor]) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Logits and regressions of each stage."""

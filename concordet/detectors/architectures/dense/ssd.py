@@ -74,7 +74,7 @@ class VGGFeatures(SSDFeatureExtractorVGG):
         self.register_buffer("rescale", (255 * std).view(3, 1, 1), persistent=False)
         self.register_buffer("shift", (255 * (mean - torch.tensor(CAFFE_MEAN))).view(3, 1, 1), persistent=False)
         self.register_load_state_dict_pre_hook(_note_normalization)
-        self.out_channels = [512, 1024, 512, 256, 256, 256, 256][: 7 if highres else 6]
+        self.out_channels: list[int] = [512, 1024, 512, 256, 256, 256, 256][: 7 if highres else 6]
 
     @property
     def body(self) -> nn.Module:
@@ -109,8 +109,8 @@ class ResNetFeatures(nn.Module):
             raise ValueError(f"backbone must be vgg16 or one of {', '.join(BOTTLENECKS)}, got {name!r}")
         network = resnet(name, pretrained=pretrained, replace_stride_with_dilation=[False, False, True])
         self.body = IntermediateLayerGetter(network, {"layer2": "0", "layer4": "1"})
-        self.out_channels = [512, 2048, *[1024] * (5 if highres else 4)]
-        self.extra = nn.ModuleList(residual_block(c, 1024) for c in self.out_channels[1:-1])
+        self.out_channels: list[int] = [512, 2048, *[1024] * (5 if highres else 4)]
+        self.extra: nn.ModuleList = nn.ModuleList(residual_block(c, 1024) for c in self.out_channels[1:-1])
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Features of all levels."""
@@ -130,10 +130,10 @@ class NanoFeatures(nn.Module):
     def __init__(self, width: int, backbone: str | None = None) -> None:
         super().__init__()
         maps = features("nano", backbone)
-        self.body = maps.body
-        self.narrow = nn.ModuleList(nn.Conv2d(c, width, 1) for c in maps.channels)
-        self.extra = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1))
-        self.out_channels = [width] * 4
+        self.body: nn.Module = maps.body
+        self.narrow: nn.ModuleList = nn.ModuleList(nn.Conv2d(c, width, 1) for c in maps.channels)
+        self.extra: nn.Sequential = nn.Sequential(nn.ReLU(), nn.Conv2d(width, width, 3, 2, 1))
+        self.out_channels: list[int] = [width] * 4
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Features of all levels."""

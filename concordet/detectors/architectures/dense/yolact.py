@@ -95,10 +95,12 @@ class YolactHead(nn.Module):
 
     def __init__(self, channels: int, num_anchors: int, outputs: int, coefficients: int, *, softmax: bool) -> None:
         super().__init__()
-        self.shared = nn.Conv2d(channels, channels, 3, padding=1)
-        self.classes = nn.Conv2d(channels, num_anchors * outputs, 3, padding=1)
-        self.boxes = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
-        self.coefficients = nn.Conv2d(channels, num_anchors * coefficients, 3, padding=1)
+        self.shared: nn.Conv2d = nn.Conv2d(channels, channels, 3, padding=1)
+        self.classes: nn.Conv2d = nn.Conv2d(channels, num_anchors * outputs, 3, padding=1)
+        self.boxes: nn.Conv2d = nn.Conv2d(channels, num_anchors * 4, 3, padding=1)
+        self.coefficients: nn.Conv2d = nn.Conv2d(channels, num_anchors * coefficients, 3, padding=1)
+        self.outputs: int
+        self.count: int
         self.outputs, self.count = outputs, coefficients
         _initialize(self)
         if not softmax:

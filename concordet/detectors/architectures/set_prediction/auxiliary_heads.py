@@ -42,7 +42,7 @@ class Adapter(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.downsample = nn.Sequential(
+        self.downsample: nn.Sequential = nn.Sequential(
             nn.Conv2d(channels, channels, 3, stride=2, padding=1), nn.GroupNorm(32, channels)
         )
 
@@ -76,15 +76,15 @@ class AuxiliaryHeads(nn.Module):
         size: Size,
     ) -> None:
         super().__init__()
-        self.adapter = Adapter(channels)
+        self.adapter: Adapter = Adapter(channels)
         strides = [*strides, 2 * strides[-1]]
         atss = cast(Criterion, criterion.stages["atss"])
         head, anchors = atss_head(atss, num_classes, size, channels, strides)
-        self.atss = AnchorHead(
+        self.atss: AnchorHead = AnchorHead(
             head, anchors, CODEC, atss_matches, softmax=atss.needs.softmax, postprocess=PostProcess()
         )
         staged = StagedCriterion({name: cast(Criterion, criterion.stages[name]) for name in ("rpn", "roi")})
-        self.rcnn = TwoStageHead(
+        self.rcnn: TwoStageHead = TwoStageHead(
             region_proposals(channels, strides, staged, size=size),
             box_pool(size),
             {"roi": box_stage(staged, num_classes, size, channels)},
@@ -131,9 +131,9 @@ class QueryMaker(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.place = nn.Sequential(nn.Linear(2 * channels, 2 * channels), nn.LayerNorm(2 * channels))
-        self.content = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels))
-        self.origin = nn.Parameter(torch.randn(channels))
+        self.place: nn.Sequential = nn.Sequential(nn.Linear(2 * channels, 2 * channels), nn.LayerNorm(2 * channels))
+        self.content: nn.Sequential = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels))
+        self.origin: nn.Parameter = nn.Parameter(torch.randn(channels))
 
     def forward(self, embedded: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """Position embeddings and queries, both ``[..., d]``.

@@ -168,7 +168,9 @@ class CoDETR(DeformableDETR):
     ) -> None:
         super().__init__(network, criterion, **settings)
         self.heads = heads
-        self.queries = nn.ModuleDict({name: QueryMaker(network.config.d_model) for name in HEADS} if heads else {})
+        self.queries: nn.ModuleDict = nn.ModuleDict(
+            {name: QueryMaker(network.config.d_model) for name in HEADS} if heads else {}
+        )
 
     def _outcome(self, batch: ImageList, targets: list[Target]) -> Outcome:
         from concordet.detectors.networks.transformers_base import calls_of
@@ -246,14 +248,18 @@ class Queries:
     """
 
     def __init__(self, positives: Positives, sizes: Sequence[tuple[int, int]]) -> None:
+        self.record: Assigned
+        self.count: int
         self.record, self.count = positives.record, len(sizes)
-        self.kept = sample_per_image(self.record.image_ids, MAX_QUERIES)
+        self.kept: Tensor = sample_per_image(self.record.image_ids, MAX_QUERIES)
         images = self.record.image_ids[self.kept]
-        self.slots = index_in_image(images)
-        self.max_slots = max(int(images.bincount(minlength=1).max()), 1)  # one empty query if there are no positives
-        self.extents = positives.boxes.new_tensor([[w, h, w, h] for h, w in sizes])[images]
-        self.boxes = in_units(positives.boxes[self.kept], self.extents, "cxcywh")
-        self.features = positives.features[self.kept]
+        self.slots: Tensor = index_in_image(images)
+        self.max_slots: int = max(
+            int(images.bincount(minlength=1).max()), 1
+        )  # one empty query if there are no positives
+        self.extents: Tensor = positives.boxes.new_tensor([[w, h, w, h] for h, w in sizes])[images]
+        self.boxes: Tensor = in_units(positives.boxes[self.kept], self.extents, "cxcywh")
+        self.features: Tensor = positives.features[self.kept]
 
     def padded(self, values: Tensor) -> Tensor:
         """``[b, max_slots, ...]`` from ``[k, ...]``, with zeros where an image has fewer."""

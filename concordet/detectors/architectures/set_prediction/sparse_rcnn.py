@@ -63,11 +63,11 @@ class DynamicConv(nn.Module):
     def __init__(self, width: int, inner: int, side: int) -> None:
         super().__init__()
         self.inner = inner
-        self.dynamic_layer = nn.Linear(width, 2 * width * inner)
-        self.norm1 = nn.LayerNorm(inner)
-        self.norm2 = nn.LayerNorm(width)
-        self.out_layer = nn.Linear(width * side**2, width)
-        self.norm3 = nn.LayerNorm(width)
+        self.dynamic_layer: nn.Linear = nn.Linear(width, 2 * width * inner)
+        self.norm1: nn.LayerNorm = nn.LayerNorm(inner)
+        self.norm2: nn.LayerNorm = nn.LayerNorm(width)
+        self.out_layer: nn.Linear = nn.Linear(width * side**2, width)
+        self.norm3: nn.LayerNorm = nn.LayerNorm(width)
 
     def forward(self, proposals: Tensor, pooled: Tensor) -> Tensor:
         """``[n, width]`` from proposal features ``[n, width]`` and pooled ones ``[n, side * side, width]``."""
@@ -83,15 +83,18 @@ class SparseStage(nn.Module):
 
     def __init__(self, width: int, num_classes: int, *, side: int, hidden: int, inner: int, heads: int) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
-        self.inst_interact = DynamicConv(width, inner, side)
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
+        self.self_attn: nn.MultiheadAttention = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.inst_interact: DynamicConv = DynamicConv(width, inner, side)
+        self.linear1: nn.Linear = nn.Linear(width, hidden)
+        self.linear2: nn.Linear = nn.Linear(hidden, width)
+        self.norm1: nn.LayerNorm
+        self.norm2: nn.LayerNorm
+        self.norm3: nn.LayerNorm
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
-        self.cls_module = _tower(width, 1)
-        self.reg_module = _tower(width, 3)
-        self.class_logits = nn.Linear(width, num_classes)
-        self.bboxes_delta = nn.Linear(width, 4)
+        self.cls_module: nn.Sequential = _tower(width, 1)
+        self.reg_module: nn.Sequential = _tower(width, 3)
+        self.class_logits: nn.Linear = nn.Linear(width, num_classes)
+        self.bboxes_delta: nn.Linear = nn.Linear(width, 4)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -122,9 +125,9 @@ class SparseHead(nn.Module):
 
     def __init__(self, count: int, width: int, stages: list[SparseStage]) -> None:
         super().__init__()
-        self.init_proposal_boxes = nn.Parameter(torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(count, 1))
-        self.init_proposal_features = nn.Parameter(torch.randn(count, width))
-        self.head_series = nn.ModuleList(stages)
+        self.init_proposal_boxes: nn.Parameter = nn.Parameter(torch.tensor([[0.5, 0.5, 1.0, 1.0]]).repeat(count, 1))
+        self.init_proposal_features: nn.Parameter = nn.Parameter(torch.randn(count, width))
+        self.head_series: nn.ModuleList = nn.ModuleList(stages)
 
     def proposals(self, image_size: tuple[int, int]) -> Tensor:
         """``[k, 4]`` learned boxes, xyxy pixels of an image."""
