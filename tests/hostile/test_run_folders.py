@@ -91,10 +91,10 @@ def test_files_of_runs(name, content, sentence, finished, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arrays", "sentence"),
     [
-        ({"scores": header("(3000000000,)"), "ious": header("(1,)") + bytes(8)}, r"scores\.npy claims \[3000000000\]"),
-        ({"scores": header("(1,)", "|O") + bytes(8)}, r"scores\.npy claims \[1\] numbers of type object"),
-        ({"scores": header("(1, 1)") + bytes(8)}, r"scores\.npy claims \[1, 1\]"),
-        ({"scores": header("(2,)") + bytes(8)}, r"scores\.npy claims \[2\]"),
+        ({"scores": header("(3000000000,)"), "ious": header("(1,)") + bytes(8)}, r"got the claim of \[3000000000\]"),
+        ({"scores": header("(1,)", "|O") + bytes(8)}, r"scores\.npy .* \[1\] object"),
+        ({"scores": header("(1, 1)") + bytes(8)}, r"got the claim of \[1, 1\]"),
+        ({"scores": header("(2,)") + bytes(8)}, r"got the claim of \[2\]"),
         ({"scores": b"text"}, "must be an archive of arrays, got a fault"),
         ({}, r"must hold as many scores as ious, got \[\]"),
     ],
