@@ -223,12 +223,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.world: int
         self.shuffle: bool
         self.length, self.seed, self.rank, self.world, self.shuffle = length, seed, rank, world, shuffle
-        self.first = self.epoch = first
+        self.first: int = first
+        self.epoch: int = first
         self.total: int = length // update * update if update and length >= update else -(-length // world) * world
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before every epoch, with its number from 0."""
-        self.epoch: int = max(epoch, self.first)
+        self.epoch = max(epoch, self.first)
 
     def __len__(self) -> int:
         return self.total // self.world

@@ -120,7 +120,7 @@ class ImageFinder:
             self.folders: tuple[Path, ...] = (folder, *((base,) if root is not None else ()))
         else:
             self._listing = Listing.of(base if root is not None else self._top(), allow_outside)
-            self.folders: tuple[Path] = (self._listing.root,)
+            self.folders = (self._listing.root,)
 
     def _top(self) -> Path:
         """The folder of the data set that the annotation file belongs to."""

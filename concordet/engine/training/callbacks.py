@@ -53,7 +53,7 @@ class AveragedWeights(pl.Callback):
     ) -> None:
         if trainer.global_step == self.updates:
             return
-        self.updates: Any = trainer.global_step
+        self.updates = trainer.global_step
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.average.values()), [self._live[name] for name in self.average], weight)
 
