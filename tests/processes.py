@@ -42,7 +42,12 @@ class Command:
 
     def wait_for(self, text: str) -> None:
         """Reads what the process reports until it reports this."""
-        assert any(text in line for line in self.stderr), f"the process ended before it said {text}"
+        said = []
+        for line in self.stderr:
+            if text in line:
+                return
+            said.append(line)
+        raise AssertionError(f"the process ended before it reported {text}: {said[-5:]}")
 
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)
@@ -75,9 +80,11 @@ def _as_text(connection: multiprocessing.connection.Connection) -> TextIO:
 def _main(words, out, err, cwd, variables) -> None:
     # a shell's background jobs, and what they start, ignore Ctrl-C: the command must not
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for connection, file in ((out, sys.stdout), (err, sys.stderr)):
-        os.dup2(connection.fileno(), file.fileno())
+    multiprocessing.set_start_method(None, force=True)  # workers start as in a new interpreter
+    for connection, number, name in ((out, 1, "stdout"), (err, 2, "stderr")):
+        os.dup2(connection.fileno(), number)
         connection.close()
+        setattr(sys, name, open(number, "w", encoding="utf-8", buffering=1, closefd=False))  # noqa: SIM115
     os.environ.update(variables)
     if cwd is not None:
         os.chdir(cwd)
