@@ -105,7 +105,7 @@ def package(session: nox.Session, kind: str) -> None:
 def typing(session: nox.Session) -> None:
     """A user's script and the package's types under mypy and pyright."""
     install(session, "--editable", ".[all]", "mypy", "pyright", "pytest", "pytest-timeout")
-    suite(session, "tests/types", "-m", "slow", quick=["tests/types", "-m", "slow"])
+    suite(session, "tests/type_checks", "-m", "slow", quick=["tests/type_checks", "-m", "slow"])
 
 
 def install(session: nox.Session, *arguments: str) -> None:

@@ -107,10 +107,11 @@ class FileDataset(DetectionDataset):
             chosen = [annotated.records[index] for index in self.held_out.indices(names)]
             annotated = replace(annotated, records=chosen)
         annotated = select_classes(annotated, classes)
-        self.class_names = list(annotated.class_names)
-        self.category_ids = list(annotated.category_ids or range(1, len(annotated.class_names) + 1))
+        self.class_names: list[str] = list(annotated.class_names)
+        self.category_ids: list[int] = list(annotated.category_ids or range(1, len(annotated.class_names) + 1))
         self.masks: bool
         self.max_size: int | None
+        self.transforms: Transforms | None
         self.masks, self.max_size, self.transforms = masks, max_size, transforms
         if flip is not None:
             self.default_flip = flip

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 from concordet.assigned import IGNORED, Assigned, Quality
@@ -222,7 +223,7 @@ class DenseDetector(AnchorHead, Detector):
             reassign=reassign,
         )
         self.resize = resize
-        self.transform = resize.transform()
+        self.transform: GeneralizedRCNNTransform = resize.transform()
         self.backbone = backbone
         self.criterion = criterion
         self.num_classes = num_classes

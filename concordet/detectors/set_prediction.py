@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from concordet.assigned import Assigned, Regression
 from concordet.detectors.base import Detections, Detector, in_pixels
@@ -116,7 +117,7 @@ class SetPredictor(Detector):
     ) -> None:
         super().__init__()
         self.resize = resize
-        self.transform = resize.transform()
+        self.transform: GeneralizedRCNNTransform = resize.transform()
         self.criterion = criterion
         self.num_classes = num_classes
         self.postprocess = postprocess

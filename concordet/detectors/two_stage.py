@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from concordet.assigned import Assigned
@@ -302,7 +303,7 @@ class TwoStageDetector(TwoStageHead, Detector):
         named = dict(zip(list(criterion.stages)[1:], stages, strict=True))
         super().__init__(rpn, box_pool, named, postprocess=postprocess, sampled=criterion.needs.samples)
         self.resize = resize
-        self.transform = resize.transform()
+        self.transform: GeneralizedRCNNTransform = resize.transform()
         self.backbone = backbone
         self.criterion = criterion
         self.num_classes = num_classes

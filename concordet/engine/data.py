@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from concordet.data.targets import DetectionDataset
+from concordet.data.targets import DetectionDataset, Transforms
 from concordet.engine.config import DataConfig, TrainConfig
 from concordet.engine.seeding import mix, seeded
 from concordet.errors import UsageError, unknown
@@ -97,10 +97,16 @@ class ImagesOf(DetectionDataset):
     """
 
     def __init__(self, base: DetectionDataset, indices: Sequence[int], transforms: Any = None) -> None:
+        self.base: DetectionDataset
+        self.indices: list[int]
         self.base, self.indices = base, list(indices)
+        self.class_names: list[str]
+        self.category_ids: list[int]
         self.class_names, self.category_ids = base.class_names, base.category_ids
+        self.default_flip: str
+        self.origin: str | None
         self.default_flip, self.origin = base.default_flip, base.origin
-        self.transforms = transforms or base.transforms
+        self.transforms: Transforms | None = transforms or base.transforms
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -60,10 +60,10 @@ class Core(nn.Module):
 
     def __init__(self, model: Detector, *, tables: Tables | None, raw: bool, operator: bool) -> None:
         super().__init__()
-        self.candidates = candidates_of(model, operator=operator)
-        self.calibration = None if tables is None or raw else Calibration(tables)
+        self.candidates: nn.Module = candidates_of(model, operator=operator)
+        self.calibration: Calibration | None = None if tables is None or raw else Calibration(tables)
         self.postprocess = model.postprocess
-        self.num_classes = model.num_classes
+        self.num_classes: int = model.num_classes
         self.raw = raw
         self.operator = operator
 
@@ -120,6 +120,10 @@ class Whole(nn.Module):
     def __init__(self, core: nn.Module, size: tuple[int, int], *, exact: bool, multiple: int) -> None:
         super().__init__()
         self.core = core
+        self.shorter: int
+        self.longer: int
+        self.exact: bool
+        self.multiple: int
         self.shorter, self.longer, self.exact, self.multiple = size[0], size[1], exact, multiple
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None])
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None])

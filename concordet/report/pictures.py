@@ -136,6 +136,9 @@ class Pictures:
     """
 
     def __init__(self, folder: Path, records: Mapping[Any, Mapping[str, Any]], *, allow_outside: bool = False) -> None:
+        self.folder: Path
+        self.records: Mapping[Any, Mapping[str, Any]]
+        self.allow_outside: bool
         self.folder, self.records, self.allow_outside = folder, records, allow_outside
         self.missing: set[Any] = set()
 

@@ -90,9 +90,10 @@ class DigitScenes(DetectionDataset):
         self.size: int
         self.split, self.length, self.seed, self.size = split, length, seed, size
         self.masks: bool
+        self.transforms: Transforms | None
         self.masks, self.transforms = masks, transforms
         self.class_names = names
-        self.category_ids = list(range(1, len(names) + 1))
+        self.category_ids: list[int] = list(range(1, len(names) + 1))
         self._sources = [split_digits()[split][int(name)] for name in names]
         self._label_of = {int(name): label for label, name in enumerate(names, 1)}
         self._all: list[dict[str, Any]] | None = None

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,7 @@ class CocoFolder(FileDataset):
         (2, (3, 48, 64), [[10.0, 10.0, 20.0, 30.0], [40.0, 8.0, 56.0, 16.0]])
     """
 
-    default_splits = {"train": "train2017", "val": "val2017"}  # noqa: RUF012  see DetectionDataset
+    default_splits: ClassVar[dict[str, str]] = {"train": "train2017", "val": "val2017"}
     looks_for = "a JSON file with the lists images, annotations and categories (COCO)"
 
     def __init__(

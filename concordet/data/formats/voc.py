@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 from xml.etree import ElementTree
 
 import numpy as np
@@ -60,7 +60,7 @@ class VocFolder(FileDataset):
         (3, ['cat', 'dog'], [1])
     """
 
-    default_splits = {"train": "trainval", "val": "test"}  # noqa: RUF012  see DetectionDataset
+    default_splits: ClassVar[dict[str, str]] = {"train": "trainval", "val": "test"}
     looks_for = "XML files with the element annotation (Pascal VOC)"
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What users write, which type checkers in strict mode must accept; ``test_types.py`` runs them on it."""
+"""What users write, which type checkers in strict mode must accept; ``test_type_checks.py`` runs them on it."""
 
 from pathlib import Path
 
