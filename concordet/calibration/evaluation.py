@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 from concordet.calibration.calibrator import Calibrator, check_scores
 from concordet.calibration.fit import Method
 from concordet.calibration.fitting import Matched, fit_matched, match_all, matched_columns
+from concordet.errors import UsageError
 from concordet.measures import Analysis, coco
 from concordet.measures.calibration import (
     D_ECE_BINS,
@@ -175,7 +176,7 @@ def cross_fitted(matched: Matched, *, folds: int, seed: int, **settings: Any) ->
     """
     n_images = len(matched.image_ids)
     if folds < 2:
-        raise ValueError(f"folds must be at least 2, got {folds}; 5 is common")
+        raise UsageError(f"folds must be at least 2, got {folds}; 5 is common")
     if n_images < 2:
         raise ValueError(f"cross-fitting must have at least 2 images, got {n_images}; give results of more images")
     fold = np.random.default_rng(seed).permutation(n_images) % min(folds, n_images)

@@ -10,6 +10,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from concordet.calibration.maps import Identity, Isotonic, Linear, Map, Platt, Temperature, log_odds
+from concordet.errors import UsageError
 from concordet.measures.reading.arrays import Floats
 
 Method = Literal["isotonic", "linear", "platt", "temperature"]
@@ -38,7 +39,7 @@ def fit_map(scores: Floats, targets: Floats, method: Method = "isotonic") -> Map
         (3.0, -0.25)
     """
     if method not in FITS:
-        raise ValueError(f"method must be one of {', '.join(FITS)}, got {method!r}")
+        raise UsageError(f"method must be one of {', '.join(FITS)}, got {method!r}")
     if len(scores) == 0:
         return Identity()
     return FITS[method](scores, targets)

@@ -9,6 +9,7 @@ import numpy as np
 
 from concordet.calibration.calibrator import Calibrator, ClassCalibration, check_scores
 from concordet.calibration.fit import FITS, Method, fit_map
+from concordet.errors import UsageError
 from concordet.measures import coco
 from concordet.measures.lrp import lrp
 from concordet.measures.matching import ANY_OVERLAP, Matches, match_at
@@ -65,7 +66,7 @@ def fit_calibrator(
         [0.8, 0.8, 0.8, 0.8]
     """
     if method not in FITS:
-        raise ValueError(f"method must be one of {', '.join(FITS)}, got {method!r}")
+        raise UsageError(f"method must be one of {', '.join(FITS)}, got {method!r}")
     limit = checked_limit(max_dets, lvis)
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     return fit_matched(

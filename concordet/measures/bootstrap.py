@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from concordet.errors import UsageError
 from concordet.measures import coco
 from concordet.measures.calibration import D_ECE_BINS, LAECE_BINS, bin_index
 from concordet.measures.matching import ANY_OVERLAP, Matches, match_at
@@ -77,7 +78,7 @@ def affordable_resamples(n_detections: int) -> int:
 def check_settings(n_resamples: int, confidence: float) -> None:
     """ValueError for settings of a bootstrap that are out of range."""
     if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or n_resamples < 1:
-        raise ValueError(f"n_resamples must be a positive integer, got {n_resamples!r}; 1000 is common")
+        raise UsageError(f"n_resamples must be a positive integer, got {n_resamples!r}; 1000 is common")
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1), got {confidence}; 0.95 is common")
 

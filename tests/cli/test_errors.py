@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from concordet.cli import main
+from tests.installed import write_files
 
 from ..trained import snapshot, tiny, words
 
@@ -328,3 +329,19 @@ def test_output_that_nobody_reads(capfd, monkeypatch):
     monkeypatch.setattr("os.dup2", lambda first, second: None)
     assert main(["list"]) == 1
     assert "the output was closed" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["analyze", "truth.json", "detections.json", "--max_dets", "-3"],
+        ["analyze", "truth.json", "detections.json", "--compare", "detections.json", "--resamples", "0"],
+        ["calibrate", "truth.json", "detections.json", "--out", "c.json", "--folds", "1"],
+        ["calibrate", "truth.json", "detections.json", "--out", "c.json", "--method", "magic"],
+    ],
+)
+def test_bad_values_are_bad_usage(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_files()
+    assert main(words) == 2
+    assert " must be " in capsys.readouterr().err

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from concordet.errors import UsageError
 from concordet.files import no_garbage_collection, read_json
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
 from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
@@ -153,7 +154,7 @@ def checked_limit(max_dets: int | None, lvis: bool) -> int:
     if max_dets is None:
         return 300 if lvis else 100
     if isinstance(max_dets, bool) or not isinstance(max_dets, int | np.integer) or max_dets < 1:
-        raise ValueError(f"max_dets must be a positive integer, got {max_dets!r}; COCO takes 100")
+        raise UsageError(f"max_dets must be a positive integer, got {max_dets!r}; COCO takes 100")
     return int(max_dets)
 
 
