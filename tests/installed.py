@@ -84,7 +84,7 @@ FEATURES: list[tuple[str, str | list[str], set[str], str]] = [
         "train",
         [
             *("train", "--data.name", "digits", "--size", "nano", "--optim.steps", "2", "--out", "run"),
-            *("--data.batch_size", "2", "--data.train_options", "{n_images: 4}", "--data.val_options", "{n_images: 4}"),
+            *("--data.batch_size", "2", "--data.train_options", "{length: 4}", "--data.val_options", "{length: 4}"),
         ],
         EVERYTHING,
         "train",
