@@ -77,7 +77,7 @@ FEATURES: list[tuple[str, str | list[str], set[str], str]] = [
     ("DETR", BUILD.format("detr", ""), {"transformers", "all"}, "transformers detectors"),
     ("data", "import concordet.data", DETECTORS, "train"),
     ("engine", "from concordet.engine import train", EVERYTHING, "train"),
-    ("load", "import concordet; concordet.load", EVERYTHING, "train"),
+    ("load", "import concordet; concordet.load", EVERYTHING, "train measures"),
     ("study", "import concordet.study", MEASURES, "train measures"),
     ("list detectors", ["list", "detectors"], EVERYTHING, "train detectors"),
     (
