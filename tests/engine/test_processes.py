@@ -116,7 +116,10 @@ def test_two_processes_step_as_one_does(by_rank, name):
 
 
 def test_a_failed_evaluation_stops_every_process(by_rank):
-    said = "the evaluation during training failed (KeyError: 'area'); --val_every 0 trains without it"
+    said = (
+        "the evaluation during training failed (ValueError: ground truth must be an object with images, annotations "
+        "and categories, got no annotations); --val_every 0 trains without it"
+    )
     assert [kept["failure"] for kept in by_rank] == [said, said]
 
 

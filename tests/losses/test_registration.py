@@ -183,7 +183,7 @@ class TestRefusals:
             register_loss("odd", unset)
 
     def test_a_box_term_beside_a_core(self):
-        with pytest.raises(ValueError, match="must not be set for a Core"):
+        with pytest.raises(ValueError, match="belong to functions, and a Core decides; leave them out"):
             register_loss("odd", WithState, box=BoxTerm("l1"))
 
     def test_a_negative_weight(self):

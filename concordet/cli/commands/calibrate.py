@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from concordet.cli.options import Parser
@@ -66,18 +70,18 @@ def run(words: list[str]) -> None:
     from concordet.calibration import evaluate_calibration
     from concordet.files import write_json
 
-    content = _raw_results(detections)
-    calibrator, report = evaluate_calibration(
-        truth,
-        detections if content is None else content,
-        method=options.method,
-        per_class=not options.one_map,
-        folds=options.folds,
-        n_resamples=options.resamples,
-        iou_type=options.iou_type,
-        lvis=options.lvis,
-        max_dets=options.max_dets,
-    )
+    with _raw_results(detections) as raw:
+        calibrator, report = evaluate_calibration(
+            truth,
+            raw,
+            method=options.method,
+            per_class=not options.one_map,
+            folds=options.folds,
+            n_resamples=options.resamples,
+            iou_type=options.iou_type,
+            lvis=options.lvis,
+            max_dets=options.max_dets,
+        )
     if options.out is not None:
         calibrator.save(options.out)
     updated = _update_checkpoint(Path(truth).parent, calibrator) if of_run else None
@@ -137,19 +141,24 @@ def _raw(records: Any) -> Any:
     ]
 
 
-def _raw_results(path: str) -> Any:
-    """Detections with the detector's own scores where the file has calibrated ones; None where they are as they are.
+@contextmanager
+def _raw_results(path: str) -> Iterator[str]:
+    """A file of the same name with the detector's own scores, where this one has calibrated ones beside them.
 
     A calibrator of calibrated scores would be of no use to the detector, which gives others.
     """
-    from concordet.files import read_json
+    from concordet.files import read_json, write_text
 
     if not Path(path).is_file() or b'"raw_score"' not in Path(path).read_bytes():
-        return None
+        yield path
+        return
     content = read_json(path)
     if isinstance(content, dict) and "annotations" in content:
-        return {**content, "annotations": _raw(content["annotations"])}
-    return _raw(content)
+        content = {**content, "annotations": _raw(content["annotations"])}
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / Path(path).name
+        write_text(copy, json.dumps(_raw(content)))
+        yield str(copy)
 
 
 def _update_checkpoint(run: Path, calibrator: Any) -> Path | None:
