@@ -5,13 +5,14 @@ groups, the values of the groups; :class:`Value` and :class:`Inconsistency` are 
 JSON (:func:`evaluate_detections`, :func:`compare`, ``Analysis.to_dict()``), where ``reasons`` explains each None.
 """
 
+from importlib import import_module
 from importlib.util import find_spec
 
 from concordet.errors import requires
 
 with requires("concordet.measures", "measures"):
     if find_spec("hotcoco") is None:  # imported only when files are read, which is too late for a sentence
-        raise ModuleNotFoundError("No module named 'hotcoco'", name="hotcoco")
+        import_module("hotcoco")
     from concordet.measures.analysis import Analysis, analyze, evaluate_detections
     from concordet.measures.calibration import (
         CalibrationReport,

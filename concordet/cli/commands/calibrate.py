@@ -70,7 +70,7 @@ def run(words: list[str]) -> None:
     from concordet.calibration import evaluate_calibration
     from concordet.files import write_json
 
-    with _raw_results(detections) as raw:
+    with _raw_results(detections) as raw, _named(detections):
         calibrator, report = evaluate_calibration(
             truth,
             raw,
@@ -139,6 +139,17 @@ def _raw(records: Any) -> Any:
     return [
         {**r, "score": r["raw_score"]} if isinstance(r, dict) and r.get("raw_score") is not None else r for r in records
     ]
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Names the file in a message about its scores, which are checked where the file is not known any more."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("scores must be"):
+            raise
+        raise ValueError(f"{Path(path).name}: {error}") from error
 
 
 @contextmanager
