@@ -27,6 +27,7 @@ from concordet.detectors.architectures.registry import DETECTORS
 from concordet.detectors.networks.backbones import Size
 from concordet.files import replacing
 from studies import (
+    calibration,
     compare_losses,
     detection_transformers,
     environments,
@@ -105,6 +106,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits, short": lambda: compare_losses.table(read_rows(RESULTS / "digits.csv"), SHORT),
     "bccd": lambda: measured("bccd", compare_losses.what("bccd", "examples/bccd.yaml"), compare_losses.table),
     "prior": lambda: measured("prior", prior.WHAT, prior.table),
+    "calibration": lambda: measured("calibration", calibration.WHAT, calibration.table),
     "learning": lambda: measured("learning", learning.WHAT, learning.table),
     "overfit": lambda: measured("overfit", overfit.WHAT, overfit.table),
     **{
