@@ -43,6 +43,7 @@ class Detector(nn.Module, ABC):
         criterion: Loss of one stage, or of several.
         num_classes: Foreground classes; labels outside are 1..num_classes.
         postprocess: Thresholds of detections.
+        ignore_regions: Whether predictions inside ``target["ignored_boxes"]`` are neither positive nor negative.
 
     Example:
         >>> from concordet.detectors import build_detector
@@ -58,6 +59,17 @@ class Detector(nn.Module, ABC):
     criterion: Criterion | StagedCriterion
     num_classes: int
     postprocess: PostProcess
+    ignore_regions: bool
+
+    def _set_up(
+        self, criterion: Criterion | StagedCriterion, *, num_classes: int, resize: Resize, ignore_regions: bool
+    ) -> None:
+        """What the constructors of all flows keep."""
+        self.resize = resize
+        self.transform = resize.transform()
+        self.criterion = criterion
+        self.num_classes = num_classes
+        self.ignore_regions = ignore_regions
 
     def forward(self, images: list[Tensor], targets: list[Target] | None = None) -> dict[str, Tensor] | Detections:
         """Losses in training mode, detections in evaluation mode.

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import clip_boxes_to_image
 
 from concordet.assigned import IGNORED, Assigned, Quality
@@ -222,12 +221,8 @@ class DenseDetector(AnchorHead, Detector):
             postprocess=postprocess,
             reassign=reassign,
         )
-        self.resize = resize
-        self.transform: GeneralizedRCNNTransform = resize.transform()
         self.backbone = backbone
-        self.criterion = criterion
-        self.num_classes = num_classes
-        self.ignore_regions = ignore_regions
+        self._set_up(criterion, num_classes=num_classes, resize=resize, ignore_regions=ignore_regions)
 
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> DenseOutcome:
         batch, resized = self.transform(images, targets)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from concordet.assigned import Assigned, Regression
 from concordet.detectors.base import Detections, Detector, in_pixels
@@ -116,13 +115,9 @@ class SetPredictor(Detector):
         ignore_regions: bool = True,
     ) -> None:
         super().__init__()
-        self.resize = resize
-        self.transform: GeneralizedRCNNTransform = resize.transform()
-        self.criterion = criterion
-        self.num_classes = num_classes
+        self._set_up(criterion, num_classes=num_classes, resize=resize, ignore_regions=ignore_regions)
         self.postprocess = postprocess
         self.costs = costs
-        self.ignore_regions = ignore_regions
 
     def _records(self, outcome: Outcome, *, trained: bool) -> list[Assigned]:
         return [self._record(stage, self._match(stage, outcome), outcome) for stage in outcome.stages]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
 
 from concordet.assigned import Assigned
@@ -302,12 +301,8 @@ class TwoStageDetector(TwoStageHead, Detector):
     ) -> None:
         named = dict(zip(list(criterion.stages)[1:], stages, strict=True))
         super().__init__(rpn, box_pool, named, postprocess=postprocess, sampled=criterion.needs.samples)
-        self.resize = resize
-        self.transform: GeneralizedRCNNTransform = resize.transform()
         self.backbone = backbone
-        self.criterion = criterion
-        self.num_classes = num_classes
-        self.ignore_regions = ignore_regions
+        self._set_up(criterion, num_classes=num_classes, resize=resize, ignore_regions=ignore_regions)
 
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> TwoStageOutcome:
         batch, resized = self.transform(images, targets)
