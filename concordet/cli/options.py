@@ -136,6 +136,27 @@ class Parser(ArgumentParser):
         """Adds ``--force``, for commands that write files."""
         self.add_argument("--force", action="store_true", help="overwrite files that concordet did not write")
 
+    def add_matching(self, verb: str) -> None:
+        """Adds how detections are matched to objects; ``verb`` is what the command does by LVIS's rules."""
+        self.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="Kind of IoU: bbox or segm.")
+        self.add_argument("--lvis", action="store_true", help=f"{verb} by LVIS's federated rules")
+        self.add_argument(
+            "--max_dets",
+            "--max-dets",
+            type=int | None,
+            help="Detections kept per image; by default 100, and 300 with --lvis.",
+        )
+
+    def add_reading(self) -> None:
+        """Adds as what a data set is read, and which of its classes."""
+        self.add_argument("--name", type=str | None, help="Format to read it as; recognized by default.")
+        self.add_argument(
+            "--classes",
+            type=list[str] | dict[str, str | None] | None,
+            help="Classes to keep, with commas between them, such as cat,pet=dog+wolf, which merges two; or a mapping "
+            "of names to new names or null.",
+        )
+
     def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]  # words are always given
         """Also takes ``--two-words`` for ``--two_words``, and a yes-or-no option without a value for yes."""
         return super().parse_args(self._normalized(args), **options)

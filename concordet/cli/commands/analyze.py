@@ -27,14 +27,7 @@ def parser() -> Parser:
     options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
     options.add_argument("--csv", type=str | None, help="CSV file for the metrics of each class.")
     options.add_argument("--compare", type=str | None, help="Second results file to compare with.")
-    options.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="Kind of IoU: bbox or segm.")
-    options.add_argument("--lvis", action="store_true", help="evaluate by LVIS's federated rules")
-    options.add_argument(
-        "--max_dets",
-        "--max-dets",
-        type=int | None,
-        help="Detections kept per image; by default 100, and 300 with --lvis.",
-    )
+    options.add_matching("evaluate")
     options.add_argument("--raw", type=str | None, help="Results before NMS, for beta_img.")
     options.add_argument(
         "--resamples",

@@ -23,13 +23,7 @@ def parser() -> Parser:
         help="JSON file, or new folder for annotations/instances_SPLIT.json and copies of the images in SPLIT/.",
     )
     options.add_argument("--split", type=str | None, help="Split to convert: train, val or test; all by default.")
-    options.add_argument("--name", type=str | None, help="Format to read it as; recognized by default.")
-    options.add_argument(
-        "--classes",
-        type=list[str] | dict[str, str | None] | None,
-        help="Classes to keep, with commas between them, such as cat,pet=dog+wolf, which merges two; or a mapping of "
-        "names to new names or null.",
-    )
+    options.add_reading()
     options.add_argument("--masks", action="store_true", help="write polygons and masks too, where there are some")
     options.add_argument(
         "--allow_outside", "--allow-outside", action="store_true", help="read images outside the folder too"

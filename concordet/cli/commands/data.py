@@ -23,13 +23,7 @@ def parser() -> Parser:
     options.add_argument("path", type=str, help="Folder or annotation file with the data, as for concordet train.")
     options.add_argument("--html", type=str | None, help="HTML page to write, with pictures.")
     options.add_argument("--json", type=str | None, help="JSON file for counts and faults; - is standard output.")
-    options.add_argument("--name", type=str | None, help="Format to read it as; recognized by default.")
-    options.add_argument(
-        "--classes",
-        type=list[str] | dict[str, str | None] | None,
-        help="Classes to keep, with commas between them, such as cat,pet=dog+wolf, which merges two; or a mapping of "
-        "names to new names or null.",
-    )
+    options.add_reading()
     options.add_argument(
         "--allow_outside", "--allow-outside", action="store_true", help="read images outside the folder too"
     )
