@@ -101,12 +101,7 @@ def test_a_full_disk_keeps_the_checkpoint(tmp_path, whole):
     """No file may grow beyond half a checkpoint: as where the disk is full, the system refuses the rest."""
     run = tmp_path / "run"
     first = tiny(**CONFIG | {"checkpoint_minutes": 0})
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after_an_epoch(patch)
-        with pytest.raises(RuntimeError, match="stopped by the test"):
-            train(first, run)
-    last = run / "checkpoints" / "last.ckpt"
-    kept = last.read_bytes()
+    last, kept = stopped_after_an_epoch(first, run)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(kept) // 2, limits[1]))
@@ -139,12 +134,7 @@ def small_disk(tmp_path):
 def test_a_full_file_system_keeps_the_checkpoint(small_disk, whole):
     run = small_disk / "run"
     config = tiny(**CONFIG | {"checkpoint_minutes": 0})
-    with pytest.MonkeyPatch.context() as patch:
-        stop_after_an_epoch(patch)
-        with pytest.raises(RuntimeError, match="stopped by the test"):
-            train(config, run)
-    last = run / "checkpoints" / "last.ckpt"
-    kept = last.read_bytes()
+    last, kept = stopped_after_an_epoch(config, run)
     free = shutil.disk_usage(small_disk).free
     (small_disk / "others").write_bytes(bytes(max(free - len(kept) // 2, 0)))
     with pytest.raises(OSError, match="No space left on device"):
@@ -153,6 +143,16 @@ def test_a_full_file_system_keeps_the_checkpoint(small_disk, whole):
     (small_disk / "others").unlink()
     train(config, run, resume=True)
     assert torch.load(last, weights_only=True)["global_step"] == whole["global_step"]
+
+
+def stopped_after_an_epoch(config, run):
+    """The checkpoint of a training that failed within its second epoch, and its content."""
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after_an_epoch(patch)
+        with pytest.raises(RuntimeError, match="stopped by the test"):
+            train(config, run)
+    last = run / "checkpoints" / "last.ckpt"
+    return last, last.read_bytes()
 
 
 def stop_after_an_epoch(patch):
