@@ -25,15 +25,8 @@ MAX_COPIES = 512
 
 
 @triton.jit
-def _locate_and_sum(
-    keys, weights, segments, thresholds, origin, interval, weight, moment, n, size, top, copies, n_segments,
-    WEIGHTED: tl.constexpr, SEGMENTED: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < n
-    key = tl.load(keys + row, mask=inside, other=0.0)
-    used = inside & (key >= tl.load(thresholds))
-    # how many thresholds are at or below the key: bit by bit from the highest
+def bins_of(key, used, thresholds, size, top, BLOCK: tl.constexpr):
+    """How many thresholds are at or below each key, bit by bit from the highest; 0 where it is not ``used``."""
     index = tl.zeros([BLOCK], tl.int32)
     half = top
     while half > 0:
@@ -42,6 +35,19 @@ def _locate_and_sum(
         threshold = tl.load(thresholds + probe - 1, mask=possible, other=0.0)
         index = tl.where(possible & (key >= threshold), probe, index)
         half = half // 2
+    return index
+
+
+@triton.jit
+def _locate_and_sum(
+    keys, weights, segments, thresholds, origin, interval, weight, moment, n, size, top, copies, n_segments,
+    WEIGHTED: tl.constexpr, SEGMENTED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < n
+    key = tl.load(keys + row, mask=inside, other=0.0)
+    used = inside & (key >= tl.load(thresholds))
+    index = bins_of(key, used, thresholds, size, top, BLOCK)
     bin = index
     if SEGMENTED:
         bin += tl.load(segments + row, mask=inside, other=0).to(tl.int32) * (size + 1)

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from concordet.ranking.backend_triton import BLOCK, MAX_BINS, MAX_COPIES, launch
+from concordet.ranking.backend_triton import BLOCK, MAX_BINS, MAX_COPIES, bins_of, launch
 from concordet.ranking.definitions import MIN_FALSE_POSITIVES, MIN_WORSE
 from concordet.ranking.intervals import CHAIN_GAP
 
@@ -135,14 +135,7 @@ def _locate_and_sum(
         tl.atomic_add(seen + 1, tl.sum(bad, 0), sem="relaxed")
     key = _finite(value).to(tl.float64)
     used = inside & (label == 0) & (key >= tl.load(thresholds))
-    index = tl.zeros([BLOCK], tl.int32)
-    half = top
-    while half > 0:
-        probe = index + half
-        possible = used & (probe <= size)
-        threshold = tl.load(thresholds + probe - 1, mask=possible, other=0.0)
-        index = tl.where(possible & (key >= threshold), probe, index)
-        half = half // 2
+    index = bins_of(key, used, thresholds, size, top, BLOCK)
     bin = index
     if SEGMENTED:
         bin += segment * (size + 1)
