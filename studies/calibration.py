@@ -18,6 +18,7 @@ from typing import Any
 from concordet.benchmark.results import environment, merge_rows, write_rows
 from concordet.benchmark.results import table as markdown_table
 from concordet.calibration import evaluate_calibration
+from concordet.calibration.calibrator import raw_results
 from concordet.detectors import list_detectors
 from concordet.files import read_json
 from studies import learning
@@ -34,8 +35,7 @@ def measure(detector: str, loss: str, threads: int) -> dict[str, Any]:
     """Row of a detector and a loss."""
     folder = learning.RUNS / f"{detector}-{loss}"
     learning.train(learning.config_of(detector, loss), folder, threads)
-    results = read_json(folder / "detections.json")
-    raw = [{**row, "score": row.get("raw_score", row["score"])} for row in results]
+    raw = raw_results(read_json(folder / "detections.json"))
     _, report = evaluate_calibration(read_json(folder / "ground_truth.json"), raw, n_resamples=RESAMPLES)
     row: dict[str, Any] = {"detector": detector, "loss": loss, "resamples": RESAMPLES}
     for side in ("before", "after"):

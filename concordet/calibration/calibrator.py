@@ -227,14 +227,31 @@ class Calibrator:
         return cls.from_dict(read_json(Path(path)), str(path))
 
 
-def check_scores(scores: Any) -> Floats:
-    """``[n]`` float64 scores; ValueError for one outside [0, 1]."""
+def raw_results(records: Any) -> Any:
+    """Detections with the detector's own score, where they have a calibrated one beside it.
+
+    A calibrator of calibrated scores would be of no use to the detector, which gives others.
+
+    Example:
+        >>> raw_results([{"image_id": 1, "score": 0.8, "raw_score": 0.02}, {"image_id": 2, "score": 0.5}])
+        [{'image_id': 1, 'score': 0.02, 'raw_score': 0.02}, {'image_id': 2, 'score': 0.5}]
+    """
+    if not isinstance(records, list) or not any(isinstance(r, dict) and "raw_score" in r for r in records):
+        return records
+    return [
+        {**r, "score": r["raw_score"]} if isinstance(r, dict) and r.get("raw_score") is not None else r for r in records
+    ]
+
+
+def check_scores(scores: Any, file: str = "") -> Floats:
+    """``[n]`` float64 scores; ValueError for one outside [0, 1], which names the file that they are from, if any."""
     column = np.asarray(scores, np.float64)
     bad = np.flatnonzero(~((column >= 0) & (column <= 1)))
     if bad.size:
         value = column[bad[0]]
         fix = "divide percentages by 100 and take the sigmoid of logits"
-        raise ValueError(f"scores must be in [0, 1], got {value:g} at index {bad[0]}; {fix}")
+        where = f"{file}: " if file else ""
+        raise ValueError(f"{where}scores must be in [0, 1], got {value:g} at index {bad[0]}; {fix}")
     return column
 
 

@@ -115,7 +115,7 @@ def evaluate_analysis(
         ValueError: one sentence; for a score outside [0, 1] or fewer than two images.
     """
     evidence = analysis.evidence
-    check_scores(evidence.dataset.dt_scores)
+    check_scores(evidence.dataset.dt_scores, evidence.dataset.dt_file)
     matched = matched_columns(evidence.dataset, evidence.overlaps, evidence.matches)
     calibrator, report = evaluate_matched(matched, folds=folds, n_resamples=n_resamples, seed=seed, **settings)
     report["before"]["AP"] = report["after"]["AP"] = analysis.summary["AP"]

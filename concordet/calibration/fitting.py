@@ -126,7 +126,7 @@ class Matched:
 
 def match_all(dataset: Dataset, truth: Any, max_dets: int) -> Matched:
     """Matches of a data set's detections at tau = 0 and at 0.5."""
-    check_scores(dataset.dt_scores)
+    check_scores(dataset.dt_scores, dataset.dt_file)
     return matched_columns(dataset, *match_at(dataset, truth, max_dets=max_dets, thresholds=(ANY_OVERLAP, 0.5)))
 
 

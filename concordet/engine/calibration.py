@@ -54,7 +54,7 @@ def _columns(matched: MatchedEvaluation) -> Matched | None:
     """What calibrators are fitted on; None without detections or objects."""
     if not len(matched.matches.rows) or not len(matched.dataset.gt_images):
         return None
-    check_scores(matched.dataset.dt_scores)
+    check_scores(matched.dataset.dt_scores, matched.dataset.dt_file)
     return matched_columns(matched.dataset, matched.overlaps, matched.matches)
 
 

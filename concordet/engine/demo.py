@@ -85,6 +85,7 @@ def write_uncalibrated(run: Path, out: Path) -> Path:
     Returns:
         ``out``.
     """
+    from concordet.calibration.calibrator import raw_results
     from concordet.engine.calibration import match_run
 
     new_folder(out, "name another folder")
@@ -92,7 +93,7 @@ def write_uncalibrated(run: Path, out: Path) -> Path:
         if (run / name).is_file():
             shutil.copyfile(run / name, out / name)
     shutil.copytree(run / "samples", out / "samples")
-    detections = [{**row, "score": row.get("raw_score", row["score"])} for row in read_json(run / "detections.json")]
+    detections = raw_results(read_json(run / "detections.json"))
     write_json(out / "detections.json", detections, indent=None)
     values = match_run(read_json(run / "ground_truth.json"), detections).metrics()
     report = read_json(run / "evaluation.json")

@@ -35,14 +35,7 @@ def parser() -> Parser:
     )
     options.add_argument("--folds", type=int, default=5, help="Parts of the images for cross-fitting the report.")
     options.add_argument("--resamples", type=int, default=1000, help="Bootstrap samples of the intervals.")
-    options.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="Kind of IoU: bbox or segm.")
-    options.add_argument("--lvis", action="store_true", help="match by LVIS's federated rules")
-    options.add_argument(
-        "--max_dets",
-        "--max-dets",
-        type=int | None,
-        help="Detections kept per image; by default 100, and 300 with --lvis.",
-    )
+    options.add_matching("match")
     options.add_argument("--json", type=str | None, help="JSON file for the report; - is standard output.")
     options.add_argument("--html", type=str | None, help="HTML page with the report.")
     options.add_force()
@@ -70,7 +63,7 @@ def run(words: list[str]) -> None:
     from concordet.calibration import evaluate_calibration
     from concordet.files import write_json
 
-    with _raw_results(detections) as raw, _named(detections):
+    with _raw_results(detections) as raw:
         calibrator, report = evaluate_calibration(
             truth,
             raw,
@@ -132,32 +125,10 @@ def _inputs(options: Any) -> tuple[str, str]:
     return str(truth), str(detections)
 
 
-def _raw(records: Any) -> Any:
-    """Records with the detector's own score, where they have a calibrated one beside it."""
-    if not isinstance(records, list) or not any(isinstance(r, dict) and "raw_score" in r for r in records):
-        return records
-    return [
-        {**r, "score": r["raw_score"]} if isinstance(r, dict) and r.get("raw_score") is not None else r for r in records
-    ]
-
-
-@contextmanager
-def _named(path: str) -> Iterator[None]:
-    """Names the file in a message about its scores, which are checked where the file is not known any more."""
-    try:
-        yield
-    except ValueError as error:
-        if not str(error).startswith("scores must be"):
-            raise
-        raise ValueError(f"{Path(path).name}: {error}") from error
-
-
 @contextmanager
 def _raw_results(path: str) -> Iterator[str]:
-    """A file of the same name with the detector's own scores, where this one has calibrated ones beside them.
-
-    A calibrator of calibrated scores would be of no use to the detector, which gives others.
-    """
+    """A file of the same name with the detector's own scores, where this one has calibrated ones beside them."""
+    from concordet.calibration.calibrator import raw_results
     from concordet.files import read_json, write_text
 
     if not Path(path).is_file() or b'"raw_score"' not in Path(path).read_bytes():
@@ -165,10 +136,10 @@ def _raw_results(path: str) -> Iterator[str]:
         return
     content = read_json(path)
     if isinstance(content, dict) and "annotations" in content:
-        content = {**content, "annotations": _raw(content["annotations"])}
+        content = {**content, "annotations": raw_results(content["annotations"])}
     with TemporaryDirectory() as folder:
         copy = Path(folder) / Path(path).name
-        write_text(copy, json.dumps(_raw(content)))
+        write_text(copy, json.dumps(raw_results(content)))
         yield str(copy)
 
 
@@ -190,6 +161,7 @@ def _update_checkpoint(run: Path, calibrator: Any) -> Path | None:
 
 def _write_results(calibrator: Any, source: str, out: str) -> int:
     """Writes a results file with new scores; everything else in it stays."""
+    from concordet.calibration.calibrator import raw_results
     from concordet.files import read_json, write_json
 
     if Path(source).is_dir():
@@ -201,7 +173,7 @@ def _write_results(calibrator: Any, source: str, out: str) -> int:
             f"{source} must hold a list of COCO results, got one {type(records).__name__}; name another file"
         )
     try:
-        calibrated = calibrator.apply(_raw(records))
+        calibrated = calibrator.apply(raw_results(records))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
     write_json(out, {**content, "annotations": calibrated} if isinstance(content, dict) else calibrated, indent=None)

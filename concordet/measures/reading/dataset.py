@@ -101,6 +101,7 @@ def read_dataset(
         lvis=lvis,
         n_read=n_read,
         notes=notes,
+        dt_file=dt_name if isinstance(detections, str | os.PathLike) else "",
     )
     return whole if len(rows) == len(dt) else whole.only(rows)
 
@@ -319,7 +320,10 @@ def _require_sizes(images: list[dict[str, Any]], name: str) -> None:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Aligned columns: ``*_images`` and ``*_classes`` index ``image_ids`` and ``class_ids``; boxes are xywh."""
+    """Aligned columns: ``*_images`` and ``*_classes`` index ``image_ids`` and ``class_ids``; boxes are xywh.
+
+    ``dt_file`` is the name of the file that the detections are from, for messages; "" where they came otherwise.
+    """
 
     images: list[dict[str, Any]]
     classes: list[dict[str, Any]]
@@ -342,6 +346,7 @@ class Dataset:
     lvis: bool
     n_read: int
     notes: list[str]
+    dt_file: str = ""
 
     @property
     def n_detections(self) -> int:
