@@ -40,6 +40,14 @@ def test_the_navigation_has_every_page_once():
     assert pages - set(listed) == {DOCS / "index.md"}
 
 
+def test_the_front_page_includes_parts_that_the_readme_has():
+    options = r'^:(?:start-after|end-before): "(.*)"$'
+    marks = re.findall(options, (DOCS / "index.md").read_text(encoding="utf-8"), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(marks) == 4
+    assert [mark for mark in marks if mark not in readme] == []
+
+
 @pytest.mark.parametrize("page", PACKAGES)
 def test_the_reference_names_packages_that_export(page):
     (package,) = re.findall(r"^\.\. automodule:: (\S+)$", PACKAGES[page].read_text(encoding="utf-8"), re.MULTILINE)

@@ -26,19 +26,19 @@ from concordet.version import __version__
 
 # command: what it does; the module of its name in commands parses and runs it
 COMMANDS = {
-    "demo": "train a small detector twice, with its default and with a coupled loss, and compare",
-    "train": "train a detector with the loss of your choice",
-    "data": "show a data set before training: counts, sizes of boxes, faults, pictures",
-    "convert": "write COCO files from any data that can be read",
-    "evaluate": "measure a trained detector: AP, score-IoU correlations, oLRP",
-    "predict": "detect objects in images, as COCO results and as pictures",
-    "export": "write a trained detector as a file for ONNX, TorchScript or torch.export",
-    "analyze": "measure the detections of any detector from COCO files",
-    "calibrate": "fit scores to expected IoUs, and keep the order of detections",
-    "study": "train a grid of losses and seeds, and say which loss is better",
-    "compare": "compare evaluated runs in a table and a page",
-    "benchmark": "time losses, analysis and detectors",
-    "list": "list detectors, losses, measures, data sets and recipes",
+    "demo": "train a small detector with its default loss and with a coupled loss, and compare them",
+    "train": "train a detector with any of the losses",
+    "data": "inspect a data set before training: counts, box sizes, faults, pictures",
+    "convert": "convert a data set in any supported format to COCO files",
+    "evaluate": "evaluate a trained detector: AP, oLRP, agreement of scores and IoUs",
+    "predict": "detect objects in images and videos; write COCO results and pictures",
+    "export": "export a trained detector to ONNX, TorchScript or torch.export",
+    "analyze": "analyze the detections of any detector, from COCO files",
+    "calibrate": "map scores to expected IoUs without changing the order of the detections",
+    "study": "train several losses with several seeds, and report which is better",
+    "compare": "compare evaluated runs in a table and an HTML page",
+    "benchmark": "measure the speed of losses, training steps and analyses",
+    "list": "list detectors, losses, measures, data sets, presets and recipes",
 }
 
 EXTRA = dict.fromkeys(("analyze", "calibrate", "compare"), "report")
@@ -57,11 +57,11 @@ def usage() -> str:
         f"commands:\n{commands}\n\n"
         "options of every command:\n"
         "  --help         show the options of the command\n"
-        "  -q, --quiet    say nothing but errors\n"
-        "  -v, --verbose  say more: progress every few seconds, and what libraries say\n"
-        "  --debug        show where an error comes from\n\n"
+        "  -q, --quiet    print errors only\n"
+        "  -v, --verbose  print more: progress every few seconds, and messages of libraries\n"
+        "  --debug        print the traceback of an error\n\n"
         "other options:\n"
-        "  --version      show the version\n\n"
+        "  --version      print the version\n\n"
         f"example:\n  {EXAMPLE}\n"
     )
 
@@ -181,12 +181,12 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, UnicodeError):
         return f"a text file must be in UTF-8, got other bytes ({text}); --debug shows which file"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "the memory is not enough; give a smaller --data.batch_size, or smaller images"
+        return "out of memory; use a smaller --data.batch_size, or smaller images"
     if "DataLoader worker" in text and "killed by signal" in text:
-        return "a process that loads images was killed, probably for lack of memory; give fewer --data.workers"
+        return "a process that loads images was killed, probably for lack of memory; use fewer --data.workers"
     if text and (isinstance(error, (ValueError, InterruptedRun)) or type(error).__name__ in _NAMED):
         return text
-    return f"{type(error).__name__}: {text} (an unexpected failure: --debug shows where it comes from)"
+    return f"{type(error).__name__}: {text} (unexpected error: --debug prints the traceback)"
 
 
 _NAMED = ("DecompressionBombError", "DataLoaderError", "ParseError", "Error")

@@ -17,10 +17,10 @@ _TYPES = {
     "int": "a whole number",
     "float": "a number",
     "bool": "true or false",
-    "str": "a text",
+    "str": "a string",
     "dict": "a mapping such as '{name: value}'",
     "list": "a list such as '[1, 2]'",
-    "list[str]": "a list of texts",
+    "list[str]": "a list of strings",
     "list[float]": "a list of numbers",
     "tuple[int, int]": "two whole numbers such as '[240, 320]'",
     "NoneType": "null",
@@ -64,8 +64,10 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         text = action.help or ""
         if getattr(action, "_jsonargparse_preexpanded_help", False) or not action.option_strings:
             return text
+        if action.dest == "help":
+            return "Show this help and exit."
         if action.dest == "print_config":
-            return "Print the settings as YAML, and exit."
+            return "Print all settings as YAML, and exit."
         if action.default in (None, {}, "==SUPPRESS==") or "default" in text:
             return text
         if action.nargs == 0:  # a switch
@@ -85,7 +87,7 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
         return f"usage: {' '.join([self._prog, *words, '[options]'])}\n\n"
 
 
-_COMMON = "-q says nothing but errors, -v says more, and --debug shows where an error comes from.\n\n"
+_COMMON = "-q prints errors only, -v prints more, and --debug prints the traceback of an error.\n\n"
 
 
 class Parser(ArgumentParser):
@@ -120,12 +122,12 @@ class Parser(ArgumentParser):
         self._option_string_actions[name] = action
 
     def format_help(self, formatter: Any = None) -> str:
-        """The help, with the options that matter most first."""
+        """The help, with the main options first."""
         if self._first:
             chosen = [self._option_string_actions[f"--{name}"] for name in self._first]
             for group in self._action_groups:
                 group._group_actions = [action for action in group._group_actions if action not in chosen]
-            group = self.add_argument_group("options that matter most")
+            group = self.add_argument_group("main options")
             group._group_actions = chosen
             groups = list(self._action_groups)
             self._action_groups = [groups[0], groups[-1], *groups[1:-1]]
@@ -134,27 +136,30 @@ class Parser(ArgumentParser):
 
     def add_force(self) -> None:
         """Adds ``--force``, for commands that write files."""
-        self.add_argument("--force", action="store_true", help="overwrite files that concordet did not write")
+        self.add_argument("--force", action="store_true", help="Overwrite files that concordet did not write.")
 
     def add_matching(self, verb: str) -> None:
-        """Adds how detections are matched to objects; ``verb`` is what the command does by LVIS's rules."""
-        self.add_argument("--iou_type", "--iou-type", type=str, default="bbox", help="Kind of IoU: bbox or segm.")
-        self.add_argument("--lvis", action="store_true", help=f"{verb} by LVIS's federated rules")
+        """Adds how detections are matched to objects; ``verb`` is what the command does with LVIS's rules."""
+        self.add_argument(
+            "--iou_type", "--iou-type", type=str, default="bbox", help="IoU of boxes (bbox) or of masks (segm)."
+        )
+        self.add_argument("--lvis", action="store_true", help=f"{verb} with LVIS's federated rules.")
         self.add_argument(
             "--max_dets",
             "--max-dets",
             type=int | None,
-            help="Detections kept per image; by default 100, and 300 with --lvis.",
+            help="Maximum number of detections per image; by default 100, with --lvis 300.",
         )
 
     def add_reading(self) -> None:
         """Adds as what a data set is read, and which of its classes."""
-        self.add_argument("--name", type=str | None, help="Format to read it as; recognized by default.")
+        self.add_argument("--name", type=str | None, help="Format of the data; by default it is recognized.")
         self.add_argument(
             "--classes",
             type=list[str] | dict[str, str | None] | None,
-            help="Classes to keep, with commas between them, such as cat,pet=dog+wolf, which merges two; or a mapping "
-            "of names to new names or null.",
+            help="Classes to keep, separated by commas; pet=dog+wolf merges two. Or a mapping of names to new names, "
+            "or "
+            "to null, which drops a class.",
         )
 
     def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]  # words are always given

@@ -25,28 +25,29 @@ class DataConfig:
     """Images and annotations.
 
     Args:
-        path: Folder or annotation file with the data, which is recognized: YOLO, COCO, Pascal VOC, CSV, ...; the same
-            as the first word after `concordet train`.
+        path: Folder or annotation file with the data; the same as the argument of `concordet train`. The format (YOLO,
+            COCO, Pascal VOC, CSV, ...) is recognized.
         name: Name of the data set: digits (generated), coco, voc, ...; see `concordet list datasets`. With path, the
-            format to read path as.
-        classes: Classes to keep, with commas between them, such as cat,pet=dog+wolf, which merges two; or a mapping of
-            names to new names or null, which leaves classes out; all classes by default.
-        val_fraction: Share of the images to hold out for validation where path has no validation split.
-        val_seed: Seed of the choice of images to hold out.
-        allow_outside: Read images outside the folder of the data set, which annotations or links lead to.
-        root: Folder of the data set, laid out as its publisher does.
-        train_split: Name of the training split; by default the data set's own (voc: trainval, digits: train).
-        val_split: Name of the evaluation split; by default the data set's own (voc: test, digits: val).
-        train_annotations: COCO file with the training annotations, for other layouts than COCO's.
-        val_annotations: COCO file with the evaluation annotations, for other layouts than COCO's.
-        train_images: Folder with the training images, for other layouts than COCO's.
-        val_images: Folder with the evaluation images, for other layouts than COCO's.
-        train_options: Further options of the training data, by name (digits: length, size, seed, ...).
-        val_options: Further options of the evaluation data, by name.
-        batch_size: Images per step and process.
-        workers: Processes that load images; 0 loads them in the training process.
-        augment: Augmentation of training images: none; flip (half of the images, if the classes allow it: a mirrored
-            digit is not a digit); jitter (scale and position, and flips); ssd (colors, zoom, crops and flips).
+            format in which to read it.
+        classes: Classes to keep, separated by commas, such as cat,pet=dog+wolf, which merges two; or a mapping of names
+            to new names, or to null, which drops a class; by default all.
+        val_fraction: Share of the images to hold out for validation if path has no validation split.
+        val_seed: Random seed for choosing the images to hold out.
+        allow_outside: Whether to read images outside the folder of the data set, to which annotations or links point.
+        root: Folder of the data set, in its publisher's layout.
+        train_split: Name of the training split; the default depends on the data set (voc: trainval, digits: train).
+        val_split: Name of the evaluation split; the default depends on the data set (voc: test, digits: val).
+        train_annotations: COCO file with the training annotations, for layouts other than COCO's.
+        val_annotations: COCO file with the evaluation annotations, for layouts other than COCO's.
+        train_images: Folder with the training images, for layouts other than COCO's.
+        val_images: Folder with the evaluation images, for layouts other than COCO's.
+        train_options: Other options of the training data, by name (digits: length, size, seed, ...).
+        val_options: Other options of the evaluation data, by name.
+        batch_size: Images per batch and process.
+        workers: Number of processes that load images; 0 loads them in the training process.
+        augment: Augmentation of the training images: none; flip (for half of the images, unless flipped objects would
+            be of other classes, as digits are); jitter (scale, position and flips); ssd (colors, zoom, crops and
+            flips).
 
     Example:
         >>> cells = DataConfig(path="photos", classes={"RBC": "cell", "WBC": "cell", "Platelets": None}, batch_size=16)
@@ -79,20 +80,20 @@ class OptimConfig:
 
     Args:
         optimizer: Optimizer: adamw, or sgd with Nesterov momentum.
-        lr: Peak learning rate, for the batch of all processes together.
+        lr: Peak learning rate of an update, whose batch is that of all processes together; it is not scaled.
         backbone_lr_factor: Factor on the learning rate of the backbone (DETR: 0.1).
-        weight_decay: Weight decay; norms and biases have none.
+        weight_decay: Weight decay; not applied to norms and biases.
         momentum: Momentum of SGD.
-        epochs: Passes over the training images.
+        epochs: Number of passes over the training images.
         steps: Updates of the weights; overrides epochs.
-        schedule: Learning-rate schedule: onecycle and cosine fall to zero, step falls at the milestones.
-        milestones: Epochs after which the step schedule falls; by default 2/3 and 11/12 of the run.
-        drop: Factor of each fall of the step schedule.
-        warmup: Updates during which the learning rate rises, or, below 1, their share of the run; by default 0.3 for
-            onecycle, otherwise a tenth of the run and at most 500 updates.
-        clip: Largest gradient norm; 0 disables clipping.
+        schedule: Learning rate schedule: onecycle and cosine decay to zero, step drops at the milestones.
+        milestones: Epochs after which the step schedule drops; by default 2/3 and 11/12 of the run.
+        drop: Factor of each drop of the step schedule.
+        warmup: Number of warmup updates, or, below 1, their share of the run; by default 0.3 for onecycle, otherwise a
+            tenth of the run and at most 500 updates.
+        clip: Maximum gradient norm; 0 disables clipping.
         ema: Decay of the averaged weights (EMA), which are evaluated and saved; 0 disables averaging.
-        accumulate: Batches per update.
+        accumulate: Number of batches per update.
 
     Example:
         >>> detectron = OptimConfig(optimizer="sgd", lr=0.01, schedule="step", epochs=12, milestones=[8, 11], ema=0)
@@ -119,9 +120,9 @@ class CalibrationConfig:
     """Calibration of scores.
 
     Args:
-        fraction: Share of the training images that is not trained on, and on which the calibrator is fitted; with 0 it
-            is fitted on the evaluated images, and its errors are cross-fitted.
-        seed: Seed of the choice of these images.
+        fraction: Share of the training images to hold out for fitting the calibrator; with 0, it is fitted on the
+            evaluated images, and the reported calibration errors are cross-fitted.
+        seed: Random seed for choosing these images.
     """
 
     fraction: float = 0.0
@@ -133,38 +134,38 @@ class TrainConfig:
     """Run.
 
     Args:
-        preset: Settings to start from, which all others override; see `concordet list presets`. By default chosen for
-            the images and the device where data is given by its path; none takes the defaults below.
+        preset: Settings to start from, which all other settings override; see `concordet list presets`. For data given
+            by its path, the default is chosen for the images and the device; none means the defaults listed here.
         detector: Name of the detector; see `concordet list detectors`.
-        size: Size of the detector: full as published, nano for CPUs and small data sets.
-        loss: Name of the loss, with couplings after +, such as focal+concordance(0.3); see `concordet list losses`.
+        size: Size of the detector: full is as published, nano is for CPUs and small data sets.
+        loss: Name of the loss, optionally with couplings, such as focal+concordance(0.3); see `concordet list losses`.
         backbone: Name of the backbone; by default the published one.
-        weights: Weights to start from: a checkpoint of the same detector, size and classes, a file of torchvision's
-            weights, or their name (ResNet50_Weights.IMAGENET1K_V1); by default random weights.
-        image_size: Size of the network's input in pixels: [shorter, longer] side for detectors that keep the shape of
-            images, [height, width] for SSD, DSSD, RefineDet and YOLACT, or one number; by default the detector's own.
-        options: Further options of the detector, by name.
+        weights: Initial weights: a checkpoint of the same detector, size and classes, a file with torchvision's
+            weights, or their name (ResNet50_Weights.IMAGENET1K_V1); by default random.
+        image_size: Size of the network's input in pixels: [shorter, longer] side for detectors that keep the aspect
+            ratio, [height, width] for SSD, DSSD, RefineDet and YOLACT, or one number; the default depends on the
+            detector.
+        options: Other options of the detector, by name.
         data: Images and annotations.
         optim: Optimization.
         calibration: Calibration of scores.
-        plugins: Python file or module, or a list of them, that registers losses and couplings; imported before the
-            name of the loss is read.
+        plugins: Python file or module, or a list of them, that registers your own losses, detectors or data sets.
         precision: Floating-point precision: 32, or bf16 for automatic mixed precision.
-        accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
-        devices: Processes on this machine, one per device; auto takes every GPU, or one process on a CPU.
+        accelerator: Device: cpu, gpu, or auto, which uses a GPU if there is one.
+        devices: Number of processes on this machine, one per device; auto uses every GPU, or one process on a CPU.
         nodes: Number of machines; torchrun sets it.
         timeout: Seconds that processes wait for one another before they give up.
-        seed: Seed of weights, order and augmentation.
+        seed: Random seed of the weights, the order of the images and the augmentation.
         compile: Whether to compile the backbone (torch.compile).
-        sync_batchnorm: Whether batch norms see the batch of all processes (GPUs only).
-        global_ranking: Whether ranking and correlation losses see the batch of all processes, as one process with all
-            of it would; by default each process ranks its own batch, as in the papers.
-        val_every: Epochs between evaluations; the last epoch is always evaluated, and 0 evaluates none.
-        evaluate: Whether to evaluate the run at its end.
-        logger: Where curves go besides metrics.csv: tensorboard, wandb, mlflow, or csv for nowhere else.
-        log_every: Updates between two rows of metrics.csv.
-        checkpoint_minutes: Minutes between checkpoints within an epoch; 0 writes them at the end of epochs only.
-        paper: Results that a paper reports for this run, in recipes; they change nothing.
+        sync_batchnorm: Whether to synchronize batch norms over all processes (GPUs only).
+        global_ranking: Whether ranking and correlation losses use the batches of all processes together; by default
+            each process ranks its own batch, as in the papers.
+        val_every: Number of epochs between evaluations; the last epoch is always evaluated, unless this is 0.
+        evaluate: Whether to evaluate the run at the end.
+        logger: Where to log curves besides metrics.csv: tensorboard, wandb, mlflow, or csv for nowhere else.
+        log_every: Number of updates between two rows of metrics.csv.
+        checkpoint_minutes: Minutes between checkpoints within an epoch; 0 writes them only at the end of epochs.
+        paper: Results that a paper reports for this run (in recipes); they have no effect.
 
     Raises:
         UsageError: a number is outside its range, or two settings contradict each other.
@@ -229,7 +230,7 @@ class TrainConfig:
         milestones = self.optim.milestones or []
         if milestones != sorted(set(milestones)) or not all(0 < m < self.optim.epochs for m in milestones):
             raise UsageError(
-                f"optim.milestones must be epochs in ascending order within the {self.optim.epochs} of the run, got "
+                f"optim.milestones must be ascending epochs within the {self.optim.epochs} of the run, got "
                 f"{milestones}; give others, or null for 2/3 and 11/12 of the run"
             )
         if milestones and self.optim.schedule != "step":

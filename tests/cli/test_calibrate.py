@@ -54,7 +54,7 @@ def test_a_run_folder_is_enough(files, tmp_path):
         (["{truth}", "{results}"], 2, "an output must be named"),
         (["{truth}", "{results}", "--out", "{truth}"], 2, "--out must not be an input of the command"),
         (["{truth}", "{results}", "--out", "{new}", "--json", "{new}"], 2, "--json must be another file than --out"),
-        (["{truth}", "--out", "{new}"], 2, "detections must be named beside"),
+        (["{truth}", "--out", "{new}"], 2, "detections must be named for the annotations"),
         (["{truth}", "{results}", "--out", "{new}", "--method", "spline"], 2, "method must be one of isotonic"),
         (["{truth}", "{results}", "--out", "{new}", "--folds", "1"], 2, "folds must be at least 2"),
         (["{truth}", "{results}", "--out", "{new}", "--iou_type", "mask"], 2, "iou_type must be bbox or segm"),

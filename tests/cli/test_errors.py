@@ -273,7 +273,7 @@ def test_a_traceback_is_shown_when_asked_for(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (RuntimeError("odd"), "RuntimeError: odd (an unexpected failure: --debug shows where it comes from)"),
+        (RuntimeError("odd"), "RuntimeError: odd (unexpected error: --debug prints the traceback)"),
         (PermissionError(13, "Permission denied", "a/b"), "a/b: Permission denied"),
         (FileNotFoundError("a/b: no such folder; name another"), "a/b: no such folder; name another"),
         (NotADirectoryError(20, "Not a directory", "a/b"), "a/b: Not a directory"),

@@ -52,8 +52,8 @@ def test_three_commands_from_photographs_to_pictures(quick, tmp_path, monkeypatc
     """The commands of the README as they are; the quick version trains one update and draws all boxes."""
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path / "photos")
-    (tmp_path / "photographs").mkdir()
-    shutil.copy(tmp_path / "photos" / "0.jpg", tmp_path / "photographs" / "new.jpg")
+    (tmp_path / "new_photos").mkdir()
+    shutil.copy(tmp_path / "photos" / "0.jpg", tmp_path / "new_photos" / "new.jpg")
     commands = commands_of_the_readme()
     assert [words.split()[0] for words in commands] == ["data", "train", "predict"]
     more = {"train": ["--optim.steps", "1", "--data.batch_size", "2"], "predict": ["--threshold", "0"]}
@@ -63,7 +63,7 @@ def test_three_commands_from_photographs_to_pictures(quick, tmp_path, monkeypatc
     assert "preset small_photos (12 images, most about 384 x 288 pixels" in printed.err
     assert "no validation split: 2 images are held out" in printed.err
     assert (tmp_path / "photos.html").read_text().count("data:image/jpeg") == 12
-    with Image.open(tmp_path / "pictures" / "new.png") as drawn, Image.open("photographs/new.jpg") as photograph:
+    with Image.open(tmp_path / "drawn" / "new.png") as drawn, Image.open("new_photos/new.jpg") as photograph:
         assert drawn.size == photograph.size
         assert drawn.convert("RGB").tobytes() != photograph.convert("RGB").tobytes()
 

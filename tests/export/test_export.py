@@ -180,7 +180,7 @@ class TestCommand:
     def test_predict_takes_the_file(self, exported, finished, tmp_path, capsys):
         sample = str(min((finished / "samples").iterdir()))
         assert main(["predict", str(exported), sample, "--out", str(tmp_path / "found.json")]) == 0
-        assert "scores calibrated" in capsys.readouterr().out
+        assert "calibrated scores" in capsys.readouterr().out
         assert json.loads((tmp_path / "found.json").read_text())
 
     def test_metadata_travels_in_the_file(self, exported):

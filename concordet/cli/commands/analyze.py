@@ -12,27 +12,31 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "analyze",
-        "Measures how well scores and IoUs agree in the results of any detector, and what a better ranking is worth.",
+        "Analyzes the results of any detector: AP, how well scores and IoUs agree, and what a better ranking would "
+        "gain.",
         "concordet analyze instances_val2017.json results.json --images val2017 --html report.html --json out.json",
         "concordet analyze annotations.json ours.json --compare theirs.json",
     )
-    options.add_argument("ground_truth", type=str, help="Annotations as a COCO file.")
-    options.add_argument("detections", type=str, help="Results as a COCO file, or as a folder of text files.")
+    options.add_argument("ground_truth", type=str, help="COCO annotation file.")
+    options.add_argument("detections", type=str, help="COCO results file, or a folder of text files.")
     options.add_argument("--html", type=str | None, help="HTML page to write.")
-    options.add_argument("--images", type=str | None, help="Folder with the images, for pictures on the page.")
+    options.add_argument("--images", type=str | None, help="Folder with the images, to show pictures on the page.")
     options.add_argument(
-        "--allow_outside", "--allow-outside", action="store_true", help="read images outside of --images too"
+        "--allow_outside",
+        "--allow-outside",
+        action="store_true",
+        help="Also read images outside the folder of --images.",
     )
-    options.add_argument("--title", type=str | None, help="Heading of the page; by default the name of the results.")
+    options.add_argument("--title", type=str | None, help="Title of the page; by default the name of the results file.")
     options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
-    options.add_argument("--csv", type=str | None, help="CSV file for the metrics of each class.")
+    options.add_argument("--csv", type=str | None, help="CSV file for the metrics per class.")
     options.add_argument("--compare", type=str | None, help="Second results file to compare with.")
-    options.add_matching("evaluate")
+    options.add_matching("Evaluate")
     options.add_argument("--raw", type=str | None, help="Results before NMS, for beta_img.")
     options.add_argument(
         "--resamples",
         type=int | None,
-        help="Bootstrap samples of the intervals; by default 1000, and fewer on the page from 40,000 detections on.",
+        help="Bootstrap samples for the intervals; by default 1000, on the page fewer for 40,000 detections or more.",
     )
     options.add_force()
     return options
@@ -50,7 +54,7 @@ def run(words: list[str]) -> None:
     inputs = (args.ground_truth, args.detections, args.compare, args.raw, args.images)
     check_outputs({"--html": args.html, "--json": args.json, "--csv": args.csv}, inputs, force=args.force)
     if args.images is not None and not Path(args.images).is_dir():
-        raise ValueError(f"images must be a folder, got {args.images}; name the folder that holds the images")
+        raise ValueError(f"images must be a folder, got {args.images}; name the folder that contains the images")
 
     from concordet.measures import analyze, compare
 
@@ -104,7 +108,7 @@ def run(words: list[str]) -> None:
         if args.html is not None:
             print(f"page: {args.html}")
         if args.csv is not None:
-            print(f"classes: {args.csv}")
+            print(f"metrics per class: {args.csv}")
     if args.json is not None:
         write_json(args.json, values)
     if args.csv is not None:

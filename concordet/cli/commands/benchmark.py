@@ -9,8 +9,8 @@ from concordet.errors import UsageError, unknown
 
 # what is timed; the function run(words) of the module concordet.benchmark.KIND parses and runs it
 KINDS = {
-    "losses": "every loss and back end over numbers of logits and shares of positives",
-    "detectors": "a training step of every detector with every loss",
+    "losses": "ranking losses, by number of logits and share of positives",
+    "detectors": "training steps of every detector with several losses",
     "analyze": "the analysis of large results files",
 }
 
@@ -20,7 +20,7 @@ def usage() -> str:
     lines = "\n".join(f"  {name:<10} {text}" for name, text in KINDS.items())
     return (
         "usage: concordet benchmark KIND ...\n\n"
-        "Times losses, training steps and analyses, and the alternatives to them.\n\n"
+        "Measures the speed of losses, training steps and analyses, compared with the alternatives.\n\n"
         f"kinds:\n{lines}\n\nexample:\n  concordet benchmark losses\n"
     )
 
@@ -36,7 +36,5 @@ def run(words: list[str]) -> None:
         raise UsageError(unknown("benchmark", words[0], KINDS))
     module = f"concordet.benchmark.{words[0]}"
     if find_spec("concordet.benchmark") is None or find_spec(module) is None:
-        raise ValueError(
-            f"the benchmark {words[0]} must be installed, got a version of concordet without it; install it again"
-        )
+        raise ValueError(f"the benchmark {words[0]} is missing from this installation; install concordet again")
     import_module(module).run(words[1:])

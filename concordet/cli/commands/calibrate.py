@@ -17,25 +17,29 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "calibrate",
-        "Fits scores to expected IoUs: 0.8 then means an IoU of 0.8. AP and the order of detections do not change.",
+        "Maps scores to expected IoUs: boxes with a score of 0.8 then have an IoU of 0.8 on average. AP and the order "
+        "of "
+        "detections do not change.",
         "concordet calibrate annotations.json results.json --out calibrator.json --results calibrated.json",
         "concordet calibrate runs/first",
         "concordet calibrate --apply calibrator.json results.json --results calibrated.json",
     )
-    options.add_argument("ground_truth", type=str, help="COCO annotation file, or run folder.")
-    options.add_argument("detections", type=str | None, nargs="?", help="Results as a COCO file.")
+    options.add_argument("ground_truth", type=str, help="COCO annotation file, or the folder of an evaluated run.")
+    options.add_argument("detections", type=str | None, nargs="?", help="COCO results file.")
     options.add_argument("--out", type=str | None, help="JSON file for the calibrator.")
     options.add_argument("--results", type=str | None, help="COCO results file for the calibrated detections.")
     options.add_argument("--apply", type=str | None, help="Calibrator to apply instead of fitting one.")
     options.add_argument(
-        "--method", type=str, default="isotonic", help="Kind of map: isotonic, linear, platt or temperature."
+        "--method", type=str, default="isotonic", help="Calibration method: isotonic, linear, platt or temperature."
     )
     options.add_argument(
-        "--one_map", "--one-map", action="store_true", help="fit one map for all classes instead of one per class"
+        "--one_map", "--one-map", action="store_true", help="Fit one map for all classes instead of one per class."
     )
-    options.add_argument("--folds", type=int, default=5, help="Parts of the images for cross-fitting the report.")
-    options.add_argument("--resamples", type=int, default=1000, help="Bootstrap samples of the intervals.")
-    options.add_matching("match")
+    options.add_argument(
+        "--folds", type=int, default=5, help="Number of folds of images in which the report is cross-fitted."
+    )
+    options.add_argument("--resamples", type=int, default=1000, help="Bootstrap samples for the intervals.")
+    options.add_matching("Match")
     options.add_argument("--json", type=str | None, help="JSON file for the report; - is standard output.")
     options.add_argument("--html", type=str | None, help="HTML page with the report.")
     options.add_force()
@@ -57,7 +61,7 @@ def run(words: list[str]) -> None:
     truth, detections = _inputs(options)
     outputs = {name: getattr(options, name) for name in ("out", "results", "json", "html")}
     if not any(outputs.values()):
-        raise UsageError("an output must be named, got none; give --out CALIBRATOR.json, --results, --json or --html")
+        raise UsageError("an output must be named, got none; add --out CALIBRATOR.json, --results, --json or --html")
     check_outputs({f"--{name}": path for name, path in outputs.items()}, [truth, detections], force=options.force)
 
     from concordet.calibration import evaluate_calibration
@@ -116,10 +120,12 @@ def _inputs(options: Any) -> tuple[str, str]:
     folder = Path(options.ground_truth)
     truth, detections = folder / "ground_truth.json", folder / "detections.json"
     if not folder.is_dir():
-        raise UsageError(f"detections must be named beside {folder}; or give the folder of an evaluated run")
+        raise UsageError(
+            f"detections must be named for the annotations {folder}, got none; or name the folder of an evaluated run"
+        )
     for path in (truth, detections):
         if not path.is_file():
-            raise ValueError(f"{folder} must hold {path.name}; evaluate the run first: concordet evaluate {folder}")
+            raise ValueError(f"{folder} has no {path.name}; evaluate the run first: concordet evaluate {folder}")
     if options.out is None:
         options.out = str(folder / "calibrator.json")
     return str(truth), str(detections)
@@ -187,7 +193,9 @@ def _print(report: dict[str, Any], outputs: dict[str, str | None]) -> None:
     from concordet.calibration.evaluation import METRICS
     from concordet.measures.metrics import BY_KEY
 
-    table = Table("metric", "before", "after", "95 % interval after", title="on images that the fit did not see")
+    table = Table(
+        "metric", "before", "after", "95 % interval after", title="cross-fitted: on images that the fit did not see"
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     ap = [report[side]["AP"] for side in ("before", "after")]

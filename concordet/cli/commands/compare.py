@@ -11,10 +11,10 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "compare",
-        "Compares evaluated runs: a table here, and a page with plots and pictures that opens offline.",
+        "Compares evaluated runs: prints a table, and writes an HTML page with plots and pictures that opens offline.",
         "concordet compare runs/default runs/coupled --out comparison.html",
     )
-    options.add_argument("runs", nargs="+", type=str, help="Run folders that hold an evaluation.")
+    options.add_argument("runs", nargs="+", type=str, help="Folders of evaluated runs.")
     options.add_argument(
         "--out", type=str | None, help="HTML page to write; by default comparison.html, or the next free name."
     )

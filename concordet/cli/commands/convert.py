@@ -12,7 +12,7 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "convert",
-        "Writes COCO files from any data that can be read: one JSON file, or a folder in COCO's layout with images.",
+        "Converts a data set in any supported format to COCO: one JSON file, or a folder with annotations and images.",
         "concordet convert photos --out photos-coco",
         "concordet convert photos/data.yaml --split val --out val.json",
     )
@@ -20,15 +20,15 @@ def parser() -> Parser:
     options.add_argument(
         "--out",
         type=str | None,
-        help="JSON file, or new folder for annotations/instances_SPLIT.json and copies of the images in SPLIT/.",
+        help="JSON file, or a new folder for annotations/instances_SPLIT.json and copies of the images in SPLIT/.",
     )
     options.add_argument("--split", type=str | None, help="Split to convert: train, val or test; all by default.")
     options.add_reading()
-    options.add_argument("--masks", action="store_true", help="write polygons and masks too, where there are some")
+    options.add_argument("--masks", action="store_true", help="Also write polygons and masks, if there are any.")
     options.add_argument(
-        "--allow_outside", "--allow-outside", action="store_true", help="read images outside the folder too"
+        "--allow_outside", "--allow-outside", action="store_true", help="Also read images outside the folder."
     )
-    options.add_argument("--skip_faulty", "--skip-faulty", action="store_true", help="leave faulty images out")
+    options.add_argument("--skip_faulty", "--skip-faulty", action="store_true", help="Leave out faulty images.")
     options.add_force()
     return options
 

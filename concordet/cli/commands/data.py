@@ -15,17 +15,18 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "data",
-        "Shows a data set before training: what it is, counts by split and class, sizes of boxes, faults with file "
-        "names, and a page of pictures with boxes drawn.",
+        "Inspects a data set before training: its format, counts per split and class, box sizes, faults with file "
+        "names, "
+        "and, with --html, a page of images with their boxes.",
         "concordet data photos",
         "concordet data photos --html photos.html --json photos.json",
     )
     options.add_argument("path", type=str, help="Folder or annotation file with the data, as for concordet train.")
     options.add_argument("--html", type=str | None, help="HTML page to write, with pictures.")
-    options.add_argument("--json", type=str | None, help="JSON file for counts and faults; - is standard output.")
+    options.add_argument("--json", type=str | None, help="JSON file for the counts and faults; - is standard output.")
     options.add_reading()
     options.add_argument(
-        "--allow_outside", "--allow-outside", action="store_true", help="read images outside the folder too"
+        "--allow_outside", "--allow-outside", action="store_true", help="Also read images outside the folder."
     )
     options.add_argument("--pictures", type=int, default=PICTURES, help="Number of pictures on the page.")
     options.add_force()

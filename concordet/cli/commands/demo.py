@@ -9,11 +9,13 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "demo",
-        "Trains a small detector twice on digit scenes, with its default and with a coupled loss, and compares them.",
+        "Trains a small detector on digit scenes, with its default loss and with a coupled loss, and compares the two.",
         "concordet demo --out runs/demo",
     )
-    options.add_argument("--out", type=str, default="runs/demo", help="Folder to make, or the next free name after it.")
-    options.add_argument("--seed", type=int, default=0, help="Seed of weights, order and augmentation of both runs.")
+    options.add_argument(
+        "--out", type=str, default="runs/demo", help="New folder for the runs; if it exists, the next free name."
+    )
+    options.add_argument("--seed", type=int, default=0, help="Random seed of both runs.")
     options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
     options.add_force()
     return options

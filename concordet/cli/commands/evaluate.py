@@ -12,7 +12,7 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "evaluate",
-        "Measures a trained detector on the evaluation data of its run, or on other data.",
+        "Evaluates a trained detector on the evaluation data of its run, or on other data.",
         "concordet evaluate runs/voc",
         "concordet evaluate runs/voc/checkpoints/best.ckpt --out runs/voc-best --json metrics.json",
         "concordet evaluate runs/voc --split train --out runs/voc-on-train",
@@ -24,18 +24,20 @@ def parser() -> Parser:
     options.add_argument(
         "--out",
         type=str | None,
-        help="Folder to write to; by default the run folder, and evaluation-NAME in it for a checkpoint NAME other "
-        "than the last.",
+        help="Output folder; by default the run folder, or evaluation-NAME in it for a checkpoint NAME other than "
+        "last.",
     )
     options.add_argument("--root", type=str | None, help="Folder of the data set; by default the run's.")
-    options.add_argument("--split", type=str | None, help="Split of the data; by default the run's evaluation split.")
+    options.add_argument(
+        "--split", type=str | None, help="Split to evaluate on; by default the run's evaluation split."
+    )
     options.add_argument("--annotations", type=str | None, help="COCO file to evaluate on.")
     options.add_argument("--images", type=str | None, help="Folder with the images of --annotations.")
     options.add_argument("--batch_size", type=int | None, help="Images per batch; by default the run's.")
     options.add_argument("--workers", type=int | None, help="Processes that load images; by default the run's.")
     options.add_argument("--accelerator", type=str, default="auto", help="Device: auto, cpu or gpu.")
-    options.add_argument("--averaged", type=bool, default=True, help="Whether to use the averaged weights.")
-    options.add_argument("--raw_scores", action="store_true", help="Keep the detector's own scores, not calibrated.")
+    options.add_argument("--averaged", type=bool, default=True, help="Whether to use the averaged weights (EMA).")
+    options.add_argument("--raw_scores", action="store_true", help="Do not calibrate the scores.")
     options.add_argument("--plugins", type=str | None, help="Python file or module that registers the loss of the run.")
     options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
     options.add_force()

@@ -9,21 +9,21 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "export",
-        "Writes a trained detector as one file for other runtimes: images in, boxes, labels and calibrated scores out.",
+        "Exports a trained detector to one file that takes images and returns boxes, labels and calibrated scores.",
         "concordet export runs/voc --out detector.onnx",
         "concordet export runs/voc/checkpoints/best.ckpt --format pt2 --out detector.pt2",
     )
-    options.add_argument("checkpoint", type=str, help="Checkpoint file, or run folder.")
+    options.add_argument("checkpoint", type=str, help="Run folder, or checkpoint file.")
     options.add_argument("--out", type=str | None, help="File to write: .onnx, .torchscript or .pt2.")
     options.add_argument(
-        "--format", type=str | None, help="Format: onnx, torchscript or pt2; by default that of the file's name."
+        "--format", type=str | None, help="Format: onnx, torchscript or pt2; by default from the suffix of --out."
     )
     options.add_argument("--which", type=str, default="last", help="Checkpoint of a run folder: last or best.")
-    options.add_argument("--raw_scores", action="store_true", help="Leave calibration out of the file.")
+    options.add_argument("--raw_scores", action="store_true", help="Do not include calibration.")
     options.add_argument(
         "--candidates",
         action="store_true",
-        help="Leave non-maximum suppression and calibration out of the file, for concordet.export.postprocess.",
+        help="Do not include NMS and calibration; apply them with concordet.export.postprocess.",
     )
     options.add_argument("--plugins", type=str | None, help="Python file or module that registers the loss of the run.")
     options.add_argument("--json", type=str | None, help="JSON file for the metadata; - is standard output.")
@@ -47,7 +47,7 @@ def run(words: list[str]) -> None:
 
     format_of(args.out, args.format)
     if is_exported(args.checkpoint):
-        raise UsageError(f"checkpoint must be one of a run, got the exported file {args.checkpoint}; name the run")
+        raise UsageError(f"checkpoint must be that of a run, got the exported file {args.checkpoint}; name the run")
     check_outputs({"--out": args.out, "--json": args.json}, [args.checkpoint], force=args.force)
 
     from concordet.engine.predictor import load

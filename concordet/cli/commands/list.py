@@ -15,9 +15,10 @@ def parser() -> Parser:
     options = Parser(
         "list",
         "Lists detectors, losses, measures, data sets, presets and recipes.\n\n"
-        "Losses with a leading + are couplings, added to another loss. A recipe is the configuration behind a row of\n"
-        "a paper's table, for concordet train --config NAME. A preset is settings for a kind of data, for\n"
-        "concordet train --preset NAME.",
+        "Losses with a leading + are couplings, which are added to another loss. A recipe is the configuration behind "
+        "a\n"
+        "row of a paper's table (concordet train --config NAME), a preset a set of settings that suits a kind of data\n"
+        "(concordet train --preset NAME).",
         "concordet list losses",
         "concordet list detectors --json detectors.json",
         "concordet list presets",
@@ -25,7 +26,9 @@ def parser() -> Parser:
     )
     options.add_argument("kind", nargs="?", type=str, help=f"What to list: {', '.join(KINDS)}; everything by default.")
     options.add_argument(
-        "--json", type=str | None, help="File for the names, and for what recipes are, as JSON; - is standard output."
+        "--json",
+        type=str | None,
+        help="JSON file for the names, and for details of presets and recipes; - is standard output.",
     )
     options.add_force()
     return options

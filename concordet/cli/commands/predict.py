@@ -11,41 +11,47 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "predict",
-        "Detects objects in images and videos, and writes COCO results and pictures.",
+        "Detects objects in images and videos, and writes COCO results and pictures with boxes.",
         "concordet predict runs/voc photos --out results.json --draw drawn",
         "concordet predict runs/voc street.mp4 --every 5 --draw drawn --threshold car=0.5,person=0.3",
         "concordet predict runs/voc/checkpoints/best.ckpt 'photos/*.jpg' --annotations test.json --out results.json",
     )
-    options.add_argument("checkpoint", type=str, help="Checkpoint file, or run folder (then its last checkpoint).")
-    options.add_argument("images", nargs="+", type=str, help="Image and video files, folders and patterns.")
+    options.add_argument("checkpoint", type=str, help="Run folder (its last checkpoint), checkpoint or exported file.")
+    options.add_argument("images", nargs="+", type=str, help="Images and videos: files, folders or patterns.")
     options.add_argument("--out", type=str | None, help="COCO results file to write; - is standard output.")
     options.add_argument(
         "--draw",
         type=str | None,
-        help="Folder for pictures with the detections; the next free name is taken where it holds something.",
+        help="Folder for images and videos with the detections; if it is not empty, the next free name.",
     )
     options.add_argument(
         "--threshold",
         "--score_threshold",
         type=str | None,
-        help="Lowest score of a detection that is written or drawn: a number, or numbers for classes, such as "
-        "cat=0.5,dog=0.3. By default all are written, and drawn from the threshold per class that the evaluation found "
-        "best (LRP), or from 0.3.",
+        help="Lowest score that is written or drawn: a number, or one per class, such as cat=0.5,dog=0.3. By default "
+        "all "
+        "detections are written, and those above the best threshold of their class in the evaluation (LRP), or above "
+        "0.3, are drawn.",
     )
     options.add_argument(
         "--class_agnostic",
         action="store_true",
-        help="Keep one of overlapping boxes (IoU above 0.5) whatever their classes are.",
+        help="Keep only one of several overlapping boxes (IoU above 0.5), even if their classes differ.",
     )
-    options.add_argument("--every", type=int, default=1, help="Take every N-th frame of videos.")
-    options.add_argument("--annotations", type=str | None, help="COCO file with the ids of the images, by file name.")
+    options.add_argument("--every", type=int, default=1, help="Use every N-th frame of a video.")
     options.add_argument(
-        "--skip_unreadable", type=bool, default=True, help="Whether to go on after an image that cannot be read."
+        "--annotations", type=str | None, help="COCO file from which to take the image ids, by file name."
     )
-    options.add_argument("--raw_scores", action="store_true", help="Write the detector's own scores, not calibrated.")
+    options.add_argument(
+        "--skip_unreadable",
+        type=bool,
+        default=True,
+        help="Whether to skip images that cannot be read, instead of stopping.",
+    )
+    options.add_argument("--raw_scores", action="store_true", help="Do not calibrate the scores.")
     options.add_argument("--accelerator", type=str, default="auto", help="Device: auto, cpu or gpu.")
     options.add_argument("--plugins", type=str | None, help="Python file or module that registers the loss of the run.")
-    options.add_argument("--json", type=str | None, help="Alias of --out.")
+    options.add_argument("--json", type=str | None, help="The same as --out.")
     options.add_force()
     return options
 
@@ -117,7 +123,7 @@ def run(words: list[str]) -> None:
         )
         for reason in done.unreadable.values():
             note(f"skipped: {reason}", least=QUIET)
-        scores = "scores calibrated" if done.calibrated else "the detector's own scores"
+        scores = "calibrated scores" if done.calibrated else "raw scores"
         print(f"{len(done.results)} detections in {done.images} images, {scores}")
         if done.pictures:
             print(f"pictures: {done.pictures[0].parent}, {done.drawn} detections drawn {done.drawn_from}")

@@ -14,31 +14,35 @@ def parser() -> Parser:
     """The options."""
     options = Parser(
         "study",
-        "Trains a grid of detectors, losses and seeds, and says which loss is better, and how sure that is.",
+        "Trains every combination of detectors, losses and seeds, and reports which loss is better, with intervals.",
         "concordet study --config run.yaml --losses default rank_sort --seeds 5 --jobs 2 --out studies/x",
-        "concordet study --out studies/x                # continues the study, or shows it again",
-        "concordet study --out studies/x --cell 7       # trains one cell: the job of a scheduler's array",
+        "concordet study --out studies/x                # continues the study, or shows its result",
+        "concordet study --out studies/x --cell 7       # trains one run: for a job array of a cluster",
     )
     options.add_argument("--out", type=str | None, help="Folder of the study.")
-    options.add_argument("--config", type=str | None, help="YAML file with the settings of all runs, or a recipe.")
-    options.add_argument("--losses", nargs="+", help="Names of losses; the others are compared with the first one.")
+    options.add_argument("--config", type=str | None, help="YAML file or recipe with the settings of all runs.")
+    options.add_argument("--losses", nargs="+", help="Names of losses; the first is the reference for the others.")
     options.add_argument("--detectors", nargs="+", help="Names of detectors; by default the configuration's.")
     options.add_argument("--seeds", type=int | None, help="Number of seeds; by default 3.")
-    options.add_argument("--first_seed", type=int, default=1, help="The lowest seed.")
+    options.add_argument("--first_seed", type=int, default=1, help="Lowest seed.")
     options.add_argument("--vary", nargs="+", help="Settings with several values, such as optim.lr=0.01,0.02.")
-    options.add_argument("--jobs", type=int, default=1, help="Runs at a time, with one thread each.")
+    options.add_argument("--jobs", type=int, default=1, help="Number of simultaneous runs, with one CPU thread each.")
     options.add_argument(
         "--launcher",
         type=Literal["local", "ray"],
         default="local",
-        help="Where runs are trained: here, or on a Ray cluster whose machines share the folder of the study.",
+        help="Where to train: on this machine, or on a Ray cluster whose machines share the folder of the study.",
     )
     options.add_argument("--address", default="auto", help="Address of the Ray cluster.")
-    options.add_argument("--cell", type=int | None, help="Trains only the cell with this number, from 1.")
-    options.add_argument("--dry_run", action="store_true", help="Lists the cells and the time left; trains nothing.")
-    options.add_argument("--retry_failed", action="store_true", help="Trains failed cells again.")
-    options.add_argument("--resamples", type=int | None, help="Bootstrap draws of the intervals; by default 400.")
-    options.add_argument("--html", type=str | None, help="Page to write; by default study.html in the study's folder.")
+    options.add_argument("--cell", type=int | None, help="Train only the run with this number, from 1.")
+    options.add_argument(
+        "--dry_run", action="store_true", help="List the runs and the estimated time left; train nothing."
+    )
+    options.add_argument("--retry_failed", action="store_true", help="Train failed runs again.")
+    options.add_argument("--resamples", type=int | None, help="Bootstrap samples for the intervals; by default 400.")
+    options.add_argument(
+        "--html", type=str | None, help="HTML page to write; by default study.html in the study's folder."
+    )
     options.add_argument("--json", type=str | None, help="JSON file for the comparison; - is standard output.")
     options.add_force()
     return options
@@ -67,9 +71,7 @@ def run(words: list[str]) -> None:
             state = run_cell(study, options.cell)
             print(f"{'' if cell is None else cell.name}: {state}")
             if state == "failed" and cell is not None:
-                raise ValueError(
-                    f"the run of {cell.name} must finish, got a failure; see its log in {study.folder}/runs"
-                )
+                raise ValueError(f"the run {cell.name} failed; see its log in {study.folder}/runs")
             return
         display = _Display(study)
         with display:
@@ -81,7 +83,7 @@ def run(words: list[str]) -> None:
                 states = run_study(study, jobs=options.jobs, retry_failed=options.retry_failed, report=display.report)
         print(", ".join(f"{count} {state}" for state, count in states.items() if count))
         if not any(state_of(study, cell) == "finished" for cell in study.cells()):
-            raise ValueError(f"a study must have a finished run, got none; see the logs in {study.folder}/runs")
+            raise ValueError(f"no run of this study has finished; see the logs in {study.folder}/runs")
         report = compare_study(study)
         page = Path(options.html) if options.html else study.folder / "study.html"
         from concordet.report import write_study
@@ -128,13 +130,13 @@ def _check_names(study: Any) -> None:
     """Raises before anything is trained where a name is unknown."""
     from concordet.detectors import list_detectors
     from concordet.engine.plugins import import_plugins
-    from concordet.errors import closest
+    from concordet.errors import unknown
     from concordet.losses import build_criterion
 
     import_plugins(study.config.plugins)
     for detector in study.detectors:
         if detector not in list_detectors():
-            raise UsageError(f"detectors must be known ones, got {detector}{closest(detector, list_detectors())}")
+            raise UsageError(unknown("detector", detector, list_detectors()))
     for loss in study.losses:
         build_criterion(loss)
     for cell in study.cells():
@@ -150,9 +152,9 @@ def _show(study: Any) -> None:
         print(f"{number:>{width}}  {state_of(study, cell):<10}  {cell.name}")
     estimate = estimate_seconds(study)
     if estimate is None:
-        print(f"{len(cells)} runs; the time they take is known once one is finished (train one with --cell 1)")
+        print(f"{len(cells)} runs; the time can be estimated once one is finished (train one with --cell 1)")
     else:
-        print(f"{len(cells)} runs; {_duration(estimate[0])} of one thread are left, by {estimate[1]}")
+        print(f"{len(cells)} runs; about {_duration(estimate[0])} left on one thread, from {estimate[1]}")
 
 
 class _Display:

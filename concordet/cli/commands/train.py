@@ -33,14 +33,14 @@ FIRST = (
     *("out", "preset", "detector", "size", "loss", "image_size", "classes", "optim.epochs", "data.batch_size"),
     "resume",
 )
-"""Options that matter most."""
+"""Options that the help shows first."""
 
 
 def parser() -> Parser:
     """The options: every setting of a run, and where it goes."""
     options = Parser(
         "train",
-        "Trains a detector, and evaluates it at the end.",
+        "Trains a detector, evaluates it, and writes a run folder with checkpoints, metrics and an HTML page.",
         "concordet train photos --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/photos",
         "concordet train --detector atss --data.name voc --data.root VOC2007 --config run.yaml --out runs/voc",
         "concordet train --config harmonic_loss/faster_rcnn_r50_harmonic --data.root COCO --out runs/harmonic",
@@ -52,20 +52,20 @@ def parser() -> Parser:
         "path",
         type=str | None,
         nargs="?",
-        help="Folder or annotation file with the data, which is recognized: YOLO, COCO, Pascal VOC, CSV, ...",
+        help="Folder or annotation file with the data. The format (YOLO, COCO, Pascal VOC, CSV, ...) is recognized.",
     )
-    options.add_argument("--out", type=str | None, help="Run folder to make.")
+    options.add_argument("--out", type=str | None, help="New run folder.")
     options.add_argument(
         "--resume",
         nargs="?",
         const="",
         default=None,
-        help="Run folder to continue, here or in --out, from its newest checkpoint.",
+        help="Run folder to continue from its newest checkpoint; without a value, the folder of --out.",
     )
     options.add_argument(
         "--config",
         action="config",
-        help="YAML file with settings, such as a run's config.yaml, or name of a recipe (concordet list recipes).",
+        help="YAML file with settings, such as a run's config.yaml, or the name of a recipe (concordet list recipes).",
     )
     options.add_argument("--json", type=str | None, help="JSON file for the evaluation; - is standard output.")
     options.add_force()
@@ -141,7 +141,7 @@ def _set_preset(options: Parser, words: list[str]) -> str | None:
         settings = {key: value for key, value in settings.items() if not key.endswith("_options")}
     options.set_defaults({"preset": name, **settings})
     shown = ", ".join(f"{key} {value}" for key, value in settings.items() if key in _SHOWN)
-    return f"preset {name}{reason}: {shown}; every option overrides it, and --preset NAME or none takes another"
+    return f"preset {name}{reason}: {shown}; options override it, and --preset chooses another, or none"
 
 
 _SHOWN = ("size", "image_size", "optim.epochs", "optim.lr", "data.batch_size", "precision")
