@@ -1,4 +1,7 @@
-"""Runs every comparison and writes docs/fidelity.md: `python -m oracles [--out PAGE]`."""
+"""Runs every comparison and writes docs/fidelity.md: `python -m oracles [--out PAGE]`.
+
+The page in the documentation is complete: where a repository cannot be cloned it is written only to a PAGE given.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ import oracles.environment  # noqa: F401  (first: it prepares mmcv for mmdet)
 from concordet.files import replacing
 from oracles import (
     assigners,
+    co_detr,
     correlations,
     dense,
     heads,
     losses,
+    lrp,
     measures,
     published,
     ranked_regions,
@@ -23,6 +28,7 @@ from oracles import (
     sets,
     suppression,
 )
+from oracles.clones import ADDRESSES, versions
 from oracles.comparison import Comparison
 
 PAGE = Path("docs") / "fidelity.md"
@@ -34,10 +40,12 @@ SECTIONS = {
     "Two-stage heads": regions,
     "Two-stage heads with RS Loss": ranked_regions,
     "Set predictors": sets,
+    "Co-DETR": co_detr,
     "Published ranking losses": published,
     "Correlation Loss": correlations,
     "Suppression, voting and centerness": suppression,
     "Measures": measures,
+    "LRP error": lrp,
 }
 HEADING = """# Fidelity: concordet compared with the published implementations
 
@@ -60,10 +68,17 @@ def table(rows: list[Comparison]) -> str:
     return "\n".join(lines)
 
 
+def repositories(found: dict[str, str | None]) -> str:
+    """Markdown, one row per repository of the authors."""
+    lines = ["| repository | commit |", "|---|---|"]
+    lines += [f"| [{name}]({ADDRESSES[name]}) | {found[name] or 'not compared: no clone'} |" for name in found]
+    return "\n".join(lines)
+
+
 def main() -> int:
     """Runs, writes, and says with its status whether anything differs without a reason."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=PAGE, help="page to write")
+    parser.add_argument("--out", type=Path, help=f"page to write; {PAGE} unless a repository is missing")
     parser.add_argument("--only", nargs="+", choices=list(SECTIONS), help="sections to run; the page is not written")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -78,11 +93,21 @@ def main() -> int:
         differing += [row for row in rows if row.verdict == "DIFFERS"]
         text.append(f"## {title}\n\n{table(rows)}\n")
     if not options.only:
-        with replacing(options.out) as path:
-            path.write_text("\n".join(text), encoding="utf-8")
+        _write(options.out, text)
     for row in differing:
         print(f"differs without a reason: {row.what} ({row.oracle})", file=sys.stderr)
     return bool(differing)
+
+
+def _write(out: Path | None, text: list[str]) -> None:
+    """Writes the page, to its place in the documentation only with all repositories."""
+    found = versions()
+    missing = [name for name, version in found.items() if version is None]
+    if out is None and missing:
+        print(f"{PAGE} is not written: {', '.join(missing)} cannot be cloned; --out PAGE writes what there is")
+        return
+    with replacing(out or PAGE) as path:
+        path.write_text("\n".join([*text, f"## Repositories\n\n{repositories(found)}\n"]), encoding="utf-8")
 
 
 if __name__ == "__main__":

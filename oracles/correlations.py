@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from concordet.losses import functional as F
 from concordet.losses.functional.correlations import soft_rank
-from oracles.clones import source
+from oracles.clones import definition, source
 from oracles.comparison import Comparison, largest
 
 HEAD = "mmdet/models/dense_heads/corr_atss_head.py"
@@ -24,14 +22,10 @@ BIASED = "moments over n instead of n - 1: Lin's definition; the deviation shrin
 
 def functions() -> dict[str, Callable[[Tensor, Tensor], Tensor]] | None:
     """The coefficients of the authors' ATSS head, without the rest of its file."""
-    text = source("CorrLoss", HEAD)
-    if text is None:
+    found = {name: definition("CorrLoss", HEAD, name, owner="CorrATSSHead") for name in ("concordancer", "pearsonr")}
+    if None in found.values():
         return None
-    wanted = {"concordancer", "pearsonr"}
-    methods = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.FunctionDef) and n.name in wanted]
-    space: dict[str, Any] = {"torch": torch}
-    exec(compile(ast.Module(methods, []), HEAD, "exec"), space)
-    return {name: lambda x, y, name=name: space[name](None, x, y) for name in wanted}
+    return {name: lambda x, y, method=method: method(None, x, y) for name, method in found.items()}
 
 
 def soft_ranks() -> types.ModuleType | None:

@@ -55,6 +55,19 @@ def roi_align(features: Tensor, rois: Tensor, size: Any, scale: float, ratio: in
     return torchvision_roi_align(features, rois, size, scale, ratio, aligned)
 
 
+class RoIAlign(nn.Module):
+    """mmcv's RoIAlign as a layer."""
+
+    def __init__(self, output_size: int, spatial_scale: float, sampling_ratio: int = 0) -> None:
+        super().__init__()
+        self.output_size = (output_size, output_size)
+        self.settings = (self.output_size, spatial_scale, sampling_ratio, True)
+
+    def forward(self, features: Tensor, rois: Tensor) -> Tensor:
+        """``[n, c, size, size]`` of ``[n, 5]`` boxes with the index of their image."""
+        return torchvision_roi_align(features, rois, *self.settings)
+
+
 def install() -> None:
     """Puts the stand-ins where mmdet imports them from."""
     mmcv.__version__ = MMCV_VERSION
@@ -64,8 +77,8 @@ def install() -> None:
     )  # fmt: skip
     package = _Operators("mmcv.ops")
     package.__path__ = []
-    for function in (nms, batched_nms, roi_align):
-        setattr(package, function.__name__, function)
+    for operator in (nms, batched_nms, roi_align, RoIAlign):
+        setattr(package, operator.__name__, operator)
     sys.modules["mmcv.ops"] = package
     for name in names:
         module = _Operators(f"mmcv.ops.{name}")

@@ -52,7 +52,7 @@ def _as_ours(positives: list[int]) -> dict[str, float]:
     return {}
 
 
-def _one_per_image(positives: list[int]) -> dict[str, float]:
+def one_per_image(positives: list[int]) -> dict[str, float]:
     """mmdetection counts at least one positive per image, concordet at least one per batch."""
     factor = sum(max(count, 1) for count in positives) / max(sum(positives), 1)
     return {"classification": factor, "quality": factor}
@@ -66,7 +66,7 @@ def _images_beside_positives(positives: list[int]) -> dict[str, float]:
 HEADS = (
     Head(
         "atss", "atss/atss_r50_fpn_1x_coco.py", 1, True,
-        {"classification": "loss_cls", "box": "loss_bbox", "quality": "loss_centerness"}, _one_per_image, {},
+        {"classification": "loss_cls", "box": "loss_bbox", "quality": "loss_centerness"}, one_per_image, {},
     ),
     Head(
         "retinanet", "retinanet/retinanet_r50_fpn_1x_coco.py", 9, False,

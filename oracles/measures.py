@@ -84,12 +84,15 @@ def runs(corner: Any, side: Any) -> dict[str, Any]:
     return {"size": [480, 640], "counts": np.diff([0, *ends, len(values)]).tolist()}
 
 
+def without_boxes(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Masks as run lengths, without boxes."""
+    return [{**{k: v for k, v in r.items() if k != "bbox"}, "segmentation": merged(r["segmentation"])} for r in results]
+
+
 def pycocotools(truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> dict[str, float]:
-    """The six AP figures of pycocotools; masks are given without boxes."""
+    """The six AP values of pycocotools; masks are given without boxes."""
     if iou_type == "segm":
-        results = [
-            {**{k: v for k, v in r.items() if k != "bbox"}, "segmentation": merged(r["segmentation"])} for r in results
-        ]
+        results = without_boxes(results)
     with contextlib.redirect_stdout(io.StringIO()):
         ground = COCO()
         ground.dataset = json.loads(json.dumps(truth))
@@ -101,8 +104,9 @@ def pycocotools(truth: dict[str, Any], results: list[dict[str, Any]], iou_type: 
     return dict(zip(NAMES, evaluation.stats[:6].tolist(), strict=True))
 
 
-def lvis(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
-    """The official LVIS figures of boxes."""
+@contextlib.contextmanager
+def lvis_files(truth: dict[str, Any], results: list[dict[str, Any]]) -> Iterator[tuple[LVIS, str]]:
+    """The ground truth as lvis reads it, with frequencies of classes, and the path of the results."""
     frequencies = ("r", "c", "f", "f")
     truth = {
         **truth,
@@ -110,11 +114,16 @@ def lvis(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, floa
             {**c, "frequency": f, "image_count": 9} for c, f in zip(truth["categories"], frequencies, strict=True)
         ],
     }
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder:
         for name, content in (("truth", truth), ("results", results)):
             (Path(folder) / f"{name}.json").write_text(json.dumps(content))
-        ground = LVIS(f"{folder}/truth.json")
-        evaluation = LVISEval(ground, LVISResults(ground, f"{folder}/results.json"), "bbox")
+        yield LVIS(f"{folder}/truth.json"), f"{folder}/results.json"
+
+
+def lvis(truth: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, float]:
+    """The official LVIS values of boxes."""
+    with lvis_files(truth, results) as (ground, found), contextlib.redirect_stdout(io.StringIO()):
+        evaluation = LVISEval(ground, LVISResults(ground, found), "bbox")
         evaluation.run()
     return {name: float(evaluation.results[name]) for name in NAMES}
 
@@ -137,17 +146,23 @@ def compare() -> Iterator[Comparison]:
     yield _d_ece(files)
 
 
+def federated(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A ground truth of which some classes are not judged, or not exhaustively, on some images; and results."""
+    truth, results = make(seed)
+    rng = np.random.default_rng(seed)
+    ids = [c["id"] for c in truth["categories"]]
+    for image in truth["images"]:
+        present = {a["category_id"] for a in truth["annotations"] if a["image_id"] == image["id"]}
+        absent = [i for i in ids if i not in present]
+        image["neg_category_ids"] = [i for i in absent if rng.random() < 0.5]
+        image["not_exhaustive_category_ids"] = [i for i in present if rng.random() < 0.2]
+    return truth, results
+
+
 def _lvis() -> Comparison:
     deviation = 0.0
     for seed in range(4):
-        truth, results = make(seed)
-        rng = np.random.default_rng(seed)
-        ids = [c["id"] for c in truth["categories"]]
-        for image in truth["images"]:
-            present = {a["category_id"] for a in truth["annotations"] if a["image_id"] == image["id"]}
-            absent = [i for i in ids if i not in present]
-            image["neg_category_ids"] = [i for i in absent if rng.random() < 0.5]
-            image["not_exhaustive_category_ids"] = [i for i in present if rng.random() < 0.2]
+        truth, results = federated(seed)
         expected = lvis(truth, results)
         found = evaluate_detections(truth, results, lvis=True)
         deviation = max(deviation, *(abs(found[name] - expected[name]) for name in NAMES))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import textwrap
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +14,7 @@ from torch import Tensor, nn
 
 from concordet.detectors import build_detector
 from concordet.detectors.parts.proposals import RoIOutput
-from oracles.clones import source
+from oracles.clones import definition
 from oracles.comparison import Comparison, largest
 from oracles.heads import TOLERANCE, Fixed
 from oracles.published import module
@@ -33,37 +31,15 @@ TARGETS = {
 """mmdetection's configuration of each detector's assignment."""
 
 
-def method(path: str, owner: str, name: str, names: dict[str, Any]) -> Any:
-    """A method of a class in the repository's file as a function; None without a clone."""
-    text = source(REPOSITORY, path)
-    if text is None:
-        return None
-    body = text[text.index(f"class {owner}(") :]
-    start = body.index(f"    def {name}(")
-    ends = [m.start() for m in re.finditer(r"\n    (?:def|@)", body) if m.start() > start]
-    scope = {"torch": torch, **names}
-    exec(compile(textwrap.dedent(body[start : ends[0] if ends else len(body)]), path, "exec"), scope)
-    return scope[name]
-
-
-def function(path: str, name: str) -> Any:
-    """A top-level function of the repository's file."""
-    text = source(REPOSITORY, path) or ""
-    start = text.index(f"def {name}(")
-    end = text.find("\ndef ", start + 1)
-    scope = {"torch": torch}
-    exec(compile(text[start : end if end > 0 else len(text)], path, "exec"), scope)
-    return scope[name]
-
-
 def compare() -> Iterator[Comparison]:
     """Ranking, sorting and box terms of each stage, and the mask term."""
     losses = module(REPOSITORY)
     if losses is None:
         return
-    vectorize = function("mmdet/core/utils/misc.py", "vectorize_labels")
+    vectorize = definition(REPOSITORY, "mmdet/core/utils/misc.py", "vectorize_labels")
     names = {"vectorize_labels": vectorize, "bbox_overlaps": bbox_overlaps}
-    loss = method(f"{HEADS}/bbox_heads/convfc_bbox_head.py", "RankBasedShared2FCBBoxHead", "loss", names)
+    path = f"{HEADS}/bbox_heads/convfc_bbox_head.py"
+    loss = definition(REPOSITORY, path, "loss", names, owner="RankBasedShared2FCBBoxHead")
     pairs = [b for b in batches(2) if min(len(s.boxes) for s in b)]
     for name in ("faster_rcnn", "cascade_rcnn"):
         yield from _stages(name, pairs, loss, losses)
@@ -144,7 +120,7 @@ def _stages(name: str, pairs: list[list[Scene]], loss: Any, losses: types.Module
 
 def _masks(pairs: list[list[Scene]], loss: Any, losses: types.ModuleType) -> Iterator[Comparison]:
     path, owner = f"{HEADS}/mask_heads/rankbased_fcn_mask_head.py", "RankBasedFCNMaskHead"
-    mask_loss, dice = (method(path, owner, name, {}) for name in ("loss", "dice_coefficient"))
+    mask_loss, dice = (definition(REPOSITORY, path, name, owner=owner) for name in ("loss", "dice_coefficient"))
     model = detector("mask_rcnn")
     model.pool = lambda *given: torch.zeros(0)
     model.box_stages[0].mask_head = nn.Identity()
