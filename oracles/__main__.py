@@ -16,6 +16,7 @@ from concordet.files import replacing
 from oracles import (
     assigners,
     co_detr,
+    correlation_heads,
     correlations,
     dense,
     heads,
@@ -43,6 +44,7 @@ SECTIONS = {
     "Co-DETR": co_detr,
     "Published ranking losses": published,
     "Correlation Loss": correlations,
+    "Heads with Correlation Loss": correlation_heads,
     "Suppression, voting and centerness": suppression,
     "Measures": measures,
     "LRP error": lrp,

@@ -62,13 +62,15 @@ def compare() -> Iterator[Comparison]:
     yield from rows(_queries(model, head, pairs), "queries of the heads' positives: ", {"padded as there": PADDED})
 
 
-def rows(found: Pairs, what: str, reasons: dict[str, str] | None = None) -> Iterator[Comparison]:
+def rows(
+    found: Pairs, what: str, reasons: dict[str, str] | None = None, oracle: str = REPOSITORY
+) -> Iterator[Comparison]:
     """One row per entry; the reason is the one whose key is in the entry's name."""
     for name, values in found.items():
         deviation = max(largest([pair]) for pair in values)
         reason = next((r for key, r in (reasons or {}).items() if key in name), "")
         yield Comparison(
-            f"co_detr, {what}{name}", REPOSITORY, len(values), deviation, "relative", TOLERANCE, reason
+            f"co_detr, {what}{name}", oracle, len(values), deviation, "relative", TOLERANCE, reason
         )  # fmt: skip
 
 
@@ -293,7 +295,7 @@ def pooled(model: CoDETR, pairs: list[list[Scene]]) -> Iterator[Comparison]:
             for module, (size, scale, *_) in zip(extractor.roi_layers, settings, strict=True):
                 module.settings = (size, scale, *sampling)
             found.setdefault(what, []).append((ours, extractor(pyramid[:4], rois).mean((2, 3))))
-    yield from rows(found, "auxiliary Faster R-CNN: ", {"boxes": POOLED})
+    yield from rows(found, "auxiliary Faster R-CNN: ", {"boxes": POOLED}, "mmdet 3.3.0")
 
 
 def published_embedding(model: CoDETR) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmdet.models.task_modules.samplers import PseudoSampler
@@ -11,10 +12,11 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from concordet.assigned import Assigned
 from concordet.detectors import build_detector
 from concordet.detectors.architectures.set_prediction.detection_transformer import to_pixels
 from concordet.detectors.parts.objects import Objects
-from concordet.detectors.set_prediction import Outcome, Stage
+from concordet.detectors.set_prediction import Outcome, SetPredictor, Stage
 from oracles.comparison import Comparison, largest
 from oracles.heads import CONFIGS, TOLERANCE
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
@@ -79,37 +81,60 @@ def compare() -> Iterator[Comparison]:
 
 def _sparse(pairs: list[list[Scene]]) -> Iterator[Comparison]:
     """A head of Sparse R-CNN, whose boxes are in pixels."""
-    model = build_detector("sparse_rcnn", num_classes=CLASSES, size="nano", loss="default")
-    config = Config.fromfile(CONFIGS / "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py").model
-    settings, training = config.roi_head.bbox_head[0], config.train_cfg.rcnn[0]
-    settings.update(num_classes=CLASSES)
-    head = MODELS.build(settings)
-    assigner = TASK_UTILS.build(training.assigner)
-    sides = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT], dtype=torch.float32)
+    model, oracle = sparse_model("default"), SparseOracle()
     found: dict[str, list[tuple[Tensor, Tensor]]] = {"classification": [], "l1": [], "box": []}
     for seed, batch in enumerate(pairs):
-        generator = torch.Generator().manual_seed(seed)
-        logits = torch.randn(len(batch), QUERIES, CLASSES, generator=generator)
-        boxes = 0.1 + 0.8 * torch.rand(len(batch), QUERIES, 4, generator=generator)
-        boxes[..., 2:] *= 0.3
-        size = (HEIGHT, WIDTH)
-        boxes = to_pixels(boxes, [size] * len(batch))
-        objects = Objects.of([s.boxes for s in batch], [s.labels for s in batch])
-        (record,) = model._records(
-            Outcome([Stage("stage1", logits, boxes)], [size] * len(batch), objects), trained=True
-        )
-        mine = model.criterion.stages["stage1"](record)
-        samples = []
-        for scene, scores, own in zip(batch, logits, boxes, strict=True):
-            predicted = InstanceData(bboxes=own, scores=scores, priors=own)
-            truth = InstanceData(bboxes=scene.boxes, labels=scene.labels)
-            assigned = assigner.assign(predicted, truth, img_meta={"img_shape": size})
-            samples.append(PseudoSampler().sample(assigned, predicted, truth))
-        theirs = head.loss_and_target(
-            logits.flatten(0, 1), boxes.flatten(0, 1), samples, training, sides.expand(len(batch), QUERIES, 4)
-        )["loss_bbox"]
+        logits, boxes = oracle.predictions(seed, len(batch))
+        mine = model.criterion.stages["stage1"](sparse_record(model, logits, boxes, batch))
+        theirs = oracle.head.loss_and_target(
+            logits.flatten(0, 1), boxes.flatten(0, 1), oracle.samples(logits, boxes, batch), oracle.training,
+            oracle.sides.expand(len(batch), QUERIES, 4),
+        )["loss_bbox"]  # fmt: skip
         for term, other in (("classification", "loss_cls"), ("l1", "loss_bbox"), ("box", "loss_iou")):
             found[term].append((mine[term], theirs[other]))
     for term, values in found.items():
         deviation = max(largest([pair]) for pair in values)
         yield Comparison(f"sparse_rcnn: {term} term", "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE)
+
+
+def sparse_model(loss: str) -> SetPredictor:
+    """concordet's Sparse R-CNN."""
+    return build_detector("sparse_rcnn", num_classes=CLASSES, size="nano", loss=loss)
+
+
+def sparse_record(model: SetPredictor, logits: Tensor, boxes: Tensor, batch: list[Scene]) -> Assigned:
+    """The record of a stage with these predictions."""
+    objects = Objects.of([s.boxes for s in batch], [s.labels for s in batch])
+    sizes = [(HEIGHT, WIDTH)] * len(batch)
+    (record,) = model._records(Outcome([Stage("stage1", logits, boxes)], sizes, objects), trained=True)
+    return record
+
+
+class SparseOracle:
+    """mmdetection's head and assigner."""
+
+    def __init__(self) -> None:
+        config = Config.fromfile(CONFIGS / "sparse_rcnn/sparse-rcnn_r50_fpn_1x_coco.py").model
+        settings, self.training = config.roi_head.bbox_head[0], config.train_cfg.rcnn[0]
+        settings.update(num_classes=CLASSES)
+        self.head = MODELS.build(settings)
+        self.assigner = TASK_UTILS.build(self.training.assigner)
+        self.sides = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT], dtype=torch.float32)
+
+    def predictions(self, seed: int, count: int) -> tuple[Tensor, Tensor]:
+        """Logits, and boxes in pixels."""
+        generator = torch.Generator().manual_seed(seed)
+        logits = torch.randn(count, QUERIES, CLASSES, generator=generator)
+        boxes = 0.1 + 0.8 * torch.rand(count, QUERIES, 4, generator=generator)
+        boxes[..., 2:] *= 0.3
+        return logits, to_pixels(boxes, [(HEIGHT, WIDTH)] * count)
+
+    def samples(self, logits: Tensor, boxes: Tensor, batch: list[Scene]) -> list[Any]:
+        """All predictions of each image with their objects."""
+        found = []
+        for scene, scores, own in zip(batch, logits, boxes, strict=True):
+            predicted = InstanceData(bboxes=own, scores=scores, priors=own)
+            truth = InstanceData(bboxes=scene.boxes, labels=scene.labels)
+            assigned = self.assigner.assign(predicted, truth, img_meta={"img_shape": (HEIGHT, WIDTH)})
+            found.append(PseudoSampler().sample(assigned, predicted, truth))
+        return found

@@ -1,0 +1,190 @@
+"""Heads with Correlation Loss beside those of its authors: ATSS, PAA, RetinaNet and Sparse R-CNN."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from mmdet.models.dense_heads.paa_head import EPS, levels_to_images
+from mmdet.models.utils import images_to_levels, multi_apply
+from mmdet.registry import MODELS
+from mmdet.structures.bbox import bbox_overlaps
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from torch import Tensor
+from torch.autograd.function import Function
+
+from concordet.detectors import build_detector
+from concordet.detectors.dense import DenseDetector
+from oracles.clones import definition
+from oracles.comparison import Comparison, largest
+from oracles.correlations import BIASED, soft_ranks
+from oracles.dense import Case, use_ours
+from oracles.heads import CONFIGS, HEADS, STRIDES, TOLERANCE, Head, ours, predictions
+from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
+from oracles.sets import QUERIES, SparseOracle, sparse_model, sparse_record
+
+REPOSITORY = "CorrLoss"
+DENSE = {"atss": "CorrATSSHead", "paa": "CorrPAAHead", "retinanet": "CorrRetinaHead"}
+SPARSE = "mmdet/models/roi_heads/bbox_heads/dii_head.py"
+WEIGHT = 0.3
+LOSSES = {
+    "pearson": f"default+pearson({WEIGHT})",
+    "spearman": f"default+spearman({WEIGHT}, strength=1)",
+    "concordance": f"default+concordance({WEIGHT})",
+}
+"""Coefficients, with the published strength of soft ranks."""
+
+BY_LEVEL = "published configuration of RetinaNet: the mean of a coefficient per level; ours is of all levels together"
+Pairs = dict[str, list[tuple[Tensor, Tensor]]]
+
+
+def compare() -> Iterator[Comparison]:
+    """The term and its gradient, for each coefficient."""
+    ranks = soft_ranks()
+    if ranks is None or definition(REPOSITORY, SPARSE, "loss", owner="DIIHead") is None:
+        return
+    pairs = [b for b in batches(2) if min(len(s.boxes) for s in b)]
+    for coefficient, loss in LOSSES.items():
+        reason = BIASED if coefficient == "concordance" else ""
+        for head in HEADS:
+            if head.detector in DENSE:
+                yield from rows(
+                    f"{head.detector}, {coefficient}", _dense(head, coefficient, loss, pairs, ranks), reason
+                )
+        yield from rows(f"sparse_rcnn, {coefficient}", _sparse(coefficient, loss, pairs, ranks), reason)
+    (retinanet,) = (h for h in HEADS if h.detector == "retinanet")
+    found = _dense(retinanet, "spearman", LOSSES["spearman"], pairs, ranks, by_level=True)
+    yield from rows("retinanet, spearman by level", found, BY_LEVEL)
+
+
+def rows(what: str, found: Pairs, reason: str) -> Iterator[Comparison]:
+    """One row for the value, one for the gradient."""
+    for name, values in found.items():
+        deviation = max(largest([pair]) for pair in values)
+        yield Comparison(f"{what}: {name}", REPOSITORY, len(values), deviation, "relative", TOLERANCE, reason)
+
+
+def torchsort(operators: types.ModuleType) -> SimpleNamespace:
+    """torchsort's soft ranks by those of fast-soft-sort, which it ports; differentiable."""
+
+    class SoftRank(Function):
+        @staticmethod
+        def forward(context: Any, values: Tensor, strength: float) -> Tensor:
+            context.operator = operators.SoftRank(values.detach().double().numpy(), regularization_strength=strength)
+            return torch.from_numpy(context.operator.compute())  # in float64: ranks of this strength hardly differ
+
+        @staticmethod
+        def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+            return torch.from_numpy(context.operator.vjp(gradient.numpy())).float(), None
+
+    def soft_rank(values: Tensor, regularization_strength: float) -> Tensor:
+        return SoftRank.apply(values[0], regularization_strength)[None]
+
+    return SimpleNamespace(soft_rank=soft_rank)
+
+
+class Published:
+    """mmdetection's head with the authors' losses; ``methods`` are theirs, everything else is mmdetection's."""
+
+    def __init__(self, path: str, owner: str, head: Any, methods: tuple[str, ...], ranks: types.ModuleType) -> None:
+        self.head, self.batch = head, []
+        scope = {
+            "torchsort": torchsort(ranks),
+            "bbox_overlaps": bbox_overlaps,
+            "images_to_levels": images_to_levels,
+            "levels_to_images": levels_to_images,
+            "multi_apply": multi_apply,
+            "reduce_mean": lambda value: value,
+            "accuracy": lambda *given: None,
+            "EPS": EPS,
+        }
+        for name in (*methods, "pearsonr", "concordancer", "spearmanr"):
+            method = definition(REPOSITORY, path, name, scope, owner=owner)
+            setattr(self, name, types.MethodType(method, self))
+        self.corr_w, self.corr_threshold, self.regul_strength, self.use_loss_single = WEIGHT, 1, 1.0, 0
+        self.sampling = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.head, name)
+
+    def get_anchors(self, sizes: Any, metas: Any, device: Any) -> Any:
+        """mmdetection's anchors of each image and level."""
+        return self.head.get_anchors(sizes, metas, device="cpu")
+
+    def get_targets(self, anchors: Any, flags: Any, boxes: Any, metas: Any, **given: Any) -> Any:
+        """mmdetection's targets; numbers of positives and negatives come last, as in its second version."""
+        found = self.head.get_targets(anchors, flags, self.batch, batch_img_metas=metas)
+        return found if hasattr(self.head, "paa_reassign") else (*found[:-1], found[-1], 0)
+
+
+def _dense(
+    head: Head,
+    coefficient: str,
+    loss: str,
+    pairs: list[list[Scene]],
+    ranks: types.ModuleType,
+    *,
+    by_level: bool = False,
+) -> Pairs:
+    model = build_detector(
+        head.detector, num_classes=CLASSES, backbone="resnet18", image_size=(HEIGHT, WIDTH), loss=loss
+    )
+    config = Config.fromfile(CONFIGS / head.config).model
+    settings = config.bbox_head
+    settings.update(num_classes=CLASSES, train_cfg=config.train_cfg, test_cfg=config.test_cfg)
+    name = "retina" if head.detector == "retinanet" else head.detector
+    methods = (
+        ("loss", "loss_single", "centerness_target")
+        if name == "atss"
+        else ("loss",) + ("loss_single",) * (name == "retina")
+    )
+    published = Published(
+        f"mmdet/models/dense_heads/corr_{name}_head.py", DENSE[head.detector], MODELS.build(settings), methods, ranks
+    )
+    published.corr_type, published.use_loss_single = coefficient, int(by_level)
+    cells = [(-(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
+    case = Case(head.detector, head.config, (HEIGHT, WIDTH), cells, [head.per_location] * 5)
+    metas = {"img_shape": (HEIGHT, WIDTH), "pad_shape": (HEIGHT, WIDTH)}
+    found: Pairs = {"value": [], "gradient": []}
+    for seed, batch in enumerate(pairs):
+        maps = predictions(head, seed, len(batch))
+        for m in maps[0]:
+            m.requires_grad_()
+        mine, _ = ours(head, model, maps, batch)
+        if name == "retina":
+            outcome = DenseDetector._predict(model, [torch.rand(3, HEIGHT, WIDTH) for _ in batch], None)
+            use_ours(published.head, case, outcome.stages[-1].anchors[0], model.assigner)
+        published.batch = [InstanceData(bboxes=s.boxes, labels=s.labels) for s in batch]
+        raw = maps if head.quality else maps[:2]
+        theirs = published.loss(*raw, [s.boxes for s in batch], [s.labels for s in batch], [metas] * len(batch))
+        other = theirs["loss_corr"]
+        other = sum(other) if isinstance(other, list) else other
+        _add(found, mine[coefficient], other, maps[0])
+    return found
+
+
+def _add(found: Pairs, mine: Tensor, other: Tensor, inputs: list[Tensor]) -> None:
+    found["value"].append((mine, other))
+    gradients = (torch.autograd.grad(x, inputs, allow_unused=True, materialize_grads=True) for x in (mine, other))
+    one, two = (torch.cat([g.flatten() for g in each]) for each in gradients)
+    found["gradient"].append((one, two))
+
+
+def _sparse(coefficient: str, loss: str, pairs: list[list[Scene]], ranks: types.ModuleType) -> Pairs:
+    model, oracle = sparse_model(loss), SparseOracle()
+    published = Published(SPARSE, "DIIHead", oracle.head, ("loss",), ranks)
+    published.corr_type = coefficient
+    found: Pairs = {"value": [], "gradient": []}
+    for seed, batch in enumerate(pairs):
+        logits, boxes = oracle.predictions(seed, len(batch))
+        logits.requires_grad_()
+        mine = model.criterion.stages["stage1"](sparse_record(model, logits, boxes, batch))
+        targets = oracle.head.get_targets(oracle.samples(logits.detach(), boxes, batch), oracle.training)
+        sides = oracle.sides.expand(len(batch), QUERIES, 4)
+        theirs = published.loss(logits.flatten(0, 1), boxes.flatten(0, 1), *targets, sides)
+        _add(found, mine[coefficient], theirs["loss_corr"], [logits])
+    return found
