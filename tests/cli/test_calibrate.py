@@ -60,7 +60,7 @@ def test_a_run_folder_is_enough(files, tmp_path):
         (["{truth}", "{results}", "--out", "{new}", "--iou_type", "mask"], 2, "iou_type must be bbox or segm"),
         (["--apply", "{truth}", "{results}", "--results", "{new}"], 1, "must be a file that concordet calibrate wrote"),
         (["--apply", "{truth}", "{results}"], 2, "--results must name the file"),
-        (["{folder}"], 1, "must hold ground_truth.json"),
+        (["{folder}"], 1, "has no ground_truth.json"),
     ],
 )
 def test_mistakes(words, status, message, files, tmp_path, capsys):
