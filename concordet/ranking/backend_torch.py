@@ -1,7 +1,7 @@
-"""The two passes over all logits in plain PyTorch, and which implementation of them runs where.
+"""The two passes over all logits in plain PyTorch, and the choice of their implementation.
 
-Everything else in the exact method is as small as the positives. :mod:`concordet.ranking.backend_triton` has the same
-two functions as Triton kernels.
+Everything else in the exact method is O(p). :mod:`concordet.ranking.backend_triton` has the same two functions as
+Triton kernels.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from concordet.ranking.intervals import Intervals
 from concordet.ranking.sums import binned_sums, on_host
 
 FUSED = "concordet.ranking.fused_triton"
-"""Module with ``compute``, which does a whole ranking loss of few positives where Triton runs."""
+"""Module whose ``compute`` computes a whole ranking loss of few positives with Triton."""
 
 BACKENDS = {"torch": "concordet.ranking.backend_torch", "triton": "concordet.ranking.backend_triton"}
-"""Modules with ``locate_and_sum`` and ``spread``.  ``auto``, the default, is triton on CUDA, torch elsewhere."""
+"""Modules with ``locate_and_sum`` and ``spread``. ``auto``, the default, is triton on CUDA and torch elsewhere."""
 
 CHUNK = 1 << 17
-"""Keys taken at a time on a CPU, so that what is made of them stays small and in its cache."""
+"""Keys taken at a time on a CPU, so that intermediate tensors fit its cache."""
 
 _BACKEND: ContextVar[str] = ContextVar("backend", default="auto")
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Have the passes run by this implementation within a block.
+    """Runs the passes with this implementation within a block.
 
     Args:
         name: one of :data:`BACKENDS`, or ``auto``.
@@ -109,7 +109,7 @@ def locate_and_sum(
         moment_sums = binned_sums(interval, coordinate if weights is None else coordinate * weights[rows], size)
         weight = weight + weight_sums if located else weight_sums
         moment = moment + moment_sums if located else moment_sums
-        # of many keys, coordinates are made again: they take more memory than the intervals
+        # for several chunks, coordinates are computed again: they take more memory than the intervals
         located.append((interval, coordinate if len(chunks) == 1 else None))
     if not located:
         weight = moment = torch.zeros(size, dtype=torch.float64, device=keys.device)
@@ -141,6 +141,6 @@ def _evaluate(axis: Intervals, keys: Tensor, interval: Tensor, coordinate: Tenso
 
 
 def _chunks(keys: Tensor, n_bins: int) -> list[slice]:
-    # every chunk makes sums over all bins
+    # every chunk makes sums of all bins, so that small chunks would cost more than their keys
     size = max(CHUNK, 4 * n_bins) if on_host(keys) else max(len(keys), 1)
     return [slice(start, start + size) for start in range(0, len(keys), size)]

@@ -1,8 +1,8 @@
 """The two passes over all logits as Triton kernels; :mod:`concordet.ranking.backend_torch` has them in plain PyTorch.
 
-Each reads every key once.  A key below all thresholds, that is below min(s+) - d, needs no search and adds nothing, so
-that nothing has to be compacted and no size is asked of the device.  Sums are float64; they are added atomically, in no
-fixed order, so that their last bits may differ from run to run.
+Each reads every key once. A key below all thresholds, that is below min(s+) - d, needs no search and adds nothing, so
+that keys need no compaction and the host no synchronization. Sums are float64; they are added atomically, in no fixed
+order, so that their last bits may differ from run to run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from concordet.ranking.intervals import Intervals
 
 BLOCK = 1024
 MAX_BINS = 1 << 15
-"""Bins are repeated up to about this many, so that few positives do not make all blocks add to the same ones."""
+"""Bins are repeated up to about this many, so that with few positives not all blocks add to the same ones."""
 
 MAX_COPIES = 512
 
@@ -53,20 +53,20 @@ def _locate_and_sum(
         bin += tl.load(segments + row, mask=inside, other=0).to(tl.int32) * (size + 1)
     tl.store(interval + row, bin, mask=inside)
     if WEIGHTED:
-        amount = tl.load(weights + row, mask=used, other=0.0)
+        added = tl.load(weights + row, mask=used, other=0.0)
     else:
-        amount = tl.where(used, 1.0, 0.0).to(tl.float64)
+        added = tl.where(used, 1.0, 0.0).to(tl.float64)
     copy = (tl.program_id(0) % copies).to(tl.int64) * n_segments * (size + 1)
     counted = used
     if not SEGMENTED:
-        # the keys above all windows are many, and in one interval: they are added up here first
+        # the many keys above all windows are in one interval: sum them here and add once
         last = index == size
-        tl.atomic_add(weight + copy + size, tl.sum(tl.where(last, amount, 0.0), 0), sem="relaxed")
+        tl.atomic_add(weight + copy + size, tl.sum(tl.where(last, added, 0.0), 0), sem="relaxed")
         counted = used & (index < size)
-    tl.atomic_add(weight + copy + bin, amount, mask=counted, sem="relaxed")
+    tl.atomic_add(weight + copy + bin, added, mask=counted, sem="relaxed")
     windowed = used & (index < size)
     coordinate = key.to(tl.float64) - tl.load(origin + index, mask=windowed, other=0.0)
-    tl.atomic_add(moment + copy + bin, coordinate * amount, mask=windowed, sem="relaxed")
+    tl.atomic_add(moment + copy + bin, coordinate * added, mask=windowed, sem="relaxed")
 
 
 @triton.jit
@@ -86,8 +86,8 @@ def _spread(keys, interval, origin, lines, out, n, n_intervals, n_bins, BLOCK: t
 def locate_and_sum(
     axis: Intervals, keys: Tensor, weights: Tensor | None, segments: Tensor | None = None, n_segments: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`concordet.ranking.backend_torch.locate_and_sum`; the first interval, which no window reaches, has
-    sums 0."""
+    """See :func:`concordet.ranking.backend_torch.locate_and_sum`; sums of the first interval, below all windows, are
+    0."""
     _check(keys)
     size, bins = axis.size - 1, axis.size * n_segments
     copies = max(1, min(MAX_COPIES, MAX_BINS // bins))

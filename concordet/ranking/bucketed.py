@@ -1,7 +1,7 @@
-"""The thesis's Algorithm 2: runs of negatives between consecutive positives stand for one prototype each.
+"""The thesis's Algorithm 2: a prototype stands for each run of negatives between two consecutive positives.
 
 Yavuz, Cam, Kalkan, Akbas: Bucketed Ranking-based Losses for Efficient Training of Object Detectors (ECCV 2024 and
-thesis). An approximation for delta > 0, the same numbers at delta = 0 unless negatives tie with positives.
+thesis). An approximation for delta > 0; exact at delta = 0 unless negatives tie with positives.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def bucket(
         order = order[torch.sort(rankings[order], stable=True).indices]
     is_negative = order >= p
     rows = order[is_negative] - p
-    run = (~is_negative).cumsum(0)[is_negative]  # how many positives stand before each negative
-    owners = None  # [runs] ranking of each run: those of one ranking are one more than its positives
+    run = (~is_negative).cumsum(0)[is_negative]  # number of positives before each negative
+    owners = None  # [runs] ranking of each run; a ranking of p positives has p + 1 runs
     if segments.index is not None and negative_segments is not None:
         run = run + negative_segments[rows]
         ends = (torch.bincount(segments.index, minlength=segments.n) + 1).cumsum(0)
         owners = torch.searchsorted(ends, torch.arange(n_runs, device=run.device), right=True)
     sorted_negatives = negatives[rows].double()
-    # of the runs, which are sorted themselves: number, sum, largest, and smallest with its sign turned
+    # of each run, which is sorted: count, sum, largest value, and negated smallest value
     counts = torch.bincount(run, minlength=n_runs)
     ends = counts.cumsum(0)
-    padded = torch.cat([sorted_negatives, sorted_negatives.new_zeros(1)])  # where empty runs begin and end
+    padded = torch.cat([sorted_negatives, sorted_negatives.new_zeros(1)])  # empty runs may begin at the end
     bounds = torch.stack([padded[ends - counts], -padded[ends - 1]]).masked_fill_(counts == 0, -torch.inf)
     largest, smallest = processes.all_max(bounds)
     sums = sorted_negatives.new_zeros(n_runs).index_add_(0, run, sorted_negatives)
     sizes, sums = processes.all_sum(torch.stack([counts.double(), sums]))
     used = sizes > 0
-    # a mean of equal logits must not be rounded past them
+    # rounding must not move the mean of equal logits away from them
     prototypes = torch.clamp(sums / sizes, -smallest, largest)[used]
     which = (used.cumsum(0) - 1)[run]
     which = torch.empty_like(which).index_copy_(0, rows, which)
@@ -87,7 +87,7 @@ class BucketedCounts(ExactCounts):
         prototypes, sizes, self._bucket, owners = bucket(
             positives, negatives.index_select(0, self._kept), processes, segments, kept_segments
         )
-        # buckets are those of all processes already: nothing is left to add up
+        # buckets are those of all processes already, so the base class sums over one process
         super().__init__(positives, prototypes, delta, segments=segments, negative_segments=owners, weights=sizes)
 
     def spread_to_negatives(self, coefficients: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
     H(x) = clamp(x / 2d + 1/2, 0, 1) for d > 0,    H(x) = [x >= 0] for d = 0
 
-counts how far a key lies above a query. Every ranking loss and its gradient is made of the five sums below; how they
-are computed (whole matrices, intervals, buckets) is the method's business, what is made of them is the definition's.
+counts how far a key lies above a query. Every ranking loss and its gradient is made of the sums below. A method
+(matrices of pairs, intervals, buckets) computes them, and a definition makes a loss of them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor
 from concordet.ranking.segments import Segments
 
 MASKED_LOGIT = {dtype: torch.finfo(dtype).min for dtype in (torch.float32, torch.float64)}
-"""Logit of a key that is no negative: far below every positive, so that H is 0."""
+"""Logit of a key that is not a negative: far below every positive, so that H is 0."""
 
 
 def step(difference: Tensor, delta: float) -> Tensor:
-    """The smoothed step H of half width ``delta``; at 0 it is hard and a tie counts 1.
+    """The smoothed step H of half width ``delta``; at ``delta`` = 0 it is hard, and a tie counts 1.
 
     Example:
         >>> step(torch.tensor([-2.0, -0.5, 0.0, 3.0]), 1.0)
@@ -54,7 +54,7 @@ class Counts(Protocol):
     segments: Segments
 
     def above(self, *weights: Tensor) -> list[Tensor]:
-        """Soft counts of what ranks above each positive i: of negatives, of positives, of weighted positives.
+        """Soft counts of the negatives, the positives and the weighted positives that rank above each positive i.
 
         ``[p]`` each: N(i) = sum over negatives j of H(s_j - s_i), the sum over positives k != i of H(s_k - s_i), and
         for every ``weights`` ``[p]`` the sum of w_k H(s_k - s_i).
@@ -62,7 +62,7 @@ class Counts(Protocol):
         ...
 
     def better_above(self, quality: Tensor, *weights: Tensor) -> list[Tensor]:
-        """The same over positives only that also have q_k >= q_i: counted, and with each of the ``weights``."""
+        """Soft counts of the positives above i with q_k >= q_i: unweighted, and with each of the ``weights``."""
         ...
 
     def spread_to_negatives(self, coefficients: Tensor) -> Tensor:

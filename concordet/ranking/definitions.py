@@ -1,6 +1,6 @@
-"""The ranking losses as definitions: error, target and the pmf that spreads their difference.
+"""The ranking losses as definitions: error, target and the pmf that distributes their difference.
 
-A definition gets soft counts and says, for every positive i, its error and how the error is distributed:
+A definition takes soft counts and returns, for every positive i, its error and how the error is distributed:
 
     L = 1/|P| sum_i (l(i) - l*(i)),    L_ij = (l(i) - l*(i)) p(j|i),
     dL/ds_i = 1/|P| (sum_j L_ji - sum_j L_ij)    (identity update, RS Loss Eqs. 3.5-3.9 in the thesis)
@@ -22,10 +22,11 @@ from concordet.ranking.counts import Counts
 from concordet.ranking.sums import running_sums
 
 MIN_FALSE_POSITIVES = 1e-5
-"""aLRP and NDCG spread nothing from a positive with fewer false positives (Algorithm A.1, line 28: "for stability")."""
+"""aLRP and NDCG distribute no error of a positive with fewer false positives (Algorithm A.1, line 28: "for
+stability")."""
 
 MIN_WORSE = 1e-10
-"""RS spreads nothing from a positive with fewer worse positives above it (the published code's epsilon)."""
+"""RS distributes no error of a positive with fewer worse positives above it (the published code's epsilon)."""
 
 
 class Support(Enum):
@@ -64,7 +65,7 @@ class Term:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Terms of a loss, and the constants of a part that is differentiated by autograd.
+    """Terms of a loss, and the weights of a part that autograd differentiates.
 
     Attributes:
         terms: one per output.
@@ -120,7 +121,7 @@ def localization_recall_precision(counts: Counts, aux: Tensor, *, self_relation:
     """
     false_positives, positives, errors = counts.above(aux)
     inverse_rank = (self_relation + positives + false_positives).reciprocal()
-    # E_k counts at every positive from k's own rank downwards
+    # E_k counts at k and at every positive ranked below it
     weights = counts.segments.running(running_sums, inverse_rank)
     value = false_positives * inverse_rank
     term = Term(
@@ -172,7 +173,7 @@ def discounted_cumulative_gain(counts: Counts, aux: Tensor | None, *, self_relat
     gain = torch.log2(1 + rank).reciprocal()
     p = counts.segments.sizes(len(rank))
     gains = torch.log2(torch.arange(2, len(rank) + 2, dtype=gain.dtype, device=gain.device)).reciprocal()
-    # the engine divides by p, this loss by G_max only (Z = 1)
+    # the operator divides by p, this loss by G_max only (Z = 1)
     ratio = p / running_sums(gains)[p - 1]
     share = ratio * gain
     term = Term(

@@ -1,4 +1,4 @@
-"""The numbers of :mod:`concordet.ranking.quadratic` in O((n + p) log p) time and O(n + p) memory; see README.md.
+"""The values of :mod:`concordet.ranking.quadratic` in O((n + p) log p) time and O(n + p) memory; see README.md.
 
 With s rankings in one call, all share one set of intervals, and sums are tables ``[s, 2p + 1]``: O(n + s p) memory.
 """
@@ -19,13 +19,13 @@ from concordet.ranking.segments import ONE, Segments
 from concordet.ranking.sums import WaveletTree, binned_sums, prefix_sums, running_sums, split, take
 
 MAX_PAIRWISE_POSITIVES = 256
-"""Positives up to which their pairs are looked at one by one: a matrix this small is made faster than a tree."""
+"""Number of positives up to which a matrix of their pairs is faster than a tree."""
 
 
 def interval_lines(axis: Intervals, delta: float, coefficients: Tensor, segments: Segments) -> Tensor:
     """``[2, s (2p + 1)]`` slope and constant of G(k) = sum_i a_i H(k - t_i) on every interval of each ranking.
 
-    At t_i - d the line a_i (k - t_i + d) / 2d is added; at t_i + d it is taken off again and a_i is added instead.
+    At t_i - d the line a_i (k - t_i + d) / 2d is added; at t_i + d it is subtracted again and a_i is added instead.
     """
     if delta == 0:
         changes = torch.zeros_like(coefficients).expand(2, 2, -1).clone()
@@ -94,8 +94,8 @@ class ExactCounts:
         if self._delta:
             counts += [axis.blank(self._moment).flatten()]
             counts += [binned_sums(bins, v, n * size) for v in (axis.local, *(w * axis.local for w in weights))]
-        # S_i = W(t_i + d) + [X_i - (t_i - d) W_i] / 2d, with W(a) the weight of the keys from a on, and W_i, X_i weight
-        # and weight times key inside the window of i; sums begin at the highest key
+        # S_i = W(t_i + d) + [X_i - (t_i - d) W_i] / 2d, with W(a) the weight of the keys at or above a, and W_i, X_i
+        # weight and weight times key inside the window of i; sums start at the highest key
         table = torch.stack(counts) if self._delta else torch.stack(counts).double()
         sums = running_sums(table.view(-1, n, size).flip(-1)).flatten(1)
         from_top = self.segments.flat((size - 1) - axis.edges, size)
@@ -129,7 +129,7 @@ class ExactCounts:
     def spread_to_worse(self, coefficients: Tensor, quality: Tensor) -> Tensor:
         if self._few:
             return self._pairs.spread_to_worse(coefficients, quality)
-        # steps that have begun and ended at or below s_k: prefixes of the ascending order
+        # the steps that begin, and those that end, at or below s_k are prefixes of the ascending order
         _, (begun, ended) = self._better(coefficients[None], quality, strict=True)
         if not self._delta:
             return ended[0]
@@ -144,7 +144,7 @@ class ExactCounts:
         """``[2c, p]`` weights and moments of all better positives, and ``[2, 2c, p]`` of those below two bounds.
 
         The bounds are t_i - d and t_i + d or, for ``strict`` comparison of qualities, the last positives whose steps
-        have begun and ended at s_k. Weights are ``[c, p]``; at delta = 0 there are no moments.
+        begin and end at or below s_k. Weights are ``[c, p]``; at delta = 0 there are no moments.
         """
         by_quality, lengths, starts, tree = self._quality_tree(quality)
         p, part = len(quality), int(strict)
@@ -154,7 +154,7 @@ class ExactCounts:
         if starts is None:
             total = take(prefix_sums(columns), lengths[part])
             return total, tree.sums(columns.t().contiguous(), queries).t().unflatten(1, (2, p)).movedim(1, 0)
-        # rankings stand one after the other: take off those before, in two parts so that they leave no rounding errors
+        # rankings are concatenated: subtract those before, in two parts so that no rounding errors remain
         parts = torch.stack(split(columns))  # [2, 2c, p]
         sums = prefix_sums(parts)
         before = sums.index_select(2, starts)
@@ -163,23 +163,22 @@ class ExactCounts:
         return total, (sums - before[:, :, None]).sum(0).movedim(1, 0)
 
     def _quality_tree(self, quality: Tensor) -> tuple[Tensor, Tensor, Tensor | None, WaveletTree]:
-        """The positives from best to worst, ``[2, p]`` how many are better, and a tree over their ascending order.
+        """The positives from best to worst, ``[2, p]`` numbers of better ones, and a tree over their ascending order.
 
-        Kept for one quality. With several rankings, both orders have one ranking after the other; ``starts`` ``[p]``
-        are where a positive's ranking begins.
+        Cached for the last quality. With several rankings, both orders have one ranking after the other, and a
+        positive's ranking begins at its entry of ``starts`` ``[p]``.
         """
         if self._tree is not None and self._tree[0] is quality:
             return self._tree[1]
         axis, p = self._axis, len(quality)
         worst_last = quality.neg()
         sorted_quality, by_quality = torch.sort(worst_last, stable=True)
-        # as good or better, and better
-        # in ascending order, which takes a fraction of the time, and then as the positives stand
+        # numbers of positives as good or better, and better; searching sorted values takes a fraction of the time
         lengths = torch.stack(
             [torch.searchsorted(sorted_quality, sorted_quality, right=right) for right in (True, False)]
         )
         lengths = torch.empty_like(lengths).index_copy_(1, by_quality, lengths)
-        # positives below t_i - d and t_i + d; steps that have begun and ended at or below s_k
+        # numbers of positives below t_i - d and t_i + d; of steps that begin and end at or below s_k
         below = torch.searchsorted(self._keys, axis.bounds)
         bounds = torch.stack([below, torch.searchsorted(axis.bounds, self._keys.repeat(2, 1), right=True)])
         indices, starts = by_quality, None
@@ -198,10 +197,10 @@ class ExactCounts:
 
 
 class _Stacked:
-    """Positives in some order, rearranged so that one ranking stands after the other."""
+    """Positives in some order, rearranged so that one ranking follows the other."""
 
     def __init__(self, order: Tensor, segments: Segments) -> None:
-        """``order`` ``[p]`` has the ranking of each positive in the order, ``segments`` those of the queries."""
+        """``order`` ``[p]`` has the ranking of each positive in that order, ``segments`` the rankings of queries."""
         p = len(order)
         index = torch.arange(p, device=order.device) + order * (p + 1)
         ones = order.new_zeros(segments.n * (p + 1)).index_fill_(0, index, 1)
@@ -209,5 +208,5 @@ class _Stacked:
         self._segments, self._width = segments, p + 1
 
     def stack(self, first: Tensor) -> Tensor:
-        """``[..., p]`` where in the new order those of a query's ranking end that are among the ``first`` ones."""
+        """``[..., p]`` end, in the new order, of the positives of a query's ranking among the ``first`` ones."""
         return self._before.index_select(0, self._segments.flat(first, self._width).flatten()).view(first.shape)

@@ -1,4 +1,4 @@
-"""From a definition to a loss: choose positives and negatives, count, distribute, and hand the update to autograd."""
+"""From a definition to a loss: select positives and negatives, count, distribute, and pass the update to autograd."""
 
 from __future__ import annotations
 
@@ -28,28 +28,29 @@ METHODS: dict[str, Callable[[Tensor, Tensor, float, SingleProcess, Segments, Ten
     "bucketed": BucketedCounts,
     "auto": ExactCounts,
 }
-"""How soft counts are computed. ``auto`` is exact: it is the fastest at every size."""
+"""Classes that compute soft counts, by method. ``auto`` is exact, which is the fastest at every size."""
 
 UNKNOWN = -1
 """Number of positives that has not been counted yet."""
 
 DEFINITIONS: dict[str, Definition] = {}
-"""Registered losses by name; an operator that torch.compile understands takes names, not objects."""
+"""Registered losses by name: a custom operator takes names, not objects."""
 
 
 class RankingOptions(NamedTuple):
-    """What every ranking loss can be told, whatever its definition.
+    """Options that every ranking loss takes, whatever its definition.
 
-    A named tuple, as an operator takes its fields one by one.
+    A named tuple, because a custom operator takes the fields one by one.
 
     Attributes:
         delta: half width of the smoothed step.
         self_relation: what a positive adds to its own rank.
         method: a name in :data:`METHODS`.
         group: name of a process group, or "" for this process only.
-        n_positives: number of positives where it is known, so that a device need not be asked; else :data:`UNKNOWN`.
+        n_positives: number of positives if the caller knows it, which saves a synchronization with the device;
+            otherwise :data:`UNKNOWN`.
         n_segments: number of independent rankings.
-        finite: whether the logits that count are known to be finite, so that nobody looks again.
+        finite: whether the logits that count are known to be finite, which saves a check.
 
     Example:
         >>> RankingOptions(delta=0.5).method
@@ -66,7 +67,7 @@ class RankingOptions(NamedTuple):
 
 
 def register(definition: Definition) -> Definition:
-    """Make a definition known to :func:`ranking_loss`.
+    """Makes a definition known to :func:`ranking_loss`.
 
     Running the same definition again (in a notebook) replaces it.
 
@@ -104,7 +105,7 @@ def ranking_loss(
         definition: loss to compute.
         logits: ``[n]`` float; half precision is computed in float32, sums always in float64.
         labels: ``[n]`` integer, 1 positive, 0 negative, anything else ignored.
-        aux: ``[p]`` or ``[n]`` (read at the positives) auxiliary input, detached.
+        aux: ``[p]`` or ``[n]`` (read at the positives) auxiliary input; it gets no gradient.
         segments: ``[n]`` integer in 0..s-1, the ranking of each logit, with ``options.n_segments`` = s; None for one.
         options: step, method, processes.
         settings: numbers of this definition; those left out have its defaults.
@@ -128,7 +129,7 @@ def ranking_loss(
     numbers = [float(settings.get(name, default)) for name, default in definition.settings.items()]
     if logits.dtype not in (torch.float32, torch.float64):
         logits = logits.float()
-    # sizes that a compiler can know beforehand: [n] auxiliary input stays [n] here, [p] stays [p]
+    # [n] auxiliary input is not reduced to [p] here: a compiler knows n beforehand and not p
     if aux is not None:
         aux = aux.detach() if aux.dtype in (torch.float32, torch.float64) else aux.detach().float()
     if segments is not None and segments.dtype != torch.int64:
@@ -161,9 +162,9 @@ def compute_terms(
         options: fields of :class:`RankingOptions`.
     """
     with torch.no_grad(), torch.autocast(logits.device.type, enabled=False):
-        known = DEFINITIONS[definition]
-        named = dict(zip(known.settings, settings, strict=True))
-        return _compute(logits, labels, aux, segments, known, named, wants_gradient, RankingOptions(*options))
+        registered = DEFINITIONS[definition]
+        named = dict(zip(registered.settings, settings, strict=True))
+        return _compute(logits, labels, aux, segments, registered, named, wants_gradient, RankingOptions(*options))
 
 
 _ranking = torch.library.custom_op(
@@ -189,12 +190,12 @@ def _ranking_fake(
     wants_gradient: bool,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    known = DEFINITIONS[definition]
-    n_segments = RankingOptions(*options).n_segments
-    per_positive = aux is not None and known.aux is AuxKind.PER_POSITIVE
+    registered = DEFINITIONS[definition]
+    n_terms, n_segments = registered.n_terms, RankingOptions(*options).n_segments
+    per_positive = aux is not None and registered.aux is AuxKind.PER_POSITIVE
     return (
-        logits.new_empty(known.n_terms) if segments is None else logits.new_empty(known.n_terms, n_segments),
-        logits.new_empty(known.n_terms, logits.shape[0] if wants_gradient else 0),
+        logits.new_empty(n_terms) if segments is None else logits.new_empty(n_terms, n_segments),
+        logits.new_empty(n_terms, logits.shape[0] if wants_gradient else 0),
         aux.new_empty(aux.shape) if per_positive and aux is not None else logits.new_empty(0),
     )
 
@@ -206,7 +207,7 @@ def _setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 
 class _NoSecondDerivative(torch.autograd.Function):
-    """Identity of an update, which refuses to be differentiated: an update is no derivative."""
+    """Identity whose backward pass raises an error: an error-driven update has no derivative."""
 
     @staticmethod
     def forward(ctx: Any, update: Tensor, logits: Tensor) -> Tensor:
@@ -261,8 +262,8 @@ def _compute(
             "give them in the order of the positives"
         )
     fused = fused_for(logits)
-    alone = processes.size == 1 and options.method in ("auto", "exact")
-    if fused is not None and alone and fused.takes(logits, positive, definition.name, settings):
+    exact_here = processes.size == 1 and options.method in ("auto", "exact")
+    if fused is not None and exact_here and fused.takes(logits, positive, definition.name, settings):
         values, updates, weights = fused.compute(
             logits, labels, aux, positive, segments, definition.name, n_segments=n_segments, delta=options.delta,
             self_relation=options.self_relation, wants_gradient=wants_gradient,
@@ -279,10 +280,10 @@ def _compute(
         local_logits.nan_to_num_()
     columns = [local_logits]
     if definition.aux is not AuxKind.NONE:
-        columns.append((aux if per_positive else aux.index_select(0, positive)).double())  # type: ignore[union-attr]
+        columns.append(_at_positives(definition, aux, positive))
     if segments is not None:
         columns.append(segments.index_select(0, positive))
-    # all processes' positives, and which of them are this one's
+    # positives of all processes, and the slice of this one's
     gathered, local = processes.all_gather(*columns)
     n_updates = len(logits) if wants_gradient else 0
     weights = None
@@ -317,8 +318,17 @@ def _compute(
     return values if segments is not None else values.squeeze(1), updates, weights
 
 
+def _at_positives(definition: Definition, aux: Tensor | None, positive: Tensor) -> Tensor:
+    """``[p]`` float64 auxiliary input of the positives."""
+    if aux is None:
+        raise ValueError(
+            f"aux of {definition.name!r} must be a tensor, got None; pass one value {definition.aux.value}"
+        )
+    return (aux if definition.aux is AuxKind.PER_POSITIVE else aux.index_select(0, positive)).double()
+
+
 class _Placement:
-    """Where the sorted positives of all processes belong: among this process's own positives, and in its logits."""
+    """Maps the sorted positives of all processes back to this process's positives, and to its logits."""
 
     def __init__(self, positive: Tensor, order: Tensor, local: slice, several: bool) -> None:
         self._positive, self._order, self._local, self._several = positive, order, local, several
@@ -329,14 +339,14 @@ class _Placement:
 
     def subtract(self, rows: Tensor, values: Tensor) -> Tensor:
         """``rows`` ``[..., n]`` less the values of this process's positives, in place; ``values`` are overwritten."""
-        values = values.neg_()  # with alpha=-1, PyTorch adds index by index
+        values = values.neg_()  # index_add_ with alpha=-1 is slower: it adds index by index
         if self._several:
             return rows.index_add_(-1, self._positive, self.unsorted(values).to(rows.dtype))
         return rows.index_add_(-1, self._positive.index_select(0, self._order), values.to(rows.dtype))
 
 
 def _stack(rows: list[Tensor]) -> Tensor:
-    return rows[0][None] if len(rows) == 1 else torch.stack(rows)  # one row needs no copy
+    return rows[0][None] if len(rows) == 1 else torch.stack(rows)  # torch.stack would copy a single row
 
 
 def _updates(
@@ -349,7 +359,7 @@ def _updates(
 ) -> Tensor:
     """``[t, n]`` error-driven update of every term."""
     denominators = _stack([term.pmf_denominator for term in terms])  # [t, p]
-    # nothing is distributed over an infinite denominator
+    # an infinite denominator makes the coefficient 0
     above_minimum = _stack([threshold(term.pmf_denominator, term.min_denominator, torch.inf) for term in terms])
     coefficients = _stack([term.error for term in terms]) * scale / above_minimum
     errors = coefficients * denominators
@@ -369,7 +379,7 @@ def _positives(labels: Tensor, n_positives: int) -> Tensor:
     """``[p]`` indices of the positives.
 
     Raises:
-        ValueError: on a CPU, for a wrong number; elsewhere the loss becomes NaN.
+        ValueError: on a CPU, if ``n_positives`` is wrong; on other devices the loss becomes NaN.
     """
     is_positive = labels == 1
     if n_positives == UNKNOWN or on_host(labels):

@@ -1,4 +1,4 @@
-"""The definition, read as it is written: whole matrices of pairs.
+"""Soft counts straight from their definition, as matrices of pairs.
 
 O(p (p + n)) time and memory. It is the reference that the other methods are tested against, and what to read first.
 """
@@ -36,7 +36,7 @@ class PositivePairs:
         return _weighted(coefficients, worse.t())
 
     def _better_pairs(self, quality: Tensor) -> Tensor:
-        """``[p, p]`` H(x_ik) where q_k >= q_i, else 0; kept for one quality."""
+        """``[p, p]`` H(x_ik) where q_k >= q_i, else 0; cached for the last quality."""
         if self._better is None or self._better[0] is not quality:
             self._better = (quality, self._above_positive * (quality[None, :] >= quality[:, None]))
         return self._better[1]
@@ -46,7 +46,7 @@ def _weighted(weights: Tensor, pairs: Tensor) -> Tensor:
     """``[p]`` sums of each row of ``[p, p]`` with weights ``[p]``."""
     if on_host(pairs):
         return pairs.mv(weights)
-    # elsewhere products of matrices have no fixed order, and refuse where one is asked for
+    # on other devices a matrix product sums in no fixed order, and refuses under deterministic algorithms
     return (pairs * weights).sum(dim=1)
 
 

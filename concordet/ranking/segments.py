@@ -1,7 +1,7 @@
-"""Independent rankings in one call: which ranking each positive belongs to, and what is done within each.
+"""Independent rankings in one call: which ranking each positive belongs to, and sums and scans within each.
 
-Everything is dense, ``[s, ...]`` for s rankings: the number of operations does not depend on s, and no ranking's
-numbers enter another's sums.
+Everything is dense, ``[s, ...]`` for s rankings: the number of operations does not depend on s, and sums of one ranking
+contain no values of another.
 """
 
 from __future__ import annotations

@@ -8,13 +8,14 @@ from torch.nn.functional import pad
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether a value can be looked at for nothing; on other devices the host would wait, and no graph be captured."""
+    """Whether reading a value costs nothing; on other devices the host would wait, and no graph could be captured."""
     return tensor.is_cpu
 
 
 def as_number(value: Tensor) -> float:
     """The number in a 0-dim tensor on the host."""
-    return float(value.tolist())  # type: ignore[arg-type]  # a number for 0 dimensions, and no operation, unlike item()
+    # unlike item(), tolist() is no operation to torch.compile
+    return float(value.tolist())  # type: ignore[arg-type]  # not a list for 0 dimensions
 
 
 def binned_sums(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
@@ -26,7 +27,7 @@ def binned_sums(bins: Tensor, weights: Tensor | None, size: int) -> Tensor:
     """
     if on_host(bins):
         return torch.bincount(bins, weights, minlength=size)
-    # elsewhere counting bins asks the device how many there are
+    # on other devices bincount synchronizes to learn the number of bins
     weights = torch.ones_like(bins, dtype=torch.int64) if weights is None else weights
     return weights.new_zeros(size).index_add_(0, bins, weights)
 
@@ -50,7 +51,7 @@ def running_sums(values: Tensor) -> Tensor:
         tensor([1., 3., 6.])
     """
     if not on_host(values) and values.is_floating_point() and torch.are_deterministic_algorithms_enabled():
-        return _fixed_order_sums(values)  # PyTorch's own have no fixed order there, and refuse
+        return _fixed_order_sums(values)  # cumsum has no fixed order on such devices, and refuses
     return values.cumsum(-1)
 
 
@@ -74,11 +75,11 @@ def _fixed_order_sums(values: Tensor) -> Tensor:
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Two parts that add up to ``[..., n]`` float64 values; sums of the first ones carry no rounding error.
+    """Two parts that add up to ``[..., n]`` float64 values; sums of the first parts have no rounding error.
 
     The first part is a multiple of a power of two that is coarse enough for every partial sum to be exact. The second
-    one is some 2^-52 of the sum of all magnitudes, so that its rounding does not matter. So differences of running sums
-    are accurate however large the values before them are.
+    one is about 2^-52 of the sum of all magnitudes, so that its rounding does not matter. Differences of running sums
+    are then accurate however large the values before them are.
 
     Example:
         >>> high, low = split(torch.tensor([1e9, 1 / 3], dtype=torch.float64))
@@ -91,8 +92,8 @@ def split(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 MAX_ROWS = 1 << 16
-"""Queries times levels of a wavelet tree that are looked up together: more make fewer operations, of tensors that a
-cache no longer holds."""
+"""Largest number of queries times levels of a wavelet tree that are looked up together: more would make fewer
+operations, but on tensors that no longer fit the cache."""
 
 
 class WaveletTree:
@@ -100,14 +101,14 @@ class WaveletTree:
 
     On the level of h = 2^level, rows stand in blocks of 2h consecutive indices, in their first order within a block. A
     query is in the block [S, S + 2h) of its bound and sees the rows of this block before its pointer; some of them have
-    an index in the first half. Where the bound is in the second half, these are all below it: their weights are added,
-    and the query goes on in the second half; otherwise it goes on in the first. A row goes its way like a query that is
-    bounded by its own index and begins at itself. Indices are a permutation, so every block before S is full and holds
-    h indices of a first half: no starts need to be looked up.
+    an index in the first half. If the bound is in the second half, these are all below it: their weights are added, and
+    the query descends to the second half; otherwise it descends to the first. A row descends like a query whose bound
+    is its own index and whose pointer is its own position. Indices are a permutation, so every block before S is full
+    and has h indices in its first half: starts of blocks need no look-up.
 
     Args:
         indices: ``[n]`` int64, each of 0..n-1 once.
-        lengths: ``[m]`` int64, how many of the first rows each query sees.
+        lengths: ``[m]`` int64, number of first rows that each query sees.
         bounds: ``[m]`` int64 in 0..n.
 
     O((n + m) log n) time and memory, some seven operations per level.
@@ -137,12 +138,12 @@ class WaveletTree:
             rows.append(pointer[:n])
             ends.append(first[n:])
         levels = torch.arange(n_levels, dtype=torch.int32, device=device)[:, None]
-        # [levels * n] which row stands where on the level below: its number, or where it stands on this one
+        # [levels * n] the row at each position of the next level, by its number or by its position on this level
         self._together = max(1, MAX_ROWS // max(len(lengths), 1))
         stands = torch.stack(rows)
         if self._together > 1:
             sources = torch.arange(n, dtype=torch.int32, device=device).repeat(n_levels)
-        else:  # of many rows it is where the row stands on the level before: near by, in the cache
+        else:  # with many rows, the position on this level is the closer one in memory
             sources = torch.cat([torch.arange(n, dtype=torch.int32, device=device), stands[:-1].flatten()])
         targets = stands.add_(levels * n).flatten().long()
         self._rows = torch.empty_like(sources).index_copy_(0, targets, sources)
@@ -150,7 +151,7 @@ class WaveletTree:
         self._rows = self._rows.view(n_levels, n)
         last = torch.stack(ends)
         offsets = (levels % self._together) * (n + 1)
-        # in place: a fresh tensor of this size takes longer than what is computed in it
+        # in place: allocating a tensor of this size takes longer than filling it
         first = half_starts[:, n:].mul_(2).sub_(last).mul_(in_second[:, n:]).add_(last)
         self._ends, self._starts = last.add_(offsets), first.add_(offsets)
 

@@ -70,14 +70,16 @@ def test_kernels_compile_for_a_gpu_with_64_bit_addresses(architecture, dtype, wi
 )
 def test_whole_losses_compile_for_a_gpu(architecture, wide, kind):
     pytest.importorskip("triton")
-    from concordet.ranking import fused_triton as kernels
+    from concordet.ranking import fused_kernels as kernels
+    from concordet.ranking.backend_triton import BLOCK
+    from concordet.ranking.fused_triton import COLUMNS, ROWS
 
-    rows, tile = "i64" if wide else "i32", {"ROWS": kernels.ROWS, "COLUMNS": kernels.COLUMNS}
-    own = {"scores": "*fp32", "side": "*fp64", "owner": "*i32"}
+    rows, tile = "i64" if wide else "i32", {"ROWS": ROWS, "COLUMNS": COLUMNS}
+    own = {"scores": "*fp32", "aux_values": "*fp64", "owner": "*i32"}
     wide_ones = dict.fromkeys(("thresholds", "origin", "local", "sums", "lines", "coefficients", "errors"), "*fp64")
     gather = {"logits": "*fp32", "aux": "*fp32", "segments": "*i64", "positive": "*i64", **own, "p": "i32"}
     intervals = {**own, "order": "*i64", **pick(wide_ones, "thresholds", "origin"), "edges": "*i32", "local": "*fp64"}
-    intervals |= {"sorted_side": "*fp64", "sorted_owner": "*i32", "p": "i32", "top": "i32"}
+    intervals |= {"sorted_aux": "*fp64", "sorted_owner": "*i32", "p": "i32", "top": "i32"}
     locate = {
         "logits": "*fp32",
         "labels": "*i64",
@@ -92,20 +94,24 @@ def test_whole_losses_compile_for_a_gpu(architecture, wide, kind):
     rank |= {"n_segments": "i32", "gain": "fp32", "gain_rest": "fp32"}
     spread = {"logits": "*fp32", "interval": "*i32", **pick(wide_ones, "origin", "lines"), "out": "*fp32"}
     spread |= {"n": rows, "size": "i32", "n_segments": "i32"}
-    place = {**own, "order": "*i64", "positive": "*i64", **pick(wide_ones, "coefficients", "errors")}
-    place |= {"inverse": "*fp64", "accumulated": "*fp64", "seen": "*fp64", "out": "*fp32", "values": "*fp32"}
-    place |= {"weights": "*fp32", "n": rows, "p": "i32", "n_segments": "i32"}
+    scatter = {**own, "order": "*i64", "positive": "*i64", **pick(wide_ones, "coefficients", "errors")}
+    scatter |= {"inverse": "*fp64", "accumulated": "*fp64", "seen": "*fp64", "out": "*fp32", "values": "*fp32"}
+    scatter |= {"weights": "*fp32", "n": rows, "p": "i32", "n_segments": "i32"}
     several = {"SEGMENTED": architecture == 90}
-    delta, block = {"DELTA": 0.7, **several}, {"BLOCK": kernels.BLOCK}
+    delta, block = {"DELTA": 0.7, **several}, {"BLOCK": BLOCK}
     codes = [
         compiled(kernel, types, constants, architecture)
         for kernel, types, constants in (
-            (kernels._gather, gather, {"KIND": kind, **several, **block}),
-            (kernels._intervals, intervals, {**delta, "GAP": 2.8, "SIDE": True, **tile}),
-            (kernels._locate_and_sum, locate, {**several, **block}),
-            (kernels._rank, rank, {**delta, "SELF": 0.5, "MIN_FP": 1e-5, "MIN_W": 1e-10, "KIND": kind, **tile}),
-            (kernels._spread, spread, {"N_TERMS": 2, **block}),
-            (kernels._place, place, {**delta, "WANTED": True, "KIND": kind, **tile}),
+            (kernels.gather, gather, {"KIND": kind, **several, **block}),
+            (kernels.find_intervals, intervals, {**delta, "GAP": 2.8, "AUX": True, **tile}),
+            (kernels.locate_and_sum, locate, {**several, **block}),
+            (
+                kernels.rank_positives,
+                rank,
+                {**delta, "SELF": 0.5, "MIN_FP": 1e-5, "MIN_W": 1e-10, "KIND": kind, **tile},
+            ),
+            (kernels.spread, spread, {"N_TERMS": 2, **block}),
+            (kernels.scatter, scatter, {**delta, "WANTED": True, "KIND": kind, **tile}),
         )
     ]
     # a number of type float32 would move ties: those of Python stay as precise as they are
