@@ -1,4 +1,4 @@
-"""Criteria: what turns a detector's :class:`~concordet.assigned.Assigned` into named, weighted loss terms."""
+"""Criteria: modules that turn a detector's :class:`~concordet.assigned.Assigned` into named, weighted loss terms."""
 
 from concordet.losses.criteria.bases import BASES, Base, LossDefaults, QualityHead
 from concordet.losses.criteria.box import BoxTerm

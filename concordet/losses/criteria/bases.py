@@ -1,4 +1,4 @@
-"""Base losses by name: one table of them, and the defaults of a detector that they start from."""
+"""The table of base losses by name, and the defaults of a detector that they start from."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class Base:
     """An entry of the table of base losses.
 
     Attributes:
-        core: makes the core from the detector's defaults and the settings of the loss name.
-        ranks_only: the loss depends on the order of the scores only, which then are no probabilities.
+        core: function of the detector's defaults and the settings of the loss name that builds the core.
+        ranks_only: the loss depends only on the order of the scores, which are then not probabilities.
         softmax: the loss keeps a softmax classifier, for detectors that have one.
         balances_boxes: box terms are scaled to the classification's value; set predictors do the same with L1.
         mask: mask term for detectors that predict masks; None keeps the detector's.
@@ -129,7 +129,7 @@ def _varifocal(defaults: LossDefaults) -> Core:
 
 
 def _ndcg(defaults: LossDefaults) -> Core:
-    # no detector was published with it: self-balancing leaves no weight to choose
+    # no detector was published with it, so the box weight is not tuned but self-balanced
     return SelfBalancedCore(NDCGTerm(), _SCORED_BOX)
 
 

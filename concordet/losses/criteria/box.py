@@ -30,7 +30,7 @@ class BoxTerm:
         weighting: Weights of the positives, without gradient. ``none``: the sum over positives over the normalizer;
             ``score``: the largest class probability (RS Loss, GFL); ``quality``: the target of the auxiliary head
             (ATSS: centerness); ``iou``: the IoU (VarifocalNet). With weights the term is sum(w x loss) / sum(w), with
-            the denominator averaged over processes as the normalizer is.
+            the denominator averaged over processes, as the normalizer is.
         beta: Error at which ``smooth_l1`` turns from quadratic to linear.
 
     Example:
@@ -75,7 +75,7 @@ def box_losses(kind: BoxKind, assigned: Assigned, beta: float = 1 / 9) -> Tensor
 
 
 def _measure(kind: BoxKind, boxes: Tensor, targets: Tensor, eps: float = 1e-7) -> Tensor:
-    """``[p]`` IoU, GIoU, DIoU or CIoU, equal to torchvision's, whose losses make the host wait for a GPU.
+    """``[p]`` IoU, GIoU, DIoU or CIoU, equal to torchvision's, whose losses synchronize with the GPU.
 
     GIoU = IoU - (hull - union) / hull                     (Rezatofighi et al. 2019)
     DIoU = IoU - distance of centers^2 / diagonal^2        (Zheng et al. 2020)
@@ -99,7 +99,7 @@ def _measure(kind: BoxKind, boxes: Tensor, targets: Tensor, eps: float = 1e-7) -
 
 
 def weigh(term: BoxTerm, assigned: Assigned, losses: Tensor, ious: Tensor) -> Tensor:
-    """0-dim weighted sum of ``losses`` ``[p]`` as ``term`` says; 0, connected to the graph, without positives."""
+    """0-dim sum of ``losses`` ``[p]`` with the weights of ``term``; 0, connected to the graph, without positives."""
     if term.weighting == "none":
         return term.weight * losses.sum() / assigned.normalizer
     weights = _weights(term.weighting, assigned, ious).detach()

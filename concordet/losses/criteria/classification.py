@@ -1,4 +1,4 @@
-"""Classification losses of criteria: small modules of (assigned, IoUs of the positives) to terms.
+"""Classification losses of criteria: modules that map (assigned, IoUs of the positives) to a value.
 
 IoUs ``[p]`` carry no gradient: they are targets.
 """
@@ -18,11 +18,11 @@ from concordet.losses.criteria.terms import Term
 from concordet.losses.functional.distributional import unchecked_distributional_ranking_loss
 
 Classification = Callable[[Assigned, Tensor], Tensor | Mapping[str, Tensor | Term]]
-"""A classification loss: of (assigned, IoUs of the positives ``[p]``) to one value, or to values by name."""
+"""A classification loss: maps (assigned, IoUs of the positives ``[p]``) to one value, or to values by name."""
 
 
 class FocalTerm(nn.Module):
-    """Focal loss over the number of positives."""
+    """Focal loss, summed and divided by the normalizer (the number of positives)."""
 
     def __init__(self, alpha: float = 0.25, gamma: float = 2.0) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class CrossEntropyTerm(nn.Module):
 
     Args:
         no_object_weight: Weight of the background in a softmax; the loss is then the weighted mean over all
-            predictions that are used, with the sum of weights averaged over processes as the normalizer is. None for
+            predictions that are used, with the sum of weights averaged over processes, as the normalizer is. None for
             the sum over the normalizer.
     """
 
@@ -99,7 +99,7 @@ class MatchabilityAwareTerm(nn.Module):
 
 
 class DistributionalRankingTerm(nn.Module):
-    """DR Loss over the batch; its published code takes it per image."""
+    """DR Loss over the batch; its published code computes it per image."""
 
     def forward(self, assigned: Assigned, ious: Tensor) -> Tensor:
         logits, labels = assigned.logits.flatten(), assigned.ranking_labels()

@@ -21,13 +21,12 @@ from concordet.losses.functional.ranking import Method
 class Core(nn.Module):
     """Base class of cores: classification and box terms of a batch.
 
-    A subclass has :meth:`forward`; :meth:`observe` and :meth:`on_epoch_end` where it has something to show or state;
-    :attr:`ranking` where one of its parts is a ranking loss.
-    ``includes_regression`` says that its terms already compare encoded regressions, so that :class:`WithL1` is not
-    needed.
+    A subclass implements :meth:`forward`; :meth:`observe` if it has values to plot, :meth:`on_epoch_end` if it has
+    state, and :attr:`ranking` if one of its parts is a ranking loss. ``includes_regression`` says that its terms
+    already compare encoded regressions, so that :class:`WithL1` is not needed.
 
     Example:
-        A core whose box term grows with the classification loss, under a name that every detector takes:
+        A core whose box term grows with the classification loss, registered under a name for every detector:
 
         >>> from concordet.losses import BoxTerm, Core, Term, build_criterion, functional, register_loss
         >>> from concordet.losses.criteria.box import box_value
@@ -50,7 +49,7 @@ class Core(nn.Module):
 
     @property
     def ranking(self) -> RankingTerm | None:
-        """The ranking loss that :meth:`forward` calls, which may then rank several records in one call; or None."""
+        """The ranking loss that :meth:`forward` calls, if any: records of several stages can then share one call."""
         return None
 
     def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
@@ -71,7 +70,7 @@ class Core(nn.Module):
 
 
 class NoTerms(Core):
-    """No terms at all: the core of a criterion that adds couplings to a loss computed elsewhere."""
+    """No terms: the core of a criterion that adds couplings to a loss computed elsewhere."""
 
     def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
         return {}
@@ -100,7 +99,7 @@ class SeparateCore(Core):
 
 
 class SelfBalancedCore(SeparateCore):
-    """A box term that is scaled to the value of the classification terms: there is no weight to tune (RS Loss)."""
+    """A box term that is scaled to the value of the classification terms, without a weight to tune (RS Loss)."""
 
     def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
         terms = super().forward(assigned, ious)
@@ -199,8 +198,8 @@ class ALRPCore(Core):
     """aLRP Loss: one loss ranks positives above negatives and weights their localization errors by rank.
 
     The localization part is scaled by mean(total) / mean(localization) of the previous epoch (Oksuz et al. 2020,
-    Sec. 4.2), and by 50 in the first. This is state of the training: it is in buffers, so that it is saved with the
-    model, and changes when :meth:`on_epoch_end` is called; :meth:`forward` only adds up.
+    Sec. 4.2), and by 50 in the first. This training state is in buffers, which are saved with the model;
+    :meth:`forward` adds to the sums, and :meth:`on_epoch_end` sets the factor.
 
     Args:
         first_weight: Weight of the localization part during the first epoch; 50 as published.
@@ -245,7 +244,7 @@ class ALRPCore(Core):
         return {"self_balance": self.weight.clone()}
 
     def on_epoch_end(self) -> None:
-        """Takes the weight of the next epoch from this one's means; it stays where there were no positives."""
+        """Sets the weight for the next epoch from this epoch's means; without positives it stays as it is."""
         total, localization = self.sums
         self.weight.copy_(torch.where(localization > 0, total / localization.clamp(min=1e-12), self.weight))
         self.sums.zero_()
@@ -255,16 +254,15 @@ _SCORED_L1: Final = BoxTerm("l1", weighting="score")
 
 
 class WithL1(Core):
-    """Another core with the term ``l1`` added, for set predictors (DETR, Sparse R-CNN).
+    """A core with the additional term ``l1``, for set predictors (DETR, Sparse R-CNN).
 
     Their encoded regressions are boxes in units of the image; L1 is the sum over the four coordinates.
 
     Args:
         core: Core to add the term to.
-        classification: Factor of its classification terms.
+        classification: Factor of the core's classification terms.
         l1: Factor of the new term; 5 as published.
-        balanced: L1 is weighted by score and scaled to the value of the classification terms, independently of the box
-            term, as RS Loss does with that one.
+        balanced: L1 is weighted by score and, like RS Loss's box term, scaled to the value of the classification terms.
     """
 
     def __init__(self, core: Core, *, classification: float = 1.0, l1: float = 5.0, balanced: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Couplings: terms added to a loss that tie the scores of the positives to their IoUs; one table of them."""
+"""The table of couplings: terms added to a loss that tie the scores of the positives to their IoUs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from concordet.assigned import Assigned
 from concordet.losses import functional
 
 CouplingFunction = Callable[..., Tensor]
-"""``function(assigned, ious, **settings)`` to a 0-dim value."""
+"""Maps ``(assigned, ious, **settings)`` to a 0-dim value."""
 
 
 @dataclass(frozen=True)
@@ -66,4 +66,4 @@ COUPLINGS: dict[str, Coupling] = {
     "pse": Coupling(partial(association_coupling, form="squared"), settings=("slope",)),
     "pce": Coupling(partial(association_coupling, form="cross_entropy"), settings=("slope",)),
 }
-"""Terms that a loss name adds with ``+``."""
+"""Couplings by the name that is added to a loss name with ``+``."""

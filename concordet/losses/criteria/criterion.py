@@ -1,14 +1,14 @@
 """Criteria: a core (classification and box), an auxiliary head's term and couplings, weighted in one place.
 
 A criterion takes a detector's :class:`~concordet.assigned.Assigned` and returns named, weighted terms whose sum is the
-loss. ``build_criterion("focal+concordance(0.3)", defaults)`` makes one by name; :func:`list_losses` lists the names.
+loss. ``build_criterion("focal+concordance(0.3)", defaults)`` builds one by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -21,20 +21,20 @@ from concordet.losses.criteria.bases import QualityHead
 from concordet.losses.criteria.cores import Core, WithL1
 from concordet.losses.criteria.couplings import WeightedCoupling
 from concordet.losses.criteria.mask import MaskTerm, mask_value, segmentation_value
-from concordet.losses.criteria.ranking import rank_together
+from concordet.losses.criteria.ranking import RankingTerm, rank_together
 from concordet.losses.criteria.terms import CoreTerms, Terms, sum_of_role
 from concordet.losses.functional.reduction import at_least_float32
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a criterion needs from a detector; a detector is built and matched accordingly.
+    """What a criterion needs from a detector, which is built and matches objects accordingly.
 
     Attributes:
         softmax: The classifier is one softmax over classes and background.
         quality_head: Target of the auxiliary head; the detector is built without that head for None.
         samples: Negatives are sampled (two-stage detectors) or mined (SSD); otherwise the loss sees all of them.
-        ranks_only: The loss depends on the order of the scores only: they are no probabilities, and a detector must
+        ranks_only: The loss depends only on the order of the scores: they are not probabilities, and a detector must
             not drop boxes below a fixed score.
         balances_boxes: Box terms are scaled to the value of the classification terms.
     """
@@ -47,7 +47,7 @@ class Needs:
 
 
 ExtraTerm = Callable[[Assigned, Tensor, CoreTerms], Tensor | None]
-"""A term beside those of the core: of (assigned, IoUs, the core's terms) to a value; None if it does not apply."""
+"""A term besides the core's: maps (assigned, IoUs, the core's terms) to a value, or None if it does not apply."""
 
 
 class Criterion(nn.Module):
@@ -113,7 +113,7 @@ class Criterion(nn.Module):
         return values
 
     def prepare(self, assigned: Assigned) -> tuple[Assigned, Tensor]:
-        """The record with logits as losses take them and this criterion's processes, and ``[p]`` IoUs."""
+        """The record with logits in float32 or better and this criterion's processes, and ``[p]`` IoUs."""
         if assigned.ranked is not None:  # by `rank_records`, which prepared it
             return assigned, assigned.ranked.ious
         # Losses are computed in float32 or better whatever the detector ran in: bf16 IoUs and counts are not usable.
@@ -141,7 +141,7 @@ class Criterion(nn.Module):
         return self.quality_weight * quality_value(assigned, ious, self.needs.quality_head)
 
     def on_epoch_end(self) -> None:
-        """Lets a core with state (aLRP's self-balancing) know that an epoch of training is over."""
+        """Tells a core with state (aLRP's self-balancing) that an epoch of training has ended."""
         self.core.on_epoch_end()
 
 
@@ -173,8 +173,8 @@ def _coupling_term(coupling: WeightedCoupling) -> ExtraTerm:
 def add_l1(criterion: Criterion, *, classification: float = 2.0, l1: float = 5.0) -> None:
     """Adds L1 of encoded boxes to a criterion, in place, for set predictors.
 
-    Self-balanced losses balance it too; ranking losses and Harmonic loss keep the weight of their classification terms,
-    and Harmonic loss, which has a regression term, stays as it is.
+    Self-balanced losses balance it too. Ranking losses keep the weight of their classification terms. Harmonic loss,
+    which has a regression term, stays as it is.
 
     Args:
         criterion: Criterion to change.
@@ -188,10 +188,10 @@ def add_l1(criterion: Criterion, *, classification: float = 2.0, l1: float = 5.0
 
 
 def rank_over(model: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Lets every criterion in a model rank, correlate and balance over the batches of a group's processes.
+    """Makes every criterion in a model rank, correlate and balance over the batches of all processes of a group.
 
     The values of these terms are then those of one process with the whole batch, and so is the mean of gradients over
-    processes, which DDP takes. The other terms are sums over predictions and need no group: their normalizers are
+    processes, which DDP computes. The other terms are sums over predictions and need no group: their normalizers are
     averaged over all processes in any case.
 
     Args:
@@ -209,26 +209,40 @@ def rank_over(model: nn.Module, group: dist.ProcessGroup | None) -> None:
 
 
 def rank_records(criteria: Sequence[nn.Module], records: Sequence[Assigned]) -> list[Assigned]:
-    """Ranks all records whose criteria have the same ranking loss in one call; their criteria then find its values.
+    """Ranks all records whose criteria have the same ranking loss in one call, and stores the values in the records.
 
     Args:
-        criteria: Criterion of each record, to be called with it afterwards.
+        criteria: Criterion of each record, which is called with the returned record afterwards.
         records: Records of one batch: stages, decoder layers, groups of queries.
 
     Returns:
         The records; those that are ranked with others have :attr:`~concordet.assigned.Assigned.ranked`.
     """
-    terms = [criterion.core.ranking if isinstance(criterion, Criterion) else None for criterion in criteria]
-    together = [i for i, term in enumerate(terms) if term is not None]
+    together: dict[int, Criterion] = {}
+    terms: list[RankingTerm] = []
+    for i, criterion in enumerate(criteria):
+        if isinstance(criterion, Criterion) and criterion.core.ranking is not None:
+            together[i] = criterion
+            terms.append(criterion.core.ranking)
     results = list(records)
     if len(together) < 2:
         return results
     with torch.autocast(records[0].logits.device.type, enabled=False):
-        prepared = [cast(Criterion, criteria[i]).prepare(records[i]) for i in together]
-        ranked = rank_together([terms[i] for i in together], *zip(*prepared, strict=True))
+        prepared = [criterion.prepare(records[i]) for i, criterion in together.items()]
+        ranked = rank_together(terms, *zip(*prepared, strict=True))
     for i, record in zip(together, ranked, strict=True):
         results[i] = record
     return results
+
+
+class CriterionDict(nn.ModuleDict):
+    """Criteria by name; a ``ModuleDict`` whose values have a type."""
+
+    if TYPE_CHECKING:
+
+        def __getitem__(self, key: str) -> Criterion: ...
+
+        def values(self) -> ValuesView[Criterion]: ...
 
 
 class StagedCriterion(nn.Module):
@@ -237,19 +251,19 @@ class StagedCriterion(nn.Module):
     Stages with the same ranking loss are ranked in one call, each by itself.
 
     Args:
-        stages: Criteria by name; a record is for the one named by its ``stage``.
-        weights: Factors of all terms of a stage, by name; 1 for stages not named.
+        stages: Criteria by name; the ``stage`` of a record names its criterion.
+        weights: Factors of all terms of a stage, by name; 1 for other stages.
     """
 
     def __init__(self, stages: Mapping[str, Criterion], weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
-        self.stages: nn.ModuleDict = nn.ModuleDict(stages)
+        self.stages: CriterionDict = CriterionDict(stages)
         self.weights: dict[str, float] = dict(weights or {})
 
     @property
     def needs(self) -> Needs:
-        """What the last stage, which detects, needs."""
-        return cast(Criterion, list(self.stages.values())[-1]).needs
+        """Needs of the last stage, whose scores are the detector's."""
+        return list(self.stages.values())[-1].needs
 
     def forward(self, records: Sequence[Assigned]) -> Terms:
         """Weighted terms of all stages, each named ``stage_term``."""
@@ -264,4 +278,4 @@ class StagedCriterion(nn.Module):
     def on_epoch_end(self) -> None:
         """Passes the end of an epoch on to every stage."""
         for criterion in self.stages.values():
-            cast(Criterion, criterion).on_epoch_end()
+            criterion.on_epoch_end()

@@ -69,7 +69,7 @@ def mask_losses(kind: MaskKind, masks: Masks) -> Tensor:
 
 
 def mask_value(term: MaskTerm, masks: Masks, assigned: Assigned, classification: Tensor) -> Tensor:
-    """0-dim mask loss as ``term`` says; a balanced one is scaled to ``classification``."""
+    """0-dim mask term; a balanced one is scaled to ``classification``."""
     losses = mask_losses(term.kind, masks)
     if term.weighting == "score":
         value = weigh(BoxTerm(weighting="score"), assigned, losses, losses)
@@ -83,7 +83,7 @@ def mask_value(term: MaskTerm, masks: Masks, assigned: Assigned, classification:
 def segmentation_value(segmentation: Segmentation) -> Tensor:
     """0-dim cross entropy of the classes per pixel: summed over classes, mean over pixels and images.
 
-    Pixels with unknown targets cost nothing. YOLACT's semantic segmentation (Bolya et al. 2019, Sec. 3.5).
+    Pixels with unknown targets contribute 0. YOLACT's semantic segmentation (Bolya et al. 2019, Sec. 3.5).
     """
     logits, targets = at_least_float32(segmentation.logits), at_least_float32(segmentation.targets)
     losses = F.binary_cross_entropy_with_logits(logits, targets.clamp(min=0), reduction="none")

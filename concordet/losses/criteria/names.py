@@ -1,4 +1,4 @@
-"""Names of losses, parsed once: ``focal+concordance(0.3)`` is a base loss and what is added to it."""
+"""Parsing of loss names: ``focal+concordance(0.3)`` is a base loss with couplings and heads added to it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class NamePart:
     """One part of a loss name: the base loss, a coupling or an auxiliary head.
 
     Attributes:
-        name: its name.
-        weight: the number in brackets without a name; None if there is none.
-        settings: (name, value) of the other numbers in brackets.
-        text: the part as it was written.
+        name: name of the loss, coupling or head.
+        weight: number in parentheses that has no name; None without one.
+        settings: (name, value) of the other numbers in parentheses.
+        text: the part as written.
     """
 
     name: str
@@ -47,10 +47,10 @@ class LossName:
 
     @classmethod
     def parse(cls, loss: str) -> LossName:
-        """The name in this text; whether its parts exist is not checked here.
+        """Parses a loss name; whether its parts are registered is not checked here.
 
         Raises:
-            ValueError: if the text does not have the form of a loss name, or a number in it is negative or not finite.
+            ValueError: if the text is not a loss name, or a number in it is negative or not finite.
         """
         base, *extras = (_parse_part(part, loss) for part in loss.replace(" ", "").split("+"))
         return cls(base, tuple(extras))

@@ -1,7 +1,7 @@
 """Ranking losses of criteria: of one record, or of several records in one call.
 
 :func:`rank_together` ranks all records that have the same ranking loss (decoder layers, groups of queries, stages) in
-one call of it, each record by itself, and hands every record its values.  A term that gets a record with values returns
+one call, each record by itself, and stores its values in every record. A term returns the values of a record that has
 them; otherwise it ranks the record, which is the reference that tests compare with.
 """
 
@@ -11,7 +11,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class RankingTerm(nn.Module, ABC):
     """
 
     names: ClassVar[tuple[str, ...]] = ("ranking",)
-    """Names of its values."""
+    """Names of the loss's values."""
 
     def __init__(self, *, delta: float = 1.0, method: Method = "auto") -> None:
         super().__init__()
@@ -40,24 +40,24 @@ class RankingTerm(nn.Module, ABC):
 
     @abstractmethod
     def rank(self, logits: Tensor, labels: Tensor, aux: Any, **options: Any) -> tuple[Tensor, ...]:
-        """Its values in the order of ``names``, of ``[m]`` logits and ranking labels; ``[s]`` each with segments."""
+        """Values of the loss for ``[m]`` logits and labels, in the order of ``names``; ``[s]`` each with segments."""
 
     @property
     def aux_settings(self) -> Hashable:
-        """Terms with equal ones have the same :meth:`aux` of a record."""
+        """Settings of :meth:`aux`: terms with equal settings have equal auxiliary inputs for a record."""
         return None
 
     def aux(self, assigned: Assigned, ious: Tensor) -> Any:
-        """What the loss takes besides logits and labels: one value per logit or one per positive."""
+        """Auxiliary input of the loss: one value per logit or one per positive, or None."""
         return None
 
     @property
     def definition(self) -> Hashable:
-        """Terms with equal ones rank by the same definition."""
+        """Key of the definition: terms with equal keys can rank in one call."""
         return type(self), self.delta, self.method
 
     def forward(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
-        """Values by name; those that the record has, if they are of this term."""
+        """Values by name; those stored in the record, if they are of this term and these tensors."""
         ranked = assigned.ranked
         if ranked is not None and ranked.term is self and _same(ranked.inputs, _inputs(assigned, ious)):
             values = ranked.values
@@ -76,7 +76,7 @@ class APTerm(RankingTerm):
 
 
 class NDCGTerm(RankingTerm):
-    """NDCG Loss, with the step's width and the algorithm that AP and aLRP Loss have by default."""
+    """NDCG Loss, with the same default step and algorithm as AP and aLRP Loss."""
 
     def rank(self, logits: Tensor, labels: Tensor, aux: Any, **options: Any) -> tuple[Tensor, ...]:
         return (functional.ndcg_loss(logits, labels, delta=self.delta, method=self.method, **options),)
@@ -126,35 +126,33 @@ class ALRPTerm(RankingTerm):
         return functional.alrp_loss(logits, labels, aux, delta=self.delta, method=self.method, **options)
 
 
-def rank_together(
-    terms: Sequence[RankingTerm | None], records: Sequence[Assigned], ious: Sequence[Tensor]
-) -> list[Assigned]:
-    """The records, those with a ranking loss with its values in them, from one call per definition.
+def rank_together(terms: Sequence[RankingTerm], records: Sequence[Assigned], ious: Sequence[Tensor]) -> list[Assigned]:
+    """The records with the values of their ranking losses, from one call per definition.
 
-    Records share a call if their losses have the same definition and their logits the same type, device and processes.
+    Records share a call if their losses have the same definition and their logits the same dtype, device and processes;
+    a record that shares none is returned as it is.
 
     Args:
-        terms: Ranking loss of each record; None without one.
+        terms: Ranking loss of each record.
         records: Records; logits are float32 or better.
         ious: ``[p]`` per record, IoUs of its positives.
     """
     results = list(records)
     calls: dict[Hashable, list[int]] = {}
     for i, (term, record) in enumerate(zip(terms, records, strict=True)):
-        if term is not None:
-            shared = (term.definition, record.logits.dtype, record.logits.device, record.group)
-            calls.setdefault(shared, []).append(i)
+        shared = (term.definition, record.logits.dtype, record.logits.device, record.group)
+        calls.setdefault(shared, []).append(i)
     for indices in calls.values():
         if len(indices) > 1:
-            mine = [(cast(RankingTerm, terms[i]), records[i], ious[i]) for i in indices]
-            for i, (term, record, own), values in zip(indices, mine, _rank_in_one_call(mine), strict=True):
+            members = [(terms[i], records[i], ious[i]) for i in indices]
+            for i, (term, record, own), values in zip(indices, members, _rank_in_one_call(members), strict=True):
                 results[i] = replace(record, ranked=Ranked(term, _inputs(record, own), own, values))
     return results
 
 
 def _rank_in_one_call(ranked: Sequence[tuple[RankingTerm, Assigned, Tensor]]) -> list[tuple[Tensor, ...]]:
-    """Values of each (term, record, IoUs of its positives), from one call of the first one's loss."""
-    # records of one width are put in a row first, so that labels and inputs are made for all of them at once
+    """Values of each (term, record, IoUs of its positives), from one call of the first term's loss."""
+    # records with the same number of classes are concatenated first: labels and inputs are then computed once
     alike: dict[Hashable, list[int]] = {}
     for i, (term, record, _) in enumerate(ranked):
         alike.setdefault((term.aux_settings, record.logits.shape[1]), []).append(i)
@@ -181,7 +179,7 @@ def _rank_in_one_call(ranked: Sequence[tuple[RankingTerm, Assigned, Tensor]]) ->
 
 
 def _join(records: Sequence[Assigned]) -> Assigned:
-    """What ranking losses look at, of all records of one number of classes in a row."""
+    """The tensors that ranking losses read, concatenated over records with the same number of classes."""
     starts = itertools.accumulate((len(record.labels) for record in records), initial=0)
     return replace(
         records[0],
@@ -194,9 +192,9 @@ def _join(records: Sequence[Assigned]) -> Assigned:
 
 
 def _inputs(assigned: Assigned, ious: Tensor) -> tuple[Tensor, ...]:
-    """All tensors that a ranking loss of this record looks at."""
+    """All tensors that a ranking loss of this record reads."""
     return assigned.logits, assigned.labels, assigned.positive, assigned.boxes, assigned.gt_boxes, ious
 
 
 def _same(inputs: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
-    return all(mine is other for mine, other in zip(inputs, others, strict=True))
+    return all(one is other for one, other in zip(inputs, others, strict=True))

@@ -40,7 +40,7 @@ def build_criterion(loss: str | LossName, defaults: LossDefaults | None = None) 
 
     Args:
         loss: Base loss, then any couplings and an auxiliary head: ``rank_sort``, ``focal+concordance(0.3)``,
-            ``focal+pse``, ``default+spearman(0.1)``. A number in brackets is the weight of a coupling (at least 0);
+            ``focal+pse``, ``default+spearman(0.1)``. A number in parentheses is the weight of a coupling (at least 0);
             other numbers have names: ``harmonic(alpha=0.5,gamma=0)``, ``focal+pse(1,slope=0.8)``. ``default`` is the
             detector's own loss, auxiliary head included; every other base loss is built without that head unless
             ``+centerness`` or ``+iou_head`` adds it.
@@ -50,7 +50,7 @@ def build_criterion(loss: str | LossName, defaults: LossDefaults | None = None) 
         A module that maps an :class:`~concordet.assigned.Assigned` to named 0-dim terms whose sum is the loss.
 
     Raises:
-        ValueError: for an unknown name, a bad number or a combination without meaning.
+        ValueError: for an unknown name, an invalid number or a combination without meaning.
 
     Example:
         >>> sorted(build_criterion("focal+concordance(0.3)").couplings)
@@ -174,14 +174,14 @@ def register_loss(
     softmax: bool = False,
     mask: MaskTerm | None = None,
 ) -> LossT | Callable[[LossT], LossT]:
-    """Makes a loss available by name, wherever a loss has a name; also a decorator.
+    """Registers a loss under a name that ``loss=`` and ``--loss`` then take; also a decorator.
 
     The loss is one of:
 
     * a function ``loss(assigned, ious)`` that returns the classification loss, 0-dim, or several values by name. Box,
       mask, auxiliary head and couplings are added as for any other loss.
-    * a subclass of :class:`~concordet.losses.Core`, made as ``loss(defaults)`` for each criterion, which returns all
-      classification and box terms and may have parameters, buffers and state.
+    * a subclass of :class:`~concordet.losses.Core`, constructed as ``loss(defaults)`` for each criterion, which returns
+      all classification and box terms and may have parameters, buffers and state.
 
     Keyword-only parameters with a number as default are settings: ``def my_loss(assigned, ious, *, gamma=2.0)`` can be
     called by the name ``my_loss(gamma=1)``.
@@ -191,7 +191,7 @@ def register_loss(
         loss: Function or class, see above; None for a decorator.
         box: Box term of a function; None for the detector's default.
         balances_boxes: Box and mask terms of a function are scaled to its value; None of them then needs a weight.
-        ranks_only: The loss depends on the order of the scores only: they are no probabilities, and detectors drop no
+        ranks_only: The loss depends only on the order of the scores: they are not probabilities, and detectors drop no
             boxes below a fixed score.
         softmax: The loss works with a softmax over classes and background (``assigned.softmax``), and keeps it for
             detectors that have one; otherwise every detector is built with one sigmoid per class.
@@ -201,7 +201,7 @@ def register_loss(
         The loss itself, or a decorator.
 
     Raises:
-        ValueError: if the name is taken or malformed, or the loss is neither a function of two arguments nor a core.
+        ValueError: if the name is taken or malformed, or the loss is neither a function of two arguments nor a Core.
             Running the same definition again (in a notebook) replaces it.
 
     Example:
@@ -247,7 +247,7 @@ def register_coupling(name: str, coupling: LossT, *, weight: float = 1.0) -> Los
 def register_coupling(
     name: str, coupling: LossT | None = None, *, weight: float = 1.0
 ) -> LossT | Callable[[LossT], LossT]:
-    """Makes a coupling available by name, to be added to any loss with ``+``; also a decorator.
+    """Registers a coupling under a name that can be added to any loss with ``+``; also a decorator.
 
     Args:
         name: Name of the coupling: lowercase letters, digits and underscores.
@@ -259,7 +259,7 @@ def register_coupling(
         The coupling itself, or a decorator.
 
     Raises:
-        ValueError: if the name is taken or malformed, the coupling is no function of two arguments, or the weight is
+        ValueError: if the name is taken or malformed, the coupling is not a function of two arguments, or the weight is
             negative. Running the same definition again (in a notebook) replaces it.
 
     Example:
@@ -289,10 +289,10 @@ _REGISTERED: dict[str, Callable[..., Any]] = {}
 
 
 def _function_core(function: Callable[..., Any], box: BoxTerm | None, balances_boxes: bool) -> Callable[..., Core]:
-    kind = SelfBalancedCore if balances_boxes else SeparateCore
+    core = SelfBalancedCore if balances_boxes else SeparateCore
 
     def build(defaults: LossDefaults, **settings: float) -> Core:
-        return kind(partial(function, **settings) if settings else function, box or defaults.box)
+        return core(partial(function, **settings) if settings else function, box or defaults.box)
 
     return build
 

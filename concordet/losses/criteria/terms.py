@@ -40,7 +40,7 @@ CoreTerms = dict[str, Term]
 
 
 def as_terms(values: Tensor | Mapping[str, Tensor | Term]) -> CoreTerms:
-    """Terms of what a user's loss returns: a value named ``classification``, or values by name.
+    """Terms from the return value of a loss: one value, named ``classification``, or values by name.
 
     Example:
         >>> as_terms(torch.tensor(1.0))

@@ -1,4 +1,4 @@
-"""Association loss: the score of a positive is pulled towards its IoU."""
+"""Association Loss: the score of each positive is pulled towards its IoU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def association_loss(
     Args:
         scores: ``[p]`` probabilities in [0, 1] of the positives' own classes.
         quality: ``[p]`` IoUs in [0, 1].
-        form: "squared" or "cross_entropy"; squared is the paper's better one.
+        form: "squared" (PSE) or "cross_entropy" (PCE); the squared form is the better one in the paper.
         weight: beta; 1 as published.
         slope: k; 1 as published.
         reduction: "none", "mean" over the positives, or "sum".
@@ -71,6 +71,6 @@ def association_loss(
     if form == "squared":
         losses = difference.square()
     else:
-        # a difference of 1 or more (possible at slopes over 1) would be infinite
+        # the loss would be infinite at a difference of 1 or more, which slopes over 1 allow
         losses = -(1 - difference.abs()).clamp_min(torch.finfo(scores.dtype).eps).log()
     return reduce(where, weight * losses, reduction)

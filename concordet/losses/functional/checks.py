@@ -1,8 +1,8 @@
-"""Checks of what users hand to losses: one sentence with what was expected, what came and what to do.
+"""Checks of the arguments of losses: errors say what was expected, what was passed and what to do.
 
-Shapes, dtypes and devices are always checked. A value can be seen only by waiting for the device: values are checked on
-a CPU, on other devices where :func:`value_checks` asks for it, and never inside torch.compile. What is not checked may
-become NaN, and NaN stays NaN.
+Shapes, dtypes and devices are always checked. Reading a value waits for the device: values are checked on a CPU, on
+other devices where :func:`value_checks` asks for it, and never inside torch.compile. Invalid values that are not
+checked may become NaN, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def values_are_checked(tensor: Tensor) -> bool:
 
 
 def check_floating(where: str, name: str, tensor: Tensor, n_dims: int | None = None) -> None:
-    """``tensor`` is a floating-point tensor with ``n_dims`` dimensions (any number for None)."""
+    """Checks that ``tensor`` is a floating-point tensor with ``n_dims`` dimensions (any number for None)."""
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         raise ValueError(f"{where}: {name} must be a floating-point tensor, got {_kind(tensor)}; convert it first")
     if n_dims is not None and tensor.ndim != n_dims:
@@ -62,7 +62,7 @@ def check_floating(where: str, name: str, tensor: Tensor, n_dims: int | None = N
 
 
 def check_integer(where: str, name: str, tensor: Tensor, *, or_bool: bool = False) -> None:
-    """``tensor`` is an integer tensor, or a bool one if ``or_bool``."""
+    """Checks that ``tensor`` is an integer tensor, or a bool one if ``or_bool``."""
     if (
         not isinstance(tensor, Tensor)
         or tensor.is_floating_point()
@@ -73,7 +73,7 @@ def check_integer(where: str, name: str, tensor: Tensor, *, or_bool: bool = Fals
 
 
 def check_same(where: str, name: str, tensor: Tensor, other_name: str, other: Tensor, *, hint: str = "") -> None:
-    """Two tensors have one shape and one device."""
+    """Checks that two tensors have the same shape and device."""
     if tensor.shape != other.shape:
         raise ValueError(
             f"{where}: {name} must have the shape of {other_name}, {tuple(other.shape)}, got {tuple(tensor.shape)}; "
@@ -83,7 +83,7 @@ def check_same(where: str, name: str, tensor: Tensor, other_name: str, other: Te
 
 
 def check_device(where: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Two tensors are on one device."""
+    """Checks that two tensors are on the same device."""
     if tensor.device != other.device:
         raise ValueError(
             f"{where}: {name} must be on the device of {other_name}, {other.device}, got {tensor.device}; "
@@ -92,7 +92,7 @@ def check_device(where: str, name: str, tensor: Tensor, other_name: str, other: 
 
 
 def check_finite(where: str, name: str, tensor: Tensor) -> None:
-    """No NaN and no infinity, where values are checked."""
+    """Checks that no value is NaN or infinite, where values are checked."""
     if not values_are_checked(tensor) or tensor.numel() == 0:
         return
     values = tensor.detach()
@@ -107,7 +107,7 @@ def check_finite(where: str, name: str, tensor: Tensor) -> None:
 
 
 def check_range(where: str, name: str, tensor: Tensor, low: float, high: float, *, slack: float = 0.0) -> None:
-    """All values are in [low, high], where values are checked; they may exceed ``high`` by a rounding ``slack``."""
+    """Checks that all values are in [low, high + slack], where values are checked; ``slack`` allows for rounding."""
     if not values_are_checked(tensor) or tensor.numel() == 0:
         return
     smallest, largest = (as_number(value) for value in tensor.detach().aminmax())
@@ -119,9 +119,9 @@ def check_range(where: str, name: str, tensor: Tensor, low: float, high: float, 
 
 
 def check_ranking_labels(where: str, labels: Tensor, logits: Tensor, *, negatives: bool = False) -> Tensor:
-    """Labels of a ranking loss, int64: 1, 0 or -1 (or bool), one per logit; values where values are checked.
+    """Labels of a ranking loss as int64, checked to be 1, 0 or -1 (or bool), one per logit.
 
-    With ``negatives``, positives have negatives beside them if anything is ignored:
+    With ``negatives``, labels with positives and ignored entries must also have negatives:
     :data:`concordet.assigned.BACKGROUND` is -1, which ranking losses ignore, and such labels would silently give 0.
     """
     check_integer(where, "labels", labels, or_bool=True)
@@ -145,7 +145,7 @@ def check_ranking_labels(where: str, labels: Tensor, logits: Tensor, *, negative
 
 
 def check_segments(where: str, segments: Tensor, n_segments: int | None, logits: Tensor) -> None:
-    """``segments`` has an integer in 0..n_segments-1 for every logit; its values are looked at where values are."""
+    """Checks that ``segments`` has an integer for every logit, in 0..n_segments-1 where values are checked."""
     check_integer(where, "segments", segments)
     check_same(where, "segments", segments, "logits", logits)
     if not isinstance(n_segments, (int, torch.SymInt)) or n_segments < 1:
@@ -160,7 +160,7 @@ def check_segments(where: str, segments: Tensor, n_segments: int | None, logits:
 
 
 def check_positive(where: str, name: str, value: float, *, or_zero: bool = False) -> None:
-    """A hyperparameter is a finite number above 0, or at least 0."""
+    """Checks that a hyperparameter is a finite number above 0, or at least 0 if ``or_zero``."""
     finite = isinstance(value, (int, float)) and value == value and abs(value) != float("inf")
     if not finite or value < 0 or (value == 0 and not or_zero):
         wanted = "a finite number >= 0" if or_zero else "a finite number > 0"
@@ -168,7 +168,7 @@ def check_positive(where: str, name: str, value: float, *, or_zero: bool = False
 
 
 def check_choice(where: str, name: str, value: str, choices: tuple[str, ...]) -> None:
-    """A hyperparameter is one of a few names."""
+    """Checks that a hyperparameter is one of a few names."""
     if value not in choices:
         raise ValueError(f"{where}: {name} must be one of {', '.join(choices)}, got {value!r}")
 

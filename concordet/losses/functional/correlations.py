@@ -15,9 +15,9 @@ from concordet.losses.functional.reduction import at_least_float32
 Coefficient = Literal["pearson", "spearman", "concordance"]
 
 RELATIVE_STRENGTH = 0.3
-"""Default strength of Spearman's soft ranks times n, for values in [0, 1]. Gaps between neighbors shrink as 1/n, so
-the strength has to follow: at 0.3 / n the coefficient is within 1 % of the rank correlation and 60 % of the scores
-still get a gradient; at 1 / n and above it is Pearson's (docs/losses/correlation.md)."""
+"""Default strength of Spearman's soft ranks times n, for values in [0, 1]. Gaps between neighbors shrink as 1/n, and so
+must the strength: at 0.3 / n the coefficient is within 1 % of the rank correlation and 60 % of the scores still get a
+gradient; from 1 / n on it is Pearson's (docs/losses/correlation.md)."""
 
 
 def correlation(x: Tensor, y: Tensor, coefficient: Coefficient, *, strength: float | None = None) -> Tensor:
@@ -71,13 +71,12 @@ def correlation_loss(
         scores: ``[p]`` probabilities in [0, 1] of the positives' own classes.
         quality: ``[p]`` IoUs in [0, 1]; clamped at 1e-6 as in the published code.
         coefficient: "concordance" (matches values), "spearman" (matches ranks) or "pearson".
-        strength: strength of Spearman's soft ranks; the smaller, the harder the ranks. None for 0.3 / p, which
-            was measured. At 1, the
-            published setting, soft ranks of values in [0, 1] are affine in the values: Spearman is then exactly
-            Pearson.
-        group: processes whose positives are one sample; all of them must call, with positives or without. The value is
+        strength: strength of Spearman's soft ranks; the smaller, the harder the ranks. None for 0.3 / p, which was
+            chosen by measurement. At 1, the published setting, soft ranks of values in [0, 1] are affine in the values:
+            Spearman is then exactly Pearson.
+        group: processes whose positives are one sample; all of them must call, with or without positives. The value is
             then global and gradients are the global loss's times the number of processes, so that DDP's average is
-            the global gradient. Sent are eight sums, or for Spearman the positives.
+            the global gradient. Eight sums are exchanged, or for Spearman the positives.
 
     Returns:
         0-dim in [0, 2], float32 or better; 0 with zero gradients where the coefficient is undefined (fewer than two
@@ -98,7 +97,7 @@ def correlation_loss(
     _check_pair("correlation_loss", "scores", scores, "quality", quality)
     quality = quality.detach().to(scores.dtype).clamp_min(1e-6)
     numerator, denominator, n = _fraction(scores, quality, coefficient, strength, process_group(group))
-    # undefined: 0 / 0; the division must not see it, or its gradient would be NaN
+    # where the coefficient is 0 / 0, the division must not be computed: its gradient would be NaN
     undefined = (denominator <= torch.finfo(denominator.dtype).tiny) | (n < 2)
     rho = numerator / torch.where(undefined, 1.0, denominator)
     return torch.where(undefined, numerator * 0.0, 1 - rho)
@@ -143,7 +142,7 @@ def soft_rank(values: Tensor, *, strength: float) -> Tensor:
 
 @torch.library.custom_op("concordet::soft_rank", mutates_args=())
 def _soft_rank(values: Tensor, strength: float) -> tuple[Tensor, Tensor]:
-    """Soft ranks, and ``[n]`` which block of pooled values each value is in."""
+    """Soft ranks, and ``[n]`` index of the block of pooled values that each value is in."""
     n = len(values)
     ranks, blocks = torch.zeros_like(values), torch.zeros(n, dtype=torch.long, device=values.device)
     if n == 0:
@@ -152,7 +151,7 @@ def _soft_rank(values: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     s = values[order].double() / strength
     w = torch.arange(n, 0, -1, dtype=s.dtype, device=s.device)
     if s.isfinite().all():
-        fit, starts = _isotonic_regression((w - s).cpu())  # increasing, so of the negated values
+        fit, starts = _isotonic_regression((w - s).cpu())  # the regression increases, so values are negated
         v = -fit.to(s.device)
         block = torch.zeros(n, dtype=torch.long).index_fill_(0, starts, 1).cumsum(0).to(s.device) - 1
     else:  # NaN stays NaN
@@ -163,7 +162,7 @@ def _soft_rank(values: Tensor, strength: float) -> tuple[Tensor, Tensor]:
 
 
 def _isotonic_regression(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The closest values in increasing order, ``[n]``, and where each block of equal values begins."""
+    """The closest ascending values, ``[n]``, and the start of each block of equal ones."""
     try:
         from scipy.optimize import isotonic_regression
     except ImportError:  # losses depend on torch only
@@ -173,7 +172,7 @@ def _isotonic_regression(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pool_adjacent_violators(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Isotonic regression without SciPy: a block joins the one before it while its mean is not larger."""
+    """Isotonic regression without SciPy: a block is merged into the one before it while its mean is not larger."""
     sums: list[float] = []
     starts: list[int] = []
     for index, value in enumerate(values.tolist()):
@@ -216,21 +215,21 @@ _soft_rank.register_autograd(_soft_rank_backward, setup_context=_soft_rank_setup
 def _fraction(
     x: Tensor, y: Tensor, coefficient: Coefficient, strength: float | None, processes: SingleProcess = SINGLE_PROCESS
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Numerator and denominator of the coefficient over the samples of all processes, and the samples' size.
+    """Numerator and denominator of the coefficient over the samples of all processes, and the sample size.
 
     In float64: moments of near-constant samples cancel.
     """
     dtype = at_least_float32(x).dtype
     x, y = x.double(), y.double()
     if coefficient == "spearman":
-        # ranks need the whole sample: from here on every process has it
+        # ranks need the whole sample, which every process then has
         (x, y), _ = processes.all_gather(x, y)
         processes = SINGLE_PROCESS
         strength = RELATIVE_STRENGTH / max(len(x), 1) if strength is None else strength
         x, y = soft_rank(x, strength=strength), soft_rank(y, strength=strength)
     count, sum_x, sum_y = processes.all_sum(torch.stack([x.new_tensor(float(len(x))), x.sum(), y.sum()]).detach())
     n = count.clamp_min(1)
-    # moments about constants next to the means: exact, and differentiable in each process by itself
+    # moments about detached means: accurate, and each process differentiates its own part
     origin_x, origin_y = sum_x / n, sum_y / n
     x, y = x - origin_x, y - origin_y
     sums = torch.stack([x.sum(), y.sum(), (x * y).sum(), x.square().sum(), y.square().sum()])
@@ -242,7 +241,7 @@ def _fraction(
         numerator, denominator = 2 * covariance, variance_x + variance_y + (mean_x - mean_y).square()
     else:
         product = variance_x * variance_y
-        # the root has no derivative at 0
+        # the square root has no derivative at 0
         numerator, denominator = covariance, torch.where(product > 0, product, 1.0).sqrt() * (product > 0)
     return numerator.to(dtype), denominator.to(dtype), count
 

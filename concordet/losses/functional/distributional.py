@@ -36,8 +36,8 @@ def distributional_ranking_loss(
               \hat P_- = \sum_{j \in N} q_j p_j, \; q_j \propto e^{p_j / \lambda_-}, \quad
               \hat P_+ = \sum_{i \in P} q_i p_i, \; q_i \propto e^{-p_i / \lambda_+}
 
-    with the scores p = sigmoid(logit). The published code takes it per image; here it is of all logits given. Without
-    positives their expected score counts 1, as there; without negatives theirs counts 0; without both the loss is 0.
+    with the scores p = sigmoid(logit). The published code computes it per image; here it is over all logits. Without
+    positives their expected score is 1, as there; without negatives theirs is 0; without both the loss is 0.
 
     Args:
         logits: ``[n]`` raw scores; fp16 to fp64.
@@ -46,12 +46,11 @@ def distributional_ranking_loss(
         margin: m; 0.5 as published.
         smoothness: L; 6 as published.
         positive_temperature: lambda+; 1 as published.
-        negative_temperature: lambda-; 0.1 / log(3.5) as published. The smaller, the more the hardest
-            negatives count.
+        negative_temperature: lambda-; 0.1 / log(3.5) as published. The smaller, the more the hardest negatives count.
         weight: tau; 4 as published.
         group: processes whose batches are one; all of them must call. The value is then global, and gradients are the
-            global loss's times the number of processes, so that DDP's average is the global gradient. Sent are sums
-            only.
+            global loss's times the number of processes, so that DDP's average is the global gradient. Only sums are
+            exchanged.
 
     Returns:
         0-dim loss, float32 or better.
@@ -93,7 +92,7 @@ def unchecked_distributional_ranking_loss(
     weight: float = 4.0,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """DR Loss of labels that are known to be in order (those of a criterion may be positive or ignored only)."""
+    """DR Loss without the check of labels: a criterion's may be positive or ignored only."""
     where = "distributional_ranking_loss"
     for name, value in (
         ("smoothness", smoothness),
@@ -116,7 +115,7 @@ def unchecked_distributional_ranking_loss(
 def _expected(
     scores: Tensor, chosen: Tensor, sharpness: float, processes: SingleProcess, *, otherwise: float
 ) -> tuple[Tensor, Tensor]:
-    """Expectation of the chosen scores under q ~ exp(sharpness * score), ``otherwise`` for none; and their number."""
+    """Expectation of the chosen scores under q ~ exp(sharpness * score), and their number; ``otherwise`` for none."""
     sign = math.copysign(1.0, sharpness)
     sharpness = sign * min(abs(sharpness), torch.finfo(scores.dtype).max)
     ordered = torch.where(chosen, sign * scores.detach(), -torch.inf)

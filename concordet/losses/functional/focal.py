@@ -38,7 +38,7 @@ def focal_loss(
         tensor([0.0433, 0.1300])
     """
     logits, targets = _checked("focal_loss", logits, targets, gamma=gamma)
-    signed = logits * (2 * targets - 1)  # logit of the true side
+    signed = logits * (2 * targets - 1)  # logit of the true label
     losses = -_power_of_sigmoid(-signed, gamma) * logsigmoid(signed)
     if alpha >= 0:
         losses = losses * (alpha * targets + (1 - alpha) * (1 - targets))
@@ -126,8 +126,8 @@ def matchability_aware_loss(
     Args:
         logits: any shape, raw scores.
         targets: the same shape, q in [0, 1]: the IoU at the object's class, 0 elsewhere. No gradient flows through it.
-        positive: the same shape, bool: which entries are positives; None for q > 0.
-        gamma: exponent of both; 1.5 as published.
+        positive: the same shape, bool: True at the positives; None for q > 0.
+        gamma: exponent of q and p; 1.5 as published.
         reduction: "none", "mean" or "sum".
 
     Returns:

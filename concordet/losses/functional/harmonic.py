@@ -55,7 +55,7 @@ def harmonic_loss(cls_losses: Tensor, loc_losses: Tensor, *, reduction: Reductio
 
 
 def harmonic_factors(cls_losses: Tensor, loc_losses: Tensor) -> tuple[Tensor, Tensor]:
-    """The factors with which both tasks weight each other in :func:`harmonic_loss`, for monitoring.
+    """Factors by which the two tasks weight each other in :func:`harmonic_loss`, for monitoring.
 
     Args:
         cls_losses: ``[p]`` cross entropies of the positives, at least 0.
@@ -76,7 +76,7 @@ def harmonic_factors(cls_losses: Tensor, loc_losses: Tensor) -> tuple[Tensor, Te
 
 
 def harmonic_iou_loss(iou: Tensor, *, gamma: float = 0.8, reduction: Reduction = "mean") -> Tensor:
-    r"""Harmonic IoU Loss: accurate boxes keep a share of the gradient.
+    r"""Harmonic IoU Loss: an IoU loss with a larger gradient for accurate boxes.
 
     .. math:: (1 + IoU)^\gamma (1 - IoU)
 
@@ -113,12 +113,12 @@ def harmonic_iou_loss(iou: Tensor, *, gamma: float = 0.8, reduction: Reduction =
 def task_contrastive_loss(
     probabilities: Tensor, labels: Tensor, iou: Tensor, *, margin: float = 0.2, reduction: Reduction = "mean"
 ) -> Tensor:
-    r"""Task-Contrastive Loss of the positives: score and IoU differ by no more than a margin.
+    r"""Task-Contrastive Loss of the positives: the difference of score and IoU above a margin.
 
     .. math:: \frac{1}{1 + \beta_e} \max(0, |p_i - IoU_i| - m), \quad \beta_e = e^{-\sum_k p_k \log p_k}
 
     with the probability p_i of the positive's own class; an uncertain classification (large entropy) weighs little.
-    Everything carries gradient, the weight and the IoU too: the paper stops none.
+    Gradients flow through everything, the weight and the IoU included: the paper stops none.
 
     Args:
         probabilities: ``[p, c]`` class probabilities in [0, 1] of the positives.

@@ -88,8 +88,8 @@ def ap_loss(
               rank(i) = c + \sum_{k \in P, k \ne i} H(s_k - s_i) + N_{FP}(i)
 
     with H(x) = clamp(x / 2 delta + 1/2, 0, 1) and c the ``self_relation``. The backward pass is the error-driven
-    update, not a derivative: a positive gets
-    -l(i) divided by the number of positives, a negative the sum of what the positives below it pass to it.
+    update, not a derivative: a positive's gradient is its error, negated and divided by the number of positives; that
+    error is distributed over the negatives that rank above it.
 
     Args:
         logits: ``[n]`` raw scores of any range, typically flattened over batch, anchors and classes; fp16 to fp64.
@@ -101,21 +101,21 @@ def ap_loss(
             not.
         self_relation: what a positive adds to its own rank; None for 1, as published (1/2 for ``method="bucketed"``
             with delta > 0, the thesis's algorithm).
-        method: "auto" and "exact" (near-linear, the same numbers), "quadratic" (the definition) or "bucketed" (the
-            thesis's).
-        group: processes whose batches are ranked together, with any ``method``; all of them must call, with positives
-            or without. Values are then global and gradients are the global loss's times the number of processes, so
-            that DDP's average is the global gradient. Positives are sent, negatives are not.
+        method: "auto" and "exact" (near-linear, the same values), "quadratic" (the definition) or "bucketed" (the
+            thesis's approximation).
+        group: processes whose batches are ranked together, with any ``method``; all of them must call, with or without
+            positives. Values are then global and gradients are the global loss's times the number of processes, so
+            that DDP's average is the global gradient. Positives are exchanged, negatives are not.
         n_positives: number of labels that are 1, if the caller knows it. On a GPU the loss then never waits for the
-            device, so that it can be part of a CUDA graph; without it, it asks once. A wrong number is an error on a
-            CPU and makes the loss NaN elsewhere.
+            device, so that it can be part of a CUDA graph; otherwise it waits once. A wrong number is an error on a CPU
+            and makes the loss NaN on other devices.
         segments: ``[n]`` integers in 0..s-1, the ranking of each logit: s independent rankings in one call, with as
             many operations as one of them. None for one ranking.
         n_segments: number s of rankings; the same in all processes of ``group``.
 
     Returns:
         0-dim loss in [0, 1], float32 (float64 for float64 logits); 0 with zero gradients without positives or
-        negatives. With ``segments``, ``[s]`` losses, each that of a call of its own.
+        negatives. With ``segments``, ``[s]`` losses, each equal to that of a separate call.
 
     Raises:
         ValueError: shapes, dtypes, devices, labels or hyperparameters are not as above, or a logit is not finite.
@@ -181,7 +181,7 @@ def alrp_loss(
         ALRP(classification, localization), 0-dim each, or ``[s]`` each with ``segments``.
 
     Raises:
-        ValueError: as :func:`ap_loss`, or ``loc_errors`` has not one value for each positive.
+        ValueError: as :func:`ap_loss`, or ``loc_errors`` does not have one value per positive.
 
     Paper:
         Oksuz et al.: A Ranking-based, Balanced Loss Function Unifying Classification and Localisation in Object
@@ -205,7 +205,7 @@ def alrp_loss(
     if segments is None:
         localization = torch.dot(loc_errors, weights)
     else:
-        # each product at its positive's place among the logits, to be added up there by ranking
+        # each product at the index of its positive among the logits, where segments name the ranking
         is_positive = labels == 1
         products = torch.cat([weights.new_zeros(1), loc_errors * weights])
         products = products.index_select(0, is_positive.cumsum(0) * is_positive)
@@ -235,9 +235,9 @@ def rank_sort_loss(
               \ell_S(i) - \ell_S^*(i) = \frac{\sum_k H(x_{ik})(1 - q_k)}{\sum_k H(x_{ik})}
               - \frac{\sum_k H(x_{ik}) [q_k \ge q_i] (1 - q_k)}{\sum_k H(x_{ik}) [q_k \ge q_i]}
 
-    over positives k, with x_ik = s_k - s_i. The sorting error goes to the positives that are worse (q_k < q_i) but
-    stand above. Unlike in the published code, the gradient that arrives at ``sorting`` scales the sorting update, and a
-    positive of quality 0 stays a positive.
+    over positives k, with x_ik = s_k - s_i. The sorting error is distributed over the positives that are worse
+    (q_k < q_i) but rank above i. Unlike in the published code, the gradient that arrives at ``sorting`` scales the
+    sorting update, and a positive of quality 0 stays a positive.
 
     Args:
         logits: ``[n]`` raw scores; fp16 to fp64.
@@ -277,7 +277,7 @@ def rank_sort_loss(
     )
     labels = check_ranking_labels("rank_sort_loss", labels, logits)
     if values_are_checked(quality):
-        own_quality = quality.detach().masked_fill(labels != 1, 0)  # the others are not read
+        own_quality = quality.detach().masked_fill(labels != 1, 0)  # only positives are read
         check_finite("rank_sort_loss", "quality", own_quality)
         check_range("rank_sort_loss", "quality", own_quality, 0, 1, slack=1e-3)
     own = step_at_zero(delta)
@@ -358,9 +358,9 @@ def _rank(
     **settings: float,
 ) -> tuple[Tensor, Tensor]:
     check_floating(where, "logits", logits, 1)
-    # who counts the positives knows what the labels mean; other processes may have the negatives
-    alone = n_positives is None and group is None
-    labels = check_ranking_labels(where, labels, logits, negatives=alone)
+    # a caller that counts the positives knows what the labels mean; other processes may have the negatives
+    must_have_negatives = n_positives is None and group is None
+    labels = check_ranking_labels(where, labels, logits, negatives=must_have_negatives)
     check_positive(where, "delta", delta, or_zero=True)
     check_choice(where, "method", method, get_args(Method))
     if self_relation is None:

@@ -1,4 +1,4 @@
-"""Reducing one loss value per prediction; nothing to reduce gives 0, connected to the graph."""
+"""Reduction of losses per prediction; of none of them it is 0, connected to the graph."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from concordet.losses.functional.checks import check_choice
 
 Reduction = Literal["none", "mean", "sum"]
-"""What becomes of the losses of single predictions."""
+"""How losses per prediction are reduced."""
 
 
 def reduce(where: str, losses: Tensor, reduction: Reduction) -> Tensor:
@@ -29,5 +29,5 @@ def reduce(where: str, losses: Tensor, reduction: Reduction) -> Tensor:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor as float32, or as it is where it is float64; losses are computed in no less, also under autocast."""
+    """The tensor in float32, or float64 if it is; losses are computed in no lower precision, also under autocast."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

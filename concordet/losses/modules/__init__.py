@@ -1,4 +1,4 @@
-"""Every loss as a module: it holds hyperparameters, checks nothing and keeps nothing; the function does the work."""
+"""Every loss as a module, which holds hyperparameters only and calls the function of the same name."""
 
 from concordet.losses.modules.classification import FocalLoss, MatchabilityAwareLoss, QualityFocalLoss, VarifocalLoss
 from concordet.losses.modules.coupling import (

@@ -1,4 +1,4 @@
-"""What all modules of losses share."""
+"""Base class of all loss modules."""
 
 from __future__ import annotations
 

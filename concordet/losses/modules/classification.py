@@ -115,7 +115,7 @@ class MatchabilityAwareLoss(FunctionModule):
               -p^\gamma \log (1 - p) \text{ for a negative}
 
     Args:
-        gamma: Exponent of both, >= 0; 1.5 as published.
+        gamma: Exponent of q and p, >= 0; 1.5 as published.
         reduction: "none", "mean" or "sum"; detectors divide a sum by the number of positives.
 
     Shapes:

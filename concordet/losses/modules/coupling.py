@@ -53,7 +53,7 @@ class CorrelationLoss(FunctionModule):
 
 
 class AssociationLoss(FunctionModule):
-    r"""Association Loss: the score of a positive is pulled towards its IoU.
+    r"""Association Loss: the score of each positive is pulled towards its IoU.
 
     .. math:: \beta (p - k I)^2 \quad \text{(squared)}, \qquad -\beta \log(1 - |p - k I|) \quad \text{(cross\_entropy)}
 
@@ -127,7 +127,7 @@ class HarmonicLoss(FunctionModule):
 
 
 class HarmonicIoULoss(FunctionModule):
-    r"""Harmonic IoU Loss: accurate boxes keep a share of the gradient.
+    r"""Harmonic IoU Loss: an IoU loss with a larger gradient for accurate boxes.
 
     .. math:: (1 + IoU)^\gamma (1 - IoU)
 
@@ -159,7 +159,7 @@ class HarmonicIoULoss(FunctionModule):
 
 
 class TaskContrastiveLoss(FunctionModule):
-    r"""Task-Contrastive Loss of the positives: score and IoU differ by no more than a margin.
+    r"""Task-Contrastive Loss of the positives: the difference of score and IoU above a margin.
 
     .. math:: \frac{1}{1 + \beta_e} \max(0, |p_i - IoU_i| - m), \quad \beta_e = e^{-\sum_k p_k \log p_k}
 
