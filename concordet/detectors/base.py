@@ -26,20 +26,20 @@ class Detector(nn.Module, ABC):
     """A detector in torchvision's convention: losses in training mode, detections in evaluation mode.
 
     In training mode ``model(images, targets)`` returns named losses; in evaluation mode ``model(images)`` returns
-    detections.  :meth:`losses_and_detections` returns both from one forward pass, :meth:`assigned` the predictions with
+    detections. :meth:`losses_and_detections` returns both from one forward pass, :meth:`assigned` the predictions with
     their objects, from which measures such as beta_img are computed.
 
     In evaluation mode the detections of an image do not depend on the other images of its batch: images that are
     padded to the same size, a multiple of the network's strides, go through the network together, and none is padded to
-    the size of a larger one.  (Layers treat their own padding and zeros in their input differently, so that wider
+    the size of a larger one. (Layers treat their own padding and zeros in their input differently, so that wider
     padding would change predictions near the border.)  In training mode a batch is one tensor.
 
     A subclass implements ``_predict``, the forward pass of one tensor, and turns its outcome into ``_detections`` and
-    ``_records``.  The normalizer of a record is the count in its own batch; this class averages it over processes.
+    ``_records``. The normalizer of a record is the count in its own batch; this class averages it over processes.
 
     Attributes:
-        resize: How images come to the network's input size.
-        transform: torchvision's transform, which does so.
+        resize: How images are resized for the network.
+        transform: torchvision's transform, which resizes, normalizes and pads.
         criterion: Loss of one stage, or of several.
         num_classes: Foreground classes; labels outside are 1..num_classes.
         postprocess: Thresholds of detections.
@@ -64,7 +64,7 @@ class Detector(nn.Module, ABC):
     def _set_up(
         self, criterion: Criterion | StagedCriterion, *, num_classes: int, resize: Resize, ignore_regions: bool
     ) -> None:
-        """What the constructors of all flows keep."""
+        """Sets the attributes that all flows share."""
         self.resize = resize
         self.transform = resize.transform()
         self.criterion = criterion
@@ -108,8 +108,8 @@ class Detector(nn.Module, ABC):
     def assigned(self, images: list[Tensor], targets: list[Target]) -> list[Assigned]:
         """Predictions with the objects assigned to them, one record per stage, the final one last.
 
-        In training mode these are the predictions that the loss sees, which may be a sample; in evaluation mode all
-        that inference sees.
+        In training mode these are the predictions that the loss is computed on, which may be a sample; in evaluation
+        mode all predictions that detections are selected from.
         """
         return self._run(images, targets, trained=self.training, detect=False)[1]
 
@@ -125,7 +125,7 @@ class Detector(nn.Module, ABC):
     def _run(
         self, images: list[Tensor], targets: list[Target], *, trained: bool, detect: bool
     ) -> tuple[Detections, list[Assigned]]:
-        """Detections (with ``detect``) and records of the batch, of the loss (``trained``) or of a measure."""
+        """Detections (with ``detect``) and records of the batch, for the loss (``trained``) or for measures."""
         checked = self._checked(images, targets)
         groups = [list(range(len(images)))] if self.training else self._groups(images)
         records, detections = [], []
@@ -145,7 +145,7 @@ class Detector(nn.Module, ABC):
         shapes = {image.shape for image in images}
         if len(shapes) < 2:
             return [list(range(len(images)))]
-        # the transform itself says to what size it pads; on the meta device it computes only shapes
+        # the transform itself pads; on the meta device it computes shapes only
         padded = {shape: self.transform([torch.empty(shape, device="meta")])[0].tensors.shape for shape in shapes}
         groups: dict[torch.Size, list[int]] = {}
         for index, image in enumerate(images):
@@ -153,12 +153,12 @@ class Detector(nn.Module, ABC):
         return list(groups.values())
 
     def _checked(self, images: list[Tensor], targets: list[Target]) -> list[Target]:
-        """Targets in the form that the network learns from; raises ValueError for malformed ones."""
+        """Targets as the network is trained on them; raises ValueError for malformed ones."""
         return checked_targets(images, targets, self.num_classes)
 
     @abstractmethod
     def _predict(self, images: list[Tensor], targets: list[Target] | None) -> Any:
-        """The outcome of one forward pass: all that ``_detections`` and ``_records`` need."""
+        """The outcome of one forward pass: everything that ``_detections`` and ``_records`` need."""
 
     @abstractmethod
     def _detections(self, outcome: Any, images: list[Tensor]) -> Detections:
@@ -166,13 +166,13 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def _records(self, outcome: Any, *, trained: bool) -> list[Assigned]:
-        """One record per stage: what the loss sees (``trained``), or what a measure sees."""
+        """One record per stage, for the loss (``trained``) or for measures."""
 
 
 def _in_order(groups: Sequence[Sequence[int]], detections: Sequence[Detections]) -> Detections:
-    """The batch's detections from those of its groups, whose images have these indices."""
+    """Detections in the order of the batch, from those of groups of its images."""
     order = [index for group in groups for index in group]
-    by_index = dict(zip(order, chain.from_iterable(detections), strict=False))  # empty where none were asked for
+    by_index = dict(zip(order, chain.from_iterable(detections), strict=False))  # no detections without ``detect``
     return [by_index[index] for index in sorted(by_index)]
 
 

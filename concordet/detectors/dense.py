@@ -1,6 +1,6 @@
 """Dense detectors: one forward pass, from images to assigned predictions, losses and detections.
 
-What distinguishes RetinaNet, FCOS, SSD and their kin is passed in: head, anchors, box coder, assigner, reassignment.
+RetinaNet, FCOS, SSD and the others differ in what they pass in: head, anchors, box coder, assigner, reassignment.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Predictions:
 
     @torch.no_grad()
     def scores(self) -> Tensor:
-        """``[b, a, c]`` in [0, 1], what detections are ranked with."""
+        """``[b, a, c]`` scores in [0, 1] that detections are ranked by."""
         scores = self.logits.softmax(-1)[..., :-1] if self.softmax else self.logits.sigmoid()
         if self.qualities is not None:
             scores = torch.sqrt(scores * self.qualities.sigmoid()[..., None])
@@ -86,7 +86,7 @@ class AnchorHead(nn.Module):
         self.postprocess = postprocess
 
     def predict(self, batch: ImageList, features: list[Tensor]) -> list[Predictions]:
-        """Raw predictions, one entry per stage, the one that detects last.
+        """Raw predictions, one entry per stage; the last one gives the detections.
 
         Args:
             batch: Images at the network's input size.
@@ -107,12 +107,12 @@ class AnchorHead(nn.Module):
         ]
 
     def anchors(self, batch: ImageList, features: list[Tensor]) -> tuple[Tensor, list[int]]:
-        """Each image's anchors ``[b, a, 4]`` over all levels, and how many each level has."""
-        # Generators take shape, device and type from features; bf16 could not tell pixels apart.
+        """Each image's anchors ``[b, a, 4]`` over all levels, and the number of anchors per level."""
+        # generators take shape, device and dtype from features; bf16 has too few digits for pixels
         like = [at_least_float32(x.new_empty(())).expand(x.shape) for x in features]
         per_location = self.anchor_generator.num_anchors_per_location()
         sizes = [x.shape[-2] * x.shape[-1] * k for x, k in zip(features, per_location, strict=True)]
-        # images of one tensor have the same anchors
+        # all images of a batch have the same anchors
         return self.anchor_generator(batch, like)[0].expand(features[0].shape[0], -1, -1), sizes
 
     @torch.no_grad()
@@ -140,7 +140,7 @@ class AnchorHead(nn.Module):
         return matches
 
     def assign(self, predictions: Predictions, objects: Objects) -> Assigned:
-        """The record of one stage: its predictions with the objects that their anchors are matched to."""
+        """The record of one stage: predictions, and the objects that their anchors are matched to."""
         if predictions.class_agnostic:
             objects = objects.class_agnostic()
         matching = Matching.of(self.match(predictions, objects), objects)
@@ -190,7 +190,7 @@ class DenseDetector(AnchorHead, Detector):
         assigner: Anchors to objects.
         criterion: Loss; of several stages a :class:`StagedCriterion`.
         num_classes: Foreground classes; labels outside are 1..num_classes.
-        resize: How images come to the network's input size.
+        resize: How images are resized for the network.
         postprocess: Thresholds.
         reassign: Changes the assignment once predictions are known.
         ignore_regions: Anchors inside ``target["ignored_boxes"]`` (crowds, difficult objects) are neither positive nor
@@ -235,7 +235,7 @@ class DenseDetector(AnchorHead, Detector):
 
     def _detections(self, outcome: DenseOutcome, images: list[Tensor]) -> Detections:
         predictions = outcome.stages[-1]
-        return in_pixels([found for found, _ in self.select(predictions)], predictions.image_sizes, images)
+        return in_pixels([result for result, _ in self.select(predictions)], predictions.image_sizes, images)
 
 
 def select(
@@ -269,14 +269,14 @@ def select(
     index = torch.cat(chosen)
     rows, labels, kept_scores = index // num_classes, index % num_classes, scores.flatten()[index]
     boxes = clip_boxes_to_image(codec.decode(regressions[rows], anchors[rows]), image_size)
-    found, kept = suppress(boxes, kept_scores, labels, postprocess)
-    return found, rows[kept]
+    detections, kept = suppress(boxes, kept_scores, labels, postprocess)
+    return detections, rows[kept]
 
 
 def centerness(points: Tensor, boxes: Tensor) -> Tensor:
     """``[p]`` in [0, 1]: 1 at the object's center, 0 at its sides and outside.
 
-    sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)).  Tian et al. 2019, Eq. 3.
+    sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)). Tian et al. 2019, Eq. 3.
     """
     left, top, right, bottom = side_distances(points, boxes).clamp(min=0).unbind(-1)
     tiny = torch.finfo(boxes.dtype).tiny

@@ -1,6 +1,6 @@
 """Set predictors (DETR, Sparse R-CNN): stages of k predictions per image, one-to-one matching with objects, no NMS.
 
-A subclass predicts; records, detections and criteria are made here from the predictions of its stages.
+A subclass predicts; this module makes records, detections and criteria from the predictions of its stages.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A forward pass; the last stage is the one that detects."""
+    """A forward pass; the last stage gives the detections."""
 
     stages: list[Stage]
     sizes: list[tuple[int, int]]  # of the images at the network's input
@@ -61,7 +61,7 @@ def per_layer_criterion(
         name: Name of the detector, for errors.
         loss: Name, criterion (copied for each stage), or criterion with all stages.
         defaults: Default terms of the detector.
-        stages: Names of the stages; the last one detects.
+        stages: Names of the stages; the last one gives the detections.
         classification: Factor of the classification term; see :func:`~concordet.losses.criteria.add_l1`.
         l1: Weight of the L1 term.
         weights: Weights of stages by name; 1 for stages not named.
@@ -90,13 +90,13 @@ class SetPredictor(Detector):
     The predictions of each stage are matched to objects with the smallest total cost and become a record with the
     stage's name; encoded regressions are boxes in units of the image, in the format that the costs compare.
 
-    A subclass implements ``_predict``, which returns an :class:`Outcome`.  With one sigmoid per class every pair of
+    A subclass implements ``_predict``, which returns an :class:`Outcome`. With one sigmoid per class every pair of
     box and class is a candidate for detection; with a softmax each box has its best class, as in DETR.
 
     Args:
         criterion: Loss of all stages; its needs say whether the classifier is a softmax.
         num_classes: Number of foreground classes; labels in targets and detections are 1..num_classes.
-        resize: How images come to the network's input size.
+        resize: How images are resized for the network.
         postprocess: Thresholds; ``topk`` candidates per image, and an NMS threshold of 1 drops none of them.
         costs: Matching costs.
         ignore_regions: Whether predictions inside ``target["ignored_boxes"]`` are ignored instead of background.
@@ -168,7 +168,7 @@ class SetPredictor(Detector):
 
 
 def class_scores(logits: Tensor, *, softmax: bool) -> Tensor:
-    """``[b, k, c]`` scores in [0, 1]; with a softmax all classes of a box but the best one have score 0."""
+    """``[b, k, c]`` scores in [0, 1]; with a softmax, only the best class of a box has a score above 0."""
     if not softmax:
         return logits.sigmoid()
     scores = logits.softmax(-1)[..., :-1]

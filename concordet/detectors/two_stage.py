@@ -1,17 +1,17 @@
 """Two-stage detectors: one forward pass, from images to proposals, boxes, records, losses and detections.
 
-What distinguishes Faster, Cascade and Mask R-CNN is passed in: stages of the RoI head, and a mask branch.
+Faster, Cascade and Mask R-CNN differ in what they pass in: stages of the RoI head, and a mask branch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, concat_box_prediction_layers
 from torchvision.ops import MultiScaleRoIAlign, clip_boxes_to_image
@@ -48,7 +48,13 @@ class BoxStage(nn.Module):
     """
 
     def __init__(
-        self, box_head: nn.Module, box_predictor: nn.Module, coder: BoxCoder, *, foreground: float, softmax: bool
+        self,
+        box_head: nn.Module,
+        box_predictor: FastRCNNPredictor,
+        coder: BoxCoder,
+        *,
+        foreground: float,
+        softmax: bool,
     ) -> None:
         super().__init__()
         self.box_head = box_head
@@ -57,7 +63,7 @@ class BoxStage(nn.Module):
         self.foreground = foreground
         self.softmax = softmax
         if not softmax:
-            init_prior_bias(cast(nn.Module, box_predictor.cls_score))
+            init_prior_bias(box_predictor.cls_score)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """``[n, c]`` logits (with softmax ``[n, c + 1]``, background last) and ``[n, c or 1, 4]`` deltas."""
@@ -79,15 +85,16 @@ class TwoStageHead(nn.Module):
     """A two-stage detector without backbone and image transform: features to proposals, boxes and records.
 
     Losses that need samples (cross entropy and Harmonic loss of a softmax) are means over random minibatches of 256
-    anchors (half of them positive) and 512 proposals (a quarter) per image, as torchvision takes them.  Losses with one
-    sigmoid per class weigh negatives themselves and see every anchor and every proposal.
+    anchors (at most half of them positive) and 512 proposals (a quarter) per image, as in torchvision. Losses with one
+    sigmoid per class weight negatives themselves and are computed on every anchor and every proposal.
 
     Args:
-        rpn: torchvision's.
+        rpn: torchvision's region proposal network.
         box_pool: Features and boxes to ``[n, channels, h, w]``.
-        stages: Of the RoI head, by name; each refines the boxes of the one before it, and their logits are averaged.
+        stages: Stages of the RoI head by name; each refines the boxes of the one before it, and their logits are
+            averaged.
         postprocess: Thresholds; ``topk`` candidates per image come before NMS.
-        sampled: Whether losses see random minibatches: the criterion's ``needs.samples``.
+        sampled: Whether losses are computed on random minibatches: the criterion's ``needs.samples``.
     """
 
     def __init__(
@@ -103,7 +110,7 @@ class TwoStageHead(nn.Module):
         self.rpn = rpn
         self.box_pool = box_pool
         self.stage_names: list[str] = list(stages)
-        # one stage keeps the names of torchvision's parameters
+        # not in a list if it is the only one: parameters then have the names of torchvision's
         heads = list(stages.values())
         self.roi_heads: BoxStage | nn.ModuleList = heads[0] if len(heads) == 1 else nn.ModuleList(heads)
         self.postprocess = postprocess
@@ -116,10 +123,10 @@ class TwoStageHead(nn.Module):
     def box_stages(self) -> list[BoxStage]:
         """Stages of the RoI head."""
         heads = self.roi_heads
-        return [heads] if isinstance(heads, BoxStage) else [cast(BoxStage, stage) for stage in heads]
+        return [heads] if isinstance(heads, BoxStage) else [s for s in heads if isinstance(s, BoxStage)]
 
     def propose(self, batch: ImageList, features: dict[str, Tensor]) -> RPNOutput:
-        """The region proposal network's predictions, and the boxes that are kept of them.
+        """Predictions of the region proposal network, and the proposals selected from them.
 
         Args:
             batch: Images at the network's input size.
@@ -128,7 +135,7 @@ class TwoStageHead(nn.Module):
         levels = list(features.values())
         logits, deltas = self.rpn.head(levels)
         level_sizes = [x[0].numel() for x in logits]
-        # the generator takes shape, device and type from features; bf16 could not tell pixels apart
+        # the generator takes shape, device and dtype from features; bf16 has too few digits for pixels
         like = [at_least_float32(x.new_empty(())).expand(x.shape) for x in levels]
         anchors = self.rpn.anchor_generator(batch, like)
         logits, deltas = (at_least_float32(x) for x in concat_box_prediction_layers(logits, deltas))
@@ -149,15 +156,15 @@ class TwoStageHead(nn.Module):
 
     def pool(self, pooler: MultiScaleRoIAlign, rpn: RPNOutput, boxes: list[Tensor]) -> Tensor:
         """``[n, channels, h, w]`` features of ``[n_i, 4]`` boxes per image."""
-        # strides come out exact for the padded size; for an image's own they would be rounded
+        # the pooler derives strides from the size: from the padded one they are exact, from an image's own rounded
         return pooler(rpn.features, boxes, [rpn.padded_size] * len(boxes))
 
     def refine(self, rpn: RPNOutput, boxes: list[Tensor]) -> list[RoIOutput]:
-        """Every stage's predictions; each begins with the boxes of the one before, clipped to the images.
+        """Predictions of every stage; each refines the boxes of the one before, clipped to the images.
 
         Args:
             rpn: Features of the images.
-            boxes: ``[n_i, 4]`` per image, with which the first stage begins.
+            boxes: ``[n_i, 4]`` per image, which the first stage refines.
         """
         results: list[RoIOutput] = []
         stages = self.box_stages
@@ -169,7 +176,7 @@ class TwoStageHead(nn.Module):
         return results
 
     def training_records(self, rpn: RPNOutput, objects: Objects) -> tuple[list[Assigned], list[RoIOutput]]:
-        """What the loss sees: records of anchors and of each stage's boxes, sampled or all, and the stages' outputs."""
+        """Records for the loss, of anchors and of each stage's boxes (sampled or all), and the stages' outputs."""
         matches = self.match_anchors(rpn, objects)
         proposals = self.rpn_record(
             rpn, objects, matches, sample(matches, self.rpn.fg_bg_sampler) if self.sampled else None
@@ -178,13 +185,13 @@ class TwoStageHead(nn.Module):
         return [proposals, *self.roi_records(rpn, rois, objects)], rois
 
     def inference_records(self, rpn: RPNOutput, rois: list[RoIOutput], objects: Objects) -> list[Assigned]:
-        """Records of everything that is seen at inference; the final one's logits are those that decide there."""
+        """Records of everything that inference uses; the final one has the averaged logits that scores come from."""
         proposals = self.rpn_record(rpn, objects, self.match_anchors(rpn, objects))
         rois = [*rois[:-1], replace(rois[-1], logits=mean_logits(rois))]
         return [proposals, *self.roi_records(rpn, rois, objects)]
 
     def _training_boxes(self, rpn: RPNOutput, objects: Objects) -> list[Tensor]:
-        """``[k, 4]`` boxes per image that the RoI head learns from."""
+        """``[k, 4]`` boxes per image that the RoI head is trained on."""
         boxes = [torch.cat(pair) for pair in zip(rpn.boxes, objects.boxes, strict=True)]
         if self.sampled:
             chosen = sample(self.match_boxes(boxes, objects, self.box_stages[0].foreground), self.roi_sampler)
@@ -259,7 +266,7 @@ class TwoStageHead(nn.Module):
 
 @dataclass(frozen=True)
 class TwoStageOutcome:
-    """A forward pass; ``rois`` are of all proposals, None where they were not needed."""
+    """A forward pass; ``rois`` has the outputs for all proposals, None if they were not needed."""
 
     rpn: RPNOutput
     objects: Objects
@@ -269,17 +276,17 @@ class TwoStageOutcome:
 class TwoStageDetector(TwoStageHead, Detector):
     """A two-stage detector in torchvision's convention.
 
-    Records are named ``rpn`` and after the RoI head's stages.  In training objects' own boxes join the proposals; what
-    :meth:`assigned` measures in evaluation mode are proposals as at inference, all of them.
+    Records are named ``rpn`` and after the RoI head's stages. In training the objects' own boxes are added to the
+    proposals; in evaluation mode the records of :meth:`assigned` have all proposals of inference.
 
     Args:
         backbone: Features; has ``out_channels``.
-        rpn: torchvision's.
+        rpn: torchvision's region proposal network.
         box_pool: Features and boxes to ``[n, channels, h, w]``.
-        stages: Of the RoI head.
+        stages: Stages of the RoI head.
         criterion: Loss; its stages are ``rpn`` and the RoI head's.
         num_classes: Foreground classes; labels outside are 1..num_classes.
-        resize: How images come to the network's input size.
+        resize: How images are resized for the network.
         postprocess: Thresholds; ``topk`` candidates per image come before NMS.
         ignore_regions: Boxes inside ``target["ignored_boxes"]`` are neither positive nor negative.
     """
@@ -308,7 +315,7 @@ class TwoStageDetector(TwoStageHead, Detector):
         batch, resized = self.transform(images, targets)
         rpn = self.propose(batch, self.backbone(batch.tensors))
         objects = Objects.from_targets(resized or [], ignore_regions=self.ignore_regions)
-        # in training mode boxes are refined for the loss, which has proposals of its own
+        # the loss has its own proposals in training mode, and refines those
         return TwoStageOutcome(rpn, objects, None if self.training else self.refine(rpn, rpn.boxes))
 
     def _records(self, outcome: TwoStageOutcome, *, trained: bool) -> list[Assigned]:
@@ -326,5 +333,5 @@ class TwoStageDetector(TwoStageHead, Detector):
 
 
 def mean_logits(rois: Sequence[RoIOutput]) -> Tensor:
-    """``[n, c]`` averaged over the stages, as mmdetection does."""
+    """``[n, c]`` logits averaged over the stages, as in mmdetection."""
     return torch.stack([r.logits for r in rois]).mean(0)

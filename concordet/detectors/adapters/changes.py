@@ -1,4 +1,4 @@
-"""What an installed loss changes in a model, and how that is undone."""
+"""Changes that an installed loss makes to a model, and undoing them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Installation:
 
 
 class _Absent:
-    """Marks an attribute that the object itself did not have; deleting it shows the class's again."""
+    """Marks an attribute that only the class had; deleting the object's own restores it."""
 
 
 def apply(changes: list[Change]) -> list[Change]:

@@ -1,4 +1,4 @@
-"""The criterion of a model that is not ours: how it is built, what it keeps of the model's loss, what it is given."""
+"""The criterion of a torchvision or Transformers model: its construction, its terms, and logits of a softmax."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def keeps_default(loss: Loss) -> bool:
     return isinstance(loss, str) and LossName.parse(loss).is_default
 
 
-def beside_default(criterion: Criterion) -> Criterion:
-    """The criterion's couplings only, to be added to a model's own loss."""
+def couplings_only(criterion: Criterion) -> Criterion:
+    """A criterion with the couplings of another and no other terms, to be added to a model's own loss."""
     needs = replace(criterion.needs, quality_head=None)
     return Criterion(NoTerms(), needs=needs, couplings=criterion.couplings)
 
@@ -60,7 +60,7 @@ def criterion_for(model: nn.Module, loss: Loss, defaults: LossDefaults, *, quali
         raise ValueError(f"loss must be a name or a Criterion, because {name} has one stage, got {list(loss.stages)}")
     criterion = build_criterion(loss, defaults) if isinstance(loss, str) else loss
     if keeps_default(loss):
-        criterion = beside_default(criterion)
+        criterion = couplings_only(criterion)
     head = criterion.needs.quality_head
     if head is not None and not quality_head:
         raise ValueError(f"{name} has no auxiliary head for {head!r} in loss {loss!r}; leave that out")
@@ -71,7 +71,7 @@ def named_terms(criterion: Criterion | StagedCriterion, records: Sequence[Assign
     """Terms of each record (decoder layers), with ``loss_`` before their names.
 
     The criterion is not a child of the model, so that the state dict stays as it was: this function moves it to the
-    record's device, and lets it gather state only where the model trains.
+    record's device, and puts it into training mode only if the logits require a gradient.
     """
     if not records:
         return []
@@ -90,7 +90,7 @@ def log_odds(logits: Tensor) -> Tensor:
     """``[n, c]`` from the ``[n, c + 1]`` logits of a softmax: log p / (1 - p) of each of the first c classes.
 
     Their sigmoid is the softmax's probability, so that a loss with one sigmoid per class trains and ranks the scores
-    that the model reports, and post-processing stays as it is.  log(1 - p) is exact for every p: for the best class it
+    that the model reports, and post-processing stays as it is. log(1 - p) is exact for every p: for the best class it
     is the log-sum-exp of all others, and for all others p is at most 1/2.
 
     Example:

@@ -19,7 +19,7 @@ Adapter = Callable[[Any, Loss], tuple[Criterion | StagedCriterion, list[Change]]
 
 
 def _set_prediction_adapter(family: str, model: nn.Module, loss: Loss) -> tuple[Criterion, list[Change]]:
-    # a late import: only who has such a model has Transformers
+    # late: only users of such models have Transformers
     from concordet.detectors.adapters.transformers_detr import set_prediction_adapter
 
     return set_prediction_adapter(family, model, loss)
@@ -49,7 +49,7 @@ ADAPTERS: dict[tuple[str, str], Adapter] = {
         for name, family in _SET_PREDICTION_FAMILIES.items()
     },
 }
-"""Adapters by library and class: each builds the criterion of a model and lists what changes in the model."""
+"""Adapters by library and class: each builds the criterion of a model and lists the changes to the model."""
 
 
 def list_installable() -> list[str]:
@@ -68,17 +68,17 @@ def list_installable() -> list[str]:
 def install(model: Model, loss: Loss) -> Model:
     """Swaps the loss of a torchvision or Transformers detector, in place.
 
-    In training the model then returns terms named ``loss_...`` instead of its own classification and box terms.  Its
+    In training the model then returns terms named ``loss_...`` instead of its own classification and box terms. Its
     other terms (masks, denoising queries, distributions of box sides), its matching, parameters, state dict and
-    outputs stay.  Two things change at inference, because scores change their meaning: ranking losses order scores and
+    outputs stay. Two things change at inference, because scores change their meaning: ranking losses order scores and
     give them no scale, so that torchvision's score threshold becomes 0, and FCOS scores are class probabilities unless
-    its centerness branch is trained.  Softmax classifiers stay: a loss with one sigmoid per class gets the log-odds of
-    their probabilities.  ``docs/install.md`` has a table of models and what changes in them.
+    its centerness branch is trained. Softmax classifiers stay: a loss with one sigmoid per class gets the log-odds of
+    their probabilities. ``docs/install.md`` has a table of models and what changes in them.
 
     Args:
         model: Instance of one of :func:`list_installable`, not yet wrapped (DataParallel, DDP, ``torch.compile``).
-        loss: Name from :func:`concordet.losses.list_losses`, or a criterion.  ``"default"`` is the model's own loss, so
-            that ``"default+concordance(0.3)"`` adds a coupling to it.  A loss installed before is replaced.
+        loss: Name from :func:`concordet.losses.list_losses`, or a criterion. ``"default"`` is the model's own loss, so
+            that ``"default+concordance(0.3)"`` adds a coupling to it. A loss installed before is replaced.
 
     Returns:
         The same model.

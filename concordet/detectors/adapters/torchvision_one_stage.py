@@ -1,16 +1,16 @@
 """Losses in torchvision's RetinaNet, FCOS and SSD.
 
-Each hands its matching to a function of (targets, head outputs, anchors, matches), which :class:`DenseLoss` replaces.
+Each passes its matches to a function of (targets, head outputs, anchors, matches), which :class:`DenseLoss` replaces.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.models.detection import FCOS
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.fcos import FCOSHead
@@ -43,8 +43,8 @@ class DenseLoss:
         keeps_default: Whether the owner's terms stay, and ours are added to them.
     """
 
-    owner: nn.Module
-    record: Callable[[nn.Module, Criterion, Targets, dict[str, Tensor], list[Tensor], list[Tensor]], Assigned]
+    owner: Any
+    record: Callable[[Any, Criterion, Targets, dict[str, Tensor], list[Tensor], list[Tensor]], Assigned]
     criterion: Criterion
     keeps_default: bool
 
@@ -54,7 +54,7 @@ class DenseLoss:
         """Named terms of a batch; torchvision's codes for background and ignored in ``matched_idxs`` are also ours."""
         terms: Terms = {}
         if self.keeps_default:
-            terms = cast(Any, type(self.owner)).compute_loss(self.owner, targets, head_outputs, anchors, matched_idxs)
+            terms = type(self.owner).compute_loss(self.owner, targets, head_outputs, anchors, matched_idxs)
         record = self.record(self.owner, self.criterion, targets, head_outputs, anchors, matched_idxs)
         return {**terms, **named_terms(self.criterion, [record])[0]}
 
@@ -102,7 +102,7 @@ def _record(
 
 
 def retinanet_adapter(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
-    """torchvision's RetinaNet; its head has a logit for label 0 too, a class without objects."""
+    """torchvision's RetinaNet; its head also has a logit for label 0, a class without objects."""
     defaults = LossDefaults("focal", BoxTerm(model.head.regression_head._loss_type, beta=1.0))
     criterion = criterion_for(model, loss, defaults)
     return criterion, [
@@ -129,7 +129,7 @@ def _retinanet_record(
 def fcos_adapter(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
     """torchvision's FCOS.
 
-    ``default``, ``+centerness`` and ``+iou_head`` train its centerness branch, as everywhere.  Any other loss freezes
+    ``default``, ``+centerness`` and ``+iou_head`` train its centerness branch, as everywhere. Any other loss freezes
     that branch, and scores are class probabilities instead of their geometric means with the branch's.
     """
     criterion = criterion_for(model, loss, fcos.DEFAULTS, quality_head=True)
@@ -173,9 +173,9 @@ class ClassScores:
     model: FCOS
 
     def __call__(self, head_outputs: dict[str, list[Tensor]], *rest: Any) -> Targets:
-        """The model's own function, given p in place of centerness: sqrt(p * p) = p."""
+        """The model's own function, with p in place of centerness: sqrt(p * p) = p."""
         outputs = {**head_outputs, "bbox_ctrness": head_outputs["cls_logits"]}
-        return cast(Any, type(self.model)).postprocess_detections(self.model, outputs, *rest)
+        return type(self.model).postprocess_detections(self.model, outputs, *rest)
 
 
 # --- SSD ------------------------------------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ class ClassScores:
 def ssd_adapter(model: Any, loss: Loss) -> tuple[Criterion, list[Change]]:
     """torchvision's SSD, which keeps its softmax over C + 1 classes.
 
-    Cross entropy and Harmonic loss train on the hardest negatives, as the model itself does; every other loss trains on
-    all negatives, with the log-odds of the softmax's probabilities as logits of one sigmoid per class.
+    Cross entropy and Harmonic loss train on the hardest negatives, like the model's own loss; every other loss trains
+    on all negatives, with the log-odds of the softmax's probabilities as logits of one sigmoid per class.
     """
     criterion = criterion_for(model, loss, ssd.DEFAULTS)
     return criterion, [
@@ -215,5 +215,5 @@ def _ssd_record(
 
 
 def _threshold(model: Any, criterion: Criterion) -> list[Change]:
-    """Ranking losses order scores and give them no scale, so that no score is too low to be reported."""
+    """No score threshold for ranking losses: they order scores but give them no scale."""
     return [Change(model, "score_thresh", 0.0)] if criterion.needs.ranks_only else []

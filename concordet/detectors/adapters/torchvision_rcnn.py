@@ -1,12 +1,12 @@
 """Losses in torchvision's Faster R-CNN and Mask R-CNN: in the region proposal network and in the RoI heads.
 
-Neither passes boxes to its loss, so the forward pass of training is written out here, with the model's own modules.
+Neither passes boxes to its loss, so this module has its own forward pass of training, with the model's modules.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,12 +17,12 @@ from torchvision.ops import box_iou
 
 from concordet.assigned import BACKGROUND, IGNORED
 from concordet.detectors.adapters.changes import Change
-from concordet.detectors.adapters.criteria import Loss, beside_default, keeps_default, log_odds, named_terms
+from concordet.detectors.adapters.criteria import Loss, couplings_only, keeps_default, log_odds, named_terms
 from concordet.detectors.architectures.two_stage.faster_rcnn import faster_rcnn_criterion
 from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.proposals import make_record
 from concordet.detectors.parts.records import mean_count
-from concordet.losses.criteria import Criterion, StagedCriterion, Terms
+from concordet.losses.criteria import StagedCriterion, Terms
 
 Targets = list[dict[str, Tensor]]
 
@@ -31,8 +31,8 @@ def rcnn_adapter(model: Any, loss: Loss) -> tuple[StagedCriterion, list[Change]]
     """torchvision's Faster R-CNN or Mask R-CNN, which keeps its mask loss; stages are ``rpn`` and ``roi``.
 
     Cross entropy and Harmonic loss train on its random samples of proposals; every other loss trains on all proposals,
-    with the log-odds of the softmax's probabilities as logits of one sigmoid per class.  The region proposal network
-    keeps its loss, except with ranking losses: then it has the same loss on all anchors, times 0.2.
+    with the log-odds of the softmax's probabilities as logits of one sigmoid per class. The region proposal network
+    keeps its loss, except with ranking losses: then it has the same loss on all anchors, with weight 0.2.
     """
     heads: RoIHeads = model.roi_heads
     if heads.has_keypoint():
@@ -40,9 +40,9 @@ def rcnn_adapter(model: Any, loss: Loss) -> tuple[StagedCriterion, list[Change]]
             f"model must be a detector of boxes or masks, got a {type(model).__name__} of keypoints; use Faster R-CNN"
         )
     criterion = faster_rcnn_criterion(loss)
-    roi, default = cast(Criterion, criterion.stages["roi"]), keeps_default(loss)
+    roi, default = criterion.stages["roi"], keeps_default(loss)
     if default:
-        criterion.stages["roi"] = beside_default(roi)
+        criterion.stages["roi"] = couplings_only(roi)
     changes = [Change(heads, "forward", RoILoss(heads, criterion, default))]
     if not roi.needs.samples:
         changes += [Change(heads, "subsample", all_used)]
@@ -72,7 +72,7 @@ class ProposalLoss:
         """Proposals of each image, and named terms in training."""
         rpn = self.rpn
         if not rpn.training or targets is None:
-            return cast(Any, type(rpn)).forward(rpn, images, features, targets)
+            return type(rpn).forward(rpn, images, features, targets)
         levels = list(features.values())
         logits, deltas = rpn.head(levels)
         level_sizes = [x[0].numel() for x in logits]
@@ -104,7 +104,7 @@ class ProposalLoss:
 
 @dataclass(frozen=True, eq=False)
 class RoILoss:
-    """Replaces ``RoIHeads.forward``: in training our loss, with the model's own where that stays.
+    """Replaces ``RoIHeads.forward``: in training our loss, in addition to the model's own if that stays.
 
     Args:
         heads: RoI heads of the model.
@@ -126,7 +126,7 @@ class RoILoss:
         """Detections of each image, or no detections and named terms in training."""
         heads = self.heads
         if not heads.training or targets is None:
-            return cast(Any, type(heads)).forward(heads, features, proposals, image_shapes, targets)
+            return type(heads).forward(heads, features, proposals, image_shapes, targets)
         proposals, matched, labels, gt_deltas = heads.select_training_samples(proposals, targets)
         pooled = heads.box_roi_pool(features, proposals, image_shapes)
         logits, deltas = heads.box_predictor(heads.box_head(pooled))

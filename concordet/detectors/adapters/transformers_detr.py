@@ -1,9 +1,9 @@
 """Losses in Transformers' set predictors, DETR and its relatives.
 
-Their ``loss_function`` receives the outputs of all layers, builds the library's criterion and calls it.  An installed
-loss runs that same function, and steps in where the criterion asks for the terms of one layer: there classification
-and box terms become ours.  Everything else (outputs, matching, denoising queries, groups of queries, distributions of
-box sides, weights) is the library's in whatever version is installed.
+Their ``loss_function`` receives the outputs of all layers, builds the library's criterion and calls it. An installed
+loss runs that same function, and replaces the method that computes the terms of one layer: classification and box terms
+become ours. Everything else (outputs, matching, denoising queries, groups of queries, distributions of box sides,
+weights) is the library's, in whatever version is installed.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Family:
         module: Module of ``transformers.loss``, imported only for models of this family.
         function: Name of the loss function in it.
         criterion: Name of the class of the criterion that the function builds.
-        weights: Names of the configuration's weights of classification, L1 and GIoU; None is 1.
-        weighted: Whether the library's criterion weighs its terms itself.
+        weights: Names of the configuration's weights of classification, L1 and GIoU; None for a weight of 1.
+        weighted: Whether the library's criterion applies the weights itself.
         softmax: Whether the classifier is a softmax, with "no object" last.
-        focal: Name of the configuration's alpha of focal loss; None: 0.25.
+        focal: Name of the configuration's alpha of focal loss; None for 0.25.
     """
 
     module: str
@@ -61,7 +61,7 @@ class Family:
     focal: str | None = None
 
     def coefficients(self, config: Any) -> tuple[float, float, float]:
-        """Weights of classification, L1 and GIoU; those that a version of the library does not have are 1."""
+        """Weights of classification, L1 and GIoU; 1 where the installed version of the library has no such weight."""
         classification, l1, giou = (1.0 if name is None else float(getattr(config, name, 1.0)) for name in self.weights)
         return classification, l1, giou
 
@@ -72,8 +72,8 @@ class Family:
     def with_criterion(self, change: Callable[[Any], None]) -> FunctionType:
         """The library's loss function, with ``change`` applied to the criterion that it builds.
 
-        It finds the criterion's class by its global name; a copy of the function with other globals finds ours, and
-        the library itself stays as it is.
+        The function finds the criterion's class by its global name: a copy of it with other globals finds ours, and
+        the library itself stays unchanged.
         """
         function = self.loss_function()
         cls = function.__globals__[self.criterion]
@@ -132,7 +132,8 @@ def set_prediction_adapter(family: str, model: Any, loss: Loss) -> tuple[Criteri
         loss: Name or criterion.
 
     Raises:
-        ValueError: also where a module was assigned to ``loss_function``, or a function and ``default`` should keep it.
+        ValueError: if the loss does not fit the model, or another loss was assigned to ``loss_function``: a module, or
+            a function that ``default`` would have to keep.
     """
     name = type(model).__name__
     if "loss_function" in dict(model.named_children()):
@@ -140,21 +141,21 @@ def set_prediction_adapter(family: str, model: Any, loss: Loss) -> tuple[Criteri
             f"this {name} has a module named loss_function, which Transformers never calls; "
             "remove it with `del model.loss_function`, then install"
         )
-    kind, current = FAMILIES[family], model.loss_function
+    settings, current = FAMILIES[family], model.loss_function
     default = keeps_default(loss)
-    if default and not isinstance(current, SetLoss) and current is not kind.loss_function():
+    if default and not isinstance(current, SetLoss) and current is not settings.loss_function():
         raise ValueError(
             f"loss must replace the loss_function that was assigned to this {name}, got {loss!r}; "
             "remove it with `del model._loss_function`, or install another loss"
         )
-    classification, l1, giou = kind.coefficients(model.config)
-    alpha = getattr(model.config, kind.focal) if kind.focal else 0.25
+    classification, l1, giou = settings.coefficients(model.config)
+    alpha = getattr(model.config, settings.focal) if settings.focal else 0.25
     defaults = LossDefaults(
-        "ce" if kind.softmax else "focal",
+        "ce" if settings.softmax else "focal",
         BoxTerm("giou", weight=giou),
-        softmax=kind.softmax,
+        softmax=settings.softmax,
         focal=(alpha, 2.0),
-        no_object_weight=model.config.eos_coefficient if kind.softmax else None,
+        no_object_weight=model.config.eos_coefficient if settings.softmax else None,
     )
     criterion = criterion_for(model, loss, defaults)
     if isinstance(loss, str) and not default:
@@ -194,22 +195,22 @@ class SetLoss:
         if self.keeps_default and not self.criterion.couplings:
             return family.loss_function()(logits, labels, device, pred_boxes, config, *layers, **keywords)
         if not self.keeps_default:
-            logits, pred_boxes, *layers = map(_widened, (logits, pred_boxes, *layers))  # type: ignore[assignment]
+            logits, pred_boxes, layers = _widened(logits), _widened(pred_boxes), tuple(map(_widened, layers))
             keywords = {name: _widened(value) for name, value in keywords.items()}
             labels = [{**target, "boxes": target["boxes"].to(pred_boxes.dtype)} for target in labels]
-        layers_seen = LayerRecords(self, family, config, logits.shape[1], keywords.get("denoising_meta_values"))
-        function = family.with_criterion(layers_seen.attach)
+        collected = LayerRecords(self, family, config, logits.shape[1], keywords.get("denoising_meta_values"))
+        function = family.with_criterion(collected.attach)
         total, terms, auxiliary = function(logits, labels, device, pred_boxes, config, *layers, **keywords)
-        ours = named_terms(self.criterion, layers_seen.records)
+        ours = named_terms(self.criterion, collected.records)
         values = [value for layer in ours for value in layer.values()]
         return sum(values, torch.as_tensor(total, device=logits.device)), _with_ours(terms, ours), auxiliary
 
 
 class LayerRecords:
-    """What the library's criterion calls for the terms of one layer, during one call of a :class:`SetLoss`.
+    """Replaces the method that computes the terms of one layer, during one call of a :class:`SetLoss`.
 
-    It keeps the layers' records, and returns for each a zero named by its number, which :func:`_with_ours` replaces:
-    once all layers are known, they can be ranked in one call.
+    It collects the layers' records, and returns for each a zero named by its number, which :func:`_with_ours` replaces:
+    once all records are known, they can be ranked in one call.
 
     Args:
         loss: Loss of the model.
@@ -230,21 +231,21 @@ class LayerRecords:
         self.records: list[Assigned] = []
 
     def attach(self, library: Any) -> None:
-        """Steps in between the library's criterion and its terms."""
+        """Replaces ``get_loss`` of the library's criterion."""
         self.library: Any
         self.library_terms: Any
         self.library, self.library_terms = library, library.get_loss
         library.get_loss = self.get_loss
         library.register_forward_pre_hook(self._note_denoising)
         if hasattr(library, "group_detr") and not self.loss.keeps_default:
-            # several groups of queries in training, one in evaluation, where the library still expects several
+            # evaluation has one group of queries, where the library still expects as many as training has
             library.group_detr = self.queries // self.config.num_queries
 
     def _note_denoising(self, library: nn.Module, arguments: tuple[Outputs, Targets]) -> None:
         self.denoising_layers = arguments[0].get("dn_auxiliary_outputs", [])
 
     def get_loss(self, kind: str, outputs: Outputs, targets: Targets, matches: Matches, count: float) -> Terms:
-        """Terms of one kind of one layer."""
+        """Terms of one layer that the library groups under the name ``kind``."""
         if any(outputs is layer for layer in self.denoising_layers):
             return self.library_terms(kind, outputs, targets, matches, count)
         keep = self.loss.keeps_default or kind not in REPLACED
@@ -253,7 +254,7 @@ class LayerRecords:
 
     def _ours(self, outputs: Outputs, targets: Targets, matches: Matches) -> Terms:
         if self.denoising_queries and outputs["logits"].shape[1] == self.queries:
-            # until 5.17 the library matched denoising queries of the last layer as if they were others
+            # until 5.17 the library matched denoising queries of the last layer like other queries
             outputs = {key: outputs[key][:, self.denoising_queries :] for key in ("logits", "pred_boxes")}
             matches = self.library.matcher(outputs, targets)
         softmax, keep_softmax = self.family.softmax, self.loss.criterion.needs.softmax
@@ -265,7 +266,7 @@ class LayerRecords:
 
 
 def _with_ours(terms: Terms, ours: Sequence[Terms]) -> Terms:
-    """The library's terms, with our terms of each layer for the zero that stands for them.
+    """The library's terms, in which our terms of each layer replace the zero that stands for them.
 
     Example:
         >>> _with_ours({"loss_mask": 1, "#0": 0, "#1_aux_0": 0}, [{"loss_box": 2}, {"loss_box": 3}])
@@ -276,21 +277,21 @@ def _with_ours(terms: Terms, ours: Sequence[Terms]) -> Terms:
         placeholder = re.fullmatch(r"#(\d+)(.*)", name)
         if placeholder is None:
             merged[name] = value
-        else:  # the library adds the layer's name
+        else:  # the library has appended the layer's name
             layer, suffix = placeholder.groups()
             merged |= {f"{own}{suffix}": term for own, term in ours[int(layer)].items()}
     return merged
 
 
 def _widened(value: Any) -> Any:
-    """Tensors of half precision become float32: costs and overlaps are too coarse otherwise."""
+    """Tensors of half precision as float32, in which costs and overlaps are accurate; other values as they are."""
     return at_least_float32(value) if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def transformers_record(
     outputs: Outputs, targets: Targets, matches: Matches, *, softmax: bool, keep_softmax: bool
 ) -> Assigned:
-    """The record of one layer; boxes are in units of the image, encoded ones are center and size.
+    """The record of one layer, with boxes in units of the image; encoded ones are center and size.
 
     Args:
         outputs: Outputs of the layer.

@@ -1,4 +1,4 @@
-"""What a detector's file says of itself."""
+"""The description of a detector that its file registers."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Architecture:
 
     Attributes:
         build: Function of (criterion, num_classes=, size=, backbone=, pretrained=, resize=, postprocess=,
-            ignore_regions=) and of the detector's own options, which returns the detector.  ``size`` is ``"full"`` or
-            ``"nano"``, ``backbone`` a name or None for the detector's default, ``pretrained`` says that weights will
-            be loaded.
+            ignore_regions=) and of the detector's own options, which returns the detector. ``size`` is ``"full"`` or
+            ``"nano"``, ``backbone`` a name or None for the detector's default, ``pretrained`` whether weights will be
+            loaded.
         defaults: Terms of the loss that the detector was published with; criteria by name start from them.
-        resize: How full-size images come to the network's input size; nano ones in the same way, to 240 x 320.
+        resize: How images are resized for the full-size network; for nano in the same way, to 240 x 320.
         postprocess: Thresholds.
-        criterion: Function of (loss, own options) that makes the criterion of a detector with several stages; None for
+        criterion: Function of (loss, own options) that builds the criterion of a detector with several stages; None for
             a detector with one stage.
         quality_head: The detector can have an auxiliary head (centerness or IoU).
         options: Function of ``size`` to the detector's own options and their defaults.
@@ -57,5 +57,5 @@ class Architecture:
     masks: bool = False
 
     def resize_for(self, size: Size) -> Resize:
-        """The default of this size."""
+        """The default resizing for this size."""
         return self.resize if size == "full" else self.resize.of(NANO_SIZE)

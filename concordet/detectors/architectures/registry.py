@@ -41,7 +41,7 @@ DETECTORS: dict[str, Architecture] = {
 
 
 def register_detector(name: str, architecture: Architecture) -> None:
-    """Makes a user's detector available by name, in :func:`build_detector` and on the command line.
+    """Registers a detector under a name that :func:`build_detector` and the command line then take.
 
     Args:
         name: Lowercase letters, digits and underscores.
@@ -127,23 +127,23 @@ def build_detector(
             3 M), for CPUs and small images.
         backbone: Name of a torchvision ResNet, followed by ``_dcn`` for deformable convolutions
             (``"resnet101_dcn"``), ``"swin_t"``, ``"swin_l"`` or ``"timm/NAME"``; for SSD ``"vgg16"`` or a ResNet of at
-            least 50 layers, for DSSD the latter, for RefineDet all of them.  None is ResNet-50, for DSSD ResNet-101,
-            for SSD and RefineDet VGG-16.  Nano detectors have one small backbone and take no other.
+            least 50 layers, for DSSD the latter, for RefineDet all of them. None is ResNet-50, for DSSD ResNet-101,
+            for SSD and RefineDet VGG-16. Nano detectors have one small backbone and take no other.
         weights: File or torchvision enumeration, for the whole detector or for its backbone, for DETR and
             Deformable DETR also a folder written by Transformers' ``save_pretrained``; None starts from scratch.
             With weights, batch norms and the first two stages are frozen, as in torchvision.
-        image_size: Size of the network's input in pixels.  Most detectors keep the shape of images: (shorter, longer)
+        image_size: Size of the network's input in pixels. Most detectors keep the shape of images: (shorter, longer)
             are the most that their sides may have, one number is the shorter side, with the longer one in the same
-            proportion as the default's; None is (800, 1333), nano (240, 320).  SSD, DSSD, RefineDet and YOLACT stretch
+            proportion as the default's; None is (800, 1333), nano (240, 320). SSD, DSSD, RefineDet and YOLACT stretch
             every image to (height, width), or to a square with sides of one number; None is 300, 320 or 550 pixels,
-            nano (240, 320).  ``model.resize`` (:class:`~concordet.detectors.Resize`) tells which.
+            nano (240, 320). ``model.resize`` (:class:`~concordet.detectors.Resize`) tells which.
         train_sizes: Shorter sides for multi-scale training: each training image is resized to one of them or to that
             of ``image_size``, drawn at random.
         ignore_regions: Leave anchors inside ``ignored_boxes`` out of the loss.
         **options: Settings of inference: ``score_threshold`` (0.05; 0 with a ranking loss, whose scores have an order
             but no scale), ``nms`` (``"hard"``, ``"soft"``, ``"soft_linear"``, ``"fast"``), ``nms_threshold``,
             ``sigma``, ``class_wise``, ``score_voting``, ``topk``, ``detections_per_image``
-            (:class:`~concordet.detectors.parts.postprocess.PostProcess`).  Options of the detector itself: DETR,
+            (:class:`~concordet.detectors.parts.postprocess.PostProcess`). Options of the detector itself: DETR,
             Deformable DETR and Co-DETR have ``num_queries`` and ``layers``, Deformable DETR also ``box_refine`` and
             ``two_stage`` and Co-DETR ``auxiliary``
             (:func:`~concordet.detectors.architectures.set_prediction.deformable_detr.deformable_detr`).
@@ -212,7 +212,7 @@ def _entry(name: str) -> Architecture:
 
 
 def _train_at(model: Detector, sides: Sequence[int], name: str) -> None:
-    """Lets torchvision's transform draw the shorter side in training; of several it takes the last one otherwise."""
+    """Makes torchvision's transform draw the shorter side in training; in evaluation it uses the last one."""
     if not model.resize.keeps_shape:
         raise ValueError(f"train_sizes must be empty for {name}, which resizes all images to one size; leave it out")
     if any(side < 1 for side in sides):

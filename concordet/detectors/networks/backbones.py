@@ -32,7 +32,7 @@ PLAIN = (
 BOTTLENECKS = (*PLAIN, *(name + DEFORMABLE for name in PLAIN))
 RESNETS = ("resnet18", "resnet34", *BOTTLENECKS)
 TIMM = {"swin_t": "swin_tiny_patch4_window7_224", "swin_l": "swin_large_patch4_window12_384"}
-"""Short names of networks of timm; all others are called ``timm/NAME``."""
+"""Short names for networks of timm; the others are named ``timm/NAME``."""
 
 
 class Features(nn.Module):
@@ -100,9 +100,9 @@ def features(
         >>> [tuple(m.shape) for m in maps(torch.rand(1, 3, 64, 96))], maps.channels
         ([(1, 48, 8, 12), (1, 80, 4, 6), (1, 112, 2, 3)], (48, 80, 112))
     """
-    known = tuple(NANO_WIDTHS) if size == "nano" else STRIDES
-    if not levels or not set(levels) <= set(known) or list(levels) != sorted(set(levels)):
-        raise ValueError(f"levels must be strides of {known} in ascending order, got {tuple(levels)}")
+    available = tuple(NANO_WIDTHS) if size == "nano" else STRIDES
+    if not levels or not set(levels) <= set(available) or list(levels) != sorted(set(levels)):
+        raise ValueError(f"levels must be strides of {available} in ascending order, got {tuple(levels)}")
     if size == "nano":
         if backbone is not None:
             raise ValueError(
@@ -126,7 +126,7 @@ def pyramid(
     """A backbone with a feature pyramid, and the strides of its levels.
 
     Full size has five levels of 256 channels: P3..P7 (strides 8 to 128) with P6 computed from C5 (``c5``, RetinaNet) or
-    from P5 (``p5``, FCOS and ATSS), or P2..P6 (strides 4 to 64) with P6 pooled from P5 (``pool``, Faster R-CNN).  Nano
+    from P5 (``p5``, FCOS and ATSS), or P2..P6 (strides 4 to 64) with P6 pooled from P5 (``pool``, Faster R-CNN). Nano
     has P3..P5 (strides 8 to 32) of 64 channels, enough for small images.
 
     Args:
@@ -176,8 +176,8 @@ class DeformableConv(DeformConv2d):
     """A modulated deformable convolution (Zhu et al. 2019, DCNv2) that replaces a plain one.
 
     A second convolution with the same kernel and stride predicts an offset and a weight ``2 sigmoid(m)`` in (0, 2) for
-    each of the k * k samples.  It is zero-initialized, so that the result first equals that of the plain convolution,
-    whose weights are kept.  (In the paper and in mmdetection the weight is ``sigmoid(m)``, which halves the output of
+    each of the k * k samples. It is zero-initialized, so that the result first equals that of the plain convolution,
+    whose weights are kept. (In the paper and in mmdetection the weight is ``sigmoid(m)``, which halves the output of
     the plain convolution.)  All groups share the offsets.
 
     Args:
@@ -207,9 +207,8 @@ class TimmBody(nn.Module):
     Args:
         model: Network.
         indices: Indices of the maps, as in timm.
-        channels: Numbers of channels of the maps, to add a layer norm to each; empty for none. Networks of timm with
-            channels last (Swin) need one, as in their authors' detectors: before their last norm, values have no fixed
-            scale.
+        channels: Numbers of channels of the maps, to add a layer norm to each; empty for no norms. Networks with
+            channels last (Swin) need them, as in their authors' detectors: without a norm, values have no fixed scale.
     """
 
     def __init__(self, model: Any, indices: Sequence[int], channels: Sequence[int] = ()) -> None:
@@ -253,7 +252,7 @@ def timm_features(name: str, levels: Sequence[int], *, pretrained: bool = False)
             "use another, such as 'swin_t' or 'timm/convnext_tiny'"
         )
     if dynamic:
-        model.patch_embed.dynamic_img_pad = True  # sides that are no multiple of the patch
+        model.patch_embed.dynamic_img_pad = True  # for sides that are not a multiple of the patch
     if pretrained:
         model = freeze_batch_norm_2d(model)
     channels_last = getattr(model, "output_fmt", "NCHW") == "NHWC"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,10 @@ def flatten_level(x: Tensor, channels: int) -> Tensor:
     return x.view(batch, -1, channels, height, width).permute(0, 3, 4, 1, 2).reshape(batch, -1, channels)
 
 
-def init_prior_bias(classifier: nn.Module) -> None:
+def init_prior_bias(classifier: nn.Conv2d | nn.Linear) -> None:
     """Initializes a sigmoid classifier to scores of 0.01, as in RetinaNet: nearly everything is background."""
-    nn.init.constant_(cast(Tensor, classifier.bias), -math.log(99))
+    if classifier.bias is not None:
+        nn.init.constant_(classifier.bias, -math.log(99))
 
 
 class RegressionHead(nn.Module):
@@ -33,7 +33,7 @@ class RegressionHead(nn.Module):
         num_anchors: Number of anchors per location.
         num_convs: Depth of the tower.
         quality: Whether to build the quality branch.
-        levels: Number of levels, to multiply outputs by one learned scale per level (ATSS); None for no scales
+        levels: Number of levels, each of which gets a learned scale of its outputs (ATSS); None for no scales
             (torchvision's FCOS).
         positive: Whether to apply ReLU to the regression (distances to sides).
         bias: Initial bias of the regression.
@@ -63,7 +63,8 @@ class RegressionHead(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=0.01)
-                nn.init.constant_(layer.bias, bias if layer is self.bbox_reg else 0.0)  # type: ignore[arg-type]
+                if layer.bias is not None:
+                    nn.init.constant_(layer.bias, bias if layer is self.bbox_reg else 0.0)
         self.scales: nn.Parameter | None = nn.Parameter(torch.ones(levels)) if levels else None
         self.positive = positive
 

@@ -19,7 +19,7 @@ from transformers.modeling_utils import PreTrainedModel
 
 
 class PlaceholderConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Configuration of a :class:`Placeholder`: the channels of each feature map of the backbone that replaces it."""
+    """Configuration of a :class:`Placeholder`: numbers of channels of the backbone that replaces it."""
 
     model_type = "concordet_placeholder"
 
@@ -31,7 +31,8 @@ class PlaceholderConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 class Placeholder(BackboneMixin, PreTrainedModel):
-    """Replaced by a backbone later: Transformers builds backbones only from configurations, and freezes batch norms."""
+    """Stands in until the real backbone replaces it: Transformers builds backbones only from configurations, and
+    freezes their batch norms."""
 
     config_class = PlaceholderConfig
 
@@ -91,7 +92,7 @@ def load_folder(network: PreTrainedModel, folder: Path) -> None:
     if report["missing_keys"]:
         absent = min(report["missing_keys"])
         raise ValueError(f"weights {folder} must hold a whole {cls.__name__}, got none of {absent!r}")
-    # here a backbone is the body of its features
+    # here the backbone is wrapped in a Features module
     state = {k.replace("backbone.model.", "backbone.model.body."): v for k, v in other.state_dict().items()}
     own = network.state_dict()
     for key in state:

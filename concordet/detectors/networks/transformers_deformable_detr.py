@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,23 +45,25 @@ def initialize(network: DeformableDetrForObjectDetection) -> None:
         for module in stack.modules():
             if isinstance(module, DeformableDetrMultiscaleDeformableAttention):
                 stack._init_weights(module)
-    linear = [cast(nn.Sequential, projection)[0] for projection in model.input_proj]
-    for layer in [*linear, *([model.enc_output, model.pos_trans] if two_stage else [])]:
-        nn.init.xavier_uniform_(cast(Tensor, layer.weight))
-        nn.init.zeros_(cast(Tensor, layer.bias))
+    projections: Any = model.input_proj
+    for layer in [*(p[0] for p in projections), *([model.enc_output, model.pos_trans] if two_stage else [])]:
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
     if not two_stage:
         nn.init.normal_(model.query_position_embeddings.weight)
-    for head in cast(Iterable[nn.Linear], network.class_embed):
+    classifiers: Any = network.class_embed
+    for head in classifiers:
         head.reset_parameters()
         init_prior_bias(head)
-    for i, tower in enumerate(network.bbox_embed):
-        *layers, last = cast(Iterable[nn.Linear], tower.layers)
+    towers: Any = network.bbox_embed
+    for i, tower in enumerate(towers):
+        *layers, last = tower.layers
         for layer in layers:
             layer.reset_parameters()
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         if i == 0 and not two_stage:
-            last.bias[2:] = -2.0  # boxes are small at first
+            last.bias[2:] = -2.0  # boxes start small
 
 
 def layer_predictions(
@@ -79,7 +80,7 @@ def layer_predictions(
     results = []
     for i, (states, reference) in enumerate(zip(hidden.unbind(1), [initial, *refined.unbind(1)], strict=False)):
         change, origin = at_least_float32(network.bbox_embed[i](states)), inverse_sigmoid(at_least_float32(reference))
-        known = origin.shape[-1]
-        change = torch.cat([change[..., :known] + origin, change[..., known:]], -1)
+        given = origin.shape[-1]  # a reference point has a center, or a center and a size
+        change = torch.cat([change[..., :given] + origin, change[..., given:]], -1)
         results.append((at_least_float32(network.class_embed[i](states)), change.sigmoid()))
     return results

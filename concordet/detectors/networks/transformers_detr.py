@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,9 +18,9 @@ from concordet.detectors.networks.transformers_base import PlaceholderConfig
 class AllLayersDecoder(DetrDecoder):
     """Returns the normalized states of all layers, ``[layers, b, q, d]``.
 
-    Transformers' decoder does so too if a configuration asks for losses on all layers, but then the input of each layer
-    is the normalized output of the layer before, unlike in DETR and in Transformers without those losses: weights
-    trained in one way do not fit the other.
+    Transformers' decoder also returns them if the configuration asks for losses on all layers, but then the input of
+    each layer is the normalized output of the layer before, unlike in DETR and in Transformers without those losses:
+    weights trained with one do not work with the other.
     """
 
     def __init__(self, config: DetrConfig) -> None:
@@ -31,7 +31,7 @@ class AllLayersDecoder(DetrDecoder):
     def forward(self, *args: Any, **keywords: Any) -> DetrDecoderOutput:
         """Output of Transformers' decoder, with ``intermediate_hidden_states`` of all layers."""
         output = super().forward(*args, **{**keywords, "output_hidden_states": True})
-        *earlier, last = output.hidden_states[1:]  # the first is the input, the last one is normalized
+        *earlier, last = output.hidden_states[1:]  # the first is the input; only the last is normalized
         output.intermediate_hidden_states = torch.stack([*map(self.layernorm, earlier), last])
         return output
 
@@ -56,8 +56,9 @@ def detr_network(features: Features, *, softmax: bool, **options: Any) -> DetrFo
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
     nn.init.normal_(model.query_position_embeddings.weight)
-    for layer in (model.input_projection, network.class_labels_classifier, *network.bbox_predictor.layers):
-        cast(nn.Linear, layer).reset_parameters()
+    layers: Any = (model.input_projection, network.class_labels_classifier, *network.bbox_predictor.layers)
+    for layer in layers:
+        layer.reset_parameters()
     if not softmax:
         init_prior_bias(network.class_labels_classifier)
     return network

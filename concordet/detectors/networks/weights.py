@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_weight
 
 OPTIONAL = ("num_batches_tracked", "caffe_input", "conv2.offset.weight", "conv2.offset.bias")
-"""Suffixes of names that weights may lack: plain ResNets have no offsets of deformable convolutions (0 at first)."""
+"""Suffixes of parameters that weights may lack: plain ResNets have no offsets of deformable convolutions, which start
+at 0."""
 
 
 def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
@@ -20,7 +21,7 @@ def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
     Args:
         model: Detector.
         weights: Local file (a state dict, or a checkpoint of concordet), enumeration of torchvision, or its name
-            (``"ResNet50_Weights.IMAGENET1K_V1"``), which torchvision downloads unless it is in torch's cache.  Weights
+            (``"ResNet50_Weights.IMAGENET1K_V1"``), which torchvision downloads unless it is in torch's cache. Weights
             of timm's networks are files as timm distributes them, from PyTorch or ``.safetensors``.
 
     Raises:
@@ -65,7 +66,7 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
 
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are no checkpoints
+    except Exception as error:  # torch raises errors of many classes for files that are not checkpoints
         raise ValueError(
             f"weights must be a PyTorch file that loads with weights_only=True, got {path} ({type(error).__name__})"
         ) from error
@@ -76,7 +77,7 @@ def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
         raise ValueError(f"weights must hold a state dict, got {path}, which has none")
     if isinstance(averaged, Mapping):
-        # what this project evaluates and reports are the averaged weights
+        # this project evaluates the averaged weights
         content = {**content, **averaged}
     return {k.removeprefix("model."): v for k, v in content.items()}
 

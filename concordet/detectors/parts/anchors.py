@@ -11,7 +11,7 @@ from torchvision.models.detection.image_list import ImageList
 
 
 class GridAnchors(AnchorGenerator):
-    """torchvision's anchor shapes at the same point of every cell, with strides that do not depend on the image.
+    """torchvision's anchor shapes at a fixed point of every cell, with strides that do not depend on the image.
 
     torchvision's own generator divides the padded image by the number of cells and rounds down, which gives 61 and 114
     instead of 64 and 128 on P6 and P7 of an image of 800 x 1344 pixels: the last anchors are 36 and 84 pixels off.
@@ -19,9 +19,9 @@ class GridAnchors(AnchorGenerator):
     Args:
         sizes: One tuple per level: anchor sides in pixels, as for torchvision's generator.
         aspect_ratios: One tuple per level: height divided by width.
-        strides: Distance of neighboring cells in pixels, one per level.  None divides the image's side by the number
+        strides: Distance of neighboring cells in pixels, one per level. None divides the image's side by the number
             of cells without rounding (YOLACT, whose images of 550 pixels have 69 cells).
-        offset: Where in its cell an anchor is centered: 0.5 is the cell's center, 0 its top left corner.
+        offset: Position of an anchor's center in its cell: 0.5 for the cell's center, 0 for its top left corner.
 
     Example:
         >>> images = ImageList(torch.zeros(1, 3, 16, 16), [(16, 16)])

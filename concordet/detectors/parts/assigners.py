@@ -28,6 +28,11 @@ def side_distances(points: Tensor, boxes: Tensor) -> Tensor:
     return torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], dim=-1)
 
 
+def all_background(anchors: Tensor) -> Tensor:
+    """``[a]`` int64 matches of an image without objects."""
+    return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+
+
 def iou_matches(
     anchors: Tensor,
     boxes: Tensor,
@@ -39,9 +44,9 @@ def iou_matches(
 ) -> Tensor:
     """RetinaNet's: IoU of at least ``foreground`` with the best object; ignored between the two thresholds.
 
-    An object's best anchors are positive even below the thresholds (torchvision's Matcher, whose codes -1 and -2 are
-    this module's), but belong to the object that they overlap most, which may be another one.  With ``own_best`` they
-    belong to the object itself, to the later of two (as in mmdetection).  Lin et al. 2017, Sec. 4.1.
+    An object's best anchors are positive even below the thresholds (torchvision's Matcher, which has the same codes -1
+    and -2), but are assigned to the object that they overlap most, which may be another one. With ``own_best`` they
+    are assigned to the object itself, the later of two (as in mmdetection). Lin et al. 2017, Sec. 4.1.
 
     Args:
         anchors: ``[a, 4]``.
@@ -49,10 +54,10 @@ def iou_matches(
         level_sizes: Anchors per level.
         foreground: Smallest IoU of a positive, in [0, 1].
         background: IoU below which an anchor is background.
-        own_best: An object's best anchors are its own.
+        own_best: Whether an object's best anchors are always assigned to it.
     """
     if len(boxes) == 0:
-        return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+        return all_background(anchors)
     overlaps = box_iou(boxes, anchors)  # [m, a]
     matches = Matcher(foreground, background, allow_low_quality_matches=True)(overlaps)
     if not own_best:
@@ -73,9 +78,8 @@ def yolact_matches(
 ) -> Tensor:
     """YOLACT's: IoU of at least ``foreground`` with the best object; ignored between the two thresholds.
 
-    In any case each object has one anchor of its own (:func:`own_anchors`), so that none is without.  As in the
-    authors' code; mmdetection gives the later of two objects the best anchor of both, and the other may have none.
-    Bolya et al. 2019, Sec. 3.
+    In addition each object has one anchor of its own (:func:`own_anchors`), as in the authors' code; in mmdetection
+    the later of two objects gets the best anchor of both, and the other may have none. Bolya et al. 2019, Sec. 3.
 
     Args:
         anchors: ``[a, 4]``.
@@ -85,7 +89,7 @@ def yolact_matches(
         background: IoU below which an anchor is background.
     """
     if len(boxes) == 0:
-        return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+        return all_background(anchors)
     overlaps = box_iou(boxes, anchors)  # [m, a]
     matches = Matcher(foreground, background)(overlaps)
     own = own_anchors(overlaps)
@@ -95,18 +99,18 @@ def yolact_matches(
 
 
 def own_anchors(overlaps: Tensor) -> Tensor:
-    """``[m]`` an anchor for each object, a different one for each: pairs are taken in descending order of IoU.
+    """``[m]`` a different anchor for each object: pairs are matched greedily, in descending order of IoU.
 
-    Of equal IoUs the first object comes first, and takes the first anchor.
+    Of equal IoUs the first object comes first, and gets the first anchor.
 
-    Computed by deferred acceptance: every object asks for its best anchor, an anchor keeps the best of those that ask
-    for it, and the others ask for their next best.
+    Computed by deferred acceptance: every object proposes to its best anchor, an anchor keeps the best of its
+    proposals, and rejected objects propose to their next best.
 
     Args:
         overlaps: ``[m, a]`` IoU of objects and anchors.
 
     Returns:
-        Indices of anchors; -1 for the objects left over where there are more objects than anchors.
+        Indices of anchors; -1 for objects without one, if there are more objects than anchors.
 
     Example:
         >>> own_anchors(torch.tensor([[0.2, 0.6, 0.1], [0.3, 0.7, 0.5]])).tolist()
@@ -126,7 +130,7 @@ def own_anchors(overlaps: Tensor) -> Tensor:
 
 
 def ssd_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, threshold: float = 0.5) -> Tensor:
-    """SSD's: IoU of at least ``threshold`` with the best object; each object's best anchor is its own in any case.
+    """SSD's: IoU of at least ``threshold`` with the best object; each object's best anchor is always assigned to it.
 
     Args:
         anchors: ``[a, 4]``.
@@ -134,10 +138,10 @@ def ssd_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, t
         level_sizes: Anchors per level.
         threshold: Smallest IoU of a positive, in [0, 1].
 
-    Liu et al. 2016, Sec. 2.2, by torchvision's SSDMatcher.  Of two objects with the same best anchor the later has it.
+    Liu et al. 2016, Sec. 2.2, by torchvision's SSDMatcher. Of two objects with the same best anchor the later gets it.
     """
     if len(boxes) == 0:
-        return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+        return all_background(anchors)
     return SSDMatcher(threshold)(box_iou(boxes, anchors))
 
 
@@ -151,10 +155,10 @@ def fcos_matches(
         boxes: ``[m, 4]`` of the objects.
         level_sizes: Anchors per level.
         center_radius: Half the width of the center region, in strides (center sampling).
-        scale: A level is responsible where the farthest side is between ``scale`` and ``2 * scale`` strides away; the
-            first level has no lower bound, the last no upper.
+        scale: A level has the points whose farthest side is between ``scale`` and ``2 * scale`` strides away; the
+            first level has no lower bound, the last no upper bound.
 
-    Tian et al. 2019, Sec. 3.1, with the center sampling of the journal version, as torchvision has them.
+    Tian et al. 2019, Sec. 3.1, with the center sampling of the journal version, as in torchvision.
     """
     points, strides = centers(anchors), anchors[:, 2] - anchors[:, 0]
     distances = side_distances(points[:, None], boxes[None])  # [a, m, 4]
@@ -170,15 +174,15 @@ def fcos_matches(
 def fovea_matches(
     anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, shrink: float = 0.4, scale: float = 4.0
 ) -> Tensor:
-    """FoveaBox's: points in the shrunk center of an object, on every level of its scale; the smallest object wins.
+    """FoveaBox's: points in the shrunk center of an object, on every level for its scale; the smallest object wins.
 
     Args:
         anchors: ``[a, 4]`` squares twice as wide as their level's stride, centered at the points.
         boxes: ``[m, 4]`` of the objects.
         level_sizes: Anchors per level.
-        shrink: Share of the object's width and height that its center region has.
+        shrink: Size of the center region as a share of the object's width and height.
         scale: A level of stride s has objects of sqrt(area) from ``scale / 2 * s`` to ``2 * scale * s``, so that an
-            object may be on two; the first level has no lower bound, the last no upper.
+            object may be on two; the first level has no lower bound, the last no upper bound.
 
     Kong et al. 2020, Sec. III-B and III-C, with the published code's ranges.
     """
@@ -193,9 +197,9 @@ def fovea_matches(
 
 
 def _smallest(candidate: Tensor, boxes: Tensor) -> Tensor:
-    """``[a]`` the object of smallest area among the candidates ``[a, m]``."""
+    """``[a]`` index of the smallest of each anchor's candidate objects ``[a, m]``, or background."""
     if len(boxes) == 0:
-        return torch.full((len(candidate),), BACKGROUND, dtype=torch.int64, device=boxes.device)
+        return all_background(candidate)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
     smallest, index = torch.where(candidate, areas[None], torch.inf).min(dim=1)
     return torch.where(smallest.isfinite(), index, BACKGROUND)
@@ -210,11 +214,11 @@ def atss_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, 
         level_sizes: Anchors per level.
         candidates: Anchors taken from each level, by distance of centers.
 
-    A positive's center must lie inside the object; an anchor that is positive for several objects belongs to the one of
-    highest IoU.  The deviation is the sample's (n - 1), as in the published code.  Zhang et al. 2020, Algorithm 1.
+    A positive's center must lie inside the object; an anchor that is positive for several objects is assigned to the
+    one of highest IoU. The deviation is the sample's (n - 1), as in the published code. Zhang et al. 2020, Algorithm 1.
     """
     if len(boxes) == 0:
-        return torch.full((len(anchors),), BACKGROUND, dtype=torch.int64, device=anchors.device)
+        return all_background(anchors)
     ious = box_iou(anchors, boxes)  # [a, m]
     distances = torch.cdist(centers(anchors), centers(boxes))
     start, indices = 0, []
@@ -233,7 +237,7 @@ def atss_matches(anchors: Tensor, boxes: Tensor, level_sizes: Sequence[int], *, 
 
 
 def ignore_inside(matches: Tensor, anchors: Tensor, ignored_boxes: Tensor, *, overlap: float = 0.5) -> Tensor:
-    """Background anchors with more than ``overlap`` of their area in an ignored region become ignored."""
+    """Matches in which background anchors with more than ``overlap`` of their area in an ignored region are ignored."""
     if len(ignored_boxes) == 0:
         return matches
     corner = torch.maximum(anchors[:, None, :2], ignored_boxes[None, :, :2])

@@ -1,4 +1,4 @@
-"""Box coders: how regressions become boxes and back."""
+"""Box coders: decoding of regressions to boxes, and encoding of boxes as targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from concordet.assigned import Regression
 
 @dataclass(frozen=True)
 class BoxCodec:
-    """How regressions become boxes and back: functions of (values ``[k, d]`` or boxes, anchors ``[k, 4]``).
+    """Two functions, of (regressions ``[k, d]``, anchors ``[k, 4]``) and of (boxes ``[k, 4]``, anchors ``[k, 4]``).
 
     Attributes:
         decode: Regressions ``[k, d]`` and anchors to boxes ``[k, 4]``, differentiable; d is 4 for most codecs.
@@ -26,7 +26,7 @@ class BoxCodec:
     encode: Callable[[Tensor, Tensor], Tensor]
 
     def regression(self, values: Tensor, boxes: Tensor, anchors: Tensor) -> Regression:
-        """What a criterion learns from: regressions of the positives, and their targets.
+        """Regressions of the positives and their targets, for a criterion.
 
         Args:
             values: ``[p, d]`` regressions.

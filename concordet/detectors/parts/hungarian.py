@@ -37,7 +37,7 @@ class Costs:
 
 
 def in_units(boxes: Tensor, extents: Tensor, box_format: BoxFormat) -> Tensor:
-    """Boxes ``[..., 4]`` from xyxy pixels to units of the image, whose (w, h, w, h) ``extents`` ``[..., 4]`` are."""
+    """Boxes ``[..., 4]`` from xyxy pixels to units of the image, given its (w, h, w, h) as ``extents`` ``[..., 4]``."""
     return box_convert(boxes / extents, "xyxy", box_format)
 
 
@@ -65,7 +65,7 @@ def hungarian_match(
         classes: ``[m]`` 0..c-1.
         image_size: Height and width, pixels.
         costs: Factors; None for the defaults of :class:`Costs`.
-        softmax: The classifier is one softmax over classes and background.
+        softmax: Whether the classifier is one softmax over classes and background.
 
     Returns:
         ``[n]`` int64: index of each prediction's object, or :data:`~concordet.assigned.BACKGROUND`.
@@ -87,7 +87,7 @@ def hungarian_match(
     cost = costs.classification * class_costs(logits, classes, costs, softmax=softmax)  # [n, m]
     cost = cost + costs.l1 * torch.cdist(ours, theirs, p=1)
     cost = cost - costs.giou * generalized_box_iou(boxes, gt_boxes)
-    # a diverged model's loss is reported by the training; the assignment must only survive it
+    # training reports a diverged model by its loss; here NaN must only not raise an error
     finite = cost.double().nan_to_num(nan=1e6, posinf=1e6, neginf=-1e6)
     rows, columns = linear_sum_assignment(finite.cpu().numpy())
     match[torch.as_tensor(rows, device=match.device)] = torch.as_tensor(columns, device=match.device)

@@ -45,7 +45,7 @@ class Objects:
         Args:
             targets: One per image: ``boxes`` ``[m + k, 4]``, ``labels`` ``[m + k]``, optionally ``masks``
                 ``[m, h, w]``.
-            ignore_regions: False drops the ignored regions.
+            ignore_regions: Whether to keep the ignored regions.
         """
         real = [t["labels"] > 0 for t in targets]
         each = list(zip(targets, real, strict=True))
@@ -133,7 +133,7 @@ class Matching:
         softmax: bool = False,
         mean_over_rows: bool = False,
     ) -> Assigned:
-        """What a criterion takes.
+        """The record for a criterion.
 
         The normalizer is this batch's; :class:`~concordet.detectors.base.Detector` averages it over processes.
 
@@ -144,7 +144,8 @@ class Matching:
             quality: Outputs and targets of an auxiliary head.
             stage: Name of the stage.
             softmax: The classifier is one softmax over classes and background.
-            mean_over_rows: Losses are divided by the number of predictions that are not ignored, not by the positives.
+            mean_over_rows: Whether losses are divided by the number of predictions that are not ignored, instead of
+                the number of positives.
         """
         count = int((self.labels != IGNORED).sum()) if mean_over_rows else len(self.positive)
         return Assigned(

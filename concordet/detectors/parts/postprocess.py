@@ -23,11 +23,11 @@ class PostProcess:
         nms_threshold: IoU above which the lower scored of two boxes of a class is dropped (or lowered), in [0, 1].
         topk: Candidates before suppression, per level in one-stage detectors, otherwise per image; at least 1.
         detections_per_image: Maximum number of detections after suppression; at least 1.
-        nms: ``hard``, torchvision's; ``soft``, which lowers the scores of overlapping boxes by a Gaussian, and
-            ``soft_linear``, linearly; ``fast``, YOLACT's.  See :data:`SUPPRESSIONS`.
+        nms: ``hard``, torchvision's; ``soft`` and ``soft_linear``, which lower the scores of overlapping boxes by a
+            Gaussian or linearly; ``fast``, YOLACT's. See :data:`SUPPRESSIONS`.
         sigma: Width of the Gaussian of ``soft``, above 0; 0.5 as published.
-        class_wise: Boxes of different classes are no duplicates; False compares all boxes.
-        score_voting: Kept boxes become weighted means of the candidates around them (PAA).
+        class_wise: Whether only boxes of the same class are compared.
+        score_voting: Whether kept boxes become weighted means of the candidates around them (PAA).
 
     Raises:
         ValueError: If a value is out of its range.
@@ -77,7 +77,7 @@ def soft(
 ) -> tuple[Tensor, Tensor]:
     """Keeps the best box, lowers the scores of its group according to their overlap with it, and repeats.
 
-    Bodla et al. 2017, Fig. 2.  Scores never rise, so boxes come in the order of their final scores.
+    Bodla et al. 2017, Fig. 2. Scores never rise, so boxes come in the order of their final scores.
     """
     remaining = scores.clone()
     kept, values = [], []
@@ -108,9 +108,9 @@ def linear_decay(overlaps: Tensor, postprocess: PostProcess) -> Tensor:
 def fast(
     boxes: Tensor, scores: Tensor, groups: Tensor, postprocess: PostProcess, *, candidates: int = 200
 ) -> tuple[Tensor, Tensor]:
-    """Drops a box that any better one of its group overlaps by more than the threshold, whether that is kept or not.
+    """Drops a box that any better one of its group overlaps by more than the threshold, even a dropped one.
 
-    All pairs can then be compared at once, among the best ``candidates`` of each group.  Bolya et al. 2019, Sec. 3.5.
+    All pairs among the best ``candidates`` of each group can then be compared at once. Bolya et al. 2019, Sec. 3.5.
     """
     order = scores.argsort(descending=True, stable=True)
     kept = [order[:0]]
@@ -139,7 +139,7 @@ They return the indices of the boxes to keep, at most ``detections_per_image``, 
 def voted_boxes(kept: Tensor, kept_groups: Tensor, boxes: Tensor, scores: Tensor, groups: Tensor) -> Tensor:
     """``[..., k, 4]`` means of the candidates ``[..., n]`` of the same group around each kept box.
 
-    A candidate weighs exp(-(1 - IoU)^2 / 0.025) times its score, where its IoU with the kept box is above 0.01.
+    The weight of a candidate is exp(-(1 - IoU)^2 / 0.025) times its score if its IoU with the kept box is above 0.01.
     Kim and Lee 2020, Sec. 3.3, with the published code's constants.
     """
     overlaps = paired_iou(kept[..., :, None, :], boxes[..., None, :, :])  # [..., k, n]
@@ -158,7 +158,7 @@ def suppress(
         boxes: ``[n, 4]`` xyxy, within the image.
         scores: ``[n]`` in [0, 1].
         labels: ``[n]`` 0..c-1.
-        postprocess: Thresholds and kind of suppression.
+        postprocess: Thresholds and type of suppression.
 
     Returns:
         ``boxes`` ``[k, 4]``, ``labels`` ``[k]`` 1..c and ``scores`` ``[k]``, and the indices ``[k]`` of the candidates.

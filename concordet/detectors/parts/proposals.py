@@ -102,7 +102,8 @@ def staged_criterion(
 ) -> StagedCriterion:
     """One criterion for the region proposal network and one for each stage of the RoI head, from one loss.
 
-    The region proposal network gets the same base loss without couplings; a ranking loss with couplings and weight 0.2.
+    The region proposal network gets the same base loss, without couplings unless it is a ranking loss, which has weight
+    0.2 there.
 
     Args:
         name: Name of the detector, for error messages.
@@ -154,8 +155,8 @@ def roi_matches(proposals: Tensor, boxes: Tensor, *, foreground: float = 0.5) ->
 
 def sample(matches: Sequence[Tensor], sampler: BalancedPositiveNegativeSampler) -> list[Tensor]:
     """Per image, indices of a random minibatch of its ``[n_i]`` matches, drawn by torchvision's sampler."""
-    kinds = [torch.where(m >= 0, 1, torch.where(m == BACKGROUND, 0, -1)) for m in matches]
-    return [torch.where(p | n)[0] for p, n in zip(*sampler(kinds), strict=True)]
+    labels = [torch.where(m >= 0, 1, torch.where(m == BACKGROUND, 0, -1)) for m in matches]  # torchvision's codes
+    return [torch.where(p | n)[0] for p, n in zip(*sampler(labels), strict=True)]
 
 
 def make_record(

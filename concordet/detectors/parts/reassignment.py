@@ -54,7 +54,7 @@ def hard_negatives(matches: Tensor, scene: Scene) -> Tensor:
 def hardest_kept(matches: Tensor, logits: Tensor, *, ratio: int = 3) -> Tensor:
     """Keeps the negatives of highest loss, ``ratio`` times as many as there are positives, and ignores the rest.
 
-    For softmax classifiers, for which background would otherwise outweigh all classes.  Liu et al. 2016, Sec. 2.2.
+    For softmax classifiers, for which background would otherwise outweigh all classes. Liu et al. 2016, Sec. 2.2.
 
     Args:
         matches: ``[a]`` index of an object, or a label without object.
@@ -79,7 +79,7 @@ def hardest_kept(matches: Tensor, logits: Tensor, *, ratio: int = 3) -> Tensor:
 
 
 def mixture_matches(matches: Tensor, scene: Scene, *, candidates: int = 9, box_weight: float = 1.3) -> Tensor:
-    """PAA's: a mixture of two normal distributions over an object's candidates tells positives from negatives.
+    """PAA's: a mixture of two normal distributions over an object's candidates separates positives from negatives.
 
     Args:
         matches: ``[a]`` candidates: index of an anchor's object, or a label without object.
@@ -87,8 +87,8 @@ def mixture_matches(matches: Tensor, scene: Scene, *, candidates: int = 9, box_w
         candidates: Number of candidates per object and level that the mixture is fitted to, those of lowest loss.
         box_weight: Weight of the GIoU loss in a candidate's loss, which is added to its focal loss.
 
-    Positives are the candidates of the component of lower loss, up to the densest one of that component (Fig. 3c).  An
-    object with a single candidate keeps it.  Kim and Lee 2020, Algorithm 1.
+    Positives are the candidates of the component of lower loss, up to the densest one of that component (Fig. 3c). An
+    object with a single candidate keeps it. Kim and Lee 2020, Algorithm 1.
     """
     rows = torch.nonzero(matches >= 0).squeeze(1)
     objects = matches[rows]
@@ -97,15 +97,15 @@ def mixture_matches(matches: Tensor, scene: Scene, *, candidates: int = 9, box_w
     losses = focal_loss(scene.logits[rows], targets, reduction="none").sum(1)
     boxes = scene.codec.decode(scene.regressions[rows], scene.anchors[rows])
     losses = losses + box_weight * generalized_box_iou_loss(boxes, scene.boxes[objects], reduction="none")
-    # A diverged model's loss is reported by the training; the mixture must only survive it.
+    # training reports a diverged model by its loss; here NaN must only not raise an error
     costs = losses.nan_to_num(nan=1e6, posinf=1e6).cpu().numpy().astype(np.float64)
     owners, indices = objects.cpu().numpy(), rows.cpu().numpy()
     levels = np.searchsorted(np.cumsum(scene.level_sizes), indices, side="right")
     kept = [np.empty(0, dtype=np.int64)]
     for k in np.unique(owners):
-        mine = np.flatnonzero(owners == k)
-        mine = mine[np.argsort(costs[mine], kind="stable")]
-        best = np.concatenate([mine[levels[mine] == n][:candidates] for n in np.unique(levels[mine])])
+        own = np.flatnonzero(owners == k)
+        own = own[np.argsort(costs[own], kind="stable")]
+        best = np.concatenate([own[levels[own] == n][:candidates] for n in np.unique(levels[own])])
         best = best[np.argsort(costs[best], kind="stable")]
         kept.append(best[better_component(costs[best])])
     chosen = torch.from_numpy(np.concatenate(kept)).to(rows.device)

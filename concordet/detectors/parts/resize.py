@@ -1,4 +1,4 @@
-"""How images come to the size of the network's input."""
+"""Resizing of images to the network's input size."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Resize:
     Attributes:
         size: Two sides in pixels: (shorter, longer) where images keep their shape, else (height, width).
         keeps_shape: Images keep their shape: they are scaled until the shorter side has ``size[0]`` pixels, or the
-            longer side ``size[1]``, whichever comes first.  Otherwise every image is stretched to ``size``.
+            longer side ``size[1]``, whichever comes first. If False, every image is stretched to ``size``.
 
     Example:
         >>> Resize.within(240, 320) == Resize((240, 320), keeps_shape=True)
@@ -33,9 +33,9 @@ class Resize:
     keeps_shape: bool
 
     def __post_init__(self) -> None:
-        kind = "(shorter, longer)" if self.keeps_shape else "(height, width)"
+        sides = "(shorter, longer)" if self.keeps_shape else "(height, width)"
         if any(side < 1 for side in self.size):
-            raise ValueError(f"image_size must be one side or {kind} in pixels, from 1 on, got {self.size}")
+            raise ValueError(f"image_size must be one side or {sides} in pixels, from 1 on, got {self.size}")
         if self.keeps_shape and self.size[0] > self.size[1]:
             raise ValueError(
                 f"image_size must be (shorter, longer) for a detector that keeps the shape of images, got {self.size}; "
@@ -66,8 +66,8 @@ class Resize:
         """The same way of resizing with another size.
 
         Args:
-            size: (shorter, longer) or (height, width).  One number is the shorter side, the longer one in the same
-                proportion as here (800 to 1333); of images that are stretched it is both sides.
+            size: (shorter, longer) or (height, width). One number is the shorter side, with the longer one in the same
+                proportion as here (800 to 1333), or both sides where images are stretched.
         """
         if isinstance(size, int):
             other = size * self.size[1] // self.size[0] if self.keeps_shape else size

@@ -25,7 +25,7 @@ def targets_with_ignored(targets: list[Target]) -> list[Target]:
 
 
 def checked_targets(images: list[Tensor], targets: list[Target], num_classes: int) -> list[Target]:
-    """Targets in the form that a detector learns from, with ignored regions among the boxes.
+    """Checked targets as a detector is trained on them, with ignored regions among the boxes.
 
     Args:
         images: ``[3, h, w]`` each.
@@ -47,7 +47,7 @@ def check_targets(images: list[Tensor], targets: list[Target], num_classes: int)
 
     Raises:
         ValueError: If the numbers of images and targets differ, shapes do not fit, labels are outside 1..num_classes,
-            or a box has no positive width and height.
+            or a box does not have positive width and height.
     """
     if len(images) != len(targets):
         raise ValueError(f"targets must be one per image, got {len(targets)} targets for {len(images)} images")

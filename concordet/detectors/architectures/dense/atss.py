@@ -60,9 +60,9 @@ def atss(
     """ATSS: FCOS's towers with a scale per level, R-CNN's box coder, anchors 8 times the stride.
 
     Follows mmdetection's ``atss_r50_fpn``: the GIoU term weighs 2, positives in it by centerness; box deltas are scaled
-    by (10, 10, 5, 5).  Departure: losses are normalized by the batch's positives (there: each image counts at least 1).
-    32.3 M parameters at ResNet-50 and 80 classes with the centerness branch; nano: 0.6 M, levels
-    P3..P5 and anchors 4 times the stride.
+    by (10, 10, 5, 5). Departure: losses are normalized by the batch's positives (there: each image counts at least 1).
+    32.3 M parameters at ResNet-50 and 80 classes with the centerness branch; nano: 0.6 M, levels P3..P5 and anchors 4
+    times the stride.
     """
     features, head, anchors = atss_parts(criterion, num_classes, size, backbone, pretrained)
     return DenseDetector(

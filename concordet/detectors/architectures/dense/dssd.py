@@ -100,7 +100,7 @@ class DeconvolutionHead(MultiBoxHead):
     ) -> None:
         super().__init__([outputs] * len(in_channels), num_anchors, num_classes, softmax)
         *finer, coarsest = in_channels
-        coarse = [channels] * (len(finer) - 1) + [coarsest]  # what each module begins with, finest level first
+        coarse = [channels] * (len(finer) - 1) + [coarsest]  # input channels of the modules, finest level first
         self.deconvolutions: nn.ModuleList = nn.ModuleList(
             Deconvolution(c, s, channels) for c, s in zip(coarse, finer, strict=True)
         )
@@ -127,11 +127,11 @@ def dssd(
 ) -> DenseDetector:
     """DSSD: eight default boxes per location (aspect ratios 1, 1.6, 2, 3) on six levels, seven from 512 pixels on.
 
-    Follows the paper's numbers (the published Caffe model's parameters are not counted anywhere): ResNet-101 with
-    conv5_x at stride 16, levels of 1024 channels, deconvolution modules of 512, prediction modules of 256 and 1024.
-    New layers have group norms where the paper has batch norms, which one pixel of one image cannot feed; both have as
-    many parameters, 152.5 M at 80 classes.  320 and 512 pixels as HarmonicDet has them, not 321 and 513.  Losses and
-    sampling are SSD's.  Nano: four levels of 32 channels, four boxes per location, 0.5 M at 3 classes.
+    Follows the paper's numbers (no parameter count of the published Caffe model is known): ResNet-101 with conv5_x at
+    stride 16, levels of 1024 channels, deconvolution modules of 512, prediction modules of 256 and 1024. New layers
+    have group norms where the paper has batch norms, which need more than one pixel of one image; both have the same
+    number of parameters, 152.5 M at 80 classes. 320 and 512 pixels as HarmonicDet has them, not 321 and 513. Losses and
+    sampling are SSD's. Nano: four levels of 32 channels, four boxes per location, 0.5 M at 3 classes.
     """
     maps = multibox_features(size, backbone, resize.size, pretrained, default_backbone="resnet101", width=NANO.channels)
     if size == "full" and not isinstance(maps, ResNetFeatures):

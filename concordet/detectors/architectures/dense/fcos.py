@@ -34,10 +34,10 @@ def fcos(
     """FCOS: one point per location, distances to the four sides, center sampling.
 
     Follows torchvision's ``fcos_resnet50_fpn``, whose weights' names it keeps; the centerness branch exists only where
-    the loss trains it.  As in torchvision, a level's range of object sides is open at both ends (in mmdetection it is
+    the loss trains it. As in torchvision, a level's range of object sides is open at both ends (in mmdetection it is
     closed), points are at the corners of cells (in mmdetection at their centers), and the box loss is the mean over
-    positives (in mmdetection it is weighted by centerness).
-    32.3 M parameters at ResNet-50 and 80 classes with it; nano: 0.6 M, levels P3..P5.
+    positives (in mmdetection it is weighted by centerness). 32.3 M parameters at ResNet-50 and 80 classes with it;
+    nano: 0.6 M, levels P3..P5.
     """
     features, strides = pyramid(size, backbone, extra="p5", pretrained=pretrained)
     channels, preset = features.out_channels, NANO if size == "nano" else FULL

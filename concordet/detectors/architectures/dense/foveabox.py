@@ -25,8 +25,8 @@ def foveabox(
     """FoveaBox: RetinaNet's towers with one prediction per location, levels that share objects of neighboring scales.
 
     Follows mmdetection's ``fovea_r50_fpn``: distances to the sides in logarithms of two strides, smooth L1 with beta
-    0.11, focal loss with alpha 0.4 and gamma 1.5.  Departure: losses are normalized by the batch's positives (there:
-    positives plus the number of images).  36.4 M parameters at ResNet-50 and 80 classes, as there; nano: levels P3..P5,
+    0.11, focal loss with alpha 0.4 and gamma 1.5. Departure: losses are normalized by the batch's positives (there:
+    positives plus the number of images). 36.4 M parameters at ResNet-50 and 80 classes, as there; nano: levels P3..P5,
     0.6 M at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)

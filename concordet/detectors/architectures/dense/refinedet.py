@@ -1,4 +1,4 @@
-"""RefineDet (Zhang et al. 2018): a first stage moves the anchors and rules out the empty ones, a second classifies."""
+"""RefineDet (Zhang et al. 2018): a first stage refines the anchors and drops empty ones, a second one classifies."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class RefineDet(DenseDetector):
             "arm",
             class_agnostic=True,
         )
-        # A wild first stage must not make boxes of no size: 20 is e^4 times the anchor's.
+        # a diverging first stage must not make degenerate boxes: 20 is a factor of e^4 (the coder divides by 5)
         moves = first.regressions.detach().clamp(-20, 20)
         refined = self.codec.decode(moves.flatten(0, 1), anchors.flatten(0, 1)).view_as(moves)
         dropped = first.scores().squeeze(-1) < NEGATIVE_ANCHOR if softmax else None
@@ -228,11 +228,11 @@ def refinedet(
     """RefineDet: three anchors of four strides per location on four levels, refined once, then classified.
 
     Follows the published Caffe model: 36.1 M parameters on VGG-16 at 80 classes, as its PyTorch port
-    (``luuuyi/RefineDet.PyTorch``) has, 320 or 512 pixels.  With a softmax in both stages (cross entropy, Harmonic loss)
+    (``luuuyi/RefineDet.PyTorch``) has, 320 or 512 pixels. With a softmax in both stages (cross entropy, Harmonic loss)
     anchors that the first one gives an objectness below 0.01 are ruled out, and both learn from the hardest three
-    negatives per positive; every other loss has sigmoids, all anchors and all negatives.  ``backbone`` may be any that
+    negatives per positive; every other loss has sigmoids, all anchors and all negatives. ``backbone`` may be any that
     :func:`~concordet.detectors.networks.backbones.features` knows, ``resnet101`` as published (without batch norms in
-    the transfer connections).  Nano: levels of 32 channels, 0.5 M at 3 classes.
+    the transfer connections). Nano: levels of 32 channels, 0.5 M at 3 classes.
     """
     maps: RefineVGG | RefineFeatures | NanoFeatures
     if size == "nano":

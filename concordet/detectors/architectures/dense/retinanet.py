@@ -35,9 +35,9 @@ def retinanet(
     """RetinaNet: anchors of 3 scales and 3 aspect ratios, matched by IoU.
 
     Follows torchvision's ``retinanet_resnet50_fpn``, whose weights' names it keeps; losses are normalized by the
-    batch's positives, as in Detectron2, not image by image.  As in torchvision, strides are the padded image's sides
-    over the number of cells, rounded down: 61 and 114 pixels instead of 64 and 128 on P6 and P7 at 800 x 1344.  38.0 M
-    parameters at ResNet-50 and 80 classes, as Detectron2's and mmdetection's.  Nano: levels P3..P5, 2 scales from 2.5
+    batch's positives, as in Detectron2, not image by image. As in torchvision, strides are the padded image's sides
+    over the number of cells, rounded down: 61 and 114 pixels instead of 64 and 128 on P6 and P7 at 800 x 1344. 38.0 M
+    parameters at ResNet-50 and 80 classes, as Detectron2's and mmdetection's. Nano: levels P3..P5, 2 scales from 2.5
     strides on, 0.6 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)

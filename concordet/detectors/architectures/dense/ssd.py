@@ -42,9 +42,9 @@ CAFFE_MEAN = (0.48235, 0.45882, 0.40784)
 class VGGFeatures(SSDFeatureExtractorVGG):
     """torchvision's VGG-16 with SSD's extra layers: strides 8, 16, 32, ..., the first level normalized.
 
-    torchvision's SSD weights expect pixels of 0..255 less their mean, this project's detectors feed ImageNet's
-    normalization.  The buffer ``caffe_input`` says which one the weights were trained with; weights without it, which
-    are torchvision's, set it, and the input is converted.
+    torchvision's SSD weights expect pixels of 0..255 minus their mean, while this project's detectors use ImageNet's
+    normalization. The buffer ``caffe_input`` says which one the weights were trained with: loading weights without it,
+    which are torchvision's, sets it, and the input is then converted.
 
     Args:
         highres: Seven levels for 512 pixels, with the paper's strides (torchvision's extra layers give 6, 4, 1).
@@ -95,7 +95,7 @@ def _note_normalization(module: nn.Module, state: dict[str, Any], prefix: str, *
 class ResNetFeatures(nn.Module):
     """conv3_x and conv5_x of a ResNet, conv5_x at stride 16, then residual blocks of stride 2 (Fu et al. 2017).
 
-    New layers have group norms: their last levels have one pixel, over which a batch of one image has no variance.
+    New layers have group norms, because the last level may be a single pixel, of which a batch norm needs several.
 
     Args:
         name: One of :data:`~concordet.detectors.networks.backbones.BOTTLENECKS`.
@@ -143,7 +143,7 @@ class NanoFeatures(nn.Module):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm of 32 groups, or with 16 channels per group where there are few."""
+    """Group norm with 32 groups, or with 16 channels per group if there are fewer than 512."""
     return nn.GroupNorm(min(32, channels // 16), channels)
 
 
@@ -203,15 +203,15 @@ def multibox_features(
 
 
 def multibox_detector(
-    kind: type[DenseDetector],
+    cls: type[DenseDetector],
     levels: nn.Module,
     head: nn.Module,
     anchors: AnchorGenerator | DefaultBoxGenerator,
     criterion: Criterion | StagedCriterion,
     **settings: Any,
 ) -> DenseDetector:
-    """A detector of SSD's kind: its box coder, matching, hard negatives with a softmax, images of one size."""
-    return kind(
+    """A detector with SSD's box coder, matching, and hard negative mining for a softmax."""
+    return cls(
         levels,
         head,
         anchors,
@@ -236,9 +236,9 @@ def ssd(
     """SSD: default boxes on six levels (seven from 512 pixels on), each object's best box and those of IoU 0.5.
 
     Follows torchvision's ``ssd300_vgg16``, whose weights load: 34.3 M parameters at 80 classes with the softmax, as
-    there; 512 pixels: 36.0 M, as mmdetection's ``ssd512``.  With cross entropy or Harmonic loss a softmax learns from
+    there; 512 pixels: 36.0 M, as mmdetection's ``ssd512``. With cross entropy or Harmonic loss a softmax learns from
     the hardest three negatives per positive; every other loss has one sigmoid per class and all negatives.
-    ``backbone`` may be a ResNet with bottlenecks, as DSSD has it.  Nano: four levels, 0.4 M at 3 classes.  Departures
+    ``backbone`` may be a ResNet with bottlenecks, as DSSD has it. Nano: four levels, 0.4 M at 3 classes. Departures
     from mmdetection: default boxes of the last level are cut off at the image, as in torchvision, and losses are
     normalized by the batch's positives (there: each image counts at least 1).
     """

@@ -50,17 +50,17 @@ def yolact(
     Follows mmdetection's ``yolact_r50``: a convolution shared by levels and branches; prototypes from P3 at twice its
     resolution; with cross entropy or Harmonic loss a softmax that learns from the hardest three negatives per positive,
     smooth L1 x 1.5, cross entropy of masks within the object's box x 6.125, and of the classes at P3's pixels, a branch
-    for training only.  Losses with one sigmoid per class see every negative; ranking losses have Dice for masks and no
-    such branch, as RS-YOLACT.  Detections come from Fast NMS.
+    for training only. Losses with one sigmoid per class see every negative; ranking losses have Dice for masks and no
+    such branch, as RS-YOLACT. Detections come from Fast NMS.
 
     Departures: of two objects with the same best anchor each gets one, as in the authors' code (there: the later takes
-    it).  An image without objects has no negatives in the softmax's loss and background in that of the pixels, as in
-    the authors' code (there: all its anchors are negatives, and its pixels are left out).  Every positive's mask is
+    it). An image without objects has no negatives in the softmax's loss and background in that of the pixels, as in
+    the authors' code (there: all its anchors are negatives, and its pixels are left out). Every positive's mask is
     learned (there: at most 100 per image), the pyramid is torchvision's (there: bilinear upsampling), and losses are
     normalized by the batch's positives (there: each image counts at least 1).
 
     35.3 M parameters at ResNet-50 and 80 classes, as that configuration's layers add up to: ResNet 23.5, pyramid 8.0,
-    head 1.4, prototypes 2.4, classes of pixels 0.02 (the authors' P6 and P7 have 4.1 less).  Nano: levels P3..P5,
+    head 1.4, prototypes 2.4, classes of pixels 0.02 (the authors' P6 and P7 have 4.1 less). Nano: levels P3..P5,
     16 coefficients, 0.6 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="c5", pretrained=pretrained)
@@ -131,7 +131,8 @@ def _initialize(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(cast(Tensor, layer.bias))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +178,9 @@ def on_map(boxes: Tensor, size: tuple[int, int], shape: tuple[int, int]) -> Tens
 class Yolact(DenseDetector):
     """YOLACT in torchvision's convention.
 
-    Targets also have ``masks`` ``[m, h, w]`` uint8.  Detections have ``masks`` ``[k, 1, h, w]``, probabilities in
-    [0, 1] in the image's pixels, 0 outside of the box, as Mask R-CNN's; above 0.5 is the object.  Records carry mask
-    logits and targets over the whole image at the prototypes' resolution.  Classes of pixels within ``ignored_boxes``
+    Targets also have ``masks`` ``[m, h, w]`` uint8. Detections have ``masks`` ``[k, 1, h, w]``, probabilities in
+    [0, 1] in the image's pixels, 0 outside of the box, as Mask R-CNN's; above 0.5 is the object. Records carry mask
+    logits and targets over the whole image at the prototypes' resolution. Classes of pixels within ``ignored_boxes``
     are unknown, except where objects are; masks of positives are not affected.
 
     Args:
@@ -216,7 +217,7 @@ class Yolact(DenseDetector):
         ]
 
     def _records(self, outcome: DenseOutcome, *, trained: bool) -> list[Assigned]:
-        predictions, objects = cast(MaskPredictions, outcome.stages[-1]), outcome.objects
+        predictions, objects = _mask_predictions(outcome), outcome.objects
         if trained:
             require_masks(objects.masks, "yolact")
         (record,) = super()._records(outcome, trained=trained)
@@ -237,7 +238,7 @@ class Yolact(DenseDetector):
         masks = torch.cat([resized(own, shape) > 0.5 for own in gt_masks])
         kept = inside(record.gt_boxes, predictions.image_sizes[0], shape)
         extents = on_map(record.gt_boxes, predictions.image_sizes[0], shape)
-        areas = (extents[:, 2:] - extents[:, :2]).prod(1).clamp(min=1.0)  # objects below a pixel have one
+        areas = (extents[:, 2:] - extents[:, :2]).prod(1).clamp(min=1.0)  # at least one pixel
         return replace(
             record,
             masks=Masks(torch.cat(logits), at_least_float32(masks[record.gt_ids]), kept / areas[:, None, None]),
@@ -262,7 +263,7 @@ class Yolact(DenseDetector):
 
     @torch.no_grad()
     def _detections(self, outcome: DenseOutcome, images: list[Tensor]) -> Detections:
-        predictions = cast(MaskPredictions, outcome.stages[-1])
+        predictions = _mask_predictions(outcome)
         results = []
         for i, (result, rows) in enumerate(self.select(predictions)):
             prototypes = predictions.prototypes[i]
@@ -271,6 +272,10 @@ class Yolact(DenseDetector):
             masks = masks * inside(result["boxes"], predictions.image_sizes[i], shape)
             results.append(result | {"masks": resized(masks, height_and_width(images[i]))[:, None]})
         return in_pixels(results, predictions.image_sizes, images)
+
+
+def _mask_predictions(outcome: DenseOutcome) -> MaskPredictions:
+    return cast(MaskPredictions, outcome.stages[-1])  # Yolact.predict returns them
 
 
 ARCHITECTURE = Architecture(yolact, DEFAULTS, Resize.exactly(550, 550), POSTPROCESS, masks=True)

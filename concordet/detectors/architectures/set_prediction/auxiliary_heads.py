@@ -1,10 +1,9 @@
-"""What Co-DETR adds to a Deformable DETR in training: auxiliary heads on the encoder's output, queries from them."""
+"""Co-DETR's additions to Deformable DETR in training: auxiliary heads on the encoder's output, and their queries."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from concordet.detectors.parts.objects import Objects
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.parts.proposals import region_proposals
 from concordet.detectors.two_stage import TwoStageHead
-from concordet.losses.criteria import Criterion, StagedCriterion
+from concordet.losses.criteria import StagedCriterion
 
 MAX_QUERIES = 300  # extra queries per head and image, as published
 
@@ -35,7 +34,7 @@ class Positives:
 
 
 class Adapter(nn.Module):
-    """The encoder's output as a feature pyramid, with one level more at half the resolution of the coarsest.
+    """The encoder's output as a feature pyramid, with one more level at half the resolution of the coarsest.
 
     Zong et al. 2023, Sec. 3.2 (multi-scale adapter).
     """
@@ -63,7 +62,7 @@ class AuxiliaryHeads(nn.Module):
         strides: Strides of its levels.
         criterion: Loss with stages of these names.
         num_classes: Foreground classes.
-        size: Of the heads.
+        size: Size of the heads.
     """
 
     def __init__(
@@ -78,12 +77,12 @@ class AuxiliaryHeads(nn.Module):
         super().__init__()
         self.adapter: Adapter = Adapter(channels)
         strides = [*strides, 2 * strides[-1]]
-        atss = cast(Criterion, criterion.stages["atss"])
+        atss = criterion.stages["atss"]
         head, anchors = atss_head(atss, num_classes, size, channels, strides)
         self.atss: AnchorHead = AnchorHead(
             head, anchors, CODEC, atss_matches, softmax=atss.needs.softmax, postprocess=PostProcess()
         )
-        staged = StagedCriterion({name: cast(Criterion, criterion.stages[name]) for name in ("rpn", "roi")})
+        staged = StagedCriterion({name: criterion.stages[name] for name in ("rpn", "roi")})
         self.rcnn: TwoStageHead = TwoStageHead(
             region_proposals(channels, strides, staged, size=size),
             box_pool(size),
@@ -101,7 +100,7 @@ class AuxiliaryHeads(nn.Module):
             batch: Images at the network's input size.
             memory: ``[b, n, d]`` output of the encoder.
             shapes: Height and width of each of its levels.
-            objects: Of the images.
+            objects: Objects of the images.
         """
         levels = self.adapter(memory, shapes)
         rpn, rcnn = self._rcnn(batch, levels, objects)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +64,8 @@ def co_detr_criterion(
 
     The total is the sum over layers l of L_dec,l + lambda_1 sum_k L_extra,k,l + lambda_2 sum_k L_aux,k (thesis
     Eq. 3.54), with K = 2 auxiliary heads, lambda_1 = 1, and 12 (5 with ranking losses) for the sum of lambda_2 over the
-    layers.  L_dec and L_extra are weighted sums of classification, L1 and GIoU (Eq. 3.55; weights 2, 5 and 2 in
-    Co-DETR's code); with ranking losses L1 and GIoU are scaled to the value of the classification term (Eq. 3.56).  The
+    layers. L_dec and L_extra are weighted sums of classification, L1 and GIoU (Eq. 3.55; weights 2, 5 and 2 in
+    Co-DETR's code); with ranking losses L1 and GIoU are scaled to the value of the classification term (Eq. 3.56). The
     auxiliary heads have the same loss in their own form: with the default focal loss and centerness (ATSS), cross
     entropy and GIoU with weight 10 (Faster R-CNN); with ranking losses the terms of the proposals have a fifth of the
     heads' weight, as in RS Loss.
@@ -84,7 +84,7 @@ def co_detr_criterion(
     dense = build_criterion(loss, atss.DEFAULTS) if isinstance(loss, str) else copy.deepcopy(loss)
     weight = RANKING_WEIGHT if sets.needs.ranks_only else WEIGHT
     weights = {name: weight * rcnn.weights.get(name, 1.0) for name in rcnn.stages}
-    stages = {**cast(Any, rcnn.stages), "atss": dense, **cast(Any, sets.stages)}
+    stages = {**rcnn.stages, "atss": dense, **sets.stages}
     return StagedCriterion(stages, {**weights, "atss": weight})
 
 
@@ -102,12 +102,12 @@ def co_detr(
 ) -> CoDETR:
     """Co-Deformable-DETR: two-stage Deformable DETR with box refinement, and auxiliary ATSS and Faster R-CNN.
 
-    Follows the authors' code: 300 queries, six layers of 256 channels.  At ResNet-50 and 80 classes it has 62.3 M
-    parameters in training and 41.2 M parameters for inference, as two-stage Deformable DETR.  Departures: the auxiliary
+    Follows the authors' code: 300 queries, six layers of 256 channels. At ResNet-50 and 80 classes it has 62.3 M
+    parameters in training and 41.2 M parameters for inference, as two-stage Deformable DETR. Departures: the auxiliary
     heads are those of this package, where proposals have three anchors per location instead of nine and smooth L1 for
     boxes; images with fewer positives than others get masked queries instead of random negatives, as in the authors'
     version on DINO; encoder and decoder are Deformable DETR's, without mixed selection and look forward twice, with
-    1024 instead of 2048 channels in feed-forward layers and dropout.  Nano: 50 queries, two layers of 128 channels,
+    1024 instead of 2048 channels in feed-forward layers and dropout. Nano: 50 queries, two layers of 128 channels,
     2.9 M parameters at 80 classes.
 
     Args:
@@ -141,7 +141,7 @@ def co_detr(
 
 @dataclass(frozen=True)
 class CoOutcome(Outcome):
-    """A forward pass, with what the auxiliary heads and their queries need."""
+    """A forward pass, with the inputs of the auxiliary heads and their queries."""
 
     batch: ImageList
     decoding: dict[str, Any]  # arguments of the decoder
@@ -256,9 +256,8 @@ class Queries:
         self.kept: Tensor = sample_per_image(self.record.image_ids, MAX_QUERIES)
         images = self.record.image_ids[self.kept]
         self.slots: Tensor = index_in_image(images)
-        self.max_slots: int = max(
-            int(images.bincount(minlength=1).max()), 1
-        )  # one empty query if there are no positives
+        # one empty query if there are no positives
+        self.max_slots: int = max(int(images.bincount(minlength=1).max()), 1)
         self.extents: Tensor = positives.boxes.new_tensor([[w, h, w, h] for h, w in sizes])[images]
         self.boxes: Tensor = in_units(positives.boxes[self.kept], self.extents, "cxcywh")
         self.features: Tensor = positives.features[self.kept]

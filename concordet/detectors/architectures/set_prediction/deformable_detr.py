@@ -80,7 +80,7 @@ def deformable_detr(
     """Deformable DETR: three levels of the backbone and a coarser one, as many encoder as decoder layers.
 
     Follows the authors' code as in Transformers: 300 queries, six layers of 256 channels; 40.1 M parameters at
-    ResNet-50 and 91 classes (published: 40 M), 40.8 M with refinement.  Nano: 50 queries, two layers of 128 channels,
+    ResNet-50 and 91 classes (published: 40 M), 40.8 M with refinement. Nano: 50 queries, two layers of 128 channels,
     three levels, no dropout; 1.1 M parameters at 80 classes, 1.3 M with two stages.
 
     Args:

@@ -35,11 +35,11 @@ class DetectionTransformer(SetPredictor):
     @property
     def backbone(self) -> Features:
         """The network that computes the feature maps."""
-        return cast(Features, self.network.model.backbone.model)
+        return self.network.model.backbone.model
 
 
 def costs_for(criterion: StagedCriterion) -> Costs:
-    """Matching costs: the class has factor 1 as a softmax's probability, 2 as focal cost and 4 with ranking losses.
+    """Matching costs: the class cost has factor 1 with a softmax, 2 with sigmoids and 4 with ranking losses.
 
     The last is BRS-DETR's (thesis Sec. 4.1).
     """
@@ -77,6 +77,6 @@ def load_network(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
     if isinstance(weights, str | Path) and Path(weights).is_dir():
         from concordet.detectors.networks.transformers_base import load_folder
 
-        load_folder(cast(Any, model).network, Path(weights))
+        load_folder(cast(DetectionTransformer, model).network, Path(weights))  # the only detectors that load so
     else:
         load_weights(model, weights)

@@ -56,7 +56,7 @@ def detr(
     """DETR: the backbone's last map, as many encoder as decoder layers, a loss on each decoder layer.
 
     Follows the authors' code as in Transformers: 100 queries, six layers of 256 channels, 41.6 M parameters at
-    ResNet-50 and 91 classes (published: 41 M).  Nano: 50 queries, three layers of 128 channels on the map of stride
+    ResNet-50 and 91 classes (published: 41 M). Nano: 50 queries, three layers of 128 channels on the map of stride
     16, no dropout; 1.2 M parameters at 80 classes.
 
     With cross entropy (``default``, ``ce``) and Harmonic loss the classifier is a softmax whose last class, "no

@@ -24,7 +24,7 @@ from concordet.losses.functional.reduction import at_least_float32
 
 DEFAULTS = LossDefaults("focal", BoxTerm("giou", weight=2.0))
 STAGES = tuple(f"stage{k}" for k in range(1, 7))
-CODER = BoxCoder((2.0, 2.0, 1.0, 1.0))  # it limits growth, so that areas stay finite after six stages
+CODER = BoxCoder((2.0, 2.0, 1.0, 1.0))  # clamps log sizes, so that areas stay finite after six stages
 
 
 def sparse_rcnn_criterion(loss: str | Criterion | StagedCriterion) -> StagedCriterion:
@@ -44,7 +44,7 @@ def sparse_rcnn(
     """Sparse R-CNN: 100 learned boxes and features, six heads of self-attention and dynamic convolution.
 
     Follows the authors' code: weights are 2 for focal loss, 5 for L1 and 2 for GIoU in each head; 106.3 M parameters at
-    ResNet-50 and 80 classes, as theirs and mmdetection's.  Nano: 50 boxes, 64 channels, 2.3 M parameters at 3 classes.
+    ResNet-50 and 80 classes, as theirs and mmdetection's. Nano: 50 boxes, 64 channels, 2.3 M parameters at 3 classes.
     """
     features, _ = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     pool = box_pool(size)

@@ -48,9 +48,9 @@ def faster_rcnn(
     """Faster R-CNN: proposals from three anchors per location on P2..P6, two fully connected layers, one box per class.
 
     Follows torchvision's ``fasterrcnn_resnet50_fpn``, whose weights' names it keeps: smooth L1 with beta 1/9 (in
-    mmdetection L1), and each object's best anchors are positive whatever their IoU (in mmdetection from 0.3 on).  41.8
+    mmdetection L1), and each object's best anchors are positive whatever their IoU (in mmdetection from 0.3 on). 41.8
     M parameters at ResNet-50 and 80 classes, as that one's and mmdetection's (which prints 41.5 M, without what it
-    freezes).  Nano: levels P3..P5, six anchors per location, features pooled to 5 x 5 and 128 wide, 0.7 M parameters at
+    freezes). Nano: levels P3..P5, six anchors per location, features pooled to 5 x 5 and 128 wide, 0.7 M parameters at
     3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
@@ -67,7 +67,7 @@ def faster_rcnn(
 
 def box_stage(criterion: StagedCriterion, num_classes: int, size: Size, channels: int) -> BoxStage:
     """The RoI head on features of ``channels``, pooled by :func:`box_pool`."""
-    softmax = bool(criterion.stages["roi"].needs.softmax)
+    softmax = criterion.stages["roi"].needs.softmax
     width = (NANO if size == "nano" else FULL).width
     return BoxStage(
         TwoMLPHead(channels * box_pool(size).output_size[0] ** 2, width),
@@ -79,7 +79,7 @@ def box_stage(criterion: StagedCriterion, num_classes: int, size: Size, channels
 
 
 def box_pool(size: Size, side: int | None = None) -> MultiScaleRoIAlign:
-    """RoIAlign to ``side`` (None: 7, nano 5); a box of 224 pixels (nano: 96) is taken from the level of stride 16."""
+    """RoIAlign to ``side`` (None: 7, nano 5); a box of 224 pixels (nano: 96) is pooled from the level of stride 16."""
     preset = NANO if size == "nano" else FULL
     levels = [str(i) for i in range(preset.levels)]
     return MultiScaleRoIAlign(levels, side or preset.side, 2, canonical_scale=preset.canonical)

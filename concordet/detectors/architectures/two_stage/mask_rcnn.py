@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Preset(NamedTuple):
 
     width: int  # of the fully connected layers
     layers: list[int]  # channels of the mask branch's convolutions
-    side: int  # of the features that masks are made of
+    side: int  # of the pooled features that masks are predicted from
 
 
 FULL, NANO = Preset(1024, [256] * 4, 14), Preset(128, [32, 32], 7)
@@ -54,14 +54,13 @@ def mask_rcnn(
     """Mask R-CNN: Faster R-CNN and four convolutions on features pooled to 14 x 14, which give masks of 28 x 28.
 
     Follows torchvision's ``maskrcnn_resnet50_fpn``, whose weights' names it keeps: cross entropy of masks, mean over
-    positives and pixels; with ranking losses Dice.  Targets of masks are torchvision's, in [0, 1] (in mmdetection 0 or
-    1, and sampled half a pixel away).  44.4 M parameters at ResNet-50 and 80 classes, as that one's
-    (mmdetection's: 44.2 M).  Nano: Faster R-CNN's, and two convolutions 32 wide on 7 x 7, 0.8 M parameters at
-    3 classes.
+    positives and pixels; with ranking losses Dice. Targets of masks are torchvision's, in [0, 1] (in mmdetection 0 or
+    1, and sampled half a pixel away). 44.4 M parameters at ResNet-50 and 80 classes, as that one's (mmdetection's: 44.2
+    M). Nano: Faster R-CNN's, and two convolutions 32 wide on 7 x 7, 0.8 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     channels = features.out_channels
-    softmax = bool(criterion.stages["roi"].needs.softmax)
+    softmax = criterion.stages["roi"].needs.softmax
     width, layers, side = NANO if size == "nano" else FULL
     outputs = num_classes + int(softmax)
     pool = box_pool(size)
@@ -100,15 +99,15 @@ class MaskStage(BoxStage):
             classes: ``[k]`` 0..c-1.
         """
         logits = at_least_float32(self.mask_predictor(self.mask_head(pooled)))
-        # with softmax torchvision's first output is the background's, and stays untrained
+        # with a softmax, torchvision's first output is the background's, which is never trained
         return logits[torch.arange(len(classes), device=classes.device), classes + int(self.softmax)]
 
 
 class MaskRCNN(TwoStageDetector):
     """Mask R-CNN in torchvision's convention.
 
-    Targets also have ``masks`` ``[m, h, w]`` uint8.  Detections have ``masks`` ``[k, 1, h, w]``, probabilities in [0,
-    1] in pixels of the image, as in torchvision; above 0.5 is the object.  The RoI head's record carries mask logits
+    Targets also have ``masks`` ``[m, h, w]`` uint8. Detections have ``masks`` ``[k, 1, h, w]``, probabilities in [0,
+    1] in pixels of the image, as in torchvision; above 0.5 is the object. The RoI head's record carries mask logits
     and targets in the frames of the boxes that the stage refines.
 
     Args:
@@ -116,6 +115,8 @@ class MaskRCNN(TwoStageDetector):
 
     The other arguments are :class:`~concordet.detectors.two_stage.TwoStageDetector`'s.
     """
+
+    roi_heads: MaskStage
 
     def __init__(self, *parts: Any, mask_pool: MultiScaleRoIAlign, **settings: Any) -> None:
         super().__init__(*parts, **settings)
@@ -137,8 +138,7 @@ class MaskRCNN(TwoStageDetector):
             return [record]
         counts = torch.bincount(record.image_ids, minlength=len(objects)).tolist()
         boxes = list(torch.cat(rois[0].references)[record.positive].split(counts))
-        stage = cast(MaskStage, self.box_stages[0])
-        logits = stage.masks(self.pool(self.mask_pool, rpn, boxes), record.labels[record.positive])
+        logits = self.roi_heads.masks(self.pool(self.mask_pool, rpn, boxes), record.labels[record.positive])
         own = (record.gt_ids - objects.offsets[record.image_ids]).split(counts)  # indices in the image
         targets = [
             project_masks_on_boxes(masks, b, ids, logits.shape[-1])
@@ -151,7 +151,7 @@ class MaskRCNN(TwoStageDetector):
         results = super().select(rpn, rois)
         boxes = [r["boxes"] for r in results]
         classes = torch.cat([r["labels"] for r in results]) - 1
-        masks = cast(MaskStage, self.box_stages[0]).masks(self.pool(self.mask_pool, rpn, boxes), classes)
+        masks = self.roi_heads.masks(self.pool(self.mask_pool, rpn, boxes), classes)
         for result, own in zip(results, masks.sigmoid().split([len(b) for b in boxes]), strict=True):
             result["masks"] = own[:, None]
         return results
