@@ -1,4 +1,4 @@
-"""Writing that leaves a file either whole or as it was, JSON and YAML in and out, and names that are still free."""
+"""Atomic writes, JSON and YAML, locks, and names that are not taken yet."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def is_standard_output(path: str | Path | None) -> bool:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that replaces it when the block ends well and is removed when it does not.
+    """A temporary path beside ``path`` that replaces it when the block succeeds and is removed when it fails.
 
-    The new content is flushed to the disk before it takes the name, so a crash leaves the old file or the new one,
-    never a part.  A link stays a link: the file that it points to is replaced.  What is written for a device or a pipe
-    is copied into it.
+    The new content is flushed to the disk before it takes the name, so that a crash leaves the old file or the new one,
+    never a part. A symbolic link stays a link: the file that it points to is replaced. A device or a pipe is written
+    to, not replaced.
 
     Raises:
         OSError: the file cannot be written; the error names ``path``.
@@ -56,7 +56,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         with _copied_into(path) as temporary:
             yield temporary
         return
-    # the suffix stays: some writers choose the format by it
+    # with the suffix, by which some writers choose the format
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
     try:
         yield temporary
@@ -76,7 +76,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _copied_into(path: Path) -> Iterator[Path]:
-    """A temporary path whose content is copied into a device, a pipe or standard output."""
+    """A temporary path whose content is copied into a device, a pipe or standard output when the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / (path.name if path.suffix else "output")
         yield temporary
@@ -95,10 +95,10 @@ def _copied_into(path: Path) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Waits until a file, or the entries of a folder, are on the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # a folder may allow writing and no reading
+    except PermissionError:  # a folder may be writable and not readable
         return
     try:
         os.fsync(descriptor)
@@ -141,7 +141,7 @@ def locked(folder: str | Path, fix: str) -> Iterator[None]:
     The lock is the operating system's: it ends with the process, however that ends.
 
     Raises:
-        ValueError: another process has the folder; the message ends with ``fix``.
+        ValueError: another process holds the lock; the message ends with ``fix``.
 
     Example:
         >>> with locked(tempfile.mkdtemp(), "name another folder"):
@@ -157,7 +157,7 @@ def locked(folder: str | Path, fix: str) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         try:
-            # a process's own lock, unlike flock: worker processes that outlive a killed run do not hold it
+            # not flock, whose lock is inherited by worker processes, which may outlive a killed run
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             owner = os.read(descriptor, 100).decode(errors="replace")
@@ -178,7 +178,7 @@ def locked(folder: str | Path, fix: str) -> Iterator[None]:
 
 
 def plain(value: Any) -> Any:
-    """``value`` as strict JSON has it: NaN and infinities are None, tuples lists, NumPy and torch scalars numbers."""
+    """``value`` for strict JSON: NaN and infinities become None, tuples lists, NumPy and torch scalars numbers."""
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -221,7 +221,7 @@ def read_text(path: str | Path) -> str:
         ) from error
     except OSError as error:
         raise ValueError(f"{path} must be a readable file, got: {error.strerror}; check the name") from error
-    except ValueError as error:  # a null byte in the name
+    except ValueError as error:  # null byte in the name
         raise ValueError(f"{str(path)!r} must be the name of a file, got: {error}; check the name") from error
 
 
@@ -233,7 +233,7 @@ def read_json(path: str | Path, *, edit: Callable[[str], str] | None = None) -> 
         edit: Function of the text before it is parsed, such as one that takes out what is not needed.
 
     Raises:
-        ValueError: there is no such file, or it is not JSON; the message says where it stops being so.
+        ValueError: there is no such file, or it is not valid JSON; the message names the file and the position.
     """
     text = read_text(path)
     if edit is not None:
@@ -241,7 +241,7 @@ def read_json(path: str | Path, *, edit: Callable[[str], str] | None = None) -> 
     try:
         with no_garbage_collection():
             return json.loads(text)
-    except ValueError as error:  # not only JSONDecodeError: whole numbers of too many digits
+    except ValueError as error:  # not only JSONDecodeError: integers with too many digits
         raise ValueError(
             f"{path} must be valid JSON, got a fault ({error}); write it again or name another file"
         ) from error
@@ -250,15 +250,27 @@ def read_json(path: str | Path, *, edit: Callable[[str], str] | None = None) -> 
 
 
 MAX_VALUES = 100_000
-"""Values in a YAML file, aliases expanded."""
+"""Largest number of values in a YAML file, aliases expanded."""
 
 
 def read_yaml(path: str | Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        ValueError: there is no such file, it is not YAML, or its aliases stand for too many values; the message names
-            it.
+        ValueError: there is no such file, or as :func:`parse_yaml`.
+    """
+    return parse_yaml(read_text(path), path)
+
+
+def parse_yaml(text: str, path: str | Path) -> Any:
+    """The content of a YAML file from its text.
+
+    Args:
+        text: Text of the file.
+        path: Path of the file, for errors.
+
+    Raises:
+        ValueError: it is not valid YAML, or it has too many values once its aliases are expanded.
     """
     import yaml
 
@@ -268,10 +280,9 @@ def read_yaml(path: str | Path) -> Any:
             if len(node.value) > MAX_VALUES:  # merge keys repeat what aliases stand for
                 raise yaml.YAMLError(f"more than {MAX_VALUES} values in a mapping")
 
-    text = read_text(path)
     try:
         content = yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: whole numbers of too many digits, impossible dates
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: integers with too many digits, impossible dates
         said = " ".join(str(error).split())
         raise ValueError(f"{path} is not valid YAML ({said[:300]}); correct it") from error
     except (RecursionError, TypeError) as error:  # TypeError: a list or a mapping as the key of a set
@@ -282,11 +293,11 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def _count(value: Any, known: dict[int, float]) -> float:
-    """Values within a value, counted each time that an alias repeats them; infinity where one contains itself."""
+    """Number of values within a value, with every repetition by an alias; infinity where one contains itself."""
     if not isinstance(value, (dict, list)):
         return 1
     if id(value) not in known:
-        known[id(value)] = math.inf  # until it is counted
+        known[id(value)] = math.inf  # met again before it is counted, a value contains itself
         known[id(value)] = 1 + sum(
             _count(item, known) for item in (value.values() if isinstance(value, dict) else value)
         )
@@ -295,7 +306,7 @@ def _count(value: Any, known: dict[int, float]) -> float:
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Pauses the search for reference cycles, which takes longer than making millions of small objects does."""
+    """Pauses the cyclic garbage collector, which takes longer than creating millions of small objects does."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -306,17 +317,17 @@ def no_garbage_collection() -> Iterator[None]:
 
 
 def check_new(path: str | Path, fix: str) -> None:
-    """Raises a ValueError that ends with ``fix`` where ``path`` is a file or a folder that is not empty."""
+    """Raises a ValueError that ends with ``fix`` if ``path`` is an existing file or a folder that is not empty."""
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"output must be new, got {path}, which already exists; {fix}")
 
 
 def new_folder(path: str | Path, fix: str) -> Path:
-    """Makes a folder that must not hold anything yet.
+    """Makes a folder, or takes an existing one that is empty.
 
     Raises:
-        ValueError: it exists and is not empty, or cannot be made or written; the message ends with ``fix``.
+        ValueError: it exists and is not empty (the message ends with ``fix``), or it cannot be made or written to.
     """
     path = Path(path)
     check_new(path, fix)

@@ -1,7 +1,7 @@
-"""Image files of any kind as 8-bit RGB, and what their headers say.
+"""Image files of any mode as 8-bit RGB, and their headers.
 
-Modes are read as Pillow's ``convert("RGB")`` and so torchvision's data sets read them (alpha is dropped, palettes are
-looked up, CMYK is converted), but for 16-bit grayscale, which ``convert`` would cut off at 255: its high byte is taken.
+Modes are converted as by Pillow's ``convert("RGB")``, and so by torchvision's data sets (alpha is dropped, palettes are
+looked up, CMYK is converted), except 16-bit grayscale, which ``convert`` would clip at 255: its high byte is taken.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from concordet.paths import require_file
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 LONGEST_ASPECT: Final = 100
-"""Ratio of an image's sides from which it is refused: resized for a detector, its shorter side would vanish."""
+"""Largest aspect ratio of an image: resized for a detector, the shorter side of a longer one would vanish."""
 
 _ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
@@ -31,7 +31,7 @@ _WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What can be known of an image without decoding it.
+    """What is known of an image without decoding it.
 
     Attributes:
         width, height: Pixels as stored.
@@ -44,31 +44,27 @@ class Header:
     mode: str
     orientation: int
 
-    def kinds(self) -> list[str]:
-        """Which of the summary's counts this image belongs to."""
-        found = []
-        if self.mode in ("1", "L", "LA", *_WIDE):
-            found.append("grayscale_images")
-        if self.mode in _WIDE:
-            found.append("16-bit_images")
-        if self.mode in ("CMYK", "YCCK"):
-            found.append("cmyk_images")
-        if self.mode in ("P", "PA"):
-            found.append("palette_images")
-        if self.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
-            found.append("images_with_alpha")
-        return found
+    def counts_as(self) -> list[str]:
+        """Names of the counts in a data set's summary that this image adds to."""
+        names = {
+            "grayscale_images": ("1", "L", "LA", *_WIDE),
+            "16-bit_images": _WIDE,
+            "cmyk_images": ("CMYK", "YCCK"),
+            "palette_images": ("P", "PA"),
+            "images_with_alpha": ("RGBA", "LA", "PA", "RGBa", "La"),
+        }
+        return [name for name, modes in names.items() if self.mode in modes]
 
     def is_quarter_turned(self) -> bool:
-        """Whether width and height change places when the image is turned upright."""
+        """Whether turning the image upright swaps its width and height."""
         return self.orientation in _QUARTER_TURNS
 
     def turned(self, size: tuple[int, int] | None) -> bool:
         """Whether annotations made for an image of ``size`` (width, height) refer to the image turned upright.
 
         The annotations' size decides: it equals the stored size or, for an image to be turned by a quarter, the
-        turned size. Where it cannot decide (no size, a square, a half turn, a mirror image) the stored pixels are
-        taken, as torchvision's data sets do and as COCO's annotations are made.
+        turned size. Where it cannot decide (no size, a square, a half turn, a mirror image), they refer to the stored
+        pixels, as in COCO and in torchvision's data sets.
         """
         if not self.is_quarter_turned() or size is None:
             return False
@@ -79,7 +75,7 @@ def read_header(path: Path) -> Header:
     """Reads a header, without the pixels.
 
     Raises:
-        FileNotFoundError, ValueError: The file is missing, no image, or an image that :func:`read_rgb` refuses.
+        FileNotFoundError, ValueError: The file is missing, not an image, or an image that :func:`read_rgb` refuses.
     """
     with _opened(path) as image:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -93,10 +89,10 @@ def read_rgb(path: Path, *, turn: bool = False, max_size: int | None = None) -> 
     Args:
         path: Image file.
         turn: Whether to turn it upright by its EXIF orientation.
-        max_size: Longest side of the result; larger images are made smaller (JPEG files already in decoding).
+        max_size: Longest side of the result, in pixels; larger images are shrunk (JPEG files already in decoding).
 
     Raises:
-        FileNotFoundError, ValueError: The file is missing, truncated, or no image.
+        FileNotFoundError, ValueError: The file is missing, truncated, or not an image.
     """
     with _opened(path) as image:
         size = _fitting(image.size, max_size)
@@ -110,11 +106,11 @@ def read_rgb(path: Path, *, turn: bool = False, max_size: int | None = None) -> 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An open image, and one sentence for whatever goes wrong with it."""
+    """An open image; every error of Pillow becomes one sentence."""
     require_file(path, "the image file", "restore it or remove its annotations")
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            # broken metadata does not matter, and what is beyond Pillow's limit of pixels is an error all the same
+            # broken metadata does not matter, and an image above Pillow's limit of pixels is an error in any case
             if max(image.size) > LONGEST_ASPECT * min(image.size):
                 raise ValueError(
                     f"its sides are {image.width} and {image.height} pixels, more than {LONGEST_ASPECT} to 1"

@@ -1,4 +1,4 @@
-"""What the paths that users and their files name may be: regular files, inside a folder."""
+"""Checks of paths that users and their files name: regular files, inside a folder."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ ALLOW: Final = "move the file, or allow it with allow_outside=True (--data.allow
 
 
 def require_file(path: Path, what: str, fix: str = "name another file") -> Path:
-    """``path``, after seeing that it is a regular file: reading a pipe or a device might never end.
+    """``path``, after checking that it is a regular file: reading a pipe or a device might never end.
 
     Raises:
-        FileNotFoundError: There is none.
-        ValueError: It is something else, or cannot be looked at.
+        FileNotFoundError: It does not exist.
+        ValueError: It is not a regular file, or cannot be opened.
     """
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path}: {what} is missing; {fix}") from None
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+    except (OSError, ValueError) as error:  # ValueError: null byte in the name
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{str(path)[:300]!r}: {what} cannot be opened ({reason}); {fix}") from None
     if stat.S_ISDIR(mode):
@@ -45,21 +45,21 @@ def is_inside(path: str, folder: str) -> bool:
 def require_inside(
     path: Path, folders: Sequence[Path], where: str, allow_outside: bool = False, *, fix: str = ALLOW
 ) -> Path:
-    """``path``, after seeing that it stays in one of the folders once links are resolved.
+    """``path``, after checking that it stays in one of the folders once links are resolved.
 
     Args:
-        path: Path made from what an annotation file says.
-        folders: Folders it may lie in.
-        where: File and record that named it, for the error.
-        allow_outside: Skip the check.
+        path: Path from an annotation file.
+        folders: Folders that it may lie in.
+        where: File and record that name it, for the error.
+        allow_outside: Whether to skip the check.
         fix: What to do, for the error.
 
     Raises:
-        ValueError: It leads outside, or is no path.
+        ValueError: It leads outside, or is not a valid path.
     """
     try:
         inside = any(is_inside(os.path.realpath(path), os.path.realpath(folder)) for folder in folders)
-    except (ValueError, OSError) as error:  # a null byte, or a circle of links
+    except (ValueError, OSError) as error:  # a null byte, or links in a circle
         raise ValueError(f"{where} names {str(path)!r}, which is no path ({error}); correct it") from error
     if not allow_outside and not inside:
         raise ValueError(f"{where} names {path}, which leads outside {folders[0]}; {fix}")

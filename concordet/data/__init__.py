@@ -1,4 +1,4 @@
-"""Data sets for detection in the forms people have them in, digit scenes that need no download, and transforms."""
+"""Detection data sets in common formats, digit scenes that need no download, and transforms."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -22,7 +22,7 @@ with requires("concordet.data", "train"):
     from concordet.data.transforms import eval_transforms, train_transforms
 
     for _module in iter_modules(formats.__path__):
-        import_module(f"{formats.__name__}.{_module.name}")  # each registers its data set
+        import_module(f"{formats.__name__}.{_module.name}")  # data sets register themselves
 
 __all__ = [
     "Annotations",

@@ -1,4 +1,4 @@
-"""Which classes to keep, and which to merge."""
+"""Selecting, renaming and merging of classes."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import numpy as np
 from concordet.data.records import Annotations
 
 Classes = Sequence[str] | Mapping[str, str | None]
-"""Names to keep in the order of their labels, or a new name (None: leave out) for some of the names."""
+"""Names to keep in the order of their labels, or new names (None to leave a class out) by name."""
 
 
 def select_classes(annotations: Annotations, classes: Classes | None) -> Annotations:
     """The annotations with some classes left out, renamed or merged.
 
     Args:
-        annotations: What a reader found.
-        classes: A list keeps these classes, in this order, and leaves the others out; in it, ``"pet=cat+dog"`` merges
-            classes under a new name. A mapping gives classes new names: classes with the same
-            new name are merged, classes with None are left out, classes that it does not name stay as they are. A
-            merged class has the category id of its first member. None keeps all.
+        annotations: Images and annotations from a reader.
+        classes: A list keeps these classes, in this order, and leaves the others out; an entry ``"pet=cat+dog"`` merges
+            classes under a new name. A mapping gives classes new names: classes with the same new name are merged,
+            classes mapped to None are left out, and classes without an entry stay as they are. A merged class has the
+            category id of its first member. None keeps all.
 
     Raises:
         ValueError: ``classes`` names an unknown class, or no class is left.
@@ -44,7 +44,7 @@ def select_classes(annotations: Annotations, classes: Classes | None) -> Annotat
         raise ValueError(
             f"{annotations.source}: classes must keep a class, got {classes!r}; keep one of {_list(names)}"
         )
-    if isinstance(classes, Mapping):  # in the order of the classes that they are made of
+    if isinstance(classes, Mapping):  # in the order of the original classes
         kept = list(dict.fromkeys(name for key in names if (name := new_names.get(key)) is not None))
     ids = annotations.category_ids or list(range(1, len(names) + 1))
     first = {new: ids[names.index(old)] for old, new in reversed(new_names.items()) if new and old in names}
@@ -54,16 +54,17 @@ def select_classes(annotations: Annotations, classes: Classes | None) -> Annotat
     counts = Counter(annotations.counts)
     records = []
     for record in annotations.records:
-        moved = table[record.labels]
-        keep = moved > 0
+        new_labels = table[record.labels]
+        keep = new_labels > 0
         counts["objects_of_other_classes_left_out"] += int((~keep).sum())
-        records.append(replace(record, labels=moved) if keep.all() else replace(record, labels=moved).only(keep))
+        relabeled = replace(record, labels=new_labels)
+        records.append(relabeled if keep.all() else relabeled.only(keep))
     category_ids = [first[name] if name in first else next(spare) for name in kept]
     return replace(annotations, records=records, class_names=kept, category_ids=category_ids, counts=counts)
 
 
 def _new_names(annotations: Annotations, classes: Classes) -> dict[str, str | None]:
-    """New name, or None, by old name; for a list in its order."""
+    """New name, or None, by old name; in the order of a list."""
     names, source = annotations.class_names, annotations.source
     if isinstance(classes, str) or not isinstance(classes, Sequence | Mapping):
         raise ValueError(
@@ -103,6 +104,6 @@ def _merged(classes: Sequence[str], names: Sequence[str]) -> list[tuple[str, str
     return pairs
 
 
-def _list(names: Sequence[str], most: int = 20) -> str:
-    shown = ", ".join(map(str, names[:most]))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+def _list(names: Sequence[str], limit: int = 20) -> str:
+    shown = ", ".join(map(str, names[:limit]))
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -12,14 +12,14 @@ from concordet.files import new_folder, write_json
 
 
 def merge_splits(splits: Mapping[str, DetectionDataset], root: Path | None = None) -> dict[str, Any]:
-    """All splits as one content of a COCO file, with ids of their own.
+    """All splits as the content of one COCO file, with new ids.
 
     Args:
         splits: Data sets by split.
-        root: Folder that names of images are relative to, as far as the images are in it; None keeps their names.
+        root: Folder that names of images become relative to, for images inside it; None keeps the names.
 
     Raises:
-        ValueError: The splits have other classes.
+        ValueError: The splits have different classes.
 
     Example:
         >>> from concordet.data import DigitScenes
@@ -54,14 +54,14 @@ def merge_splits(splits: Mapping[str, DetectionDataset], root: Path | None = Non
 def write_folder(splits: Mapping[str, DetectionDataset], out: Path) -> None:
     """Writes COCO's layout: ``annotations/instances_<split>.json``, and copies of the images in ``<split>``.
 
-    Images of one name from two folders get numbers.
+    Images of the same name from different folders get numbers.
 
     Args:
         splits: Data sets by split.
         out: Folder, which must be new or empty.
 
     Raises:
-        ValueError: There is something in the folder, or it cannot be written.
+        ValueError: The folder is not empty, or cannot be written to.
     """
     new_folder(out, "name another folder")
     (out / "annotations").mkdir()

@@ -1,4 +1,4 @@
-"""Recognizes what a folder or file of images and annotations is, and opens its splits."""
+"""Recognizes the format of a folder or file of images and annotations, and opens its splits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concordet.data.targets import DetectionDataset, Layout
 _ARCHIVES: Final = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
 _LAST_RESORT: Final = "csv"
-"""Taken only where nothing else is recognized: many data sets have tables of their annotations beside them."""
+"""Format that is used only if no other is recognized: many data sets come with tables besides their annotations."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class DataSource:
     """A data set that was recognized.
 
     Attributes:
-        path: The folder or file that was named.
+        path: The folder or file that the user named.
         name: Data set, one of :func:`~concordet.data.list_datasets`.
-        layout: What it was recognized as, and its splits.
+        layout: Recognized layout, with its splits.
 
     Example:
         >>> from concordet.data import detect_format
@@ -38,7 +38,7 @@ class DataSource:
 
     @property
     def splits(self) -> list[str]:
-        """Splits that can be opened, "train" and "val" always among them where there are training images."""
+        """Splits that can be opened; "train" and "val" are always among them if there are training images."""
         present = self.layout.splits
         if "val" in present or not {"train", "all"} & set(present):
             return list(present)
@@ -50,14 +50,14 @@ class DataSource:
         """One split as a data set.
 
         Args:
-            split: "train", "val" or "test". Where no images are given for "val", a seeded share of the training images
-                is held out, by image.
+            split: "train", "val" or "test". If the data has no images for "val", a seeded share of the training images
+                is held out.
             val_fraction: Share of the images to hold out.
             val_seed: Seed of which images are held out.
             **options: Further options of the data set's class, such as ``classes``, ``masks`` and ``max_size``.
 
         Raises:
-            ValueError: There is no such split, or the data is broken.
+            ValueError: There is no such split, or the data is invalid.
         """
         if split not in self.splits:
             raise ValueError(f"{self.path}: the split must be one of {', '.join(self.splits)}, got {split!r}")
@@ -73,7 +73,7 @@ class DataSource:
         return {split: dataset_class(self.name)(**o, **options) for split, o in self.layout.splits.items()}
 
     def sentence(self, **options: Any) -> str:
-        """What it is, with numbers of images and classes.
+        """The description of the data with numbers of images and classes.
 
         For example "Pascal VOC, images and annotations in one folder: 296 images, 6 classes".
         """
@@ -96,14 +96,14 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
     Args:
         path: Folder of a data set, or an annotation file (``data.yaml``, JSON, CSV).
         name: Data set to recognize it as, one of :func:`~concordet.data.list_datasets`; None tries all of them.
-        allow_outside: Whether to follow links to folders outside; give it to :meth:`DataSource.open` as well.
+        allow_outside: Whether to follow links to folders outside; pass it to :meth:`DataSource.open` as well.
 
     Returns:
-        The data set, whose :meth:`~DataSource.open` reads a part.
+        The data set, whose :meth:`~DataSource.open` reads a split.
 
     Raises:
-        FileNotFoundError: There is nothing at ``path``.
-        ValueError: Nothing is recognized, or several things.
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: No format is recognized, or more than one.
 
     Example:
         >>> source = detect_format("photos")

@@ -24,7 +24,7 @@ from concordet.data.targets import DetectionDataset, Target, Transforms, make_ta
 from concordet.images import read_header, read_rgb
 
 HEADERS_CHECKED_AT_START: Final = 5000
-"""Up to so many images a data set reads all headers when it is made (about 0.2 ms each)."""
+"""Number of images up to which a data set reads all headers when it is constructed (about 0.2 ms each)."""
 
 
 class FileDataset(DetectionDataset):
@@ -34,34 +34,33 @@ class FileDataset(DetectionDataset):
     leave the image are clipped in targets and stay as published in the ground truth.
 
     Args:
-        annotated: Images and annotations, as a reader returns them.
-        classes: Classes to keep, or new names by name, which merges classes of one new name and leaves out those with
-            None; see :func:`~concordet.data.classes.select_classes`. None keeps all.
-        masks: Whether targets carry masks; an object without a mask then becomes an ignored region.
-        max_size: Longest side of the images in pixels; larger ones are made smaller, and ``target["scale"]`` holds
-            the factors.
-        cache: Whether to keep decoded images in memory (at ``max_size``; every worker process has its own).
-        check_images: Whether to read all headers now, which finds what is no image and counts kinds of images. None
-            does so for up to 5000 images; else each header is read with its image.
+        annotated: Images and annotations from a reader.
+        classes: Classes to keep, or new names by name, where classes with the same new name are merged and those with
+            None are left out; see :func:`~concordet.data.classes.select_classes`. None keeps all.
+        masks: Whether targets have masks; an object without a mask then becomes an ignored region.
+        max_size: Longest side of the images in pixels; larger ones are shrunk, and ``target["scale"]`` has the factors.
+        cache: Whether to keep decoded images in memory (at ``max_size``; every worker process has its own cache).
+        check_images: Whether to read all headers now, which finds files that are not images and counts image modes.
+            None does so for up to 5000 images; otherwise each header is read with its image.
         flip: Overrides :attr:`DetectionDataset.default_flip`.
         allow_outside: Whether annotations may name image files outside the data set's folders.
-        skip_faulty: Whether to leave images out whose file is missing or no image, instead of raising.
-        held_out_split: "train" or "val" where one of two splits is asked of images that are not divided: "val" is the
-            share that is held out.
+        skip_faulty: Whether to leave out images whose file is missing or not an image, instead of raising an error.
+        held_out_split: "train" or "val" for one of two splits of images that are not divided; "val" is the share that
+            is held out.
         val_fraction: Share of the images to hold out.
-        val_seed: Seed of which images are held out.
+        val_seed: Seed of the choice of held-out images.
         transforms: See :class:`DetectionDataset`.
 
     Attributes:
         faults: Boxes and images that were dropped or changed, with their files.
-        held_out: How images were divided, or None.
+        held_out: The division into training and validation images, or None.
 
     Raises:
         FileNotFoundError: Image files are missing.
-        ValueError: There are no images, a file is no image, or an option is out of its range.
+        ValueError: There are no images, a file is not an image, or an option is out of its range.
 
     Example:
-        Annotations from a source of your own; :class:`~concordet.data.CocoFolder` and so on take the same options:
+        Annotations from your own source; :class:`~concordet.data.CocoFolder` and the others take the same options:
 
         >>> from concordet.data import Annotations, Record
         >>> record = Record(
@@ -207,7 +206,7 @@ class FileDataset(DetectionDataset):
             images.append(fields | (record.extra or {}))
             annotations += self._annotations(record)
         ids = [annotation["id"] for annotation in annotations]
-        if len(set(ids)) < len(ids) or min(ids, default=1) < 1:  # 0 is "unmatched" to pycocotools
+        if len(set(ids)) < len(ids) or min(ids, default=1) < 1:  # pycocotools uses 0 for "unmatched"
             for number, annotation in enumerate(annotations, start=1):
                 annotation["id"] = number
         names = zip(self.category_ids, self.class_names, strict=True)
@@ -255,7 +254,7 @@ class FileDataset(DetectionDataset):
         return size
 
     def _decoded(self, index: int) -> Image.Image:
-        """The image, at most ``max_size`` large; :meth:`_size` has been called."""
+        """The image, shrunk to ``max_size``; call :meth:`_size` first, which sets ``record.turn``."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         record = self._records[index]
@@ -283,16 +282,16 @@ class FileDataset(DetectionDataset):
 
 
 def _relative(record: Record, folder: Path) -> str:
-    """The image's path below the data set, which a copy of the data set elsewhere has too."""
+    """The image's path relative to the data set, which is the same in a copy of the data set."""
     path = str(record.path)
     base = str(folder) + os.sep
     return path[len(base) :].replace(os.sep, "/") if path.startswith(base) else record.path.name
 
 
 def _inspect(record: Record, faults: Faults) -> tuple[int, int]:
-    """(width, height) of the image as its annotations see it; sets ``record.turn``."""
+    """(width, height) of the image that the annotations refer to; sets ``record.turn``."""
     header = read_header(record.path)
-    faults.counts.update(header.kinds())
+    faults.counts.update(header.counts_as())
     record.turn = header.orientation != 1 if record.normalized else header.turned(record.size)
     turned = record.turn and header.is_quarter_turned()
     size = (header.height, header.width) if turned else (header.width, header.height)
@@ -306,7 +305,7 @@ def _inspect(record: Record, faults: Faults) -> tuple[int, int]:
 
 
 def _in_pixels(record: Record, size: tuple[int, int]) -> Record:
-    """A record of fractions, in pixels of the image."""
+    """The record with fractions converted to pixels of the image, in place."""
     record.boxes = record.boxes * np.array([*size, *size], np.float64)
     record.areas = record.areas * (size[0] * size[1])
     if record.segmentations is not None:

@@ -1,4 +1,4 @@
-"""COCO's segmentations as pixels: hotcoco rasterizes them, as it does when it evaluates them."""
+"""COCO's segmentations as pixels, rasterized by hotcoco, which also evaluates them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 
 def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:
-    """A mask ``[h, w]`` as run lengths in COCO's compressed form, plain JSON.
+    """A mask ``[h, w]`` as run lengths in COCO's compressed form, which is plain JSON.
 
     Example:
         >>> encode_mask(np.array([[0, 1], [0, 1]]))
@@ -24,12 +24,12 @@ def encode_mask(mask: NDArray[Any]) -> dict[str, Any]:
 
 
 def decode_segmentation(segmentation: Any, height: int, width: int) -> NDArray[np.uint8]:
-    """Pixels ``[height, width]`` of 0 and 1 of polygons, of run lengths, or of None and [] (all 0).
+    """Pixels ``[height, width]`` of 0 and 1 from polygons or run lengths; all 0 for None and [].
 
     Polygons of fewer than three points have no area and are left out.
 
     Raises:
-        ValueError: it is none of these, or run lengths of an image of another size.
+        ValueError: It is none of these, or run lengths of an image of another size.
 
     Example:
         >>> decode_segmentation([[0, 0, 2, 0, 2, 1, 0, 1]], 2, 3)
@@ -53,10 +53,10 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> NDArray[n
 
 
 def check_segmentation(segmentation: Any, height: int, width: int) -> None:
-    """Sees that a segmentation can be decoded for an image of this size, without decoding it.
+    """Checks that a segmentation can be decoded for an image of this size, without decoding it.
 
     Raises:
-        ValueError: It is neither None, nor a list of polygons, nor run lengths of such an image.
+        ValueError: It is neither None, nor a list of polygons, nor run lengths of an image of this size.
 
     Example:
         >>> check_segmentation([[0, 0, 2, 0, 2, 1]], 2, 3)
@@ -72,7 +72,7 @@ def check_segmentation(segmentation: Any, height: int, width: int) -> None:
         if len(polygon) % 2 and len(polygon) >= 6:
             raise ValueError(f"polygon must have an even number of coordinates, got {len(polygon)}")
         for value in polygon:
-            # NaN and infinities fail the comparison, and so do whole numbers that no float can hold
+            # NaN and infinities fail the comparison, and so do integers beyond the range of floats
             if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
                 raise ValueError(f"polygon must have finite coordinates, got {str(value)[:40]}")
 
@@ -102,9 +102,9 @@ def _check_run_lengths(segmentation: dict[str, Any], height: int, width: int) ->
 
 
 def masks_to_original(masks: Tensor, target: dict[str, Any]) -> Tensor:
-    """Masks ``[n, 1, h, w]`` in [0, 1] in pixels of the resized image, in pixels of the original one.
+    """Masks ``[n, 1, h, w]`` in [0, 1] of a resized image, in pixels of the original one.
 
-    As :func:`~concordet.data.to_original` does with boxes; bilinear, before anything is rounded to 0 and 1.
+    The counterpart of :func:`~concordet.data.to_original` for masks; bilinear, so apply it before thresholding.
 
     Example:
         >>> import torch

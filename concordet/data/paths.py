@@ -1,4 +1,4 @@
-"""Where image and annotation files lie: listings, look-up by name, and the rule that they stay inside the data set."""
+"""Image and annotation files: listing of folders, look-up by name, and the check that they are inside the data set."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from concordet.images import SUFFIXES
 from concordet.paths import is_inside, require_file, require_inside
 
 MAX_DEPTH: Final = 6
-"""Folders below a data set that are searched."""
+"""Number of levels below a data set's folder that are searched."""
 
 
 @dataclass
 class Listing:
-    """All files below a folder, hidden ones left out, by folder and in order of name.
+    """All files below a folder except hidden ones, by folder and sorted by name.
 
     Attributes:
-        root: The folder, or the folder of the file that was named.
+        root: The folder, or the folder of a file that the user named.
         files: Paths of the files below ``root``.
-        named: Whether the user named the one file, not the folder.
+        named: Whether the user named a single file, not the folder.
         skipped: Links to folders outside, which were not followed.
     """
 
@@ -51,7 +51,7 @@ class Listing:
         return cls(root, files, skipped=skipped)
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
-        """Files whose names end so, in any case."""
+        """Files with one of these suffixes, in lower or upper case."""
         if self._by_suffix is None:
             self._by_suffix = {}
             for index, path in enumerate(self.files):
@@ -71,13 +71,14 @@ class Listing:
         return self._images
 
     def find_image(self, name: str, near: Path, part: str | None = None) -> Path | None:
-        """The image file that an annotation file in the folder ``near`` calls ``name``.
+        """The image file that an annotation file in the folder ``near`` calls ``name``, or None.
 
-        It is the file of that name (or, for a name without suffix, of that stem) anywhere below the root: of several
-        the one in the folders that ``name`` has, then in those of the same split, then the nearest to ``near``.
+        It is the file of that name (or, for a name without suffix, of that stem) anywhere below the root. Of several,
+        files in the folders that ``name`` contains come first, then those of the same split, then those closest to
+        ``near``.
 
         Raises:
-            ValueError: Several files fit equally well.
+            ValueError: Several files match equally well.
         """
         base = name.replace("\\", "/").rpartition("/")[2].lower()
         if len(self.images().get(base, ())) == 1:
@@ -86,7 +87,7 @@ class Listing:
         if not parts:
             return None
         candidates = self.images().get(parts[-1].lower(), [])
-        if not candidates and "." in parts[-1]:  # an export may name .jpg what is a .png
+        if not candidates and "." in parts[-1]:  # exports may name a .png file with .jpg
             candidates = self.images().get(PurePosixPath(parts[-1]).stem.lower(), [])
         if len(candidates) < 2:
             return candidates[0] if candidates else None
@@ -132,15 +133,15 @@ def read_text(path: Path, what: str) -> str:
     """Text of a file in UTF-8, with or without a byte order mark.
 
     Raises:
-        FileNotFoundError, ValueError: It is missing, no regular file, or not text.
+        FileNotFoundError, ValueError: It is missing, not a regular file, or not text.
     """
     return files.read_text(require_file(path, what))
 
 
 def image_faults(records: Sequence[Record], folders: Sequence[Path], source: Path) -> dict[int, Exception]:
-    """What is wrong with the paths of image files, by index: missing, no regular file, or outside ``folders``.
+    """Errors by index for image files that are missing, not regular files, or outside ``folders``.
 
-    Each folder is listed once, which is faster than asking for each file. An empty ``folders`` allows any place.
+    Each folder is listed once, which is faster than a check of every file. Empty ``folders`` allow any path.
     """
     roots = [os.path.realpath(folder) for folder in folders]
     listings: dict[str, tuple[bool, dict[str, bool]]] = {}
@@ -169,7 +170,7 @@ def image_faults(records: Sequence[Record], folders: Sequence[Path], source: Pat
 
 
 def _list_folder(folder: str, roots: Sequence[str]) -> tuple[bool, dict[str, bool]]:
-    """Whether a folder is inside the roots, and its entries with whether each is a regular file and no link."""
+    """Whether a folder is inside the roots, and whether each of its entries is a regular file and not a link."""
     try:
         with os.scandir(folder) as entries:
             found = {entry.name: entry.is_file(follow_symlinks=False) for entry in entries}

@@ -1,4 +1,4 @@
-"""What a reader takes from annotation files: one record per image, and the classes."""
+"""The content of annotation files: one record per image, and the classes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ THINNEST_BOX: Final = 0.01
 """Pixels; a box with a shorter side is degenerate."""
 
 CLIPPED: Final = 0.5
-"""Pixels beyond the image from which a box counts as clipped; published boxes end up to half a pixel outside."""
+"""Pixels beyond the image from which a box counts as clipped; published boxes reach up to half a pixel outside."""
 
 MAX_FAULTS: Final = 1000
-"""Faults that are kept with their file names; further ones are only counted."""
+"""Number of faults that are kept with their file names; further ones are only counted."""
 
 
 @dataclass(slots=True)
@@ -27,17 +27,17 @@ class Record:
     Attributes:
         path: Image file.
         image_id: Id in targets and ground truth.
-        size: (width, height) as the annotations have it, or None.
+        size: (width, height) according to the annotations, or None.
         boxes: ``[n, 4]`` float64 xyxy, before clipping.
         labels: ``[n]`` int64 1..C.
         ignored: ``[n]`` bool, crowd regions and difficult objects.
         areas: ``[n]`` float64 for the ground truth.
-        ids: ``[n]`` int64 annotation ids; 0 where there is none.
-        segmentations: n polygons or run lengths where masks are asked for, else None.
-        name: ``file_name`` in the ground truth; None is the name of ``path``.
+        ids: ``[n]`` int64 annotation ids; 0 for annotations without one.
+        segmentations: n polygons or run lengths if masks are needed, otherwise None.
+        name: ``file_name`` in the ground truth; None for the name of ``path``.
         extra: Further fields of the image in the ground truth.
         turn: Whether the annotations refer to the image turned upright by its EXIF orientation.
-        normalized: Whether ``boxes`` and ``areas`` are fractions of the upright image's size, as YOLO has them.
+        normalized: Whether ``boxes`` and ``areas`` are fractions of the upright image's size, as in YOLO files.
 
     Example:
         >>> record = Record(
@@ -79,16 +79,16 @@ class Record:
 
 @dataclass
 class Annotations:
-    """All images and annotations that a reader found, for :class:`~concordet.data.file_dataset.FileDataset`.
+    """All images and annotations from a reader, for :class:`~concordet.data.file_dataset.FileDataset`.
 
     Attributes:
         records: One per image.
-        class_names: Names by label.
+        class_names: Names in the order of labels.
         source: File or folder that errors name.
-        folders: Folders that image files must lie in; empty allows any file.
-        category_ids: Ids of the ground truth by label; empty is 1..C.
+        folders: Folders that image files must be in; empty allows any file.
+        category_ids: Category ids of the ground truth in the order of labels; empty for 1..C.
         counts: Counts for the summary.
-        closed: Whether ``class_names`` are all classes there can be; False where they are collected from the objects.
+        closed: Whether ``class_names`` has all possible classes; False if they were collected from the objects.
 
     Example:
         >>> empty = Annotations(records=[], class_names=["cat", "dog"], source=Path("photos/boxes.csv"))
@@ -107,27 +107,27 @@ class Annotations:
 
 @dataclass
 class Faults:
-    """Faults of a data set that do not stop it from being used, with the files they are in.
+    """Faults of a data set that can still be used, with the files that have them.
 
     Attributes:
-        counts: Number by kind, as :meth:`DetectionDataset.summary` has them.
+        counts: Numbers of faults by name, for :meth:`DetectionDataset.summary`.
         examples: (file, fault) pairs, at most :data:`MAX_FAULTS`.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[Path, str]] = field(default_factory=list)
 
-    def add(self, kind: str, path: Path, fault: str, number: int = 1) -> None:
+    def add(self, name: str, path: Path, fault: str) -> None:
         """Counts a fault and keeps it as an example."""
-        self.counts[kind] += number
+        self.counts[name] += 1
         if len(self.examples) < MAX_FAULTS:
             self.examples.append((path, fault))
 
 
 def drop_degenerate(records: list[Record], sizes: list[tuple[int, int]], faults: Faults) -> list[Record]:
-    """The records without boxes that can be no object; all boxes are checked in one pass.
+    """The records without degenerate boxes; all boxes are checked in one pass.
 
-    Dropped are boxes with a side below :data:`THINNEST_BOX` or a coordinate that is not finite, and boxes wholly
+    Boxes with a side below :data:`THINNEST_BOX` or a coordinate that is not finite are dropped, and so are boxes wholly
     outside their image.
     """
     lengths = np.array([len(record.boxes) for record in records])
@@ -141,12 +141,12 @@ def drop_degenerate(records: list[Record], sizes: list[tuple[int, int]], faults:
     with np.errstate(invalid="ignore"):
         beyond = keep & (abs(clipped - boxes) > CLIPPED).any(1)
     image_of = np.repeat(np.arange(len(records)), lengths)
-    for kind, fault, chosen in (
+    for name, fault, chosen in (
         ("degenerate_boxes_dropped", "a box without width or height, or not finite", ~proper),
         ("boxes_outside_image_dropped", "a box outside the image", proper & ~visible),
         ("boxes_clipped", "a box that reaches beyond the image", beyond),
     ):
-        faults.counts[kind] += int(chosen.sum())
+        faults.counts[name] += int(chosen.sum())
         for row in np.flatnonzero(chosen)[: max(MAX_FAULTS - len(faults.examples), 0)]:
             corners = ", ".join(f"{value:g}" for value in boxes[row])
             faults.examples.append((records[image_of[row]].path, f"{fault}: {corners}"))

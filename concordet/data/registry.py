@@ -1,4 +1,4 @@
-"""Data sets by name: each class registers itself, and one call makes any of them."""
+"""Data sets by name: each class registers itself, and one function constructs any of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DATASETS: Final[dict[str, type[DetectionDataset]]] = {}
 
 
 def register_dataset(name: str) -> Callable[[_Class], _Class]:
-    """Class decorator that makes a data set available under ``name``, here and in ``concordet train --data.name``.
+    """Class decorator that registers a data set under a name for :func:`load_dataset` and ``--data.name``.
 
     Args:
         name: Name for :func:`load_dataset`; must not be taken.
@@ -58,7 +58,7 @@ def dataset_class(name: str) -> type[DetectionDataset]:
     """The class registered under ``name``.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No class is registered under this name.
 
     Example:
         >>> dataset_class("voc").default_splits
@@ -79,13 +79,13 @@ def load_dataset(
     transforms: Transforms | None = None,
     **options: Any,
 ) -> DetectionDataset:
-    """The data set ``name``; arguments left at None take its own default.
+    """Constructs a data set; for arguments that are None, its own defaults apply.
 
     Args:
         name: One of :func:`list_datasets`.
         root: Folder of the data set, as its publisher lays it out.
         split: Part of the data set ("train", "val"; COCO "train2017"; VOC "trainval").
-        annotations: Annotation file, where the format has one.
+        annotations: Annotation file, for formats that have one.
         images: Folder of the images.
         transforms: See :class:`DetectionDataset`; ``dataset.transforms`` can also be set later, when
             ``dataset.default_flip`` is known.
@@ -95,8 +95,8 @@ def load_dataset(
         The data set.
 
     Raises:
-        ValueError: An unknown name or option, or a broken data set.
-        FileNotFoundError: A missing file.
+        ValueError: The name or an option is unknown, or the data is invalid.
+        FileNotFoundError: A file is missing.
 
     Example:
         >>> len(load_dataset("digits", split="val", length=12))
@@ -119,7 +119,7 @@ def load_dataset(
 
 
 def options_of(cls: type[DetectionDataset]) -> set[str]:
-    """Names of the options of a data set's class: its parameters, and those of its base where it passes them on.
+    """Names of the options of a data set's class: its parameters, and those of base classes that it passes options to.
 
     Example:
         >>> sorted(options_of(dataset_class("digits")))

@@ -1,4 +1,4 @@
-"""Splits of a data set: which names mean training, validation and test, and holding out images where none is given."""
+"""Splits of a data set: names that mean training, validation and test, and holding out images for validation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SPLITS: Final = ("train", "val", "test")
 
 
 def split_of(path: str | Path) -> str | None:
-    """ "train", "val" or "test" by the last word in a relative path that says so.
+    """ "train", "val" or "test", by the last word in a relative path that means one of them.
 
     Example:
         >>> names = ("Training/Annotations", "valid/_annotations.coco.json", "instances_val2017.json")
@@ -22,8 +22,8 @@ def split_of(path: str | Path) -> str | None:
         >>> split_of("images/street") is None
         True
     """
-    for piece in reversed(Path(path).parts):
-        for word in reversed(re.findall(r"[a-z]+", piece.lower())):
+    for name in reversed(Path(path).parts):
+        for word in reversed(re.findall(r"[a-z]+", name.lower())):
             if word in ("train", "training", "trainset", "trainval"):
                 return "train"
             if word in ("val", "valid", "validation", "validate", "valset", "dev", "eval"):
@@ -37,14 +37,14 @@ def split_of(path: str | Path) -> str | None:
 class HoldOut:
     """A seeded share of the images that is held out for validation.
 
-    Which images these are depends on the seed and the names of the images only, not on their order or on the folder
-    that the data set lies in; an image that is added or removed moves no other. The copies that Roboflow's
-    augmentation makes of a photograph (``name.rf.<hash>.jpg``) stay together.
+    The choice depends on the seed and the names of the images only, not on their order or the data set's folder;
+    adding or removing an image does not move others. Augmented copies of a photograph by Roboflow
+    (``name.rf.<hash>.jpg``) stay together.
 
     Attributes:
         split: "train" or "val".
-        fraction: Share of the images that "val" has.
-        seed: Another seed holds out other images.
+        fraction: Share of the images that are held out for "val".
+        seed: Seed of the choice.
     """
 
     split: str
@@ -58,10 +58,13 @@ class HoldOut:
             raise ValueError(f"val_fraction must be above 0 and below 1, got {self.fraction}; 0.2 holds out a fifth")
 
     def indices(self, names: Sequence[str]) -> list[int]:
-        """Indices of this split among images of these names, in order.
+        """Ascending indices of the images of this split.
+
+        Args:
+            names: Names of all images.
 
         Raises:
-            ValueError: There are not two images.
+            ValueError: There are fewer than two images.
 
         Example:
             >>> names = [f"{i}.jpg" for i in range(10)]

@@ -1,4 +1,4 @@
-"""What is in a data set: counts by split and class, sizes of boxes and images, and faults with file names."""
+"""Statistics of a data set: counts by split and class, sizes of boxes and images, and faults with file names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from concordet.data.file_dataset import FileDataset
 from concordet.images import read_rgb
 
 DECODED: Final = 2000
-"""Images of which all pixels are read; of further ones the headers only."""
+"""Number of images that are decoded in full; of further ones only the headers are read."""
 
 SMALL, LARGE = 32, 96
 """Sides in pixels of squares below and above which COCO calls an object small and large."""
@@ -24,8 +24,9 @@ def dataset_statistics(splits: Mapping[str, FileDataset], *, decode: int = DECOD
     """Counts, sizes and faults as plain JSON.
 
     Args:
-        splits: Data sets by split, made with ``skip_faulty=True``, so that faulty images are reported and stop nothing.
-        decode: Number of images of which all pixels are read, to find truncated ones.
+        splits: Data sets by split, opened with ``skip_faulty=True``, so that faulty images are reported instead of
+            raising an error.
+        decode: Number of images that are decoded in full, to find truncated ones.
 
     Returns:
         ``splits`` by name with ``images``, ``objects``, ``images_without_objects``, ``classes`` (objects by name),
@@ -107,7 +108,7 @@ def _faults(name: str, dataset: FileDataset, decode: int) -> list[dict[str, str]
 
 
 def _repeated_boxes(dataset: FileDataset) -> dict[str, int]:
-    """Number of objects by image file that are in it twice."""
+    """Number of duplicate objects by image file."""
     seen: set[tuple[Any, ...]] = set()
     found: dict[str, int] = {}
     truth = dataset.ground_truth()
@@ -122,7 +123,7 @@ def _repeated_boxes(dataset: FileDataset) -> dict[str, int]:
 
 
 def _shared_images(splits: Mapping[str, FileDataset]) -> list[dict[str, str]]:
-    """Images that are in two splits: what is learned from them is not tested by them."""
+    """Images that are in more than one split, where they leak from training into evaluation."""
     by_size: dict[int, list[tuple[str, Path]]] = {}
     for name, split in splits.items():
         for index in range(len(split)):
@@ -142,7 +143,7 @@ def _shared_images(splits: Mapping[str, FileDataset]) -> list[dict[str, str]]:
 
 
 def _missing_classes(splits: Mapping[str, FileDataset]) -> list[dict[str, str]]:
-    """Classes of other splits that the training images do not have."""
+    """Classes of other splits without an object in the training split."""
     if "train" not in splits:
         return []
     counts = {name: _split(split)["classes"] for name, split in splits.items()}

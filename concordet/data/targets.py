@@ -1,4 +1,4 @@
-"""What a data set returns for one image, and the way back to the pixels of the original image."""
+"""Images and targets as data sets return them, and boxes in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Transforms = Callable[[Tensor, Target], tuple[Tensor, Target]]
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder or file was recognized as.
+    """The recognized layout of a folder or file.
 
     Attributes:
-        description: What it is, in words, such as "Pascal VOC, images and annotations in one folder".
-        splits: Arguments of the data set's class for each split: "train", "val" and "test", or "all" where the images
-            are not divided.
+        description: Description in words, such as "Pascal VOC, images and annotations in one folder".
+        splits: Arguments of the data set's class for each split: "train", "val" and "test", or "all" if the images are
+            not divided.
 
     Example:
         >>> layout = Layout("CSV of boxes", {"train": {"root": "photos"}, "val": {"root": "held_out"}})
@@ -41,23 +41,23 @@ class Layout:
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
-    """A map-style data set of ``(image, target)`` with what training and evaluation need to know about it.
+    """A map-style data set of ``(image, target)``, with the classes and ground truth that training and evaluation need.
 
-    Without ``transforms`` an image is float ``[3, H, W]`` in 0..1 and a target holds plain tensors; transforms get what
-    :meth:`sample` returns. A target holds
+    Without ``transforms`` an image is float ``[3, H, W]`` in 0..1 and a target has plain tensors; transforms are called
+    with the return values of :meth:`sample`. A target has
 
     - ``boxes`` ``[n, 4]`` float32 xyxy pixels of the returned image, ``labels`` ``[n]`` int64 1..C, ``image_id`` int;
     - ``ignored_boxes`` ``[k, 4]``: crowd regions and difficult objects, which are neither objects nor background;
-    - ``masks`` ``[n, H, W]`` uint8, where asked for;
-    - ``scale`` ``[2]`` width and height of the returned image over those of the original (see :func:`to_original`).
+    - ``masks`` ``[n, H, W]`` uint8, on request;
+    - ``scale`` ``[2]``: width and height of the returned image over those of the original (see :func:`to_original`).
 
     Attributes:
         class_names: The class of label i + 1 is ``class_names[i]``.
         category_ids: The category id in :meth:`ground_truth` of label i + 1 is ``category_ids[i]``.
-        default_flip: Which flips leave objects of these classes what they are: "none", "horizontal" or "both".
-        origin: What the data was recognized as, where it was.
-        default_splits: ``split`` of the training and of the validation split where the user names none.
-        looks_for: What :meth:`recognize` goes by, for the error where nothing is recognized.
+        default_flip: Flips that keep the class of an object: "none", "horizontal" or "both".
+        origin: Description of the recognized layout; None for data that was opened by name.
+        default_splits: Default ``split`` for training and for validation.
+        looks_for: What :meth:`recognize` looks for, for the error when nothing is recognized.
 
     Example:
         >>> from concordet.data import DigitScenes
@@ -78,13 +78,15 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
 
     @classmethod
     def recognize(cls, listing: Listing) -> Layout | None:
-        """The layout of this data set that the files in a folder have, or None; ``concordet train PATH`` asks it.
+        """The layout of the files in a folder if they have the form of this data set, else None.
+
+        ``concordet train PATH`` calls it for every registered data set.
 
         Args:
-            listing: Files below the folder; one file where the user named a file.
+            listing: Files below the folder, or the one file that the user named.
 
         Raises:
-            ValueError: The files are of this form, but how they belong together is not clear.
+            ValueError: The files have this form, but their splits are ambiguous.
         """
         return None
 
@@ -108,7 +110,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
 
     @abstractmethod
     def image_path(self, index: int) -> Path | None:
-        """The image's file, or None where there is none."""
+        """The image's file, or None for an image without one."""
 
     @abstractmethod
     def ground_truth(self) -> dict[str, Any]:
@@ -116,7 +118,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]], ABC):
 
     @abstractmethod
     def summary(self) -> dict[str, int]:
-        """Counts of what was found and how it was handled; :func:`describe` renders them."""
+        """Counts of images, objects and faults; :func:`describe` renders them."""
 
 
 def make_target(
@@ -143,7 +145,7 @@ def make_target(
 
 
 def to_plain(image: Tensor, target: Target) -> tuple[Tensor, Target]:
-    """What a detector takes: a float image in 0..1 and plain tensors."""
+    """The input of a detector: a float image in 0..1 and plain tensors."""
     image = image.as_subclass(Tensor)
     image = image.float().div_(255) if image.dtype == torch.uint8 else image
     return image, {k: v.as_subclass(Tensor) if isinstance(v, Tensor) else v for k, v in target.items()}
@@ -152,11 +154,11 @@ def to_plain(image: Tensor, target: Target) -> tuple[Tensor, Target]:
 def to_original(boxes: Tensor, target: Target) -> Tensor:
     """Boxes of a returned image in pixels of the original one.
 
-    It undoes the resizing of ``max_size``, not random crops and flips: use it with evaluation transforms.
+    This undoes the resizing of ``max_size``, but not random crops and flips: use it with evaluation transforms.
 
     Args:
         boxes: ``[n, 4]`` xyxy in pixels of the image that the data set returned.
-        target: The image's target, of which ``scale`` is read.
+        target: The image's target, which has ``scale``.
 
     Returns:
         ``[n, 4]`` xyxy in pixels of the original image.
@@ -169,7 +171,7 @@ def to_original(boxes: Tensor, target: Target) -> Tensor:
 
 
 def collate(batch: Sequence[tuple[Tensor, Target]]) -> tuple[list[Tensor], list[Target]]:
-    """Two lists from a list of pairs: ``DataLoader(dataset, collate_fn=collate)``.
+    """Images and targets of a batch as two lists: ``DataLoader(dataset, collate_fn=collate)``.
 
     Args:
         batch: Images ``[3, h, w]`` with their targets.
@@ -233,5 +235,5 @@ _SINGULARS: Final = {
 
 
 def _boxes(boxes: Tensor, size: tuple[int, int]) -> tv_tensors.BoundingBoxes:
-    data = boxes.reshape(-1, 4).to(torch.float32, copy=True)  # a cached target stays what it is
+    data = boxes.reshape(-1, 4).to(torch.float32, copy=True)  # transforms must not change a cached target
     return tv_tensors.BoundingBoxes(data, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size)

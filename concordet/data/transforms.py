@@ -1,4 +1,4 @@
-"""Augmentations of torchvision v2 for detection targets, in which ignored regions and masks go with the boxes."""
+"""Augmentations of torchvision v2 for detection targets; ignored regions and masks are transformed with the boxes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as F
 
 from concordet.data.targets import Target, Transforms, to_plain
 
-_FILL = [124, 116, 104]  # ImageNet's mean color, as SSD fills what is outside the image
+_FILL = [124, 116, 104]  # ImageNet's mean color, with which SSD fills the canvas around an image
 _IGNORED_LABEL = 0
 
 
@@ -25,23 +25,23 @@ def train_transforms(
 ) -> Transforms:
     """Augmentations for training, in the order of SSD (Liu et al. 2016, section 2.2): colors, zoom out, crop, flip.
 
-    Boxes are clipped to the image, and dropped (with their masks) where less than ``min_size`` pixels remain.
+    Boxes are clipped to the image, and dropped (with their masks) if a side has less than ``min_size`` pixels.
 
     Args:
-        flip: "none", "horizontal" or "both"; each direction has probability 1/2. ``dataset.default_flip`` says
-            what its classes allow (a mirrored digit is no digit).
+        flip: "none", "horizontal" or "both"; each direction has probability 1/2. ``dataset.default_flip`` says what the
+            classes allow (a mirrored digit is not a digit).
         photometric: Whether to apply SSD's random brightness, contrast, saturation, hue and channel order.
         zoom_out: Probability of putting the image on a canvas of up to 4 times its width and height (SSD: 0.5).
-        iou_crop: Whether to apply SSD's random crop with a least overlap with an object.
+        iou_crop: Whether to apply SSD's random crop with a minimum overlap with an object.
         scale_jitter: Range of a random factor by which the image is scaled, then cropped or padded to its own size.
-        min_size: Least width and height of a box in pixels.
+        min_size: Smallest width and height of a box, in pixels.
 
     Returns:
-        A function of (image, target), from uint8 images and tv_tensors, as data sets pass them, to a float image in
-        0..1 and plain tensors.
+        A function that maps a uint8 image and a target with tv_tensors, as data sets pass them, to a float image in
+        0..1 and a target with plain tensors.
 
     Raises:
-        ValueError: An option out of its range.
+        ValueError: An option is out of its range.
 
     Example:
         >>> ssd = train_transforms(photometric=True, zoom_out=0.5, iou_crop=True)
@@ -90,9 +90,9 @@ def eval_transforms() -> Transforms:
 
 
 class DetectionTransforms(nn.Module):
-    """Applies ``steps`` to image and target and returns what a detector takes.
+    """Applies ``steps`` to image and target, and converts them to the input of a detector.
 
-    Meanwhile ignored regions are boxes with label 0, so that whatever happens to boxes happens to them too.
+    In the steps ignored regions are boxes with label 0, so that they are transformed like the other boxes.
     """
 
     def __init__(self, steps: list[nn.Module]) -> None:
@@ -112,7 +112,7 @@ class RescaleInPlace(nn.Module):
     """Scales the image by a random factor and crops or pads it to its own size at a random position.
 
     Args:
-        low, high: Range of the factor, which is uniform in it.
+        low, high: Range of the factor, which is drawn uniformly.
     """
 
     def __init__(self, low: float, high: float) -> None:

@@ -11,7 +11,7 @@ GRAY = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("name", "mode", "kinds"),
+    ("name", "mode", "counts"),
     [
         ("gray.png", "L", ["grayscale_images"]),
         ("bits.png", "1", ["grayscale_images"]),
@@ -23,10 +23,10 @@ GRAY = np.linspace(0, 255, 64 * 48).reshape(48, 64).astype(np.uint8)
         ("anim.gif", "RGB", ["palette_images"]),
     ],
 )
-def test_kinds_of_images(tmp_path, picture, name, mode, kinds):
+def test_modes_are_counted_and_read_as_rgb(tmp_path, picture, name, mode, counts):
     path = tmp_path / name
     picture(64, 48).convert(mode).save(path)
-    assert read_header(path).kinds() == kinds
+    assert read_header(path).counts_as() == counts
     image = read_rgb(path)
     assert image.mode == "RGB"
     assert image.size == (64, 48)
@@ -39,7 +39,7 @@ def test_sixteen_bits_keep_their_high_byte(tmp_path, suffix):
     path = tmp_path / f"deep.{suffix}"
     deep = GRAY.astype(np.uint16) * 257
     Image.fromarray(deep).save(path)
-    assert read_header(path).kinds() == ["grayscale_images", "16-bit_images"]
+    assert read_header(path).counts_as() == ["grayscale_images", "16-bit_images"]
     np.testing.assert_array_equal(np.asarray(read_rgb(path))[..., 1], GRAY)
 
 

@@ -26,13 +26,13 @@ LENGTHS: Final = (1, 10_000_000)
 
 @register_dataset("digits")
 class DigitScenes(DetectionDataset):
-    """Scenes of handwritten digits among clutter, made on the fly from the 1797 digits of scikit-learn.
+    """Scenes of handwritten digits among clutter, drawn on the fly from the 1797 digits of scikit-learn.
 
-    Light digits of 18 pixels up to half the image's height, at random aspects, slants, rotations, stroke widths and
-    contrasts, overlap and are partly hidden; strokes, blobs and fragments of digits are no objects; about 2 % of the
-    scenes have no object. A box is tight around the digit's ink within the image, whether that is hidden or not.
+    Light digits from 18 pixels to half the image's height, with random aspects, slants, rotations, stroke widths and
+    contrasts, overlap and are partly hidden. Strokes, blobs and fragments of digits are clutter, not objects; about 2 %
+    of the scenes have no object. A box is tight around the digit's ink within the image, hidden or not.
 
-    A scene is decided by (seed, split, index) only: the same on every machine, in any order, by any worker.
+    A scene depends on (seed, split, index) only: it is the same on every machine, in any order, in any worker.
     Training and validation scenes share no digit image: a fixed quarter of each numeral's images is for validation.
 
     Args:
@@ -78,13 +78,13 @@ class DigitScenes(DetectionDataset):
                 f"classes must be different numerals out of '0'..'9' for digit scenes, got {classes!r:.60}"
             )
         length = DEFAULT_LENGTH[split] if length is None else length
-        for name, value, (least, most), what in (
+        for name, value, (low, high), what in (
             ("size", size, SIZES, " pixels, so that digits are legible"),
             ("length", length, LENGTHS, ", the number of scenes"),
             ("seed", seed, (0, 2**63 - 1), ""),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-                raise ValueError(f"{name} must be from {least} to {most}{what}, got {value!r:.60}; give another")
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise ValueError(f"{name} must be from {low} to {high}{what}, got {value!r:.60}; give another")
         self.length: int
         self.seed: int
         self.size: int
@@ -103,7 +103,7 @@ class DigitScenes(DetectionDataset):
         return self.length
 
     def scene(self, index: int) -> Scene:
-        """The scene as drawn, with masks and the digit images it is made of."""
+        """The scene with masks and the indices of its digit images."""
         if not 0 <= index < self.length:
             raise IndexError(f"index {index} of a data set of {self.length} scenes")
         draws = Draws(self.seed, ("train", "val").index(self.split), index)
@@ -152,7 +152,7 @@ class DigitScenes(DetectionDataset):
         }
 
     def _kept(self, index: int) -> Scene:
-        """The scene from the cache, where there is one; without its ink unless masks are asked for."""
+        """The scene, from the cache if there is one; a cached scene has ink only with ``masks``."""
         if self._cache is None:
             return self.scene(index)
         if index not in self._cache:
@@ -161,7 +161,7 @@ class DigitScenes(DetectionDataset):
         return self._cache[index]
 
     def _annotations(self) -> list[dict[str, Any]]:
-        """All objects without ids; every scene is drawn once for this, about 3 s for a thousand."""
+        """All objects, without ids; draws every scene once, about 3 s for a thousand."""
         if self._all is not None:
             return self._all
         annotations = []

@@ -1,8 +1,8 @@
-"""How a digit scene is drawn: every pixel from additions, multiplications, divisions and square roots.
+"""Drawing of digit scenes, with additions, multiplications, divisions and square roots only.
 
 IEEE 754 fixes those to the last bit, while sines, exponentials, matrix products and image resamplers differ between
-processors and library versions.  Random numbers come from the raw words of a bit generator, whose stream NumPy promises
-for good.  So a scene is the same on every machine.
+processors and library versions. Random numbers come from the raw words of a bit generator, whose stream NumPy
+guarantees. A scene is therefore the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SMALLEST_DIGIT: Final = 18
 _MARGIN = 2  # empty cells around the 8 x 8 digit
 _SAMPLES = 4  # samples of the interpolated digit per original pixel
 _SIDE = (8 + 2 * _MARGIN) * _SAMPLES
-_MOST_HIDDEN = 0.35  # of a digit's ink, by later digits and clutter together
-_MOST_OVERLAP = 0.45  # of the smaller of two boxes
+_MAX_HIDDEN = 0.35  # of a digit's ink, by later digits and clutter together
+_MAX_OVERLAP = 0.45  # of the smaller of two boxes
 _TRIES = 12
 
 
@@ -37,7 +37,7 @@ class Scene:
         image: ``[3, size, size]`` uint8.
         boxes: ``[n, 4]`` float32 xyxy pixels, tight around each digit's ink within the image, occluded or not.
         digits: ``[n]`` int64 numerals 0..9.
-        sources: ``[n]`` int64, which of scikit-learn's images each digit is.
+        sources: ``[n]`` int64 index of each digit's image in scikit-learn's data set.
         ink: ``[n, size, size]`` bool, each digit's ink, occluded or not.
     """
 
@@ -50,7 +50,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Patch:
-    """Opacity of something to draw, with the place of its upper left pixel in the scene."""
+    """Opacity of something to draw, and the position of its upper left pixel in the scene."""
 
     alpha: Array  # [h, w] in 0..1
     left: int
@@ -100,19 +100,19 @@ def handwritten_digits() -> tuple[Array, NDArray[np.int64]]:
 
 @lru_cache(maxsize=1)
 def split_digits() -> dict[str, list[NDArray[np.int64]]]:
-    """Numbers of each split's digit images, per numeral: every fourth image of a numeral is for validation."""
+    """Indices of each split's digit images, per numeral: every fourth image of a numeral is for validation."""
     _, numerals = handwritten_digits()
     train, val = [], []
     for numeral in range(10):
-        places = np.flatnonzero(numerals == numeral)
-        held_out = np.arange(len(places)) % 4 == 3
-        train.append(places[~held_out])
-        val.append(places[held_out])
+        indices = np.flatnonzero(numerals == numeral)
+        held_out = np.arange(len(indices)) % 4 == 3
+        train.append(indices[~held_out])
+        val.append(indices[held_out])
     return {"train": train, "val": val}
 
 
 def draw_scene(draws: Draws, sources: list[NDArray[np.int64]], size: int) -> Scene:
-    """Draws one scene from the digit images in ``sources`` (one array of image numbers per class).
+    """Draws one scene from the digit images in ``sources`` (one array of image indices per class).
 
     Example:
         >>> scene = draw_scene(Draws(0, 0, 0), split_digits()["train"], 128)
@@ -138,7 +138,7 @@ def draw_scene(draws: Draws, sources: list[NDArray[np.int64]], size: int) -> Sce
             placed = _place(draws, alpha, size)
             mask = _covers(placed, size)
             box = _extent(mask)
-            if box is None or max((_overlap(box, other) for other in boxes), default=0.0) > _MOST_OVERLAP:
+            if box is None or max((_overlap(box, other) for other in boxes), default=0.0) > _MAX_OVERLAP:
                 continue
             if _hides_too_much(mask, hidden, ink):
                 continue
@@ -159,8 +159,8 @@ def draw_scene(draws: Draws, sources: list[NDArray[np.int64]], size: int) -> Sce
 
     canvas += draws.noise(canvas.shape) * np.float32(draws.uniform(0.02, 0.15))
     image = (np.clip(canvas, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
-    places = np.array(chosen, np.int64)
-    return Scene(image, np.array(boxes, np.float32).reshape(-1, 4), numerals[places], places, ink)
+    images = np.array(chosen, np.int64)
+    return Scene(image, np.array(boxes, np.float32).reshape(-1, 4), numerals[images], images, ink)
 
 
 def _interpolate(rows: Array) -> Array:
@@ -193,7 +193,7 @@ def _digit(draws: Draws, source: int, size: int) -> Array:
     ink, _ = handwritten_digits()
     ratio = size / 2 / SMALLEST_DIGIT
     u = draws.uniform()
-    # small sizes are more frequent, much as if uniform in the logarithm
+    # roughly uniform in the logarithm: small sizes are more frequent
     height = SMALLEST_DIGIT * (1 + (ratio - 1) * (0.35 * u + 0.65 * u * u))
     step_y = height / 8 / _SAMPLES  # pixels per sample
     step_x = step_y * draws.uniform(0.8, 1.25)
@@ -214,7 +214,7 @@ def _digit(draws: Draws, source: int, size: int) -> Array:
 
 
 def _sample(grid: Array, x: Array, y: Array) -> Array:
-    """Bilinear interpolation of ``grid`` at ``x``, ``y``; the grid's rim is empty, so what lies outside reads as 0."""
+    """Bilinear interpolation of ``grid`` at ``x``, ``y``; 0 outside, because the grid's margin is empty."""
     x = np.clip(x, 0, _SIDE - 1.001)
     y = np.clip(y, 0, _SIDE - 1.001)
     left, top = x.astype(np.int32), y.astype(np.int32)
@@ -229,7 +229,7 @@ def _sample(grid: Array, x: Array, y: Array) -> Array:
 
 
 def _place(draws: Draws, alpha: Array, size: int) -> _Patch:
-    """A place at which at most an eighth of the digit's width or height leaves the image."""
+    """The digit at a random position, at most an eighth of its width or height outside the image."""
     box = _extent(alpha >= 0.5)
     if box is None:
         return _Patch(alpha, 0, 0)
@@ -242,7 +242,7 @@ def _place(draws: Draws, alpha: Array, size: int) -> _Patch:
 
 
 def _window(patch: _Patch, size: int) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part of the scene that the patch covers, and that part of the patch."""
+    """The window of the scene that the patch covers, and the same window of the patch."""
     height, width = patch.alpha.shape
     x0, x1 = max(patch.left, 0), max(min(patch.left + width, size), 0)
     y0, y1 = max(patch.top, 0), max(min(patch.top + height, size), 0)
@@ -254,14 +254,14 @@ def _window(patch: _Patch, size: int) -> tuple[tuple[slice, slice], tuple[slice,
 
 
 def _paint(canvas: Array, patch: _Patch, color: Array) -> None:
-    """Lays ``color`` ``[3]`` over the canvas, opacity from the patch."""
+    """Blends ``color`` ``[3]`` into the canvas with the patch's opacity."""
     scene, inner = _window(patch, canvas.shape[-1])
     region = canvas[(slice(None), *scene)]
     region += patch.alpha[inner] * (color[:, None, None] - region)
 
 
 def _covers(patch: _Patch, size: int) -> Mask:
-    """``[size, size]`` where the patch is opaque by half or more."""
+    """``[size, size]`` True where the patch's opacity is at least one half."""
     mask = np.zeros((size, size), bool)
     scene, inner = _window(patch, size)
     mask[scene] = patch.alpha[inner] >= 0.5
@@ -269,11 +269,11 @@ def _covers(patch: _Patch, size: int) -> Mask:
 
 
 def _hides_too_much(mask: Mask, hidden: Mask, ink: Mask) -> bool:
-    """Whether any digit would be hidden beyond the limit with ``mask`` laid over the scene."""
+    """Whether drawing ``mask`` over the scene would hide too much of a digit."""
     if not len(ink):
         return False
-    lost = ((hidden | mask) & ink).sum((1, 2))
-    return bool((lost > _MOST_HIDDEN * ink.sum((1, 2))).any())
+    hidden_ink = ((hidden | mask) & ink).sum((1, 2))
+    return bool((hidden_ink > _MAX_HIDDEN * ink.sum((1, 2))).any())
 
 
 def _extent(mask: Mask) -> tuple[int, int, int, int] | None:
@@ -315,23 +315,23 @@ def _color(draws: Draws, level: float) -> Array:
 def _clutter(
     draws: Draws, size: int, sources: list[NDArray[np.int64]], near: tuple[int, int, int, int] | None
 ) -> _Patch:
-    """A stroke, a blob or a fragment of a digit, none of them an object; at the rim of the box ``near``, if given."""
+    """A stroke, a blob or a fragment of a digit, none of them an object; on the edge of the box ``near``, if given."""
     if near is None:
         x, y = draws.uniform(0, size), draws.uniform(0, size)
     else:
         x, y = draws.uniform(near[0], near[2]), draws.uniform(near[1], near[3])
         side = draws.below(4)
         x, y = (near[0], y) if side == 0 else (near[2], y) if side == 1 else (x, near[1]) if side == 2 else (x, near[3])
-    kind = draws.uniform()
-    if kind < 0.45:
+    choice = draws.uniform()
+    if choice < 0.45:
         return _stroke(draws, x, y, size)
-    if kind < 0.65:
+    if choice < 0.65:
         return _blob(draws, x, y, size)
     return _fragment(draws, x, y, size, sources)
 
 
 def _stroke(draws: Draws, x: float, y: float, size: int) -> _Patch:
-    """A thin line of two straight pieces that begins at (x, y)."""
+    """A thin line of two straight segments that begins at (x, y)."""
     points = [(x, y)]
     for _ in range(2):
         last = points[-1]

@@ -1,4 +1,4 @@
-"""Tables of boxes: a CSV file with a row per object, its columns called one thing or another."""
+"""Tables of boxes: a CSV file with one row per object, whose columns may have any of many common names."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _SPELLINGS: Final[dict[str, tuple[str, ...]]] = {
     "box": ("bbox", "box", "boundingbox"),
     "split": ("split", "set", "subset", "part", "partition", "mlusage", "phase"),
 }
-"""Columns by what they hold, letters and digits of their names only."""
+"""Names of columns by their content, in lower case and with letters and digits only."""
 
 _BOXES: Final = (
     ("x1", "y1", "x2", "y2"),
@@ -55,7 +55,7 @@ _BOXES: Final = (
     ("xc", "yc", "w", "h"),
     ("box",),
 )
-"""Ways to write a box, in the order in which they are tried."""
+"""Columns that make up a box, in the order in which they are tried."""
 
 _ONLY_CLASS: Final = "object"
 
@@ -64,19 +64,19 @@ _ONLY_CLASS: Final = "object"
 class CsvFolder(FileDataset):
     """Boxes in a CSV file, one row per object, with the images anywhere below its folder.
 
-    Columns are known by their names in many spellings: an image (``filename``, ``image_id``, ``path``, ...), a class
-    (``class``, ``label``, ``LabelName``, ...; none makes all objects one class), and a box as corners (``xmin ymin xmax
-    ymax``, ``x1 y1 x2 y2``, ``left top right bottom``, ...), as corner and size (``x y w h``), as center and size
-    (``x_center y_center width height``) or in one column (``bbox``: ``[x, y, width, height]``). A file without names of
-    columns has path, x1, y1, x2, y2, class. Boxes of which all values are in 0..1 are fractions of the image's size. A
-    row without a box is an image without objects.
+    Columns are recognized by their names, in many spellings: an image (``filename``, ``image_id``, ``path``, ...), a
+    class (``class``, ``label``, ``LabelName``, ...; none makes all objects one class), and a box as corners (``xmin
+    ymin xmax ymax``, ``x1 y1 x2 y2``, ``left top right bottom``, ...), as corner and size (``x y w h``), as center and
+    size (``x_center y_center width height``) or in one column (``bbox``: ``[x, y, width, height]``). A file without a
+    header has path, x1, y1, x2, y2, class. If the values of all boxes are in 0..1, they are fractions of the image's
+    size. A row without a box is an image without objects.
 
     Args:
         root: Folder of the data set.
         split: Value of the file's column ``split``, if it has one, or None for all rows.
-        annotations: CSV file, relative to ``root`` if that is given; None is the only one in ``root``.
-        images: Folder of the images, relative to ``root`` if that is given; None looks below ``root``.
-        all_annotations: CSV files whose classes count, so that all splits number their classes alike.
+        annotations: CSV file, relative to ``root`` if that is given; None for the only one in ``root``.
+        images: Folder of the images, relative to ``root`` if that is given; None searches below ``root``.
+        all_annotations: CSV files whose classes are collected, so that labels are the same in all splits.
         **options: Options of :class:`~concordet.data.file_dataset.FileDataset`.
 
     Raises:
@@ -196,7 +196,7 @@ def _rows(lines: list[str], path: Path) -> Any:
 
 
 def _columns(head: list[str]) -> dict[str, int] | None:
-    """Index of each column by what it holds; None where there is no image or no box."""
+    """Index of each column by its content; None without columns of an image and a box."""
     plain = [re.sub(r"[^a-z0-9]", "", name.lower()) for name in head]
     columns = {}
     for what, spellings in _SPELLINGS.items():
@@ -248,7 +248,7 @@ def _read_table(file: Path) -> _Table:
 
 
 def _box(cells: list[str], names: tuple[str, ...], where: str) -> tuple[float, float, float, float] | None:
-    """Corners of a box; None where all cells are empty."""
+    """Corners of a box; None if all cells are empty."""
     if not any(cells):
         return None
     try:

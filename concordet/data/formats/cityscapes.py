@@ -1,4 +1,4 @@
-"""Cityscapes' layout: boxes are made from the instance masks of the fine annotations."""
+"""Cityscapes' layout: boxes around the instance masks of the fine annotations."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ _IMAGE, _MASK = "_leftImg8bit.png", "_gtFine_instanceIds.png"
 class CityscapesFolder(FileDataset):
     """Cityscapes (Cordts et al. 2016) with a box around each instance's visible pixels.
 
-    In ``*_gtFine_instanceIds.png`` a value of 1000 * label id + n is instance n, a bare label id is stuff or a group
-    whose members are not told apart. Each connected part of a group becomes an ignored region. Caravans and
-    trailers, which the benchmark leaves out, are left out. Image ids are indices in the sorted list of images.
+    In ``*_gtFine_instanceIds.png`` a value of 1000 * label id + n is instance n, and a bare label id is stuff or a
+    group of objects. Each connected component of a group becomes an ignored region. Caravans and trailers, which the
+    benchmark does not evaluate, are left out. Image ids are indices in the sorted list of images.
 
     Args:
         root: Folder with ``leftImg8bit`` and ``gtFine``.
         split: "train" or "val".
-        masks: Whether targets and ground truth carry masks.
+        masks: Whether targets and ground truth have masks.
         **options: Options of :class:`~concordet.data.file_dataset.FileDataset`.
 
     Raises:
@@ -78,7 +78,7 @@ class CityscapesFolder(FileDataset):
             name = path.name.removesuffix(_IMAGE) + _MASK
             return _record(path, root / "gtFine" / split / path.parent.name / name, index, labels, masks)
 
-        with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and counting leave the interpreter lock
+        with ThreadPoolExecutor(max_workers=8) as pool:  # decoding and counting release the interpreter lock
             results = list(pool.map(read, enumerate(paths)))
         for _, counted in results:
             counts.update(counted)
@@ -163,7 +163,7 @@ def _read_ids(source: Path) -> NDArray[np.int32]:
 
 
 def _encode_within(shape: NDArray[np.bool_], box: tuple[int, int, int, int], size: tuple[int, ...]) -> dict[str, Any]:
-    """Run lengths of a part within the whole image."""
+    """Run lengths of a component's mask within the whole image."""
     whole = np.zeros(size, np.uint8)
     whole[box[1] : box[3], box[0] : box[2]] = shape
     return encode_mask(whole)

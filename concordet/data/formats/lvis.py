@@ -1,4 +1,4 @@
-"""LVIS's layout: COCO's images with annotations of which each image has only some categories."""
+"""LVIS's layout: COCO's images, each annotated for some of the categories only."""
 
 from __future__ import annotations
 
@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from concordet.data.file_dataset import FileDataset
-from concordet.data.formats.coco import ImageFinder, image_name, is_id, read_annotations, read_coco_json, recognize_json
+from concordet.data.formats.coco import recognize_json
+from concordet.data.formats.coco_annotations import (
+    ImageFinder,
+    image_name,
+    is_id,
+    read_annotations,
+    read_coco_json,
+)
 from concordet.data.paths import Listing
 from concordet.data.registry import register_dataset
 from concordet.data.targets import Layout, Target
@@ -22,24 +29,24 @@ _LISTS: Final = {"neg_category_ids": "negative_labels", "not_exhaustive_category
 
 @register_dataset("lvis")
 class LvisFolder(FileDataset):
-    """LVIS v1 (Gupta et al. 2019), whose annotations are federated: of an image only some categories are known.
+    """LVIS v1 (Gupta et al. 2019), whose annotations are federated: each image is annotated for some categories only.
 
     Targets also have ``negative_labels`` int64 (categories verified to be absent from the image) and
-    ``not_exhaustive_labels`` int64 (present, but not every object of theirs is annotated); of all other categories
-    nothing is known. :meth:`ground_truth` keeps both lists and the categories' frequencies, which evaluation needs.
+    ``not_exhaustive_labels`` int64 (categories of which not every object is annotated); of all other categories nothing
+    is known. :meth:`ground_truth` has both lists and the categories' frequencies, which evaluation needs.
 
     Args:
         root: Folder with ``annotations/lvis_v1_<split>.json`` and COCO's folders ``train2017`` and ``val2017``.
         split: "train" or "val".
-        annotations: Annotation file, if it lies elsewhere; relative to ``root`` if that is given.
-        images: Folder that holds COCO's folders, if it lies elsewhere; None is ``root``.
-        classes: Names to keep, in the order of their labels; classes cannot be merged, since an image may know of one
-            of them and not of the other. None keeps all.
-        masks: Whether targets carry masks.
+        annotations: Annotation file, if it is elsewhere; relative to ``root`` if that is given.
+        images: Folder with COCO's folders, if it is elsewhere; None for ``root``.
+        classes: Names to keep, in the order of their labels; classes cannot be merged, since an image may be annotated
+            for one of them and not for the other. None keeps all.
+        masks: Whether targets have masks.
         **options: Options of :class:`~concordet.data.file_dataset.FileDataset`.
 
     Raises:
-        FileNotFoundError, ValueError: As :class:`~concordet.data.formats.coco.CocoFolder`; and an image without
+        FileNotFoundError, ValueError: As :class:`~concordet.data.formats.coco.CocoFolder`, or an image does not have
             LVIS's lists.
 
     Example:
@@ -118,7 +125,7 @@ class LvisFolder(FileDataset):
 
 
 def _frequency(category: dict[str, Any], file: Path) -> str | None:
-    """Whether a category is rare, common or frequent; None where the file does not say."""
+    """Frequency of a category ("r", "c" or "f"); None if the file has none."""
     value = category.get("frequency")
     if value is not None and (not isinstance(value, str) or value not in ("r", "c", "f")):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Pascal VOC's form: an XML file per image, in VOC's own layout or in any folders."""
+"""Pascal VOC's form: one XML file per image, in VOC's own layout or in any folders."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ _MAX_SIDE: Final = 10**6
 class VocFolder(FileDataset):
     """XML files in Pascal VOC's form (Everingham et al. 2010) with their images.
 
-    Coordinates count pixels from 1 and include the last one, as VOC publishes them: the box is
-    ``[xmin - 1, ymin - 1, xmax, ymax]``. Objects marked difficult become ignored regions, and crowds in the ground
-    truth. Image ids are indices in the split's list.
+    Coordinates count pixels from 1 and include the last one, as in VOC: the box is ``[xmin - 1, ymin - 1, xmax,
+    ymax]``. Difficult objects become ignored regions in targets and crowds in the ground truth. Image ids are indices
+    in the split's list.
 
     Args:
         root: Folder with ``Annotations``, ``JPEGImages`` and ``ImageSets`` (VOC's own: ``VOCdevkit/VOC2007``), or with
             XML files and images in any folders.
-        split: List in ``ImageSets/Main`` without ``.txt``; None takes all annotation files.
-        annotations: Folders of XML files below ``root``, instead of ``Annotations``; without lists.
-        all_annotations: Folders of XML files whose classes count, so that all splits number their classes alike; None
-            is the same as ``annotations``.
-        classes: Names to keep in the order of their labels, or new names by name; None is VOC's 20 for a folder named
-            VOC2007 or of another year, else the names in the annotation files, sorted.
-        one_based: Whether coordinates count from 1, as VOC's do.
+        split: Name of a list in ``ImageSets/Main``, without ``.txt``; None for all annotation files.
+        annotations: Folders of XML files below ``root``, instead of ``Annotations`` and lists.
+        all_annotations: Folders of XML files whose classes are collected, so that labels are the same in all splits;
+            None for those of ``annotations``.
+        classes: Names to keep in the order of their labels, or new names by name; None for VOC's 20 in a folder named
+            VOC2007 or of another year, otherwise the sorted names in the annotation files.
+        one_based: Whether coordinates count from 1, as in VOC.
         **options: Options of :class:`~concordet.data.file_dataset.FileDataset`.
 
     Raises:
         FileNotFoundError: The folder, the list, an annotation or an image file is missing.
-        ValueError: XML that cannot be read, an object of an unknown class, or no image at all.
+        ValueError: An XML file cannot be read, an object has an unknown class, or there are no images.
 
     Example:
         >>> pets = VocFolder("pets-voc", "train")
@@ -125,7 +125,7 @@ class _VocImages:
 
     Args:
         root: Folder of the data set.
-        plain: Whether they are in ``JPEGImages``, as VOC publishes them.
+        plain: Whether they are in ``JPEGImages``, as in VOC.
         allow_outside: Whether to follow links to folders outside.
     """
 
@@ -135,7 +135,7 @@ class _VocImages:
         self.plain = plain
 
     def path(self, tree: ElementTree.Element, source: Path) -> Path:
-        """The image of an annotation file: the one of its name, else the one that it names."""
+        """The image of an annotation file: the one with the same name, else the one that the file names."""
         if self.plain:
             matches = self.listing.images().get(source.stem.lower(), [])
             exact = [path for path in matches if path.stem == source.stem]
@@ -194,7 +194,7 @@ def _parse(path: Path) -> ElementTree.Element:
 
 
 def _classes(root: Path, folders: list[Path], trees: dict[Path, ElementTree.Element]) -> tuple[list[str], bool]:
-    """Names in all annotations, not only the split's, so that all splits number their classes alike."""
+    """Names in all annotations, not only the split's, so that labels are the same in all splits."""
     if re.fullmatch(r"VOC20\d\d", root.resolve().name):
         return list(VOC_CLASSES), True
     names = set()
@@ -250,7 +250,7 @@ def _record(
 
 
 def _size(tree: ElementTree.Element, source: Path) -> tuple[int, int] | None:
-    """(width, height), or None where they are missing or 0, as some tools write them."""
+    """(width, height), or None if they are missing or 0, as some tools write them."""
     values = []
     for key in ("width", "height"):
         text = (tree.findtext(f"size/{key}") or "").strip()
@@ -277,7 +277,7 @@ def _is_list(path: Path) -> bool:
 
 
 def _own_splits(root: Path) -> dict[str, str]:
-    """Lists by split: train or else trainval, val, test."""
+    """Names of lists by split: train (or trainval), val, test."""
     present = {path.stem for path in (root / "ImageSets" / "Main").glob("*.txt")}
     train = "train" if {"train", "val"} <= present or "trainval" not in present else "trainval"
     return {part: split for part, split in (("train", train), ("val", "val"), ("test", "test")) if split in present}

@@ -1,4 +1,4 @@
-"""YOLO's form: a text file of fractions per image, with or without data.yaml."""
+"""YOLO's form: one text file of fractions per image, with or without data.yaml."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from concordet.data.records import Annotations, Record
 from concordet.data.registry import register_dataset
 from concordet.data.splits import SPLITS, split_of
 from concordet.data.targets import Layout
+from concordet.files import parse_yaml
 from concordet.images import SUFFIXES
 from concordet.paths import ALLOW, is_inside, require_inside
 
@@ -28,7 +29,7 @@ _MAX_YAML: Final = 2**20
 
 @register_dataset("yolo")
 class YoloFolder(FileDataset):
-    """Images with labels in YOLO's form, as Ultralytics and Roboflow write it.
+    """Images with labels in YOLO's form, as Ultralytics and Roboflow write them.
 
     A label file has one line per object: ``class x_center y_center width height``, or ``class x1 y1 x2 y2 ...`` for a
     polygon, all as fractions of the image's width and height. It has the image's name with ``.txt``, in the folder
@@ -38,14 +39,14 @@ class YoloFolder(FileDataset):
 
     Args:
         root: Folder of the data set, with ``data.yaml`` or with images and labels only.
-        split: "train", "val", "test", or "all" where the images are not divided.
+        split: "train", "val", "test", or "all" if the images are not divided.
         annotations: The YAML file that names the splits and classes, if it has another name; relative to ``root``.
-        masks: Whether targets carry masks, from polygons; an object with a box only is then an ignored region.
+        masks: Whether targets have masks, from polygons; an object with only a box is then an ignored region.
         **options: Options of :class:`~concordet.data.file_dataset.FileDataset`.
 
     Raises:
         FileNotFoundError: A folder that ``data.yaml`` names is missing.
-        ValueError: A label that cannot be read, a class that has no name, or no image at all.
+        ValueError: A label cannot be read, a class has no name, or there are no images.
 
     Example:
         >>> pets = YoloFolder("pets-yolo", "val")
@@ -99,8 +100,8 @@ class _Tree:
 
     Attributes:
         parts: Image files, or folders and lists of them.
-        names: Names of the classes; None where no file has them.
-        source: What errors name.
+        names: Names of the classes; None if no file has them.
+        source: File or folder that errors name.
         keypoints: Whether lines end with key points.
     """
 
@@ -114,7 +115,7 @@ def _find_yaml(listing: Listing) -> Path | None:
     """The YAML file that describes the data set: it names classes and a folder of training images.
 
     Raises:
-        ValueError: There are several.
+        ValueError: There is more than one.
     """
     files = [path for path in listing.with_suffix(".yaml", ".yml") if listing.named or _depth(path, listing.root) <= 2]
     found = []
@@ -140,15 +141,10 @@ def _depth(path: Path, root: Path) -> int:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     text = read_text(path, "the data set's YAML file")
     if len(text) > _MAX_YAML:
         raise ValueError(f"{path}: a YAML file of a data set must be below 1 MB, got {len(text):,} characters")
-    try:
-        content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"{path} is not valid YAML ({' '.join(str(error).split())[:200]}); correct it") from error
+    content = parse_yaml(text, path)
     return content if isinstance(content, dict) else {}
 
 
@@ -181,7 +177,7 @@ def _class_names(names: Any, number: Any, file: Path) -> list[str]:
 
 
 def _candidates(content: dict[str, Any], entry: Any, file: Path) -> list[Path]:
-    """Where a folder or list that the YAML file names may be."""
+    """Paths that a folder or list in the YAML file may stand for."""
     if not isinstance(entry, str) or not entry.strip() or "\0" in entry:
         return []
     base = content.get("path")
@@ -220,7 +216,7 @@ def _locate(content: dict[str, Any], entry: Any, part: str, file: Path, allow_ou
 
 
 def _without_yaml(listing: Listing, required: bool = True) -> _Tree:
-    """Images that have labels, by split, where only folders tell what they are."""
+    """Images that have labels, by split, from the names of folders."""
     parts: dict[str, list[Path]] = {}
     labels = {path for path in listing.with_suffix(".txt") if path.name not in _NAME_FILES}
     n_labeled = 0
@@ -261,7 +257,7 @@ def _looks_like_labels(path: Path) -> bool:
 
 
 def _label_files(image: Path) -> list[Path]:
-    """Where the labels of an image may be: in ``labels`` instead of ``images``, or beside it."""
+    """Paths that the labels of an image may have: in ``labels`` instead of ``images``, or beside the image."""
     parts = image.parts
     found = []
     for index in range(len(parts) - 2, -1, -1):
@@ -319,7 +315,7 @@ def _read(tree: _Tree, split: str, root: Path, masks: bool, allow_outside: bool)
 
 
 def _largest_class(tree: _Tree, split: str, root: Path, n_classes: int, allow_outside: bool) -> int:
-    """The largest class of the other splits, so that all splits have the same classes."""
+    """The largest class index of the other splits, so that all splits have the same classes."""
     largest = -1
     for part, sources in tree.parts.items():
         for image in _images(sources, root, allow_outside) if part != split else ():
