@@ -1,8 +1,8 @@
 """How well scores and IoUs agree, from arrays or from files; nothing here imports torch or a loss.
 
-Functions of arrays return a report with ``value``, ``reason`` (why the value is None) and, where it is an average over
+Functions of arrays return a report with ``value``, ``reason`` (why the value is None) and, if it is an average over
 groups, the values of the groups; :class:`Value` and :class:`Inconsistency` are tuples. Functions of files return plain
-JSON (:func:`evaluate_detections`, :func:`compare`, ``Analysis.to_dict()``), where ``reasons`` explains each None.
+JSON (:func:`evaluate_detections`, :func:`compare`, ``Analysis.to_dict()``), in which ``reasons`` explains each None.
 """
 
 from importlib import import_module
@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from concordet.errors import requires
 
 with requires("concordet.measures", "measures"):
-    if find_spec("hotcoco") is None:  # imported only when files are read, which is too late for a sentence
+    if find_spec("hotcoco") is None:  # needed only when files are read; if it is missing, the error comes now
         import_module("hotcoco")
     from concordet.measures.analysis import Analysis, analyze, evaluate_detections
     from concordet.measures.calibration import (

@@ -1,4 +1,4 @@
-"""The analysis of a results file: everything the report page and the command line show."""
+"""The analysis of a results file: everything that the report page and the command line show."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOSSES: Final = {
     "missed": "missed objects",
     "ranking": "the ranking",
 }
-"""Name of each kind of error of ``gains``, as a sentence says it."""
+"""Names of the types of errors in ``gains``, for sentences."""
 
 
 def analyze(
@@ -45,17 +45,17 @@ def analyze(
     n_disagreements: int = 50,
     n_images: int = 20,
 ) -> Analysis:
-    """How well the scores of these detections agree with their IoUs, and what AP a better ranking of them would have.
+    """Measures how well scores agree with IoUs, and the AP that a better ranking of the same boxes would have.
 
     Args:
         ground_truth: path of a JSON file in COCO form, the dict in it, a list of annotations, an array ``[n, 6]`` of
             image_id, x, y, width, height, category_id, or a folder of text files, one per image, of lines
             ``class left top right bottom [difficult]``.
         detections: path of a results file in COCO form, a list of results, an array ``[n, 7]`` of image_id, x, y,
-            width, height, score, category_id, or a folder of text files, one per image and named as it, of lines
+            width, height, score, category_id, or a folder of text files, one per image and with its name, of lines
             ``class score left top right bottom``.
         iou_type: ``"bbox"`` or ``"segm"``.
-        lvis: judge by LVIS's federated rules; the ground truth then lists ``neg_category_ids`` and
+        lvis: whether to apply LVIS's federated rules; the ground truth then lists ``neg_category_ids`` and
             ``not_exhaustive_category_ids`` with each image.
         max_dets: detections kept, highest scores first: per image and class, 100 by default as in COCO; with ``lvis``
             per image, 300.
@@ -63,8 +63,8 @@ def analyze(
             image-level bounds.
         nms_threshold: IoU from which NMS removes the lower box of a class when ``raw_detections`` are evaluated;
             0.6 is ATSS's, the detector of the paper's tables.
-        n_disagreements: how many of the worst disagreements to keep.
-        n_images: how many of the images with most errors to keep.
+        n_disagreements: number of worst disagreements to keep.
+        n_images: number of images with most errors to keep.
 
     Returns:
         An :class:`Analysis`; ``to_dict()`` is plain JSON.
@@ -132,12 +132,12 @@ def evaluate_detections(
 ) -> dict[str, Any]:
     """AP family, correlations, AIC and oLRP of detections in COCO form; :func:`analyze` without the bounds.
 
-    AP and AR are hotcoco's, the numbers of pycocotools; all else reads pycocotools' matches at IoU 0.5. ``beta_cls``
-    is averaged over classes; ``pearson spearman kendall concordance`` are over all true positives pooled; ``AP90`` is
-    AP at IoU 0.90.
+    AP and AR are hotcoco's, which equal pycocotools'; all other measures use pycocotools' matches at IoU 0.5.
+    ``beta_cls`` is averaged over classes; ``pearson spearman kendall concordance`` are over all true positives pooled;
+    ``AP90`` is AP at IoU 0.90.
 
     Args:
-        ground_truth, detections, iou_type, max_dets, lvis: as :func:`analyze` takes them.
+        ground_truth, detections, iou_type, max_dets, lvis: see :func:`analyze`.
 
     Returns:
         Plain JSON: fractions; an undefined value is None, its reason under ``reasons``; ``per_class`` is a list.
@@ -157,14 +157,14 @@ def evaluate_detections(
 
 
 def _gains(report: dict[str, Any], precision: coco.Precision) -> dict[str, float] | None:
-    """What AP50 would gain without each kind of error, and AP with a perfect ranking; None without any object."""
+    """Gains of AP50 without each type of error, and of AP with a perfect ranking; None without any object."""
     if report["AP"] is None:
         return None
     return precision.gains | {"ranking": max(report["AP_upper"] - report["AP"], 0.0)}
 
 
 def _costs(report: dict[str, Any]) -> dict[str, float] | None:
-    """The points from AP to AP50, which perfect boxes would give: those of a perfect order, and those beyond it."""
+    """The difference of AP50 and AP, split into what a perfect order would add to AP and the rest, due to boxes."""
     if report["AP"] is None:
         return None
     order = max(report["AP_upper"] - report["AP"], 0.0)
@@ -182,11 +182,11 @@ def _add_bounds(report: dict[str, Any], upper: coco.Precision, lower: coco.Preci
         if report["AP50"] is not None
     }
     report["rematching"] = shifts
-    moved = {name: shift for name, shift in shifts.items() if abs(shift) >= 5e-5}  # what four digits show
-    if moved:
+    visible = {name: shift for name, shift in shifts.items() if abs(shift) >= 5e-5}  # in four digits
+    if visible:
         names = {"AP50_upper": "best", "AP50_lower": "worst"}
         listed = " and ".join(
-            f"{100 * shift:+.2f} points in the {names[name]} ranking" for name, shift in moved.items()
+            f"{100 * shift:+.2f} points in the {names[name]} ranking" for name, shift in visible.items()
         )
         report["notes"].append(
             f"permuting scores changes which of several boxes on an object is matched, and with it AP50: {listed}"
@@ -207,7 +207,7 @@ def _by_threshold(precision: coco.Precision) -> list[float | None]:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the metrics were taken from: both sides aligned, matches at IoU 0.5 and at tau = 0, and ``max_dets``."""
+    """The data that the metrics were computed from: the dataset, matches at IoU 0.5 and at tau = 0, ``max_dets``."""
 
     dataset: Dataset
     matches: Matches
@@ -217,10 +217,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Analysis:
-    """All metrics of a results file, with the detections that they are taken over.
+    """All metrics of a results file, with the detections that they were computed from.
 
     Attributes:
-        summary: the metrics, as :meth:`to_dict` copies them.
+        summary: the metrics, which :meth:`to_dict` copies.
         scores, ious: ``[n]`` of each kept detection; IoU with the annotation that it is matched to, 0 without one.
         true_positive: ``[n]`` matched at IoU 0.5 to an object that counts.
         ignored: ``[n]`` matched to a crowd region (or not judged, under LVIS).
@@ -228,7 +228,7 @@ class Analysis:
         boxes: ``[n, 4]`` xywh in pixels.
         class_names: class id to name.
         images: image id to its record in the ground truth.
-        evidence: both sides and their matches, for what takes longer than the metrics.
+        evidence: dataset and matches, for computations that take longer than the metrics.
 
     Example:
         >>> from concordet.measures import analyze
@@ -268,7 +268,7 @@ class Analysis:
         """Precision, recall and F1 over the score threshold at IoU 0.5.
 
         Args:
-            class_id: the class; None takes all detections together, under one threshold.
+            class_id: the class; None for all detections together, under one threshold.
 
         Raises:
             ValueError: the ground truth has no such class.
@@ -283,8 +283,8 @@ class Analysis:
     def intervals(self, *, n_resamples: int | None = None, confidence: float = 0.95, seed: int = 0) -> dict[str, Any]:
         """Intervals of AP, AP50, AP75, beta_cls and oLRP, and of the AP of each class, by a bootstrap over images.
 
-        They say how far the values would move on other images of this kind. Each draw evaluates everything again: it
-        takes seconds, which is why :func:`analyze` does not do it.
+        They say how far the values would move on other images of the same distribution. Each draw evaluates everything
+        again: that takes seconds, so :func:`analyze` does not do it.
 
         Args:
             n_resamples: draws; None takes 1000, and fewer from 40,000 detections on.

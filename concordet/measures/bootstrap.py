@@ -1,6 +1,6 @@
-"""Intervals of measures: images are drawn with replacement, and the measures taken again on each draw.
+"""Bootstrap intervals: images are drawn with replacement, and measures are computed again on each draw.
 
-Everything that no draw changes (orders, ties, matches) is prepared once; a draw is a number of times per image.
+Orders, ties and matches, which draws do not change, are prepared once; a draw is a weight (a count) per image.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from concordet.measures.reading.dataset import Dataset
 CALIBRATION_ERRORS: Final = ("LaECE0", "LaACE0", "D_ECE")
 MEASURES: Final = ("AP", "AP50", "AP75", "beta_cls", "oLRP", *CALIBRATION_ERRORS)
 
-MOST_WORK: Final = 40_000_000
-"""Detections times draws of :func:`intervals` by default, about three processor seconds."""
+MAX_WORK: Final = 40_000_000
+"""Largest number of detections times draws of :func:`intervals` by default, about three seconds of processor time."""
 
 _RECALLS: Final = np.linspace(0, 1, 101)
 
@@ -33,10 +33,10 @@ def intervals(
     """Percentile intervals of AP, AP50, AP75, beta_cls and oLRP, and of every class's AP.
 
     Args:
-        sample: Detections as :func:`prepare` gives them.
-        n_resamples: Draws; None takes 1000, and fewer from 40,000 detections on, so that they take seconds.
-        confidence: Of the intervals, in (0, 1).
-        seed: Of the draws.
+        sample: Detections, from :func:`prepare`.
+        n_resamples: Number of draws; None for 1000, and fewer from 40,000 detections on, so that they take seconds.
+        confidence: Confidence of the intervals, in (0, 1).
+        seed: Seed of the draws.
 
     Returns:
         Plain JSON: ``[low, high]`` for each metric, None where it is undefined; ``per_class`` lists those of AP, in the
@@ -72,11 +72,11 @@ def affordable_resamples(n_detections: int) -> int:
         >>> affordable_resamples(5_000), affordable_resamples(200_000)
         (1000, 200)
     """
-    return int(np.clip(MOST_WORK // max(n_detections, 1), 100, 1000))
+    return int(np.clip(MAX_WORK // max(n_detections, 1), 100, 1000))
 
 
 def check_settings(n_resamples: int, confidence: float) -> None:
-    """ValueError for settings of a bootstrap that are out of range."""
+    """Raises a ValueError for settings of a bootstrap that are out of range."""
     if isinstance(n_resamples, bool) or not isinstance(n_resamples, int) or n_resamples < 1:
         raise UsageError(f"n_resamples must be a positive integer, got {n_resamples!r}; 1000 is common")
     if not 0 < confidence < 1:
@@ -84,7 +84,7 @@ def check_settings(n_resamples: int, confidence: float) -> None:
 
 
 def draw_weights(n_images: int, n_resamples: int, seed: int) -> Iterator[Ints]:
-    """How often each image is drawn, one array per draw; nothing without images."""
+    """Counts of how often each image is drawn, one array per draw; no draws without images."""
     generator = np.random.default_rng(seed)
     for _ in range(n_resamples if n_images else 0):
         yield np.bincount(generator.integers(0, n_images, n_images), minlength=n_images)
@@ -96,7 +96,7 @@ def _quantiles(draws: Floats, ends: list[float]) -> list[float] | None:
 
 
 def prepare(dataset: Dataset, max_dets: int) -> Sample:
-    """Everything of one side that no resample changes: orders, ties and matches at the ten IoU thresholds."""
+    """Everything that resampling does not change: orders, ties and matches at the ten IoU thresholds."""
     truth = coco.load(dataset)
     overlaps, *matches = match_at(dataset, truth, max_dets=max_dets, thresholds=[ANY_OVERLAP, *coco.IOU_THRESHOLDS])
     base = matches[0]
@@ -128,16 +128,16 @@ def prepare(dataset: Dataset, max_dets: int) -> Sample:
 
 
 def evaluate_weighted(sample: Sample, weights: Ints) -> tuple[float, ...]:
-    """:data:`MEASURES` of the images taken ``weights`` times each; NaN where undefined."""
+    """:data:`MEASURES` with each image counted ``weights`` times; NaN where undefined."""
     return _evaluate(sample, weights, *weighted_ap(sample, weights))
 
 
 def weighted_ap(sample: Sample, weights: Ints) -> tuple[Floats, Floats]:
-    """``[T, K]`` AP by IoU threshold and class, and ``[K]`` objects; AP of a class without objects means nothing."""
+    """``[T, K]`` AP by IoU threshold and class, and ``[K]`` objects; AP of a class without objects is meaningless."""
     drawn = weights[sample.object_images].astype(np.float64)
     objects: Floats = np.bincount(sample.object_classes, drawn, sample.n_classes).astype(np.float64)
     w = weights[sample.images]
-    masks = {id(curve.judged): curve.judged for curve in sample.curves}  # one for all thresholds, but for crowds
+    masks = {id(curve.judged): curve.judged for curve in sample.curves}  # one for all thresholds without crowds
     seen = {key: np.cumsum(np.where(mask, w, 0)) for key, mask in masks.items()}
     ap = [_average_precision(sample, curve, w, seen[id(curve.judged)], objects) for curve in sample.curves]
     return np.array(ap), objects
@@ -164,7 +164,7 @@ def _evaluate(
 
 
 def _average_precision(sample: Sample, curve: Curve, w: Ints, seen: Ints, objects: Floats) -> Floats:
-    # [K]: precision changes the envelope only at true positives, so the curve is taken there
+    # [K]: only true positives change the envelope of precision, so the curve is evaluated at them
     hits = w[curve.hits]
     classes = sample.classes[curve.hits]
     tp = _within(np.cumsum(hits), hits, curve.starts)
@@ -183,7 +183,7 @@ def _average_precision(sample: Sample, curve: Curve, w: Ints, seen: Ints, object
 
 
 def _olrp(sample: Sample, weights: Ints, objects: Floats) -> Floats:
-    # [K]: the optimum lies where a true positive was just added, at the end of its ties
+    # [K]: the optimum is at a threshold that adds a true positive, at the end of its ties
     curve = sample.curves[0]
     w = weights[sample.images]
     ends = sample.tied[curve.hits]
@@ -198,7 +198,7 @@ def _olrp(sample: Sample, weights: Ints, objects: Floats) -> Floats:
 
 
 def _calibration(base: Matches, overlaps: Matches) -> Calibration | None:
-    # what the errors are sums of; None where a score lies outside [0, 1]
+    # the summands of the errors; None if a score is outside [0, 1]
     if len(base.scores) and (base.scores.min() < 0 or base.scores.max() > 1):
         return None
     counted, judged = ~overlaps.ignored, ~base.ignored
@@ -217,7 +217,7 @@ def _calibration(base: Matches, overlaps: Matches) -> Calibration | None:
 
 
 def _calibration_errors(c: Calibration | None, weights: Ints, has_object: Bools) -> tuple[float, float, float]:
-    # LaECE0, LaACE0 and D_ECE of the images taken as often as their weights say
+    # LaECE0, LaACE0 and D_ECE with each image counted as often as its weight
     if c is None:
         return np.nan, np.nan, np.nan
     w, k = weights[c.images], len(has_object)
@@ -304,7 +304,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Runs:
-    """Ties of one class: which run each value is in, and the first run of that run's class."""
+    """Runs of equal values of a class: the run of each value, and the first run of each run's class."""
 
     member: Ints
     starts_at: Ints
@@ -312,7 +312,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Counted detections with the distance of score and target, and judged ones with that of score and hit."""
+    """Counted detections with the difference of score and target, judged ones with that of score and hit."""
 
     images: Ints
     classes: Ints
@@ -326,7 +326,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Sample:
-    """One side of a comparison, sorted once."""
+    """Detections of one results file, sorted and matched."""
 
     image_ids: Ints
     n_classes: int

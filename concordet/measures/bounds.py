@@ -1,4 +1,4 @@
-"""What AP a better, and a worse, ranking of the same boxes would have (Correlation Loss, Tables 1 and 2)."""
+"""AP of the same boxes in a better and in a worse ranking (Correlation Loss, Tables 1 and 2)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _PAIRS_AT_ONCE: Final = 2_000_000
 
 
 def reranking_bounds(dataset: Dataset, truth: Any, matches: Matches, *, max_dets: int) -> tuple[Precision, Precision]:
-    """AP with the true positives of each class in the best and in the worst agreement of score and IoU: (upper, lower).
+    """AP with the true positives of each class ranked by IoU and against IoU: (upper, lower).
 
     The detections that ``max_dets`` keeps are evaluated again with every score replaced by its rank in the class
-    (so that ties stay as they were broken) and the ranks of true positives at IoU 0.5 permuted among them.
-    False positives and boxes are untouched (Correlation Loss, Kahraman et al. 2023, Analysis Setup).
+    (so that ties stay broken in the same way) and the ranks of true positives at IoU 0.5 permuted among them.
+    False positives and boxes stay as they are (Correlation Loss, Kahraman et al. 2023, Analysis Setup).
     """
     kept, original = dataset.only(matches.rows), ranks(matches)
     upper, lower = (
@@ -36,7 +36,7 @@ def reranking_bounds(dataset: Dataset, truth: Any, matches: Matches, *, max_dets
 
 
 def ranks(matches: Matches) -> Floats:
-    """``[n]`` distinct scores that order each class as pycocotools does: by score, image and index in the file."""
+    """``[n]`` distinct scores that order each class like pycocotools: by score, image and index in the file."""
     order = np.lexsort((matches.rows, matches.images, -matches.scores, matches.classes))
     result = np.empty(len(order))
     result[order] = np.arange(len(order), 0, -1)
@@ -55,12 +55,12 @@ def permuted_ranks(matches: Matches, original: Floats, *, best: bool) -> Floats:
 
 
 def image_level(dataset: Dataset, truth: Any, *, max_dets: int, nms_threshold: float) -> ImageLevel:
-    """beta_img of raw detections, and their AP after NMS with scores as they are and permuted within each image.
+    """beta_img of raw detections, and their AP after NMS with their scores and with scores permuted in each image.
 
-    A positive is a detection whose best object of its class has IoU 0.5 or more (a results file does not say
-    which one training assigned). The bounds give the positives' scores within each image, over its classes, to
-    the boxes in order of IoU; negatives and boxes are untouched; then NMS by class on boxes, and the ``max_dets``
-    highest of each image, are evaluated. ``AP_raw`` is the same without permutation.
+    A positive is a detection that overlaps an object of its class by an IoU of 0.5 or more (a results file does not
+    have the assignment of training). The bounds permute the positives' scores within each image, over its classes, so
+    that they are in the order of IoU (or the reverse); negatives and boxes stay as they are. The ``max_dets`` highest
+    of each image after class-wise NMS of boxes are evaluated. ``AP_raw`` is the same without permutation.
 
     Raises:
         ValueError: ``nms_threshold`` is not in (0, 1].
@@ -94,7 +94,7 @@ def image_level(dataset: Dataset, truth: Any, *, max_dets: int, nms_threshold: f
 
 
 def suppress(dataset: Dataset, variants: Sequence[Floats], threshold: float) -> list[Bools]:
-    """Greedy NMS by image and class under each of several score columns: ``[n]`` whether a box survives."""
+    """Greedy NMS by image and class for each of several columns of scores: ``[n]`` whether a box is kept."""
     n_classes = max(len(dataset.class_ids), 1)
     group = dataset.dt_images * n_classes + dataset.dt_classes
     order = np.argsort(group, kind="stable")
@@ -109,7 +109,7 @@ def suppress(dataset: Dataset, variants: Sequence[Floats], threshold: float) -> 
 
 
 def _greedy(members: slice, high: Ints, low: Ints) -> Bools:
-    # whole-chunk rounds: a box with no undecided higher neighbor stays, and removes its lower neighbors
+    # in rounds over the whole chunk: a box without undecided higher neighbors is kept, and removes its lower neighbors
     high, low = high - members.start, low - members.start
     size = members.stop - members.start
     kept, decided = np.ones(size, bool), np.zeros(size, bool)
@@ -126,7 +126,7 @@ def _greedy(members: slice, high: Ints, low: Ints) -> Bools:
 
 
 def _overlapping(boxes: Floats, group: Ints, threshold: float) -> Iterator[tuple[slice, Ints, Ints]]:
-    # some groups at a time: (their boxes, first, second), first < second the indices of pairs above the threshold
+    # for some groups at a time: the slice of their boxes, and indices first < second of pairs above the threshold
     starts = np.flatnonzero(np.append(True, group[1:] != group[:-1])) if len(group) else np.zeros(0, np.int64)
     ends = np.append(starts[1:], len(group))
     sizes = ends - starts
@@ -154,7 +154,7 @@ def _iou(a: Floats, b: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class ImageLevel:
-    """The image-level metrics and the reasons of those that are undefined."""
+    """Image-level metrics, and the reasons why some are undefined."""
 
     values: dict[str, Any]
     reasons: dict[str, str]

@@ -1,4 +1,4 @@
-"""How close scores are to what they should announce: LaECE, LaACE, D-ECE, OCE and AIC.
+"""Calibration errors of scores: LaECE, LaACE, D-ECE, OCE and AIC.
 
 A detection's *target* is the IoU with the object it is matched to, 0 for a false positive; see
 :func:`concordet.measures.match_detections`. Bins of score are (a, b], the first [0, b].
@@ -35,11 +35,11 @@ def localization_aware_ece(
 
     Args:
         scores: ``[n]`` confidences in [0, 1].
-        targets: ``[n]`` IoU in [0, 1] with the matched object, 0 for a false positive. Detections that count nowhere
-            (in crowd regions) are to be left out.
+        targets: ``[n]`` IoU in [0, 1] with the matched object, 0 for a false positive. Leave out detections that do not
+            count (in crowd regions).
         class_ids: ``[n]`` class of each, any sortable type.
-        n_objects: objects per class; a class without one has no error and is left out of the mean. None takes every
-            class to have some.
+        n_objects: objects per class; a class without objects has no error and is left out of the mean. None if every
+            class has objects.
         bins: number of bins of equal width; 25 is the paper's.
 
     Returns:
@@ -65,11 +65,11 @@ def localization_aware_ace(
 
     .. math:: LaACE^c = \frac{1}{n} \sum_i |p_i - y_i|
 
-    with one bin per detection (Kuzucu et al., 2024): unlike :func:`localization_aware_ece`, detections that promise too
-    much are not offset by others that promise too little.
+    with one bin per detection (Kuzucu et al., 2024): unlike in :func:`localization_aware_ece`, overconfident detections
+    do not cancel underconfident ones.
 
     Args:
-        scores, targets, class_ids, n_objects: as :func:`localization_aware_ece` takes them.
+        scores, targets, class_ids, n_objects: see :func:`localization_aware_ece`.
 
     Returns:
         A report whose ``value`` is in [0, 1] (lower is better), or None with a reason.
@@ -88,7 +88,7 @@ def localization_aware_ace(
 
 
 def detection_ece(scores: Any, hits: Any, *, bins: int = D_ECE_BINS) -> Value:
-    r"""Detection expected calibration error (D-ECE): distance of score and precision over bins of score.
+    r"""Detection expected calibration error (D-ECE): difference of score and precision over bins of scores.
 
     .. math:: D\text{-}ECE = \sum_j \frac{n_j}{n} \left|\, \overline{p}_j - \overline{z}_j \right|
 
@@ -96,7 +96,7 @@ def detection_ece(scores: Any, hits: Any, *, bins: int = D_ECE_BINS) -> Value:
 
     Args:
         scores: ``[n]`` confidences in [0, 1].
-        hits: ``[n]`` whether each is a true positive, as a rule at IoU 0.5.
+        hits: ``[n]`` whether each is a true positive, usually at IoU 0.5.
         bins: number of bins of equal width; 10 is common practice.
 
     Returns:
@@ -187,14 +187,14 @@ def object_calibration_error(
 
 
 def average_inconsistency(scores: Any, ious: Any) -> Inconsistency:
-    r"""Distance between score and IoU over positives: the paper's sum, and the mean.
+    r"""Differences of score and IoU over positives: the paper's sum, and the mean.
 
     .. math:: AIC = \sum_{i \in Pos}^{N} |p_i - IoU_i|, \qquad AIC_{mean} = AIC / N
 
     (Harmonic Loss, Wang et al. 2021, Eq. 14: despite its name a sum, over the *positive samples* of training.) Pass
     the assigned predictions of a training step for the paper's curve; :func:`concordet.measures.analyze` passes the
-    true positives at IoU 0.5, the only positives that a results file has. The sum grows with the number of positives,
-    so compare detectors by the mean.
+    true positives at IoU 0.5, the only positives in a results file. The sum grows with the number of positives, so
+    compare detectors by the mean.
 
     Args:
         scores: ``[n]`` probabilities in [0, 1].
@@ -222,7 +222,7 @@ def average_inconsistency(scores: Any, ious: Any) -> Inconsistency:
 
 
 def reliability_bins(scores: Floats, targets: Floats, hits: Bools, *, bins: int = D_ECE_BINS) -> list[dict[str, Any]]:
-    """Occupied bins of score, each with its limits, count, mean score, mean target and precision."""
+    """Bins of scores that are not empty, each with its limits, count, mean score, mean target and precision."""
     edges = _bin_edges(bins)
     index = bin_index(scores, bins)
     count = np.bincount(index, minlength=bins)
@@ -334,7 +334,7 @@ class CalibrationReport:
     """A calibration error averaged over classes.
 
     Attributes:
-        value: Mean over the classes that have an object and a counted detection, or None where no class has both.
+        value: Mean over the classes that have an object and a counted detection, or None if no class has both.
         reason: Why ``value`` is None, else None.
         per_class: Error of each class, None where it is undefined.
         reasons: Why a class's error is undefined, by class.

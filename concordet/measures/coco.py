@@ -1,4 +1,4 @@
-"""hotcoco as the one source of average precision."""
+"""Average precision, matches and confusion from hotcoco."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ALL_AREAS: Final = [0.0, 1e10]
 
 
 def load(dataset: Dataset) -> Any:
-    """The ground truth as a hotcoco dataset whose ids are indices + 1, so that no id is 0 and order is kept."""
+    """The ground truth as a hotcoco dataset whose ids are indices + 1: no id is 0, and the order is kept."""
     from hotcoco import COCO
 
     images: list[dict[str, Any]] = [{"id": i + 1} for i in range(len(dataset.images))]
@@ -54,13 +54,13 @@ def load(dataset: Dataset) -> Any:
 def evaluator(
     dataset: Dataset, truth: Any, *, scores: Floats | None, max_dets: list[int], all_areas: bool, thresholds: Any
 ) -> Any:
-    """A hotcoco evaluator after ``evaluate()``, with ``scores`` instead of the detections' where not None.
+    """A hotcoco evaluator after ``evaluate()``, with ``scores`` instead of the detections' if not None.
 
-    Areas of masks are the masks', not their boxes', whether or not the results carry boxes: what pycocotools gives for
-    results of masks only, and what mmdetection reports.
+    Areas of masks are the masks' own, not their boxes', even if the results have boxes: the same as pycocotools for
+    results with masks only, and as mmdetection.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the parameters are not the leaderboard's
+        warnings.simplefilter("ignore")  # about parameters other than the leaderboard's
         result = _evaluator(dataset, truth, scores=scores, all_areas=all_areas)
         params = result.params
         params.iou_thrs = list(thresholds)
@@ -72,10 +72,10 @@ def evaluator(
 
 
 def confusion_matrix(dataset: Dataset, truth: Any, *, max_dets: int) -> Any:
-    """``[K + 1, K + 1]`` objects by class and the class of the detection that took each, at IoU 0.5.
+    """``[K + 1, K + 1]`` objects by class and by the class of the matched detection, at IoU 0.5.
 
-    The last row is detections on no free object, the last column objects that no detection took. Objects of all
-    classes are open to every detection; crowd regions are not among them.
+    The last row counts detections that are not matched, the last column objects that are not. A detection may match an
+    object of any class; crowd regions are left out.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,7 +122,7 @@ def average_precision(
 ) -> Precision:
     """AP and AR of every IoU threshold, class and area range, at ``max_dets`` detections per image and class.
 
-    With ``errors`` also what AP50 would gain if all errors of one kind were fixed (TIDE, Bolya et al., ECCV 2020).
+    With ``errors`` also the gain of AP50 if all errors of one type were fixed (TIDE, Bolya et al., ECCV 2020).
     """
     counts = [max_dets] if dataset.lvis else sorted({1, 10, 100, max_dets})
     result = evaluator(dataset, truth, scores=scores, max_dets=counts, all_areas=all_areas, thresholds=IOU_THRESHOLDS)
@@ -144,7 +144,7 @@ def average_precision(
 class Precision:
     """AP ``[T, K, A]`` and recall ``[T, K, M]`` by IoU threshold, class, area and detection count; NaN is undefined.
 
-    ``gains`` is what AP50 would gain without the errors of each kind of :data:`TIDE_ERRORS`.
+    ``gains`` are the gains of AP50 without the errors of each type of :data:`TIDE_ERRORS`.
     """
 
     ap: Floats
@@ -153,6 +153,6 @@ class Precision:
     gains: dict[str, float]
 
     def mean(self, thresholds: Any, area: int) -> float | None:
-        """Mean AP over IoU thresholds and the classes that have objects of this size (0 is any); None without."""
+        """Mean AP over IoU thresholds and classes with objects of this size (0 for any); None if there are none."""
         values = self.ap[thresholds, ..., area]
         return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else None

@@ -1,4 +1,4 @@
-"""Whether one set of detections differs from another: paired bootstrap over images."""
+"""Comparison of two sets of detections by a paired bootstrap over images."""
 
 from __future__ import annotations
 
@@ -28,20 +28,21 @@ def compare(
     """Difference of two detectors on the same images, with percentile intervals of a paired bootstrap over images.
 
     Each resample draws as many images as there are, with replacement, and evaluates both detectors on the same draw, so
-    that images hard for both do not widen the interval. An interval that excludes 0 says that the difference
-    would keep its sign on other images of this kind; it says nothing of another training run of the same method.
+    that images that are hard for both do not widen the interval. An interval that excludes 0 says that the difference
+    would keep its sign on other images of the same distribution; it says nothing about another training run of the same
+    method.
 
     Args:
-        ground_truth, detections, iou_type, lvis, max_dets: as :func:`concordet.measures.analyze` takes them.
+        ground_truth, detections, iou_type, lvis, max_dets: see :func:`concordet.measures.analyze`.
         other: the second results, in any form of ``detections``.
-        n_resamples: 1000 gives 95 % intervals whose ends move by a few percent of their width.
-        confidence: of the intervals, in (0, 1).
-        seed: of the draws.
+        n_resamples: number of draws; with 1000, the ends of 95 % intervals vary by a few percent of their width.
+        confidence: confidence of the intervals, in (0, 1).
+        seed: seed of the draws.
 
     Returns:
         For each of AP, AP50, AP75, beta_cls, oLRP, LaECE0, LaACE0 and D_ECE: ``first``, ``second``, ``difference``
-        (second - first), ``low``, ``high``, ``differs`` (whether the interval excludes 0) and ``share_higher`` (of
-        resamples, where the second is higher; lower is better for oLRP and the calibration errors); None with
+        (second - first), ``low``, ``high``, ``differs`` (whether the interval excludes 0) and ``share_higher`` (share
+        of resamples in which the second is higher; lower is better for oLRP and the calibration errors); None with a
         ``reason`` where undefined. Also ``n_images``, ``n_resamples``, ``confidence``.
 
     Raises:
@@ -66,7 +67,7 @@ def compare(
 
 
 def compare_samples(first: Sample, second: Sample, *, n_resamples: int, confidence: float, seed: int) -> dict[str, Any]:
-    """:func:`compare` of two sides that :func:`concordet.measures.bootstrap.prepare` has prepared."""
+    """:func:`compare` of two samples from :func:`concordet.measures.bootstrap.prepare`."""
     sides = first, second
     n = len(sides[0].image_ids)
     if not np.array_equal(sides[0].image_ids, sides[1].image_ids):

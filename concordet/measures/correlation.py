@@ -22,12 +22,12 @@ def image_correlation(scores: Any, ious: Any, image_ids: Any) -> CorrelationRepo
 
     (Correlation Loss, Kahraman et al. 2023, Eq. 1). The detections are the *positive* ones, those that training would
     assign to an object, with the score of that object's class. An image with fewer than two of them, or in which all
-    scores or all IoUs are equal, has no correlation; it is left out of the average and counted.
+    scores or all IoUs are equal, has no correlation and is left out of the average.
 
     Args:
         scores: ``[n]`` confidences, any monotone scale.
         ious: ``[n]`` IoU in [0, 1] of each box with its object.
-        image_ids: ``[n]`` which image each belongs to, any sortable type.
+        image_ids: ``[n]`` image of each, any sortable type.
 
     Returns:
         A report whose ``value`` is in [-1, 1] (higher is better), or None with a reason.
@@ -50,7 +50,7 @@ def class_correlation(scores: Any, ious: Any, class_ids: Any) -> CorrelationRepo
 
     (Correlation Loss, Kahraman et al. 2023, Eq. 2). The detections are the true positives at IoU 0.5 after all
     post-processing, of all images together. A class with fewer than two of them, or with all scores or all IoUs equal,
-    is left out of the average and counted.
+    has no correlation and is left out of the average.
 
     Args:
         scores: ``[n]`` confidences, any monotone scale.
@@ -73,13 +73,13 @@ def class_correlation(scores: Any, ious: Any, class_ids: Any) -> CorrelationRepo
 
 
 def pooled_correlation(scores: Any, ious: Any, coefficient: str) -> Value:
-    r"""One coefficient over all pairs together, with the reason where it is undefined.
+    r"""One coefficient over all pairs together, with the reason if it is undefined.
 
     ``pearson``, ``spearman`` and ``kendall`` (tau-b) are SciPy's. ``concordance`` is Lin's (1989) with moments over n,
 
     .. math:: \gamma = \frac{2\,cov(s, IoU)}{var(s) + var(IoU) + (\bar s - \overline{IoU})^2},
 
-    which is 1 only where every score equals its IoU; it is defined also where one side is constant.
+    which is 1 only if every score equals its IoU; it is defined even if all scores or all IoUs are equal.
 
     Args:
         scores: ``[n]`` confidences.
@@ -114,9 +114,9 @@ def pooled_correlation(scores: Any, ious: Any, coefficient: str) -> Value:
 
 
 def grouped_spearman(x: Floats, y: Floats, codes: Ints, n_groups: int) -> tuple[Floats, Ints]:
-    """``[n_groups]`` Spearman of x and y in each group (NaN where undefined), and how many pairs each has."""
+    """``[n_groups]`` Spearman of x and y in each group (NaN where undefined), and the number of pairs in each."""
     counts = np.bincount(codes, minlength=n_groups)
-    center = (counts - 1) / 2  # average ranks from 0 have this mean, exactly, with ties too
+    center = (counts - 1) / 2  # exact mean of ranks from 0, also with ties
     u = _ranks_within(x, codes, counts) - center[codes]
     v = _ranks_within(y, codes, counts) - center[codes]
     cross = np.bincount(codes, u * v, n_groups)
@@ -147,7 +147,7 @@ def _concordance(x: Floats, y: Floats) -> float:
 def _pearson(x: Floats, y: Floats) -> float:
     from scipy import stats
 
-    # scores that are equal but for rounding are no fault of the input
+    # scores that are equal up to rounding are valid input
     with warnings.catch_warnings(action="ignore", category=stats.NearConstantInputWarning):
         return float(stats.pearsonr(x, y).statistic)
 
@@ -167,7 +167,7 @@ def _kendall(x: Floats, y: Floats) -> float:
 _COMPUTE: Final = {"pearson": _pearson, "spearman": _spearman, "kendall": _kendall, "concordance": _concordance}
 
 
-def _grouped_report(scores: Any, ious: Any, groups: Any, kind: str, name: str) -> CorrelationReport:
+def _grouped_report(scores: Any, ious: Any, groups: Any, noun: str, name: str) -> CorrelationReport:
     x, y = float_column(scores, "scores"), float_column(ious, "ious")
     same_length(x, y, "scores and ious")
     labels = group_column(groups, name, len(x))
@@ -178,11 +178,11 @@ def _grouped_report(scores: Any, ious: Any, groups: Any, kind: str, name: str) -
     keys = ids.tolist()
     reason = None
     if not defined.any():
-        classes = {"image": "images", "class": "classes"}[kind] if len(ids) != 1 else kind
+        nouns = {"image": "images", "class": "classes"}[noun] if len(ids) != 1 else noun
         plural = "" if len(x) == 1 else "s"
         reason = (
-            f"no {kind} has two or more detections with differing scores and differing IoUs "
-            f"({len(ids)} {classes}, {len(x)} detection{plural})"
+            f"no {noun} has two or more detections with differing scores and differing IoUs "
+            f"({len(ids)} {nouns}, {len(x)} detection{plural})"
         )
     return CorrelationReport(
         value=float(values[defined].mean()) if defined.any() else None,
@@ -217,10 +217,10 @@ class CorrelationReport:
     """A correlation averaged over groups (images or classes).
 
     Attributes:
-        value: the average in [-1, 1], or None where no group has one.
+        value: the average in [-1, 1], or None if no group has a correlation.
         reason: why ``value`` is None, else None.
-        per_group: each group's Spearman correlation, or None where the group has none.
-        counts: how many detections each group has.
+        per_group: each group's Spearman correlation, or None where it is undefined.
+        counts: number of detections in each group.
 
     Example:
         >>> from concordet.measures import image_correlation
@@ -236,10 +236,10 @@ class CorrelationReport:
 
     @property
     def n_groups(self) -> int:
-        """How many groups have any detection."""
+        """Number of groups with detections."""
         return len(self.per_group)
 
     @property
     def n_defined(self) -> int:
-        """How many groups the average is over."""
+        """Number of groups in the average."""
         return sum(value is not None for value in self.per_group.values())

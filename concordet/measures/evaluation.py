@@ -17,9 +17,9 @@ class MatchedEvaluation:
     """Ground truth and detections, read and matched.
 
     Attributes:
-        dataset: Both sides, aligned.
-        truth: Ground truth of hotcoco.
-        limit: Detections that are kept, per image and class, with LVIS per image.
+        dataset: Aligned ground truth and detections.
+        truth: Ground truth for hotcoco.
+        limit: Number of detections that are kept, per image and class, with LVIS per image.
         precision: AP and AR.
         matches: Matches at IoU 0.5.
         overlaps: Matches at tau = 0, of the same detections in the same order.
@@ -36,8 +36,8 @@ class MatchedEvaluation:
         """All metrics as :func:`concordet.measures.evaluate_detections` returns them.
 
         Args:
-            scores: ``[n]`` scores of the detections in their source, instead of their own. They must have the same
-                order within each class, as calibrated scores do: matches and AP are those of the order.
+            scores: ``[n]`` scores to use instead of those in the source, in its order. They must rank each class in the
+                same order, as calibrated scores do: matches and AP stay the same.
         """
         if scores is None:
             return summarize(self.dataset, self.precision, self.matches, self.overlaps)

@@ -30,19 +30,19 @@ def lrp(
     (Oksuz et al. 2018 and 2021; aLRP Loss, Eq. 6). At the optimum: ``loc`` is the mean of 1 - IoU over the true
     positives, ``fp`` is 1 - precision, ``fn`` is 1 - recall. Every distinct score is tried; of thresholds with equal
     error the highest is taken. The published code (LRP-Error) also cuts between detections of equal score, which no
-    threshold can do, so its values differ where scores are tied (seen: by up to 0.04 in the mean over classes).
+    threshold can do, so its values differ where scores are tied (by up to 0.04 in the mean over classes).
 
     Args:
         scores: ``[n]`` confidences of all kept detections that are not ignored.
-        ious: ``[n]`` IoU in [0, 1] with the object that each is matched to; anything below ``tau`` where it has none.
+        ious: ``[n]`` IoU in [0, 1] with the object that each is matched to; any value below ``tau`` without one.
         class_ids: ``[n]`` class of each.
-        n_objects: objects per class (classes with no detection included), or one number where all are of one class.
-        true_positive: ``[n]`` bool; None takes ``ious >= tau``, right only where no two detections share an object.
-        tau: IoU from which a match counts, in [0, 1); 0.5 is the papers'.
+        n_objects: objects per class (classes without detections included), or one number if there is one class.
+        true_positive: ``[n]`` bool; None for ``ious >= tau``, correct only if no two detections share an object.
+        tau: IoU from which a match counts, in [0, 1); 0.5 in the papers.
 
     Returns:
-        A report; a class without objects has no LRP and is left out of the averages. A class with objects
-        and no true positive has oLRP 1, ``fn`` 1, no threshold, and no other component.
+        A report; a class without objects has no LRP and is left out of the averages. A class with objects and no true
+        positive has oLRP 1, ``fn`` 1, no threshold, and no other component.
 
     Raises:
         ValueError: lengths differ, a class of a detection is not in ``n_objects``, or true positives outnumber objects.
@@ -143,7 +143,7 @@ class ClassLRP:
     """One class's oLRP with its components in [0, 1], lower is better, and the score threshold that attains it.
 
     Attributes:
-        value: oLRP, the least LRP error over all score thresholds.
+        value: oLRP, the smallest LRP error over all score thresholds.
         loc: Mean of 1 - IoU over the true positives at that threshold.
         fp: 1 - precision there.
         fn: 1 - recall there.
@@ -167,7 +167,7 @@ class ClassLRP:
 
 @dataclass(frozen=True)
 class LRPReport:
-    """oLRP and components averaged over the classes where each is defined; None with a reason where none is.
+    """oLRP and components averaged over the classes where each is defined; None with a reason if there is none.
 
     Attributes:
         value: Mean oLRP over the classes that have objects, in [0, 1]; lower is better.

@@ -1,4 +1,4 @@
-"""Which detection is matched to which object, at one IoU threshold or several."""
+"""Matching of detections and objects, at one IoU threshold or several."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from concordet.measures.reading.masks import encode
 _PAIRS_AT_ONCE: Final = 2_000_000
 
 ANY_OVERLAP: Final = float(np.finfo(np.float64).tiny)
-"""The IoU threshold that stands for tau = 0: every overlap counts as a match, and no overlap does not."""
+"""The IoU threshold that stands for tau = 0: any overlap is a match, and no overlap is none."""
 
 
 def match_detections(
@@ -31,20 +31,20 @@ def match_detections(
     lvis: bool = False,
     max_dets: int | None = None,
 ) -> MatchedDetections:
-    """Target IoU of every detection, which a calibrated score should equal.
+    """Matches detections to objects, and returns the IoU that a calibrated score of each should equal.
 
-    Within each image and class, detections in descending order of score each take the free object that they overlap
-    most, if by an IoU of at least ``tau``; at ``tau`` 0 they must overlap it. Ties of score go by order. A detection
-    left without an object is a false positive with target 0, unless it overlaps a crowd region by ``tau`` of its own
-    area: then it counts nowhere.
+    Within each image and class, in descending order of score, each detection is matched to the unmatched object that it
+    overlaps most, if their IoU is at least ``tau``; at ``tau`` 0 they must overlap. Equal scores keep their order. A
+    detection without an object is a false positive with target 0, unless it overlaps a crowd region by ``tau`` of its
+    own area: then it does not count.
 
     Args:
-        ground_truth: COCO form, as :func:`concordet.measures.analyze` takes it: path, dict, list or array ``[m, 6]``.
+        ground_truth: path, dict, list or array ``[m, 6]`` in COCO form; see :func:`concordet.measures.analyze`.
         detections: results in any form that :func:`concordet.measures.analyze` takes; the array form ``[n, 7]``
             (image_id, x, y, width, height, score, category_id) is the fastest.
         tau: IoU in [0, 1) from which a match counts.
         iou_type: ``"bbox"`` or ``"segm"``.
-        lvis: whether to apply LVIS's federated rules; detections of classes that are not judged on an image do not
+        lvis: whether to apply LVIS's federated rules; detections of classes that an image is not annotated for do not
             count.
         max_dets: detections kept, highest scores first: 100 per image and class, with ``lvis`` 300 per image.
 
@@ -79,7 +79,7 @@ def match_detections(
 
 @dataclass(frozen=True)
 class MatchedDetections:
-    """Detections with the IoU that their scores should announce.
+    """Detections with the IoU that their scores should equal.
 
     Attributes:
         rows: ``[n]`` index of the detection in its source, ascending. Detections beyond ``max_dets`` and on images
@@ -89,7 +89,7 @@ class MatchedDetections:
         targets: ``[n]`` IoU with the matched object, in [0, 1]; 0 for a false positive.
         counted: ``[n]`` False where a detection is neither true nor false: matched to a crowd region, or not judged
             under LVIS's rules.
-        n_objects: objects that count (no crowds), by class id, classes without any included.
+        n_objects: objects that count (no crowds) by class id, with classes that have none.
 
     Example:
         >>> from concordet.measures import match_detections
@@ -133,7 +133,7 @@ def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequenc
     if dataset.iou_type == "bbox" and not dataset.lvis:
         group = dataset.dt_images * len(dataset.class_ids) + dataset.dt_classes
         kept = np.sort(highest_by_group(group, dataset.dt_scores, max_dets))
-        near = kept[_overlapping(dataset, kept)]  # the others match nothing, and reading hotcoco's output is slow
+        near = kept[_overlapping(dataset, kept)]  # others have no match, and reading hotcoco's output is slow
     else:
         kept, near = None, np.arange(dataset.n_detections)
     result = coco.evaluator(
@@ -190,7 +190,7 @@ def _matches(
 
 
 def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
-    """``[n]`` IoU of detections with annotations pair by pair; with a crowd the area in common over the detection's."""
+    """``[n]`` IoU of detections and annotations pair by pair; for crowds, intersection over the detection's area."""
     if dataset.iou_type == "segm":
         return _paired_mask_iou(dataset, detections, objects)
     common = np.maximum(_common_sides(dataset, detections, objects), 0).prod(1)
@@ -201,7 +201,7 @@ def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
 
 
 def _common_sides(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
-    # [n, 2] width and height of the boxes' common area, negative where they are apart
+    # [n, 2] width and height of the boxes' intersection, negative where they do not overlap
     d, g = dataset.dt_boxes[detections], dataset.gt_boxes[objects]
     return np.minimum(d[:, :2] + d[:, 2:], g[:, :2] + g[:, 2:]) - np.maximum(d[:, :2], g[:, :2])
 
@@ -227,7 +227,7 @@ def _paired_mask_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Float
 
 
 def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
-    """``[n]`` the object of the same image and class (no crowd) with the largest IoU, -1 without one, and that IoU."""
+    """``[n]`` object (no crowd) of the same image and class with the largest IoU, -1 without one; and that IoU."""
     objects = np.full(len(rows), -1, np.int64)
     ious = np.zeros(len(rows))
     for which, held in _pairs(dataset, rows, np.flatnonzero(~dataset.gt_crowd)):
@@ -241,7 +241,7 @@ def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
 
 
 def _overlapping(dataset: Dataset, rows: Ints) -> Bools:
-    # [n] whether a box has area in common with an annotation of its image and class, or is too large to count
+    # [n] whether a box overlaps an annotation of its image and class, or is too large to be in COCO's area range
     result = dataset.dt_boxes[rows, 2:].prod(1) > coco.ALL_AREAS[1]
     for which, held in _pairs(dataset, rows, np.arange(len(dataset.gt_images))):
         result[which[_common_sides(dataset, rows[which], held).min(1) > 0]] = True
@@ -249,7 +249,7 @@ def _overlapping(dataset: Dataset, rows: Ints) -> Bools:
 
 
 def _pairs(dataset: Dataset, rows: Ints, objects: Ints) -> Iterator[tuple[Ints, Ints]]:
-    # (index in rows, object) for every one of these objects of the detection's image and class, some at a time
+    # (index in rows, object) for all objects of the detection's image and class, a limited number at a time
     n_classes = max(len(dataset.class_ids), 1)
     keys = dataset.gt_images[objects] * n_classes + dataset.gt_classes[objects]
     order = np.argsort(keys, kind="stable")
@@ -272,13 +272,13 @@ def _pairs(dataset: Dataset, rows: Ints, objects: Ints) -> Iterator[tuple[Ints, 
 
 @dataclass(frozen=True)
 class Matches:
-    """Each kept detection with the object it is matched to; the one source of every measure but AP.
+    """Each kept detection with the object that it is matched to; all measures but AP are computed from this.
 
     Attributes:
-        rows: ``[n]`` the detection's index in the dataset, ascending.
+        rows: ``[n]`` index of the detection in the dataset, ascending.
         images, classes: ``[n]`` indices of its image and class.
         scores: ``[n]`` its score.
-        ious: ``[n]`` IoU with the annotation it is matched to, 0 without one.
+        ious: ``[n]`` IoU with the annotation that it is matched to, 0 without one.
         objects: ``[n]`` index of that annotation, -1 without one.
         true_positive: ``[n]`` matched to an object that counts.
         ignored: ``[n]`` matched to a crowd region (or, under LVIS, not judged): neither true nor false.

@@ -1,6 +1,7 @@
 """The one table of metrics: titles, directions, scales and units, for pages, terminal tables and documents.
 
-To add a measure, compute it in :mod:`concordet.measures.summary` and give it a line in :data:`TABLE`.
+A measure of the true positives' scores and IoUs needs a row in :data:`TABLE` with its function; any other is computed
+in :mod:`concordet.measures.summary`.
 """
 
 from __future__ import annotations
@@ -8,16 +9,23 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
+from concordet.measures.correlation import Value, pooled_correlation
+from concordet.measures.reading.arrays import Floats
+
 MISSING: Final = "–"
-"""What stands in a table where a metric is undefined or was not measured."""
+"""Text in a table for a metric that is undefined or was not measured."""
 
 Direction = Literal["higher", "lower", "neither"]
 Table = Literal["runs", "masks", "run classes", "analysis", "classes"]
-"""Comparison of runs, that of runs with masks, by class; the terminal's table of one results file, and its classes."""
+"""Tables that show metrics: comparison of runs, of runs with masks, and by class; one results file, and its classes."""
+
+OfTruePositives = Callable[[Floats, Floats], Value]
+"""Measure of the scores and IoUs of true positives at IoU 0.5, of all classes together or of one class."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,8 @@ class Metric:
         group: Heading under which the page of an analysis shows it.
         tables: Tables that have it.
         significant: Significant digits to print instead of ``decimals``.
+        of_true_positives: Function that computes it, for all classes together and for each class; None for a metric
+            that :mod:`concordet.measures.summary` computes in another way.
 
     Example:
         >>> ap = METRICS[0]
@@ -52,10 +62,11 @@ class Metric:
     group: str = ""
     tables: tuple[Table, ...] = ()
     significant: int | None = None
+    of_true_positives: OfTruePositives | None = None
 
     @property
     def arrow(self) -> str:
-        """Upwards where higher is better, downwards where lower is, else nothing."""
+        """Upward arrow if higher is better, downward if lower is, otherwise nothing."""
         return {"higher": "↑", "lower": "↓", "neither": ""}[self.better]
 
     @property
@@ -100,7 +111,7 @@ class Metric:
         return "better" if (step > 0) == (self.better == "higher") else "worse"
 
     def best(self, values: Sequence[float | None]) -> set[int]:
-        """Indices of the best values (ties at the printed precision share it); empty where all are equal."""
+        """Indices of the best values, with ties at the printed precision; empty if all are equal."""
         shown = {i: self.shown(v) for i, v in enumerate(values) if not is_missing(v)}
         if self.better == "neither" or len(set(shown.values())) < 2:
             return set()
@@ -118,19 +129,19 @@ class Metric:
 
 
 def number(value: object) -> float | None:
-    """The value as float; None for None, NaN and whatever is no number."""
+    """The value as float; None for None, NaN and anything that is not a number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
         return None
     return float(value)
 
 
 def is_missing(value: object) -> bool:
-    """Whether :func:`number` gives None."""
+    """Whether :func:`number` returns None."""
     return number(value) is None
 
 
 def pick(metrics: Sequence[Metric], values: Mapping[str, object]) -> dict[str, float | None]:
-    """The values of ``metrics``, in their order; None where one is undefined or absent."""
+    """The values of ``metrics``, in their order; None for those that are undefined or absent."""
     return {metric.key: number(values.get(metric.key)) for metric in metrics}
 
 
@@ -150,9 +161,15 @@ def _percent(
 
 
 def _plain(
-    key: str, title: str, better: Direction, explanation: str, group: str = "", tables: tuple[Table, ...] = ()
+    key: str,
+    title: str,
+    better: Direction,
+    explanation: str,
+    group: str = "",
+    tables: tuple[Table, ...] = (),
+    of_true_positives: OfTruePositives | None = None,
 ) -> Metric:
-    return Metric(key, title, better, 1, 3, "", explanation, group, tables)
+    return Metric(key, title, better, 1, 3, "", explanation, group, tables, None, of_true_positives)
 
 
 TABLE: Final[tuple[Metric, ...]] = (
@@ -193,15 +210,15 @@ TABLE: Final[tuple[Metric, ...]] = (
            "classes; from −1 to 1.", AGREEMENT, ("runs", "run classes", "analysis", "classes")),
     _plain("spearman", "Spearman", "higher",
            "Correlation of the ranks of score and IoU over all true positives; from −1 to 1.",
-           AGREEMENT, ("analysis",)),
+           AGREEMENT, ("analysis",), partial(pooled_correlation, coefficient="spearman")),
     _plain("pearson", "Pearson", "higher", "Linear correlation of score and IoU over all true positives; from −1 to 1.",
-           AGREEMENT, ("analysis",)),
+           AGREEMENT, ("analysis",), partial(pooled_correlation, coefficient="pearson")),
     _plain("kendall", "Kendall", "higher",
            "Share of pairs of true positives in the right order minus that in the wrong order; from −1 to 1.",
-           AGREEMENT, ("analysis",)),
+           AGREEMENT, ("analysis",), partial(pooled_correlation, coefficient="kendall")),
     _plain("concordance", "Concordance", "higher",
            "Lin's coefficient over all true positives: 1 only if every score equals its IoU; from −1 to 1.",
-           AGREEMENT, ("analysis",)),
+           AGREEMENT, ("analysis",), partial(pooled_correlation, coefficient="concordance")),
     _percent("oLRP", "oLRP", "lower",
              "Optimal localization-recall-precision error: missed, false and loose boxes in one number at the best "
              "score threshold; from 0 to 100.", ERRORS, ("runs", "run classes", "analysis", "classes")),
@@ -260,14 +277,14 @@ METRICS: Final = table("runs")
 """The metrics of a comparison of runs."""
 
 MASK_METRICS: Final = table("masks")
-"""Those of runs whose detectors predict masks."""
+"""Additional metrics of runs whose detectors predict masks."""
 
 ANALYSIS: Final = table("analysis")
 """The metrics of one results file."""
 
 
 def metrics_of(runs: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
-    """:data:`METRICS`, and :data:`MASK_METRICS` where any of the runs has them.
+    """:data:`METRICS`, and :data:`MASK_METRICS` if any of the runs has them.
 
     Args:
         runs: Values of each run by metric.
@@ -286,7 +303,7 @@ def metrics_of(runs: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
 
 
 def present(metrics: Sequence[Metric], values: Mapping[str, object]) -> tuple[Metric, ...]:
-    """The metrics that the values have, defined or not: APr only with LVIS, for example."""
+    """The metrics that the values contain, defined or not: APr only with LVIS, for example."""
     return tuple(metric for metric in metrics if metric.key in values)
 
 

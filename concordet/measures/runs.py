@@ -1,6 +1,6 @@
-"""Run folders: what training and evaluation left there, with the measures that a comparison of runs shows.
+"""Run folders: the files of training and evaluation, with the measures that a comparison of runs shows.
 
-Whatever is missing is named instead of failing.
+Missing optional files are noted instead of raising an error.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ DEFAULT_LOSS = "default loss"
 """Name of a run with ``loss: default``."""
 
 DEFAULT_THRESHOLD = 0.3
-"""Score from which boxes are drawn and counted where a class's LRP-optimal threshold is not known."""
+"""Score from which boxes are drawn and counted if a class's LRP-optimal threshold is unknown."""
 
 MAX_PLOTTED = 1e30
-"""Values of curves beyond are left out: plots cannot scale them."""
+"""Larger values of curves are left out: plots cannot scale them."""
 
 NO_SETTINGS = {"out", "folder", "run_folder", "resume"}
-"""Last words of the dotted names in config.yaml that say where a run is, not what it does."""
+"""Last words of the dotted names in config.yaml that are paths of the run, not settings of it."""
 
 
 @dataclass
@@ -51,21 +51,21 @@ class Run:
     Attributes:
         folder: Folder that it was read from.
         name: Short name, different from those of the other runs on the same page.
-        loss, detector: Their names.
+        loss, detector: Names of the loss and the detector.
         metrics: Value by key, fractions, None where undefined.
         reasons: Why a value is undefined, by key.
         per_class: One mapping per class, with "name".
-        class_names: Index i is label i + 1.
+        class_names: Names of the classes; index i is label i + 1.
         environment: Versions and device, as text.
         settings: Configuration, flattened to dotted names.
         curves: (steps, values) by column of ``metrics.csv``.
-        positives: Scores, IoUs and so on of positives before NMS, or None.
+        positives: Columns (scores, IoUs and others) of the positives before NMS, or None.
         spearman: Spearman correlation over all positives together, or None.
         ground_truth: COCO form, or None.
         detections: COCO results, or None.
-        analysis: Analysis of the detections, or None where either side is missing or nothing was measured.
+        analysis: Analysis of the detections, or None if they or the ground truth are missing, or were not analyzed.
         samples: Picture file by image id.
-        notes: What cannot be shown, one sentence each.
+        notes: One sentence for each thing that cannot be shown.
     """
 
     folder: Path
@@ -88,13 +88,13 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
     def threshold(self, class_name: str) -> float:
-        """Score from which boxes of a class are kept: LRP-optimal, :data:`DEFAULT_THRESHOLD` where unknown."""
+        """LRP-optimal score threshold of a class, or :data:`DEFAULT_THRESHOLD` if it is unknown."""
         row: Mapping[str, Any] = next((row for row in self.per_class if row["name"] == class_name), {})
         best = row.get("lrp_threshold")
         return DEFAULT_THRESHOLD if best is None or is_missing(best) else float(best)
 
     def counts(self, image_id: int | str) -> tuple[int, int]:
-        """(true, false) detections of an image among those above their class's threshold, by the match at IoU 0.5."""
+        """Numbers of (true, false) positives at IoU 0.5 in an image, above the thresholds of their classes."""
         if self.analysis is None:
             return 0, 0
         a = self.analysis
@@ -105,14 +105,14 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path], *, measure: bool = True) -> list[Run]:
-    """Read run folders, give each run a name of its own, and analyze the detections that they kept.
+    """Reads run folders, gives the runs different names, and analyzes their detections.
 
     Args:
         folders: Run folders, one or more.
-        measure: Whether to compute ``analysis`` and ``spearman``, which reading the stored metrics does not need.
+        measure: Whether to compute ``analysis`` and ``spearman``, which the stored metrics do not need.
 
     Raises:
-        ValueError: no folder is named, or one is no run folder.
+        ValueError: no folder is named, or one is not a run folder.
     """
     if not folders:
         raise ValueError("folders must have at least one run folder, got none; name the folders to compare")
@@ -126,10 +126,10 @@ def read_runs(folders: Sequence[Path], *, measure: bool = True) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """Read one run folder, without measuring; everything but ``evaluation.json`` may be missing.
+    """Reads one run folder, without analysis; all files but ``evaluation.json`` are optional.
 
     Raises:
-        ValueError: the folder does not exist, holds no evaluation, or one of its files cannot be read.
+        ValueError: the folder does not exist, has no evaluation, or one of its files cannot be read.
     """
     if not folder.is_dir():
         raise ValueError(f"run must be a folder, got {folder}; name one that `concordet train` has written")
@@ -164,14 +164,12 @@ def read_run(folder: Path) -> Run:
 def comparison_rows(run_folders: Sequence[Path]) -> list[dict[str, Any]]:
     """The stored metrics of each run, one row per run.
 
-    Values are as stored (fractions, seconds), None where one is undefined; :class:`Metric` formats them.
-
     Args:
         run_folders: Evaluated runs.
 
     Returns:
-        A row per run: ``name``, ``loss``, ``detector``, ``folder``, every key of ``METRICS``, and those of
-        ``MASK_METRICS`` where a run has masks. Values are as stored (fractions, seconds), None where one is undefined;
+        One row per run: ``name``, ``loss``, ``detector``, ``folder``, every key of ``METRICS``, and those of
+        ``MASK_METRICS`` if a run has masks. Values are as stored (fractions, seconds), None where undefined;
         :class:`Metric` formats them.
 
     Raises:
@@ -194,16 +192,16 @@ def comparison_rows(run_folders: Sequence[Path]) -> list[dict[str, Any]]:
 def run_differences(
     runs: Sequence[Run], *, n_resamples: int | None = None, confidence: float = 0.95, seed: int = 0
 ) -> list[dict[str, Any] | None]:
-    """Each further run against the first, as :func:`concordet.measures.compare` gives it.
+    """Comparisons of every other run with the first, as by :func:`concordet.measures.compare`.
 
     Args:
-        runs: Runs with their analyses, as :func:`read_runs` gives them.
-        n_resamples: Draws; None takes 1000, and fewer from 40,000 detections on.
-        confidence: Of the intervals, in (0, 1).
-        seed: Of the draws.
+        runs: Runs with their analyses, from :func:`read_runs`.
+        n_resamples: Number of draws; None for 1000, and fewer from 40,000 detections on.
+        confidence: Confidence of the intervals, in (0, 1).
+        seed: Seed of the draws.
 
     Returns:
-        One entry per run but the first; None where one of the two has no detections or other objects.
+        One entry per run but the first; None if one of the two has no detections, or their ground truths differ.
     """
     if len(runs) < 2 or runs[0].analysis is None:
         return [None] * (len(runs) - 1)
@@ -239,14 +237,14 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def setting_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """Settings in which the runs differ, with each run's value; where the run was written to is no setting."""
+    """Settings in which the runs differ, with each run's value; output folders are not settings."""
     names = sorted({name for run in runs for name in run.settings if name.split(".")[-1] not in NO_SETTINGS})
     rows = [(name, [run.settings.get(name, "not set") for run in runs]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]
 
 
 def same_ground_truth(runs: Sequence[Run]) -> bool:
-    """Whether all runs that kept their ground truth were evaluated on the same objects."""
+    """Whether all runs with a ground truth were evaluated on the same objects."""
     known = [run.ground_truth for run in runs if run.ground_truth is not None]
     return all(truth is known[0] or truth.get("annotations") == known[0].get("annotations") for truth in known[1:])
 
@@ -256,7 +254,7 @@ def _measure(run: Run) -> None:
         run.spearman = pooled_correlation(run.positives["scores"], run.positives["ious"], "spearman").value
     if run.ground_truth is not None and run.detections is not None:
         federated = any("neg_category_ids" in image for image in run.ground_truth.get("images", []))
-        every = max(len(run.detections), 1)  # the worst cases among the few sample images may be of any rank
+        every = max(len(run.detections), 1)  # those of the sample images may have any rank
         try:
             run.analysis = analyze(run.ground_truth, run.detections, lvis=federated, n_disagreements=every)
         except ValueError as error:

@@ -1,4 +1,4 @@
-"""All measures of one aligned dataset, over all classes and for each, with a reason for each that is undefined."""
+"""All measures of a dataset, over all classes and for each class, with a reason for each that is undefined."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from concordet.measures.calibration import (
     reliability_bins,
 )
 from concordet.measures.coco import Precision
-from concordet.measures.correlation import COEFFICIENTS, class_correlation, pooled_correlation
+from concordet.measures.correlation import class_correlation
 from concordet.measures.lrp import ClassLRP, LRPReport, lrp
 from concordet.measures.matching import Matches
+from concordet.measures.metrics import TABLE
 from concordet.measures.reading.arrays import Floats, Ints
 from concordet.measures.reading.dataset import Dataset
 
 CROWDED: Final = 0.9
-"""Share of detections in one bin of score from which a note says that calibration errors mean little."""
+"""Share of detections in one bin of scores from which a note warns that calibration errors mean little."""
 
 _SIZES: Final = {
     "APs": "small (area up to 32 x 32)",
@@ -55,10 +56,10 @@ def summarize(dataset: Dataset, precision: Precision, matches: Matches, overlaps
     if dataset.lvis:
         _put_lvis(report, reasons, dataset, precision)
     n_classes = len(dataset.class_ids)
-    by_class = hit[np.argsort(matches.classes[hit], kind="stable")]  # not a comparison of all rows for each class
+    by_class = hit[np.argsort(matches.classes[hit], kind="stable")]  # one sort instead of a mask per class
     cuts = np.searchsorted(matches.classes[by_class], np.arange(n_classes + 1))
     counts = [np.bincount(each, minlength=n_classes) for each in (dataset.dt_classes, matches.classes)]
-    # every image once per class that it has an object of
+    # (image, class) pairs with an object
     pairs = np.unique(matches.object_images * n_classes + matches.object_classes)
     n_images = np.bincount(pairs % max(n_classes, 1), minlength=n_classes)
     report["per_class"] = [
@@ -73,7 +74,7 @@ def summarize(dataset: Dataset, precision: Precision, matches: Matches, overlaps
 
 
 def optimal_lrp(matches: Matches) -> LRPReport:
-    """oLRP of every class, by its index, from the shared matches."""
+    """oLRP of every class, by its index."""
     judged = ~matches.ignored
     return lrp(
         matches.scores[judged],
@@ -107,8 +108,9 @@ def _metrics(
     if 100 not in precision.counts:
         _put(report, reasons, "AR100", None, f"{precision.counts[-1]} detections of an image are counted, not 100")
     scores, ious = matches.scores[hit], matches.ious[hit]
-    for coefficient in COEFFICIENTS:
-        _put(report, reasons, coefficient, *pooled_correlation(scores, ious, coefficient))
+    for metric in TABLE:
+        if metric.of_true_positives is not None:
+            _put(report, reasons, metric.key, *metric.of_true_positives(scores, ious))
     _put_inconsistency(report, reasons, scores, ious)
     for name, attribute in (("oLRP", "value"), ("oLRP_loc", "loc"), ("oLRP_fp", "fp"), ("oLRP_fn", "fn")):
         _put(report, reasons, name, getattr(losses, attribute), losses.reason or "no class has a true positive")

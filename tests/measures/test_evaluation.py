@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from concordet.measures import coco, evaluate_detections
+from concordet.measures import Value, analyze, coco, evaluate_detections, metrics, summary
 from concordet.measures.matching import match, paired_iou
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import best_lrp, box_iou, coco_figures, matched_pairs, run_pycocotools
@@ -200,3 +200,21 @@ def test_equal_boxes_far_from_the_origin_have_iou_one_and_an_inconsistency():
     truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": [annotation]}
     report = evaluate_detections(truth, [{"image_id": 1, "category_id": 1, "bbox": box, "score": 1.0}])
     assert (report["AIC"], report["AIC_mean"], report["oLRP"]) == (0.0, 0.0, 0.0)
+
+
+def test_a_row_of_the_table_is_enough_for_a_measure_of_true_positives(monkeypatch):
+    def weighted_kendall(scores, ious):
+        if len(scores) < 2 or np.ptp(scores) == 0 or np.ptp(ious) == 0:
+            return Value(None, "undefined")
+        return Value(float(stats.weightedtau(scores, ious).statistic), None)
+
+    row = metrics.Metric("tau_w", "Weighted Kendall", "higher", 1, 3, "", "", of_true_positives=weighted_kendall)
+    monkeypatch.setattr(summary, "TABLE", (*metrics.TABLE, row))
+    analysis = analyze(*make_scene(3, **SHAPES["dense"]))
+    report, hit = analysis.to_dict(), analysis.true_positive
+    assert report["tau_w"] == pytest.approx(stats.weightedtau(analysis.scores[hit], analysis.ious[hit]).statistic)
+    for entry in report["per_class"]:
+        own = hit & (analysis.class_ids == entry["id"])
+        expected = weighted_kendall(analysis.scores[own], analysis.ious[own])
+        assert entry["tau_w"] == (None if expected.value is None else pytest.approx(expected.value))
+        assert entry["reasons"].get("tau_w") == expected.reason

@@ -1,1 +1,1 @@
-"""What to fix first: confusion of classes, curves over the threshold, sizes of objects, and the worst images."""
+"""Findings of an analysis: confusion of classes, curves over the threshold, sizes of objects, and the worst images."""

@@ -11,12 +11,12 @@ from concordet.measures.reading.arrays import Bools, Floats
 
 @dataclass(frozen=True)
 class ThresholdCurve:
-    """What remains of the detections at each threshold, from the highest score down.
+    """Precision, recall and F1 at each threshold, from the highest score down.
 
     Attributes:
         threshold: ``[m]`` scores from which detections are kept.
         precision, recall, f1: ``[m]`` in [0, 1].
-        n_kept: ``[m]`` detections from the threshold up.
+        n_kept: ``[m]`` number of detections at or above the threshold.
     """
 
     threshold: Floats
@@ -26,12 +26,12 @@ class ThresholdCurve:
     n_kept: Floats
 
     def at(self, threshold: float) -> int | None:
-        """Index of the last point whose threshold is not below this one; None where none is kept."""
+        """Index of the last point whose threshold is not below this one; None if there is none."""
         index = int(np.searchsorted(-self.threshold, -threshold, side="right")) - 1
         return index if index >= 0 else None
 
     def thinned(self, points: int) -> ThresholdCurve:
-        """At most so many points, spread evenly along the curve; the ends stay."""
+        """The curve with at most ``points`` points, spread evenly along it; the ends stay."""
         n = len(self.threshold)
         if n <= points:
             return self
@@ -47,9 +47,9 @@ def threshold_curve(scores: Floats, hits: Bools, n_objects: int) -> ThresholdCur
     """Precision, recall and F1 at every distinct score.
 
     Args:
-        scores: ``[n]`` of the detections that are true or false positives.
-        hits: ``[n]`` which of them are true positives.
-        n_objects: Objects that there are to detect.
+        scores: ``[n]`` scores of the detections that are true or false positives.
+        hits: ``[n]`` whether each is a true positive.
+        n_objects: Number of objects.
 
     Example:
         >>> curve = threshold_curve(np.array([0.9, 0.8, 0.7]), np.array([True, False, True]), 4)

@@ -12,9 +12,9 @@ from concordet.measures.reading.dataset import Dataset
 
 
 def worst_disagreements(dataset: Dataset, rows: Ints, *, limit: int, floor: float = 0.3) -> list[dict[str, Any]]:
-    """Objects by how much IoU the ranking loses: the overlapping box of highest score against the one of highest IoU.
+    """Objects by the IoU that the ranking loses: the box of highest score compared with the box of highest IoU.
 
-    A detection belongs to the object of its class that it overlaps most, from IoU ``floor``. Boxes are xywh.
+    A detection is assigned to the object of its class that it overlaps most, from IoU ``floor`` on. Boxes are xywh.
     """
     objects, ious = best_objects(dataset, rows)
     scores = dataset.dt_scores[rows]

@@ -1,4 +1,4 @@
-"""The images with most errors, and detection by size of object, at the advised thresholds."""
+"""The images with most errors, and results by size of object, at the LRP-optimal thresholds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from concordet.measures.matching import Matches
 from concordet.measures.reading.arrays import Bools, Ints
 from concordet.measures.reading.dataset import Dataset
 
-MOST_BOXES: Final = 100
-"""Boxes of each kind listed with an image."""
+MAX_BOXES: Final = 100
+"""Number of missed objects, false positives and true positives that are listed with an image."""
 
 SIZES: Final = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}
 """COCO's ranges of area in pixels, ends included."""
@@ -22,10 +22,10 @@ def worst_images(dataset: Dataset, matches: Matches, kept: Bools, *, limit: int)
     """Images by their number of missed objects and false positives, those with confident false positives first.
 
     Args:
-        dataset: Both sides, aligned.
+        dataset: Aligned ground truth and detections.
         matches: Matches at IoU 0.5.
-        kept: ``[n]`` which detections are above the threshold of their class.
-        limit: Images to list.
+        kept: ``[n]`` whether each detection is above the threshold of its class.
+        limit: Number of images to list.
 
     Returns:
         Plain JSON: ``image_id``, ``file_name``, ``n_objects``, ``n_missed``, ``n_false``, and with class and xywh box
@@ -44,7 +44,7 @@ def worst_images(dataset: Dataset, matches: Matches, kept: Bools, *, limit: int)
 
     def detected(index: int, chosen: Bools) -> list[dict[str, Any]]:
         rows = np.flatnonzero(chosen & (matches.images == index))
-        rows = rows[np.argsort(-matches.scores[rows], kind="stable")][:MOST_BOXES]
+        rows = rows[np.argsort(-matches.scores[rows], kind="stable")][:MAX_BOXES]
         return [
             {
                 "class_name": dataset.class_names[matches.classes[row]],
@@ -63,7 +63,7 @@ def worst_images(dataset: Dataset, matches: Matches, kept: Bools, *, limit: int)
             "n_false": int(n_false[index]),
             "missed": [
                 {"class_name": dataset.class_names[dataset.gt_classes[row]], "bbox": dataset.gt_boxes[row].tolist()}
-                for row in missed[dataset.gt_images[missed] == index][:MOST_BOXES].tolist()
+                for row in missed[dataset.gt_images[missed] == index][:MAX_BOXES].tolist()
             ],
             "false_positives": detected(index, false),
             "true_positives": detected(index, kept & matches.true_positive),
@@ -74,7 +74,7 @@ def worst_images(dataset: Dataset, matches: Matches, kept: Bools, *, limit: int)
 
 
 def by_size(dataset: Dataset, matches: Matches, precision: Precision, kept: Bools) -> list[dict[str, Any]]:
-    """Objects, AP and share detected at the advised thresholds for each of COCO's sizes; None without such objects."""
+    """Number of objects, AP and share detected at the LRP-optimal thresholds for each of COCO's sizes."""
     areas = dataset.gt_areas
     hit = np.zeros(len(areas), bool)
     hit[matches.objects[kept & matches.true_positive]] = True

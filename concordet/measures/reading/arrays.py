@@ -1,4 +1,4 @@
-"""Turn what a caller passes (lists, NumPy arrays, torch tensors) into checked NumPy columns."""
+"""Conversion of arguments (lists, NumPy arrays, torch tensors) to checked NumPy columns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Bools = NDArray[np.bool_]
 
 
 def to_numpy(values: Any) -> NDArray[Any]:
-    """``values`` as an array; a torch tensor of any device, dtype or graph is taken without importing torch."""
+    """``values`` as an array; torch tensors of any device and dtype are converted without importing torch."""
     if hasattr(values, "detach") and hasattr(values, "cpu"):
         values = values.detach().cpu()
         if values.is_floating_point():
@@ -47,7 +47,7 @@ def group_column(values: Any, name: str, length: int) -> NDArray[Any]:
 
 
 def same_length(first: Floats, second: Floats, names: str) -> None:
-    """Raise ValueError where two columns differ in length."""
+    """Raises ValueError if two columns differ in length."""
     if len(first) != len(second):
         raise ValueError(
             f"{names} must have equal lengths, got {len(first)} and {len(second)}; give one of each per detection"

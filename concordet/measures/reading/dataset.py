@@ -1,4 +1,4 @@
-"""Ground truth and detections brought to one numbering of images and classes."""
+"""Reading of ground truth and detections, with common indices of images and classes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from concordet.measures.reading.text_files import read_text_folder, read_text_tr
 def read_dataset(
     ground_truth: Any, detections: Any, *, iou_type: str = "bbox", lvis: bool = False, max_dets: int | None = None
 ) -> Dataset:
-    """Read both sides in COCO form and align them.
+    """Reads ground truth and detections and aligns them.
 
     Args:
-        ground_truth, detections: as :func:`concordet.measures.analyze` takes them. Where images or categories are not
-            listed, those that an annotation or a detection names are taken.
+        ground_truth, detections: see :func:`concordet.measures.analyze`. If images or categories are not listed, those
+            of annotations and detections are used.
         iou_type: ``"bbox"`` or ``"segm"``.
-        lvis: whether images carry LVIS's ``neg_category_ids`` and ``not_exhaustive_category_ids``.
-        max_dets: with ``lvis``, how many detections of an image to keep, highest scores first; None keeps all.
+        lvis: whether images have LVIS's ``neg_category_ids`` and ``not_exhaustive_category_ids``.
+        max_dets: with ``lvis``, number of detections of an image to keep, highest scores first; None for all.
 
     Raises:
         ValueError: one sentence naming the file, the record and what is wrong with it.
@@ -107,7 +107,7 @@ def read_dataset(
 
 
 def _known_rows(dt: Columns, dt_images: Ints, dt_classes: Ints, dt_name: str, gt_name: str, notes: list[str]) -> Ints:
-    # detections on images and of classes that the ground truth lists; how many others there are is noted
+    # detections on images and of classes that the ground truth lists; a note counts the others
     on_image = dt_images >= 0
     if len(dt) and not on_image.any():
         raise ValueError(
@@ -255,7 +255,7 @@ def _classes(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: 
 
 
 def _indices(ids: Ints, known: Ints) -> Ints:
-    # [n] index of each id in the sorted known ones, -1 where it is not among them
+    # [n] index of each id in the sorted known ids, -1 for unknown ones
     if not len(known):
         return np.full(len(ids), -1, np.int64)
     index = np.minimum(np.searchsorted(known, ids), len(known) - 1)
@@ -287,7 +287,7 @@ def _require_masks(columns: Columns, what: str, rows: Ints, images: list[dict[st
 
 
 def _with_mask_areas(gt: Columns, areas: Floats, images: list[dict[str, Any]]) -> Floats:
-    # areas that the file lacks are the masks'
+    # areas that are not in the file are computed from the masks
     rows = np.flatnonzero(np.isnan(gt.areas)).tolist()
     masks = gt.segmentations or []
     areas[rows] = mask_areas([masks[i] for i in rows], [(images[i]["height"], images[i]["width"]) for i in rows])
@@ -322,7 +322,7 @@ def _require_sizes(images: list[dict[str, Any]], name: str) -> None:
 class Dataset:
     """Aligned columns: ``*_images`` and ``*_classes`` index ``image_ids`` and ``class_ids``; boxes are xywh.
 
-    ``dt_file`` is the name of the file that the detections are from, for messages; "" where they came otherwise.
+    ``dt_file`` is the name of the file of the detections, for messages; "" if they are not from a file.
     """
 
     images: list[dict[str, Any]]
@@ -350,7 +350,7 @@ class Dataset:
 
     @property
     def n_detections(self) -> int:
-        """How many detections there are."""
+        """Number of detections."""
         return len(self.dt_scores)
 
     def dt_sizes(self) -> list[tuple[int, int]]:
@@ -358,7 +358,7 @@ class Dataset:
         return [(self.images[i]["height"], self.images[i]["width"]) for i in self.dt_images.tolist()]
 
     def only(self, rows: Ints) -> Dataset:
-        """The same with only these detections."""
+        """The dataset with these detections only."""
         return replace(
             self,
             dt_images=self.dt_images[rows],

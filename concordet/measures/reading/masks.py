@@ -1,4 +1,4 @@
-"""Masks as polygons or run lengths: what is wrong with one, its run lengths and its area."""
+"""Masks as polygons or run lengths: checks, encoding and areas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concordet.measures.reading.records import is_integer, is_number
 
 
 def mask_areas(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> Floats:
-    """``[n]`` pixels of each mask (polygons or run lengths), by the (height, width) of its image."""
+    """``[n]`` area of each mask (polygons or run lengths) in pixels, given the (height, width) of its image."""
     from hotcoco import mask as rle
 
     encoded = [encode(mask, size) for mask, size in zip(masks, sizes, strict=True)]
@@ -39,7 +39,7 @@ def is_polygons(value: Any) -> bool:
 
 
 def mask_fault(mask: dict[str, Any], size: list[int]) -> str | None:
-    """What is wrong with run lengths of an image of this height and width, None if nothing."""
+    """The fault of run lengths for an image of this height and width, or None."""
     counts = mask.get("counts")
     if not isinstance(counts, str | bytes | list) or not counts:
         return "must have counts, run lengths as a string or a list"

@@ -1,4 +1,4 @@
-"""Read ground truth and detections in COCO form into columns, and say in one sentence what is wrong with a record."""
+"""Reading of ground truth and detections in COCO form into columns; an error names the faulty record."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import numpy as np
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
 
 MAX_COORDINATE: Final = 1e9
-"""Pixels from which a coordinate is a mistake: products of larger ones are not exact, or overflow."""
+"""Largest coordinate in pixels: products of larger ones are inexact or overflow."""
 
 MAX_SCORE: Final = 1e30
-"""Size of scores, whatever their scale, from which their squares overflow."""
+"""Largest magnitude of a score: squares of larger ones may overflow."""
 
 
 def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:
     """Columns of a list of COCO annotations or results (or of an array ``[n, 7]``), each value checked.
 
     Args:
-        records: list of dicts, or array of image_id, x, y, width, height, score, category_id (``[n, 7]``) where
+        records: list of dicts, or array of image_id, x, y, width, height, score, category_id (``[n, 7]``) if
             ``scored``, else of image_id, x, y, width, height, category_id (``[n, 6]``).
-        what: how sentences name a record, such as ``"results.json: detection"``.
+        what: name of a record in errors, such as ``"results.json: detection"``.
         scored: whether a score is required.
     """
     if not isinstance(records, list | tuple):
@@ -177,11 +177,12 @@ def _require_dict(record: Any, index: int, what: str) -> None:
 
 
 def is_integer(value: Any) -> bool:
-    """Whether this is a whole number that 64 bits hold."""
+    """Whether a value is a 64-bit integer."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
 
 
 def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
         return False
     try:

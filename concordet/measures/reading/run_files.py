@@ -1,4 +1,4 @@
-"""The files of a run folder, checked record by record: what is read here can be measured, drawn and printed."""
+"""The files of a run folder, checked record by record, so that they can be measured, drawn and printed."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from concordet.measures.reading.records import is_integer, is_number
 AGAIN: Final = "write it again with `concordet evaluate`"
 
 MAX_POSITIVES: Final = 100_000_000
-"""Entries of an array of positives; COCO's validation images have about a million."""
+"""Largest number of entries in an array of positives; COCO's validation images have about a million."""
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
-    """The content of ``evaluation.json``; parts that may be missing are empty.
+    """The content of ``evaluation.json``; optional entries that are missing are empty.
 
     Raises:
-        ValueError: it cannot be read, has no metrics, or a value in it is none.
+        ValueError: it cannot be read, has no metrics, or a value has another type.
     """
     content = _read(path, dict)
     if not isinstance(content.get("metrics"), dict):
         raise ValueError(f"{path} must hold metrics, got {content.get('metrics')!r:.60}; {AGAIN}")
     for key, empty in (("class_names", []), ("per_class", []), ("reasons", {}), ("environment", {})):
         content[key] = empty if content.get(key) is None else content[key]
-        _require(path, key, content[key], isinstance(content[key], type(empty)), _kind(type(empty)))
+        _require(path, key, content[key], isinstance(content[key], type(empty)), _json_name(type(empty)))
     for key in ("loss", "detector"):
         _require(path, key, content.get(key), isinstance(content.get(key, ""), str), "a text")
     for index, name in enumerate(content["class_names"]):
@@ -100,10 +100,10 @@ def read_rows(path: Path) -> Iterator[dict[str | None, Any]]:
 def read_positives(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of ``positives.npz``, each one-dimensional and with as many numbers as the others.
 
-    An array is read only where its header claims what the archive holds.
+    An array is read only if the size in its header matches the archive's.
 
     Raises:
-        ValueError: it cannot be read, or holds something else.
+        ValueError: it cannot be read, or has other content.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -119,30 +119,30 @@ def read_positives(path: Path) -> dict[str, NDArray[Any]]:
 
 
 _FAULTS = (OSError, ValueError, SyntaxError, EOFError, NotImplementedError, RuntimeError)
-"""What Python's and NumPy's readers raise for damaged archives, beside errors of their own."""
+"""Errors that Python's and NumPy's readers raise for damaged archives, besides their own classes."""
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read(file)
-        claimed = int(np.prod(shape, dtype=object)) * kind.itemsize + file.tell()
-        if len(shape) != 1 or kind.kind not in "fiu" or shape[0] > MAX_POSITIVES or claimed != info.file_size:
-            raise ValueError(f"{info.filename} must hold one column of numbers, got the claim of {list(shape)} {kind}")
+        shape, _, dtype = read(file)
+        claimed = int(np.prod(shape, dtype=object)) * dtype.itemsize + file.tell()
+        if len(shape) != 1 or dtype.kind not in "fiu" or shape[0] > MAX_POSITIVES or claimed != info.file_size:
+            raise ValueError(f"{info.filename} must hold one column of numbers, got the claim of {list(shape)} {dtype}")
     with archive.open(info) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _read(path: Path, kind: type) -> Any:
+def _read(path: Path, expected: type) -> Any:
     content = read_json(path)
-    if not isinstance(content, kind):
-        raise ValueError(f"{path} must hold {_kind(kind)}, got a {type(content).__name__}; {AGAIN}")
+    if not isinstance(content, expected):
+        raise ValueError(f"{path} must hold {_json_name(expected)}, got a {type(content).__name__}; {AGAIN}")
     return content
 
 
-def _kind(kind: type) -> str:
-    return "an object" if kind is dict else "a list"
+def _json_name(cls: type) -> str:
+    return "an object" if cls is dict else "a list"
 
 
 def _require(path: Path, name: str, value: Any, holds: bool, expected: str) -> None:
@@ -174,7 +174,7 @@ def _is_box(value: Any) -> bool:
 
 
 def _is_value(value: Any) -> bool:
-    return is_number(value) and abs(value) < 1e15  # pages print it times its scale
+    return is_number(value) and abs(value) < 1e15  # printable in pages, which scale it
 
 
 def _is_side(value: Any) -> bool:

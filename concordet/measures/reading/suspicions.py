@@ -1,4 +1,4 @@
-"""Notes on input that can be evaluated but is probably not what was meant."""
+"""Notes on input that can be evaluated but is probably wrong."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from concordet.measures.reading.arrays import Floats, Ints
 
 BEYOND: Final = 0.25
-"""Share of boxes beyond their image from which a note asks whether they are corners; a few are common."""
+"""Share of boxes reaching beyond their image from which a note suspects corners; a few such boxes are common."""
 
 
 def box_notes(boxes: Floats, image_index: Ints, images: Sequence[dict[str, Any]], what: str) -> list[str]:
     """Notes on boxes in corners or in normalized coordinates.
 
     Args:
-        boxes: ``[n, 4]`` as read, meant as xywh in pixels.
+        boxes: ``[n, 4]`` as read; they should be xywh in pixels.
         image_index: ``[n]`` index of each box's image.
         images: Records of the images, with ``width`` and ``height`` where known.
         what: "detections" or "annotations".
@@ -49,7 +49,7 @@ def score_notes(scores: Floats) -> list[str]:
 
 
 def lvis_notes(images: Sequence[dict[str, Any]], lvis: bool) -> list[str]:
-    """A note on a ground truth of LVIS that is judged by COCO's rules."""
+    """A note on an LVIS ground truth that is evaluated by COCO's rules."""
     if lvis or not any("neg_category_ids" in image for image in images):
         return []
     return ["the ground truth lists LVIS's neg_category_ids: judge by LVIS's rules with lvis=True or --lvis"]

@@ -24,7 +24,7 @@ def read_text_truth(folder: Path) -> tuple[dict[str, Any], list[str]]:
     detections in it are neither true nor false.
 
     Raises:
-        ValueError: no text file, an unreadable one, or a line of another form, named by file and line.
+        ValueError: there is no text file, or one cannot be read; the message names file and line.
     """
     files = _files(folder, OBJECT_LINE)
     rows = []
@@ -56,11 +56,11 @@ def read_text_folder(
 ) -> tuple[Columns, list[str]]:
     """Detections from the ``*.txt`` files of a folder, and notes.
 
-    A file is named as its image's ``file_name`` (or id), a class by name or id; class names may hold spaces. Images and
-    classes that the ground truth does not list get ids outside it, so that they are counted among those left out.
+    A file has the name of its image's ``file_name`` (or id), a class is a name or id; class names may have spaces.
+    Images and classes that are not in the ground truth get other ids, so that they are counted among those left out.
 
     Raises:
-        ValueError: no text file, an unreadable one, none of a known image, or a line of another form, named by file and
+        ValueError: there is no text file, none of a known image, or one cannot be read; the message names file and
             line.
     """
     files = _files(folder, DETECTION_LINE)
@@ -115,7 +115,7 @@ def _files(folder: Path, line: str) -> list[Path]:
 
 
 def _image_ids(images: list[dict[str, Any]]) -> dict[str, int | None]:
-    # stem of the file name to id, None where several share it; the id itself where no name does
+    # id by stem of the file name, None if several images share it; or by the id as text
     known: dict[str, int | None] = {}
     for image in images:
         name = image.get("file_name")
