@@ -1,4 +1,4 @@
-"""Calibrators of runs: fitted on the evaluated images, carried by checkpoints, used by evaluation and prediction."""
+"""Calibrators of runs: fitted on evaluation images, stored in checkpoints, used by evaluation and prediction."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from concordet.files import read_json
 from concordet.measures.evaluation import MatchedEvaluation, match_evaluation
 
 NAME = "calibrator.json"
-"""The calibrator's file in a run folder."""
+"""Name of the calibrator's file in a run folder."""
 
 FOLDS = 5
-"""Folds of images for cross-fitting."""
+"""Number of folds of images for cross-fitting."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class CalibratedResults:
 
     Attributes:
         detections: COCO results; ``raw_score`` is the detector's own score.
-        calibrator: What gave the scores; None where they are the detector's own.
-        report: Cross-fitted comparison where the calibrator was fitted on these detections.
-        scores: What the scores are, in words.
+        calibrator: Calibrator of the scores; None if they are the detector's own.
+        report: Cross-fitted comparison if the calibrator was fitted on these detections, else None.
+        scores: Description of the scores in words.
     """
 
     detections: list[dict[str, Any]]
@@ -45,13 +45,13 @@ def match_run(ground_truth: dict[str, Any], detections: list[dict[str, Any]]) ->
 
 
 def fit_run_calibrator(matched: MatchedEvaluation) -> Calibrator | None:
-    """A calibrator of a run's detections; None where nothing can be fitted, as without detections."""
+    """A calibrator fitted on a run's detections; None without detections or objects."""
     columns = _columns(matched)
     return None if columns is None else fit_matched(columns)
 
 
 def _columns(matched: MatchedEvaluation) -> Matched | None:
-    """What calibrators are fitted on; None without detections or objects."""
+    """The columns that calibrators are fitted on; None without detections or objects."""
     if not len(matched.matches.rows) or not len(matched.dataset.gt_images):
         return None
     check_scores(matched.dataset.dt_scores, matched.dataset.dt_file)
@@ -72,12 +72,12 @@ def calibrated_results(
     Args:
         matched: The detections, matched with the annotations of the images.
         detections: COCO results with the detector's own scores.
-        own_data: Whether these are the images that the run evaluates on; the calibrator is then fitted here and judged
-            by cross-fitting, else the carried one is applied.
+        own_data: Whether these are the run's evaluation images; the calibrator is then fitted on them and evaluated by
+            cross-fitting, otherwise the carried one is applied.
         held_out: Whether the calibrator of the checkpoint was fitted on training images that were held out for it; it
             is then applied to all data.
         carried: Calibrator of the checkpoint.
-        raw_scores: Keep the detector's own scores.
+        raw_scores: Whether to keep the detector's own scores.
     """
     if raw_scores:
         return CalibratedResults(detections, None, None, "the detector's own")
@@ -87,7 +87,7 @@ def calibrated_results(
     if columns is not None:
         carried, report = evaluate_matched(columns, folds=FOLDS, n_resamples=0, seed=0)
         ap = matched.metrics()["AP"]
-        report["before"]["AP"] = report["after"]["AP"] = ap  # no calibrator changes the order within a class
+        report["before"]["AP"] = report["after"]["AP"] = ap  # calibrators keep the order within a class
         report["notes"] = list(matched.dataset.notes)
     if carried is None:
         return CalibratedResults(detections, None, None, "the detector's own: nothing to fit a calibrator on")
@@ -102,7 +102,7 @@ def calibrated_results(
 
 
 def cross_fitted_metrics(values: dict[str, Any], report: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Metrics in which those of calibration are of scores whose fit did not see the image."""
+    """Metrics in which calibration errors are those of cross-fitted scores."""
     if report is None:
         return values
     after = report["after"]
@@ -115,15 +115,15 @@ def cross_fitted_metrics(values: dict[str, Any], report: Mapping[str, Any] | Non
 
 
 def carried_calibrator(meta: Mapping[str, Any], run: Path | None, checkpoint: Path) -> Calibrator | None:
-    """The calibrator of a checkpoint, else that of its run folder; None where there is none.
+    """The calibrator of a checkpoint, else that of its run folder; None if neither has one.
 
     Args:
         meta: Description of the checkpoint.
-        run: Run folder, where there is one.
+        run: Run folder, or None.
         checkpoint: File of the checkpoint, for errors.
 
     Raises:
-        ValueError: the calibrator is not whole.
+        ValueError: the calibrator is invalid.
     """
     content = meta.get("calibrator")
     if content is not None:

@@ -1,4 +1,4 @@
-"""Checkpoints: what they hold beside weights, and how a detector is loaded from one."""
+"""Checkpoints: their description of the detector, their checks, and loading of detectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PREFIX = "model."
 
 
 def describe(config: TrainConfig, class_names: list[str], category_ids: list[int]) -> dict[str, Any]:
-    """What a checkpoint holds beside weights: plain strings, numbers and lists, enough to rebuild the detector."""
+    """The description in a checkpoint: plain strings, numbers and lists from which the detector can be rebuilt."""
     return {
         "format": 1,
         "version": __version__,
@@ -45,16 +45,16 @@ def detector_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of one of our checkpoints, tensors on the CPU; no code in it is run (``weights_only=True``).
+    """The checked content of a checkpoint of concordet, on the CPU; it cannot run code (``weights_only=True``).
 
     Raises:
-        ValueError: it is missing, no checkpoint, not one of ours, or not whole.
+        ValueError: it is missing, not a checkpoint, not one of concordet, or incomplete.
     """
     path = Path(path)
     content = _open_checkpoint(path)
     meta = content[KEY]
-    for key, kind in _FIELDS.items():
-        if not isinstance(meta.get(key), kind) or isinstance(meta[key], bool):
+    for key, expected in _FIELDS.items():
+        if not isinstance(meta.get(key), expected) or isinstance(meta[key], bool):
             raise ValueError(
                 f"{path} must hold {key}, as concordet's checkpoints do, got {meta.get(key)!r:.60}; name another"
             )
@@ -83,7 +83,7 @@ _FIELDS: dict[str, Any] = {
     "category_ids": list,
     "options": dict,
 }
-"""What :func:`describe` writes, by type."""
+"""Types of the values that :func:`describe` writes."""
 
 
 def _open_checkpoint(path: Path) -> dict[str, Any]:
@@ -92,9 +92,9 @@ def _open_checkpoint(path: Path) -> dict[str, Any]:
             f"checkpoint must be a file, got {path}, which does not exist; name a .ckpt file or a run folder"
         )
     try:
-        with warnings.catch_warnings(action="ignore"):  # of old formats, which are refused below
+        with warnings.catch_warnings(action="ignore"):  # about old formats, which are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for files that are no checkpoints
+    except Exception as error:  # torch raises errors of many classes for files that are not checkpoints
         raise ValueError(
             f"checkpoint must be a whole file that `concordet train` wrote, got {path}; name another one, such as "
             "checkpoints/last.ckpt of a run folder"
@@ -107,7 +107,7 @@ def _open_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _check_state(state: Any, path: Path) -> None:
-    """Raises a ValueError where a state is not made of tensors of finite real numbers."""
+    """Raises a ValueError unless a state has real tensors only."""
     if not isinstance(state, dict):
         raise ValueError(
             f"the weights in {path} must be tensors by name, got a {type(state).__name__}; name another checkpoint"
@@ -120,14 +120,14 @@ def _check_state(state: Any, path: Path) -> None:
 
 
 def check_finite(state: dict[str, Tensor], path: Path) -> None:
-    """Raises a ValueError where a weight is NaN or infinite."""
+    """Raises a ValueError if a weight is NaN or infinite."""
     for name, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise ValueError(f"the weights in {path} must be finite, got others in {name}; name an earlier checkpoint")
 
 
 def add_to_description(path: Path, **values: Any) -> None:
-    """Writes a checkpoint again, with further values in its description; whole or not at all."""
+    """Rewrites a checkpoint with additional values in its description, whole or not at all."""
     content = read_checkpoint(path)
     content[KEY] = content[KEY] | values
     with replacing(path) as temporary:
@@ -135,7 +135,7 @@ def add_to_description(path: Path, **values: Any) -> None:
 
 
 def weights_of(content: dict[str, Any], *, averaged: bool = True) -> dict[str, Tensor]:
-    """The detector's state: the averaged weights where there are some, else those that were trained."""
+    """The detector's state, with averaged (EMA) weights if the checkpoint has them."""
     state = dict(content["state_dict"])
     if averaged:
         state |= content.get(EMA_KEY) or {}
@@ -149,7 +149,7 @@ def checkpoint_path(path: str | Path, which: str = "last") -> Path:
 
 
 def run_of(path: str | Path) -> Path | None:
-    """The run folder that a path names or that holds a checkpoint; None for a checkpoint elsewhere."""
+    """The run folder itself or that of a checkpoint; None for a checkpoint outside of a run folder."""
     path = Path(path)
     folders = [path] if path.is_dir() else [path.parent, *path.parents[1:2]]
     return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
@@ -160,7 +160,7 @@ def load_detector(path: str | Path, *, averaged: bool = True) -> tuple[Detector,
 
     Args:
         path: Checkpoint file, or run folder (then its ``checkpoints/last.ckpt``).
-        averaged: Whether to take the averaged (EMA) weights where the checkpoint has them.
+        averaged: Whether to use the averaged (EMA) weights if the checkpoint has them.
 
     Returns:
         The detector and its description: ``detector``, ``size``, ``loss``, ``num_classes``, ``class_names``,
@@ -204,7 +204,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: Path) -> None
         ValueError: names or shapes differ.
     """
     own = model.state_dict()
-    # batch norms that were frozen in training have no such counter
+    # frozen batch norms, which detectors with pretrained weights have, lack this counter
     state = {n: v for n, v in own.items() if n.endswith("num_batches_tracked")} | state
     missing, surplus = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shaped = sorted(name for name in own.keys() & state.keys() if own[name].shape != state[name].shape)
@@ -242,11 +242,11 @@ def start_from(model: nn.Module, path: str | Path, wanted: dict[str, Any]) -> No
     check_same(content[KEY], wanted, path)
     state = weights_of(content)
     check_finite(state, path)
-    # a criterion's state belongs to the other run's loss
+    # the state of the other run's criterion is not wanted
     kept = {name: value for name, value in model.state_dict().items() if name.startswith("criterion.")}
     state = {name: value for name, value in state.items() if not name.startswith("criterion.")}
     if content[KEY]["loss"] != wanted["loss"]:
-        # the loss decides on the auxiliary head: one that is new keeps its first weights, one that is gone is left out
+        # the loss decides on the auxiliary head: a new one keeps its initial weights, one that is gone is left out
         own = model.state_dict()
         kept |= {name: value for name, value in own.items() if name not in state}
         state = {name: value for name, value in state.items() if name in own}
@@ -254,7 +254,7 @@ def start_from(model: nn.Module, path: str | Path, wanted: dict[str, Any]) -> No
 
 
 def check_same(meta: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    """Raises a ValueError that says in what a checkpoint differs from the detector that is wanted."""
+    """Raises a ValueError that names the difference between a checkpoint and the wanted detector."""
     for key in ("detector", "size", "backbone"):
         if key in wanted and meta[key] != wanted[key]:
             raise ValueError(

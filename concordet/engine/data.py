@@ -1,4 +1,4 @@
-"""The images of a run: data sets by configuration, and loaders whose order depends on seed and epoch only."""
+"""The data of a run: data sets from the configuration, and loaders whose order depends on seed and epoch only."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def build_dataset(config: DataConfig, split: Split, *, augment: bool = False, ma
     """The training or evaluation data of a run.
 
     Args:
-        config: Name, place and options of the data set.
+        config: Name, path and options of the data set.
         split: "train" or "val".
         augment: Whether to apply the training augmentations of ``config``.
-        masks: Whether to read instance masks, unless ``config`` says otherwise.
+        masks: Default of the data set's option ``masks``.
 
     Raises:
-        ValueError: it is missing, broken or empty, or has no masks where they are asked for.
+        ValueError: it is missing, invalid or empty, or lacks the masks that are needed.
     """
     options = dict(config.train_options if split == "train" else config.val_options)
     for option in ("split", "annotations", "images"):
@@ -69,7 +69,7 @@ def _open_named(config: DataConfig, split: Split, options: dict[str, Any]) -> An
 
 
 def _open_path(config: DataConfig, split: Split, options: dict[str, Any]) -> Any:
-    """A split of the data set that is recognized in the folder or file that ``config`` names."""
+    """A split of the data set whose format is recognized from the path in ``config``."""
     from concordet.data import detect_format
 
     for option in ("annotations", "images"):
@@ -87,8 +87,8 @@ def _open_path(config: DataConfig, split: Split, options: dict[str, Any]) -> Any
     return dataset
 
 
-class ImagesOf(DetectionDataset):
-    """Some images of a data set.
+class DetectionSubset(DetectionDataset):
+    """A subset of the images of a data set.
 
     Args:
         base: Data set.
@@ -142,9 +142,9 @@ class ImagesOf(DetectionDataset):
 
 
 def hold_out_for_calibration(train: DetectionDataset, config: TrainConfig) -> tuple[DetectionDataset, Any]:
-    """The images to train on, and those to fit the calibrator on, or None where the fraction is 0.
+    """The images to train on, and those to fit the calibrator on (None if the fraction is 0).
 
-    The choice is by image, and depends on the seed and the names of the images only.
+    The choice depends on the seed and the names of the images only.
 
     Raises:
         ValueError: there are too few images.
@@ -156,11 +156,11 @@ def hold_out_for_calibration(train: DetectionDataset, config: TrainConfig) -> tu
         return train, None
     names = [image["file_name"] for image in train.ground_truth()["images"]]
     rest, chosen = (HoldOut(split, fraction, seed).indices(names) for split in ("train", "val"))
-    return ImagesOf(train, rest), ImagesOf(train, chosen, transforms_of(config.data, None))
+    return DetectionSubset(train, rest), DetectionSubset(train, chosen, transforms_of(config.data, None))
 
 
 def describe_source(config: DataConfig, splits: dict[str, Any]) -> dict[str, Any] | None:
-    """What the data of a run was recognized as, and which images are held out; None where it was not recognized.
+    """Description of data that was opened by its path, with the held-out images; None for data opened by name.
 
     Args:
         config: Data of the run.
@@ -179,7 +179,7 @@ def describe_source(config: DataConfig, splits: dict[str, Any]) -> dict[str, Any
 
 
 def transforms_of(config: DataConfig, flip: str | None) -> Any:
-    """Training transforms by the name in ``config``, or evaluation's where ``flip`` is None."""
+    """The training transforms that ``config`` names, or those of evaluation if ``flip`` is None."""
     from concordet.data import eval_transforms, train_transforms
 
     if flip is None or config.augment == "none":
@@ -192,22 +192,22 @@ def transforms_of(config: DataConfig, flip: str | None) -> Any:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Pairs (epoch, image index) of one process, the same for the same seed and epoch whatever ran before.
+    """Pairs (epoch, image index) of one process, which depend on seed and epoch only.
 
-    The order of all processes together is one permutation; each takes every ``world``-th index of it, so that an update
-    of all processes sees the same images however many they are.
+    All processes share one permutation, of which each takes every ``world``-th index, so that an update has the same
+    images with any number of processes.
 
     Args:
         length: Number of images.
         seed: Seed of the order.
-        rank: Number of this process.
+        rank: Rank of this process.
         world: Number of processes.
-        shuffle: Whether to draw an order; otherwise it is that of the data set.
-        first: Epoch that a resumed run starts with: the trainer makes its iterator before it knows the epoch.
-        skip: Images of this process in that epoch which the run has seen before.
-        update: Images of one update; what does not fill one at the end of an epoch is left out.  Without it, or where
-            there are fewer images than that, the order is filled up from its start, so that every process makes the
-            same number of steps.
+        shuffle: Whether to draw a random order; otherwise it is that of the data set.
+        first: Epoch that a resumed run starts with: the trainer creates its iterator before it knows the epoch.
+        skip: Number of images of this process in that epoch that the run has already processed.
+        update: Number of images of one update; a remainder at the end of an epoch is left out. If it is None, or there
+            are fewer images than that, images are repeated from the start of the order, so that every process makes
+            the same number of steps.
     """
 
     def __init__(
@@ -252,7 +252,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 class SeededDataset(Dataset[Any]):
-    """A data set read by (epoch, index), with every random draw a function of (seed, epoch, index)."""
+    """A data set indexed by (epoch, index), whose random draws depend on (seed, epoch, index) only."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self.dataset: Any
@@ -269,7 +269,7 @@ class SeededDataset(Dataset[Any]):
 
 
 def eval_loader(dataset: Any, *, batch_size: int, workers: int, rank: int = 0, world: int = 1) -> DataLoader[Any]:
-    """A loader in the data set's own order; with several processes each has its share, some images twice."""
+    """A loader in the order of the data set; several processes share the images, some of which are repeated."""
     from concordet.data import collate
 
     return DataLoader(
@@ -282,15 +282,15 @@ def eval_loader(dataset: Any, *, batch_size: int, workers: int, rank: int = 0, w
 
 
 class DetectionData(pl.LightningDataModule):
-    """Loaders of a run's training and evaluation data, which are opened before, so that errors come early.
+    """Loaders of a run's training and evaluation data, which are opened beforehand so that errors come early.
 
     Args:
         config: Batch size and workers.
         train: Training data.
         val: Evaluation data, or None.
         seed: Seed of order and augmentation.
-        first_epoch: Epoch that training starts with, above 0 for a resumed run.
-        first_update: Update of that epoch that training starts with, above 0 for a run resumed within an epoch.
+        first_epoch: Epoch that training starts with; above 0 for a resumed run.
+        first_update: Update of that epoch that training starts with; above 0 for a run resumed within an epoch.
         accumulate: Batches of a process per update.
 
     Example:
@@ -329,7 +329,7 @@ class DetectionData(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches in a new order every epoch; a last update that is not full is left out unless it is the only one."""
+        """Batches in a new order every epoch; an incomplete last update is left out unless it is the only one."""
         from concordet.data import collate
 
         rank, world = self._rank_and_world()
@@ -354,7 +354,7 @@ class DetectionData(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any] | list[Any]:
-        """The evaluated split, in its own order."""
+        """The evaluation data, in its own order."""
         if self.val is None:
             return []
         rank, world = self._rank_and_world()

@@ -18,7 +18,7 @@ class DemoSettings:
 
     Attributes:
         losses: Loss of each run by the name of the run; the first is the default one.
-        config: Configuration of the runs, but for the loss.
+        config: Configuration of all runs, except the loss.
     """
 
     losses: dict[str, str] = field(
@@ -53,12 +53,12 @@ def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tu
     """Trains and evaluates every run of the demonstration, and writes the page that compares them.
 
     Args:
-        out: Folder of the demonstration; the next free name (``demo-2``, ...) is taken where it exists.
+        out: Folder of the demonstration; if it exists, the next free name (``demo-2``, ...).
         seed: Seed of weights, order and augmentation of all runs.
         settings: Losses and configuration.
 
     Returns:
-        The run folders, after the first one a folder with its evaluation on the detector's own scores, and the page.
+        The run folders (with the first one's evaluation on uncalibrated scores as the second folder), and the page.
     """
     from concordet.engine.training.fit import train
     from concordet.report import write_comparison
@@ -76,7 +76,7 @@ def demo(out: str | Path, *, seed: int = 0, settings: DemoSettings = DEMO) -> tu
 
 
 def write_uncalibrated(run: Path, out: Path) -> Path:
-    """The evaluation of a run as it is with the detector's own scores, from the files of the run.
+    """Writes the evaluation of a run with the detector's own scores, from the files of the run.
 
     Args:
         run: Evaluated run, whose detections have ``raw_score``.

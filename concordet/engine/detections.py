@@ -19,15 +19,15 @@ MASK_METRICS = ("AP", "AP50", "AP75")
 def batch_results(
     detections: list[dict[str, Tensor]], targets: list[dict[str, Any]], category_ids: list[int]
 ) -> list[dict[str, Any]]:
-    """Detections of a batch as COCO results in the pixels of the original images, whatever size the data set gave.
+    """Detections of a batch as COCO results, in pixels of the original images.
 
     Args:
         detections: Boxes and masks in pixels of the detector's input; see :func:`coco_results`.
         targets: Targets of the same images, for their ``image_id`` and ``scale``.
-        category_ids: The data set's id of each class, in the order of labels.
+        category_ids: Category id of each class, in the order of labels.
     """
     results = []
-    for detection, target in zip(detections, targets, strict=True):  # one by one: an image's masks are large
+    for detection, target in zip(detections, targets, strict=True):  # one by one, because masks are large
         original = detection | {"boxes": to_original(detection["boxes"], target)}
         if "masks" in detection:
             original["masks"] = masks_to_original(detection["masks"], target)
@@ -44,12 +44,12 @@ def coco_results(
         detections: Per image ``boxes`` ``[k, 4]`` xyxy in the image's pixels, ``labels`` ``[k]`` 1..c and
             ``scores`` ``[k]``; optionally ``masks`` ``[k, 1, h, w]``, above 0.5 where the object is.
         image_ids: Ids of the same images.
-        category_ids: The data set's id of each class, in the order of labels.
+        category_ids: Category id of each class, in the order of labels.
 
     Returns:
-        ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`` each, and run lengths as
-        ``"segmentation"`` where there are masks; boxes to a thousandth of a pixel, scores as they are, since rounding
-        would tie them.
+        One ``{"image_id", "category_id", "bbox": [x, y, width, height], "score"}`` per detection, with run lengths as
+        ``"segmentation"`` if there are masks; boxes are rounded to a thousandth of a pixel, scores are not, because
+        rounding would create ties.
 
     Example:
         >>> import torch
@@ -118,20 +118,20 @@ def supervision_detections(detection: Mapping[str, Tensor], class_names: Sequenc
 
 
 def mask_metrics(ground_truth: Any, detections: list[dict[str, Any]]) -> tuple[dict[str, float | None], dict[str, str]]:
-    """AP of masks, ``AP_mask`` and so on, and the reason of each that is None, as where an object has no mask."""
+    """AP of masks by name, ``AP_mask`` and so on, and reasons for those that are None."""
     from concordet.measures import evaluate_detections
 
     names = [f"{name}_mask" for name in MASK_METRICS]
     try:
         measured = evaluate_detections(ground_truth, detections, "segm", lvis=is_federated(ground_truth))
-    except ValueError as error:  # of masks only: metrics of boxes do not depend on it
+    except ValueError as error:  # such as an object without a mask; metrics of boxes do not depend on it
         return dict.fromkeys(names), dict.fromkeys(names, str(error))
     values = {f"{name}_mask": measured[name] for name in MASK_METRICS}
     return values, {f"{name}_mask": measured["reasons"][name] for name in MASK_METRICS if measured[name] is None}
 
 
 def is_federated(ground_truth: Any) -> bool:
-    """Whether images say which classes were looked for (LVIS), so that LVIS's rules judge detections.
+    """Whether the annotations are federated, so that LVIS's rules apply.
 
     Example:
         >>> is_federated({"images": [{"id": 1, "neg_category_ids": [3]}]})

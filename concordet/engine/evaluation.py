@@ -1,4 +1,4 @@
-"""Runs a detector over evaluation data, measures it, and writes detections and metrics into a folder."""
+"""Evaluation of a detector on a data set: detections, metrics, and their files in a folder."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class DetectorOutput:
 
     Attributes:
         detections: COCO results, in pixels of the original images.
-        positives: ``scores``, ``ious``, ``image_ids``, ``labels`` (1..c), each ``[p]``: the predictions that training
-            would assign to an object, of all images, before NMS.
+        positives: ``scores``, ``ious``, ``image_ids``, ``labels`` (1..c), each ``[p]``, of the predictions before NMS
+            that training would assign to an object.
         masks: Whether the detections have masks.
     """
 
@@ -55,11 +55,11 @@ class DetectorOutput:
 
 
 def pick_device(accelerator: str = "auto") -> torch.device:
-    """The first GPU where there is one and it may be used, else the CPU.
+    """The first GPU if there is one and ``accelerator`` allows it, else the CPU.
 
     Raises:
         UsageError: ``accelerator`` is not auto, cpu or gpu.
-        ValueError: it is gpu, and there is none.
+        ValueError: ``accelerator`` is gpu, and there is no GPU.
     """
     if accelerator not in ("auto", "cpu", "gpu"):
         raise UsageError(unknown("accelerator", accelerator, ("auto", "cpu", "gpu")))
@@ -83,7 +83,7 @@ def run_detector(
     Args:
         model: Detector of :mod:`concordet.detectors`.
         dataset: Data set of :mod:`concordet.data`, with evaluation transforms.
-        device: Device that the model is moved to; by default a GPU where there is one.
+        device: Device that the model is moved to; by default a GPU if there is one.
         batch_size: Images per batch.
         workers: Processes that load images.
         title: Text of the progress bar.
@@ -124,11 +124,11 @@ def run_detector(
 
 @dataclass(frozen=True)
 class Counted:
-    """Items of which the number is known beforehand, for :func:`progress`.
+    """An iterable with a known length, for :func:`progress`.
 
     Attributes:
-        items: Items, iterated once.
-        total: Number of items; 0 where it is not known.
+        items: Items, which are iterated once.
+        total: Number of items; 0 if it is unknown.
     """
 
     items: Iterable[Any]
@@ -142,7 +142,7 @@ class Counted:
 
 
 def progress(items: Any, title: str) -> Iterator[Any]:
-    """Iterates with a bar on a terminal, and with a line every half minute elsewhere."""
+    """Iterates with a progress bar on a terminal, and with a line every half minute elsewhere."""
     if not shows_bars():
         total, start = len(items), time.monotonic()
         shown = start
@@ -161,7 +161,7 @@ def progress(items: Any, title: str) -> Iterator[Any]:
 
 
 def remaining_time(done: int, total: int, seconds: float) -> str:
-    """The time that the rest takes at the pace so far, in words.
+    """The estimated time for the remaining items, in words.
 
     Example:
         >>> remaining_time(10, 40, 60.0), remaining_time(1, 2, 7300.0), remaining_time(9, 10, 9.0)
@@ -181,8 +181,8 @@ def measure(
 
     Args:
         ground_truth: COCO annotations.
-        output: Detections, which may have other scores than those that were matched, in the same order within a class.
-        matched: The same detections, matched already.
+        output: Detections, whose scores may differ from the matched ones if they rank each class in the same order.
+        matched: The matched detections; None to match them here.
     """
     from concordet.measures import image_correlation
 
@@ -217,21 +217,20 @@ def evaluate_run(
         run: Run folder.
         checkpoint: Checkpoint: "last", "best" or a file; by default the last.
         data: Data to evaluate on; by default the run's.
-        dataset: The same data, opened already.
+        dataset: The same data if it is already open.
         out: Folder to write to; by default the run folder.
         accelerator: Device: auto, cpu or gpu.
-        averaged: Whether to use the averaged weights where there are some.
-        raw_scores: Whether to keep the detector's own scores.  By default they are calibrated: on the run's evaluation
-            data by a calibrator that is fitted here, whose errors are cross-fitted (no value is of an image that the
-            fit saw), and that is kept with the run; on other data, and where training images were held out for it
-            (``calibration.fraction``), by the calibrator of the checkpoint.
+        averaged: Whether to use the averaged (EMA) weights if the checkpoint has them.
+        raw_scores: Whether to keep the detector's own scores. By default they are calibrated: on the run's evaluation
+            data by a calibrator that is fitted on it, evaluated by cross-fitting and stored with the run; on other
+            data, and if training images were held out for calibration (``calibration.fraction``), by the calibrator of
+            the checkpoint.
 
     Returns:
         The content of ``evaluation.json``.
 
     Raises:
-        ValueError: ``run`` is not a run folder, the checkpoint is of other classes, or ``out`` holds another
-            evaluation.
+        ValueError: ``run`` is not a run folder, the checkpoint has other classes, or ``out`` has another evaluation.
 
     Example:
         >>> report = evaluate_run("runs/first", checkpoint="best", out="runs/first-best", accelerator="cpu")
@@ -295,18 +294,18 @@ def evaluate_run(
     if calibrated.calibrator is not None:
         calibrated.calibrator.save(out / CALIBRATOR)
         if "calibrator" not in meta and path.parent == run / "checkpoints" and out.resolve() == run.resolve():
-            # a run without evaluations between epochs: its checkpoint is to draw boxes wherever it is copied
+            # the checkpoint of a run without evaluations between epochs needs it if it is copied elsewhere
             add_to_description(path, calibrator=plain(calibrated.calibrator.to_dict()))
     write_evaluation(out, dataset, ground_truth, output, report)
     return report
 
 
 def calibrate_checkpoints(run: Path, dataset: Any, *, accelerator: str = "auto") -> None:
-    """Fits a calibrator for each checkpoint of a run that has none, on images that it was not trained on.
+    """Fits a calibrator for each checkpoint of a run that has none, on images held out from training.
 
     Args:
         run: Run folder.
-        dataset: Images held out from training, with evaluation transforms.
+        dataset: The held-out images, with evaluation transforms.
         accelerator: Device: auto, cpu or gpu.
     """
     data = load_config(run / "config.yaml").data
@@ -331,7 +330,7 @@ def calibrate_checkpoints(run: Path, dataset: Any, *, accelerator: str = "auto")
 
 
 def evaluated_data(data: DataConfig) -> dict[str, Any]:
-    """The settings that choose the evaluation data, without those of loading and training."""
+    """The settings that select the evaluation data, without those of loading and training."""
     names = [name for name in vars(data) if name in ("name", "root") or name.startswith("val_")]
     if data.path is None:  # nothing is held out
         names = [name for name in names if name not in ("val_fraction", "val_seed")]
@@ -340,7 +339,7 @@ def evaluated_data(data: DataConfig) -> dict[str, Any]:
 
 
 def _check_out(out: Path, run: Path, asked: dict[str, Any]) -> None:
-    """Raises a ValueError where an evaluation of another checkpoint or of other data would be overwritten."""
+    """Raises a ValueError if an evaluation of another checkpoint or of other data would be overwritten."""
     path = out / "evaluation.json"
     in_place = out.resolve() == run.resolve()
     if not in_place and (out / "checkpoints").exists():
@@ -377,17 +376,17 @@ def environment(device: torch.device) -> dict[str, Any]:
 def write_evaluation(
     out: Path, dataset: Any, ground_truth: dict[str, Any], output: DetectorOutput, report: dict[str, Any]
 ) -> None:
-    """Writes the files of an evaluation, each whole or not at all, the metrics last."""
+    """Writes the files of an evaluation, each atomically, the metrics last."""
     write_json(out / "ground_truth.json", ground_truth, indent=None)
     write_json(out / "detections.json", output.detections, indent=None)
     with replacing(out / "positives.npz") as temporary:
-        np.savez_compressed(temporary, **output.positives)  # type: ignore[arg-type]  # stubs mistake names for options
+        np.savez_compressed(temporary, **output.positives)  # type: ignore[arg-type]  # taken for allow_pickle
     write_samples(out / "samples", dataset, ground_truth)
     write_json(out / "evaluation.json", report)
 
 
 def write_samples(folder: Path, dataset: Any, ground_truth: dict[str, Any]) -> None:
-    """A few images with objects, spread over the data set, for a page's pictures."""
+    """Saves a few images with objects, spread over the data set, for the pictures of pages."""
     folder.mkdir(exist_ok=True)
     with_objects = {annotation["image_id"] for annotation in ground_truth["annotations"]}
     indices = [index for index, image in enumerate(ground_truth["images"]) if image["id"] in with_objects]

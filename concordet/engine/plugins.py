@@ -1,4 +1,4 @@
-"""Python files and modules of the user that register losses and couplings."""
+"""Import of users' Python files and modules that register losses, couplings and detectors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from concordet.errors import UsageError
 def import_plugins(names: Iterable[str] | None) -> None:
     """Imports Python files (``NAME.py``) and modules, each once per process.
 
-    A plugin is code and runs: names come from the command line and from a run's ``config.yaml``, never from a
-    checkpoint.
+    Plugins are executed: names come from the command line and from a run's ``config.yaml``, never from a checkpoint.
 
     Raises:
         UsageError: there is no such file or module.
-        ValueError: its code fails; the message says where.
+        ValueError: its code raises an error, which the message names.
     """
     for name in names or ():
         try:
@@ -34,7 +33,7 @@ def import_plugins(names: Iterable[str] | None) -> None:
 
 
 def absolute(names: Iterable[str] | None) -> list[str] | None:
-    """The same plugins with absolute file names, so that a run finds them from another folder."""
+    """The same plugins with absolute file names, so that a run can find them from another folder."""
     if names is None:
         return None
     return [str(Path(name).absolute()) if _is_file_name(name) else name for name in names]

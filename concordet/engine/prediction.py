@@ -18,7 +18,7 @@ from concordet.files import free_name, read_json, replacing, writable, write_jso
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """What :func:`predict` did.
+    """Result of :func:`predict`.
 
     Attributes:
         results: COCO results, with each image's ``file_name`` added.
@@ -26,7 +26,7 @@ class PredictionResult:
         unreadable: Files skipped, with the reason.
         pictures: Files drawn.
         drawn: Number of detections drawn.
-        drawn_from: From which score detections were drawn, in words.
+        drawn_from: Score from which detections were drawn, in words.
         calibrated: Whether scores are calibrated.
     """
 
@@ -40,10 +40,10 @@ class PredictionResult:
 
 
 def image_ids(paths: Sequence[Path], annotations: str | Path | None = None) -> list[int]:
-    """Each image's id: of the entry with its file name in a COCO file, or 1, 2, ... without one.
+    """Ids of images from the entries with their file names in a COCO file, or 1, 2, ... without a file.
 
     Raises:
-        ValueError: the file does not list an image, or lists its name for two.
+        ValueError: the file does not list an image, or lists a name twice.
     """
     if annotations is None:
         return list(range(1, len(paths) + 1))
@@ -86,23 +86,22 @@ def predict(
         checkpoint: Checkpoint file, or run folder (then its last checkpoint).
         images: Files, folders and patterns; results of a video have its ``file_name`` and ``frame``, from 0.
         out: COCO results file to write.
-        draw: Folder for pictures with the detections, videos as MP4 files; the next free name is taken where it holds
-            something.
+        draw: Folder for pictures with the detections, videos as MP4 files; if it is not empty, the next free name.
         annotations: COCO file with the ids of the images, by file name; by default they are 1, 2, ... in order.
-        threshold: Lowest score of a detection in the results and the pictures, or a mapping of class names to theirs.
-            By default, and for classes that the mapping does not name, the results hold all, and pictures those above
-            each class's best threshold by LRP, 0.3 where there is none: scores of ranking losses have no scale.
-        skip_unreadable: Whether to go on after an image that cannot be read.
-        accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
+        threshold: Lowest score of a detection in the results and the pictures, or a mapping of class names to scores.
+            By default, and for classes that are not in the mapping, the results have all detections, and pictures those
+            above each class's LRP-optimal threshold (0.3 without one): scores of ranking losses have no scale.
+        skip_unreadable: Whether to continue after an image that cannot be read.
+        accelerator: Device: cpu, gpu, or auto, which uses a GPU if there is one.
         raw_scores: Whether to write the detector's own scores instead of calibrated ones.
-        class_agnostic: Whether of overlapping boxes only that of the highest score stays, whatever their classes are.
-        every: Frames of a video from one that is read to the next.
+        class_agnostic: Whether NMS compares boxes of different classes.
+        every: Interval between the frames of a video that are read; 1 reads every frame.
 
     Returns:
-        What was written and which files could not be read.
+        Results, pictures, and files that could not be read.
 
     Raises:
-        ValueError: no checkpoint, no images, or none of them can be read; nothing is written then.
+        ValueError: there is no checkpoint or no image, or no image can be read; nothing is written then.
 
     Example:
         >>> result = predict("runs/first", ["photos"], out="detections.json", accelerator="cpu")
@@ -120,7 +119,7 @@ def predict(
     unreadable: dict[str, str] = {}
     for index, path in enumerate(progress(paths, "detecting")):
         try:
-            # a COCO file's boxes are in the pixels as stored; without one, the photograph is meant as it is seen
+            # boxes of a COCO file are in pixels as stored; otherwise images are turned upright
             work.file(path, None if ids is None else ids[index])
         except (ValueError, OSError) as error:
             if not skip_unreadable or isinstance(error, UsageError):
@@ -140,10 +139,10 @@ def predict(
 
 @dataclass
 class _Work:
-    """Detects in file after file, and keeps what was detected.
+    """Detects in one file after the other, and collects the results.
 
     Attributes:
-        predictor, threshold, every: As :func:`predict` has them.
+        predictor, threshold, every: As in :func:`predict`.
         folder: Folder for pictures, or None.
         results, images, pictures, drawn: As in :class:`PredictionResult`.
         last_id: Last image id that was counted.
@@ -160,7 +159,7 @@ class _Work:
     last_id: int = 0
 
     def file(self, path: Path, image_id: int | None) -> None:
-        """Detects in an image, or in the frames of a video; ids are counted where none is given."""
+        """Detects in an image or in the frames of a video; without an id, images are numbered."""
         from concordet.images import read_rgb
 
         if is_video(path):
@@ -176,7 +175,7 @@ class _Work:
             self.pictures.append(target)
 
     def _image(self, image: Any, image_id: int, names: dict[str, Any]) -> Any | None:
-        """The image with its detections drawn where pictures are asked for."""
+        """The image with its detections, or None if no pictures are written."""
         detection = self.predictor.detect(image, threshold=self.threshold)
         self.images += 1
         self.results += [row | names for row in coco_results([detection], [image_id], self.predictor.category_ids)]
@@ -203,7 +202,7 @@ class _Work:
 
 
 def _folder(path: Path) -> Path:
-    """The folder, or the next free name where it holds something, so that pictures of two runs never mix."""
+    """The folder, or the next free name if it is not empty, so that pictures of two runs do not mix."""
     if path.is_dir() and any(path.iterdir()):
         path = free_name(path)
     path.mkdir(parents=True, exist_ok=True)

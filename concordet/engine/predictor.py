@@ -26,13 +26,13 @@ from concordet.export import is_exported, load_exported
 from concordet.files import read_json
 
 DEFAULT_THRESHOLD = 0.3
-"""Lowest score of a drawn detection where no evaluation advises one."""
+"""Lowest score of a drawn detection if no evaluation has found a better threshold."""
 
 CLASS_AGNOSTIC_IOU = 0.5
-"""IoU from which class-agnostic NMS takes two boxes for one object."""
+"""IoU above which class-agnostic NMS removes the lower of two boxes."""
 
 Threshold = float | Mapping[str, float]
-"""A score for all classes, or scores by name of class."""
+"""A score for all classes, or scores by class name."""
 
 
 class Predictor:
@@ -43,13 +43,13 @@ class Predictor:
         class_names: Name of each class, in the order of labels from 1.
         category_ids: Id of each class in the data set, in the same order.
         thresholds: ``[c]`` lowest score of a drawn detection per class, in the same order; 0.3 by default.
-        device: Device of the model; by default a GPU where there is one.
-        calibrator: Calibrator of the scores, whose class ids are the category ids; None leaves them as they are.
-        class_agnostic: Whether of boxes that overlap by an IoU above 0.5 only that of the highest score stays, whatever
-            their classes are; otherwise detectors remove overlapping boxes of one class only.
+        device: Device of the model; by default a GPU if there is one.
+        calibrator: Calibrator of the scores, whose class ids are the category ids; None for uncalibrated scores.
+        class_agnostic: Whether to apply another NMS at IoU 0.5 that compares boxes of different classes; detectors
+            compare boxes of the same class only.
 
     Attributes:
-        advised: Whether the thresholds are those that an evaluation found best (LRP).
+        advised: Whether the thresholds are the LRP-optimal ones of an evaluation.
 
     Example:
         >>> from concordet.detectors import build_detector
@@ -88,14 +88,14 @@ class Predictor:
 
         Args:
             images: An image or a sequence of them, each a file name, a Pillow image, an array ``[h, w, 3]`` or a tensor
-                ``[3, h, w]``; numbers are 0..255 in integer types and 0..1 in floating-point types, channels RGB.  A
+                ``[3, h, w]``; values are 0..255 in integer types and 0..1 in floating-point types, channels RGB. A
                 folder or a pattern stands for the images in it, sorted by name.
-            threshold: Lowest score of a returned detection, or a mapping of class names to theirs, in which classes
-                that it does not name have none; by default all are returned.
+            threshold: Lowest score of a returned detection, or a mapping of class names to scores; by default, and for
+                classes that are not in the mapping, all detections are returned.
 
         Returns:
-            Per image a dict on the CPU: ``boxes`` ``[k, 4]`` xyxy in pixels, ``labels`` ``[k]`` from 1, ``scores``
-            ``[k]`` in descending order, and ``masks`` ``[k, 1, h, w]`` where the detector predicts them.
+            One dict per image, on the CPU: ``boxes`` ``[k, 4]`` xyxy in pixels, ``labels`` ``[k]`` from 1, ``scores``
+            ``[k]`` in descending order, and ``masks`` ``[k, 1, h, w]`` if the detector predicts them.
 
         Raises:
             ValueError: an image does not exist or cannot be read.
@@ -104,12 +104,12 @@ class Predictor:
 
     @torch.no_grad()
     def detect(self, image: Any, *, threshold: Threshold | None = None) -> dict[str, Tensor]:
-        """Detections in one image; arguments and result are those of calling the predictor."""
+        """Detections in one image; see :meth:`__call__`."""
         (detection,) = self.model([to_tensor(image).to(self.device)])
         detection = {name: value.cpu() for name, value in detection.items()}
         if self.calibrator is not None:
             detection = self.calibrator.apply(detection, labels=dict(enumerate(self.category_ids, 1)))
-            order = detection["scores"].argsort(descending=True, stable=True)  # classes have maps of their own
+            order = detection["scores"].argsort(descending=True, stable=True)  # each class has its own map
             detection = {name: value[order] for name, value in detection.items()}
         if self.class_agnostic:
             kept = nms(detection["boxes"].float(), detection["scores"].float(), CLASS_AGNOSTIC_IOU)
@@ -118,7 +118,7 @@ class Predictor:
 
     @property
     def calibrated(self) -> bool:
-        """Whether scores are calibrated, here or in the graph of an exported file."""
+        """Whether scores are calibrated, by this predictor or in the graph of an exported file."""
         return self.calibrator is not None or bool(getattr(self.model, "calibrated", False))
 
     def draw(
@@ -127,10 +127,10 @@ class Predictor:
         """A copy of an image with detections drawn on it, as a Pillow image.
 
         Args:
-            image: Image in one of the forms that calling the predictor takes.
+            image: Image in any form that calling the predictor accepts.
             detection: Detections in it; by default they are computed.
-            threshold: Lowest score of a drawn detection, or a mapping of class names to theirs; by default, and for
-                classes that the mapping does not name, :attr:`thresholds`.
+            threshold: Lowest score of a drawn detection, or a mapping of class names to scores; by default, and for
+                classes that are not in the mapping, :attr:`thresholds`.
         """
         from concordet.report import draw_detections
 
@@ -144,7 +144,7 @@ class Predictor:
         return self._above(detection, {} if threshold is None else threshold, self.thresholds)
 
     def _above(self, detection: Mapping[str, Tensor], threshold: Threshold, others: Tensor) -> dict[str, Tensor]:
-        """The detections from a score on; ``others`` ``[c]`` is that of classes that a mapping does not name."""
+        """The detections above a threshold; ``others`` ``[c]`` are thresholds of classes that a mapping lacks."""
         lowest = torch.full_like(others, threshold) if isinstance(threshold, float | int) else others.clone()
         if isinstance(threshold, Mapping):
             missing = [name for name in threshold if name not in self.class_names]
@@ -188,14 +188,14 @@ def load(
     """A predictor from a run folder, a checkpoint or an exported file.
 
     Args:
-        path: Run folder, or checkpoint file, which may lie anywhere, or a file that ``concordet export`` wrote.
+        path: Run folder, checkpoint file in any folder, or file that ``concordet export`` wrote.
         checkpoint: Checkpoint of a run folder: last or best.
-        averaged: Whether to use the averaged (EMA) weights where there are some.
-        accelerator: Device: cpu, gpu, or auto, which takes a GPU where there is one.
+        averaged: Whether to use the averaged (EMA) weights if the checkpoint has them.
+        accelerator: Device: cpu, gpu, or auto, which uses a GPU if there is one.
         plugins: Python files or modules that register the loss of the run; by default those of its ``config.yaml``.
-        raw_scores: Whether to give the detector's own scores.  By default they are calibrated where the checkpoint or
-            its run folder has a calibrator: a score is then the IoU to expect.
-        class_agnostic: Whether of overlapping boxes only that of the highest score stays, whatever their classes are.
+        raw_scores: Whether to return the detector's own scores. By default they are calibrated if the checkpoint or its
+            run folder has a calibrator: a score is then the expected IoU.
+        class_agnostic: Whether NMS compares boxes of different classes.
 
     Returns:
         A function of images, with the run's class names, calibrator and score thresholds.
@@ -234,7 +234,7 @@ def load(
 
 
 def _load_exported(path: str | Path, *, raw_scores: bool, class_agnostic: bool) -> Predictor:
-    """The predictor of an exported file, whose scores are what they were exported as."""
+    """The predictor of an exported file, whose scores are calibrated in its graph or not at all."""
     model = load_exported(path)
     if raw_scores and model.calibrated:
         raise ValueError(
@@ -252,9 +252,9 @@ def _load_exported(path: str | Path, *, raw_scores: bool, class_agnostic: bool) 
 
 
 def known_thresholds(meta: Mapping[str, Any], run: Path | None) -> list[float] | None:
-    """The threshold per class that an evaluation found best: the checkpoint's own, else that of its run folder.
+    """The LRP-optimal threshold of each class, from the checkpoint or from the evaluation in its run folder.
 
-    Classes for which LRP has no threshold keep 0.3.  None where nothing was evaluated.
+    Classes for which LRP has no threshold have 0.3. None without an evaluation.
     """
     thresholds = meta.get("thresholds")
     if not isinstance(thresholds, list) or len(thresholds) != len(meta["category_ids"]):
@@ -262,7 +262,7 @@ def known_thresholds(meta: Mapping[str, Any], run: Path | None) -> list[float] |
             return None
         evaluation = read_json(run / "evaluation.json")
         if (run / CALIBRATOR).is_file():
-            return None  # the thresholds of that evaluation are of calibrated scores
+            return None  # that evaluation's thresholds are for calibrated scores
         rows = evaluation.get("per_class", []) if isinstance(evaluation, dict) else []
         by_id = {row.get("id"): row.get("lrp_threshold") for row in rows if isinstance(row, dict)}
         thresholds = [by_id.get(category) for category in meta["category_ids"]]
@@ -273,11 +273,11 @@ def known_thresholds(meta: Mapping[str, Any], run: Path | None) -> list[float] |
 
 
 def find_images(names: Sequence[str | Path], *, videos: bool = False) -> list[Path]:
-    """Image files among files, folders (searched within) and patterns, sorted, each once.
+    """Sorted image files from files, folders (searched recursively) and patterns, without duplicates.
 
     Args:
         names: Files, folders and patterns.
-        videos: Whether to take video files too.
+        videos: Whether to include video files.
 
     Raises:
         ValueError: a name does not exist, or there are no images.
@@ -321,7 +321,7 @@ def to_tensor(image: Any) -> Tensor:
     elif isinstance(image, Tensor):
         array = image
     else:
-        array = torch.from_numpy(np.array(image))  # a copy: PyTorch warns of arrays that cannot be written
+        array = torch.from_numpy(np.array(image))  # a copy, because PyTorch warns about read-only arrays
         array = array.permute(2, 0, 1) if array.ndim == 3 else array
     if array.ndim != 3 or array.shape[0] != 3 or 0 in array.shape:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Presets: settings that suit kinds of data and devices, by name, and the choice among them for a data set."""
+"""Presets: named settings for data sets and devices, and the choice among them."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from concordet.errors import UsageError, unknown
 NO_PRESET: Final = "none"
 
 FEW_IMAGES: Final = 3000
-"""Images up to which decoded images are kept in memory: at 320 x 240 pixels 0.7 GB."""
+"""Number of images up to which decoded images are kept in memory: at 320 x 240 pixels 0.7 GB."""
 
 MANY_IMAGES: Final = 20_000
-"""Images from which a full-size detector is trained from scratch as published."""
+"""Number of images above which the full-size detector is trained as published."""
 
 THUMBNAIL: Final = 200
-"""Pixels of the longer side up to which a smaller input loses nothing."""
+"""Longest side in pixels of images that need only a small input size."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings for a kind of data.
+    """Settings for some data sets and devices.
 
     Attributes:
-        about: What it is for.
-        cost: What it costs.
-        settings: Settings of a run, as a configuration file has them; all others have their defaults.
+        about: Data and device that the preset is for.
+        cost: Training time.
+        settings: Settings of a run, as in a configuration file; all others have their defaults.
     """
 
     about: str
@@ -38,7 +38,7 @@ class Preset:
 
 
 _NANO: Final = {"lr": 0.002, "weight_decay": 0.05, "warmup": 0.1, "ema": 0.99}
-"""Optimization of a nano detector from scratch, as examples/bccd.yaml and the demonstration have it."""
+"""Optimization of a nano detector from scratch, as in examples/bccd.yaml and the demonstration."""
 
 PRESETS: Final[dict[str, Preset]] = {
     "thumbnails": Preset(
@@ -118,7 +118,7 @@ def preset_settings(name: str) -> dict[str, Any]:
     """The settings of a preset by dotted name.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: there is no preset of this name.
 
     Example:
         >>> preset_settings("small_photos")["optim.epochs"]
@@ -134,18 +134,18 @@ def preset_settings(name: str) -> dict[str, Any]:
 
 
 def describe_preset(name: str) -> dict[str, Any]:
-    """A preset as lists show it, in plain strings and numbers."""
+    """A preset as plain strings and numbers, for lists."""
     preset = PRESETS[name]
     return {"name": name, "about": preset.about, "cost": preset.cost, "settings": preset_settings(name)}
 
 
 @dataclass(frozen=True)
 class Glance:
-    """What is known of a data set before it is read.
+    """Number and size of the images of a data set, known before it is read.
 
     Attributes:
         images: Number of image files.
-        size: (width, height) of the image in the middle, by area; None where no image was seen.
+        size: (width, height) of the image of median area; None without readable images.
     """
 
     images: int
@@ -153,7 +153,7 @@ class Glance:
 
 
 HEADERS: Final = 64
-"""Images of which the size is read: spread over all of them, these are enough for a median."""
+"""Number of images whose size is read: enough for a median if they are spread over all images."""
 
 
 def glance(path: str | Path, *, allow_outside: bool = False) -> Glance:
@@ -173,7 +173,7 @@ def glance(path: str | Path, *, allow_outside: bool = False) -> Glance:
     for file in files[:: max(1, len(files) // HEADERS)][:HEADERS]:
         try:
             header = read_header(file)
-        except (ValueError, OSError):  # the data set will say so
+        except (ValueError, OSError):  # reported when the data set is opened
             continue
         sizes.append((header.width, header.height))
     sizes.sort(key=lambda size: size[0] * size[1])
@@ -199,7 +199,7 @@ def choose_preset(seen: Glance, *, gpu: bool) -> str:
 
 
 def why(seen: Glance, *, gpu: bool) -> str:
-    """What a preset was chosen for, in words.
+    """The reason for the choice of a preset, in words.
 
     Example:
         >>> why(Glance(300, (640, 480)), gpu=False)

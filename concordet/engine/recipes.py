@@ -1,7 +1,7 @@
-"""Recipes: the runs behind the papers' tables, as configurations that ship with the package.
+"""Recipes: configurations of the runs behind the papers' tables, shipped with the package.
 
-A recipe is a YAML file of ``concordet train``'s settings.  Its ``paper`` says where it is from: the paper's title and,
-for each row of a table that the recipe stands for, the row's name and values as printed there (AP in percent).
+A recipe is a YAML file with settings of ``concordet train``. Its ``paper`` has the paper's title and, for each row of a
+table that the recipe reproduces, the row's name and values as printed there (AP in percent).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def list_recipes() -> list[str]:
     return list(_names())
 
 
-@cache  # the folder is read once, however many recipes are asked for
+@cache
 def _names() -> tuple[str, ...]:
     return tuple(sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml")))
 
@@ -35,7 +35,7 @@ def recipe_path(name: str) -> Path:
     """The file of a recipe.
 
     Raises:
-        UsageError: there is none of this name.
+        UsageError: there is no recipe of this name.
     """
     if name not in _names():
         match = closest(name, _names())
@@ -45,16 +45,16 @@ def recipe_path(name: str) -> Path:
 
 
 def config_path(name: str) -> Path:
-    """The file that ``--config`` names: the file itself, or a recipe's.
+    """The file that ``--config`` names: an existing file, or that of a recipe.
 
     Raises:
-        UsageError: there is neither.
+        UsageError: there is no such file or recipe.
     """
     return Path(name) if Path(name).exists() else recipe_path(name)
 
 
 def load_recipe(name: str) -> TrainConfig:
-    """A recipe as the configuration of a run, which still lacks ``data.root``.
+    """A recipe as the configuration of a run, without ``data.root``.
 
     Example:
         >>> recipe = load_recipe("correlation_loss/atss_r50_rank_sort")
@@ -65,7 +65,7 @@ def load_recipe(name: str) -> TrainConfig:
 
 
 def describe_recipe(name: str) -> dict[str, Any]:
-    """A recipe as lists show it, in plain strings and numbers."""
+    """A recipe as plain strings and numbers, for lists."""
     config = load_recipe(name)
     return {
         "name": name,

@@ -1,6 +1,6 @@
-"""Random draws that are a function of seed, epoch and image, not of what ran before.
+"""Random draws that depend on seed, epoch and image only.
 
-A resumed run, a run with other workers and a run on other processes then draw the same augmentations.
+A resumed run and runs with other numbers of workers or processes then draw the same augmentations.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MASK = (1 << 64) - 1
 
 
 def mix(*numbers: int) -> int:
-    """One 63-bit number out of several, well mixed (SplitMix64's finalizer over each).
+    """A 63-bit hash of several integers (SplitMix64's finalizer applied to each).
 
     Example:
         >>> mix(0, 1) != mix(1, 0), 0 <= mix(5, 7) < 2**63
@@ -32,7 +32,7 @@ def mix(*numbers: int) -> int:
 
 
 def seed_all(*numbers: int) -> None:
-    """Seeds Python's, NumPy's and torch's (every device's) global generators."""
+    """Seeds the global generators of Python, NumPy and torch (on every device)."""
     seed = mix(*numbers)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 -- the global one is what augmentations of others draw from
@@ -41,7 +41,7 @@ def seed_all(*numbers: int) -> None:
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """The global CPU generators seeded inside the block, and as they were after it."""
+    """Seeds the global CPU generators inside the block, and restores their states after it."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     seed = mix(*numbers)
     random.seed(seed)

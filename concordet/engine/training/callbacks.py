@@ -12,15 +12,15 @@ from torch import Tensor
 
 from concordet.engine.checkpoint import EMA_KEY
 
-WARMUP_ITERATIONS = 5  # memory pools, cuDNN's algorithms and caches settle in these
+WARMUP_ITERATIONS = 5  # slow ones, until memory pools, cuDNN's algorithms and caches are set up
 _MAX_ITERATIONS = 20_000
 
 
 class AveragedWeights(pl.Callback):
-    """Exponential moving average of weights and float buffers, which is evaluated, and saved beside the weights.
+    """Exponential moving average of weights and float buffers, which is evaluated and saved with the weights.
 
-    w_ema <- d w_ema + (1 - d) w after every update, with d = min(decay, (1 + k) / (10 + k)) at update k, so that short
-    runs do not keep their first weights.  A criterion's state and integer buffers are not averaged.
+    w_ema <- d w_ema + (1 - d) w after every update, with d = min(decay, (1 + k) / (10 + k)) at update k, so that the
+    initial weights have no influence on short runs. A criterion's state and integer buffers are not averaged.
 
     Args:
         decay: Decay d in [0, 1).
@@ -44,7 +44,7 @@ class AveragedWeights(pl.Callback):
         self.average = {name: value.to(pl_module.device) for name, value in self.average.items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # the tensors stay the same from here on; collecting them takes milliseconds per update
+        # the tensors stay the same during training, and collecting them takes milliseconds
         self._live = self.averaged(pl_module)
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class AveragedWeights(pl.Callback):
 
 
 class StartNote(pl.Callback):
-    """Knows whether training has started: what fails before, in a resumed run, is the restoring of its state."""
+    """Records whether training has started: an error before that, in a resumed run, is one of restoring its state."""
 
     def __init__(self) -> None:
         self.started: bool = False
@@ -98,9 +98,9 @@ class StartNote(pl.Callback):
 
 
 class IterationTimer(pl.Callback):
-    """Seconds of each iteration (forward, backward, update), its processor time, and waiting for images in between.
+    """Seconds of each iteration (forward, backward, update), its processor time, and the waiting time for images.
 
-    On a GPU the clock is read after the device has finished.  The first iterations of a process are left out.
+    On a GPU the clock is read after a synchronization. The first iterations of a process are left out.
     """
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ class IterationTimer(pl.Callback):
         return time.perf_counter()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # time between epochs (evaluation, checkpoints, starting workers) is not waiting for images
+        # time between epochs (evaluation, checkpoints, start of workers) is not waiting time
         self._end = None
 
     def on_train_batch_start(
@@ -144,7 +144,7 @@ class IterationTimer(pl.Callback):
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
 
     def report(self) -> dict[str, Any]:
-        """Medians in seconds, None before there are any, with the number of iterations left out."""
+        """Medians in seconds (None without iterations), and the number of iterations that were left out."""
         return {
             "seconds_per_iteration": statistics.median(self.seconds) if self.seconds else None,
             "processor_seconds_per_iteration": statistics.median(self.processor) if self.processor else None,

@@ -1,4 +1,4 @@
-"""How checkpoints reach the disk, and from which of them a run continues."""
+"""Writing of checkpoints, and the choice of the one from which a run continues."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ NAMES = ("last", "best")
 class DurableCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its target, flushes it to the disk and renames it.
 
-    The previous file stays until the new one is whole.  Lightning's default writes to the temporary folder and moves,
-    which truncates the previous file first where that is another file system.
+    The previous file stays until the new one is complete. Lightning's default writes to the temporary folder and moves
+    the file, which truncates the previous one first if that folder is on another file system.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -38,14 +38,14 @@ class DurableCheckpointIO(TorchCheckpointIO):
         with replacing(path) as temporary, temporary.open("wb") as file:
             try:
                 torch.save(checkpoint, file)
-            except RuntimeError as error:  # how torch reports that the file refused a write
+            except RuntimeError as error:  # torch's error for a failed write
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from error
                 raise
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Lightning's callback, which also writes within epochs, and which knows its best score after the folder moved.
+    """Lightning's callback, which also writes within epochs, and keeps its best score if the run folder is moved.
 
     Args:
         minutes: Minutes between checkpoints within an epoch; 0 writes none.
@@ -60,7 +60,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Writes a checkpoint between two updates, once the time has come."""
+        """Writes a checkpoint between two updates, if it is due."""
         progress = trainer.fit_loop.epoch_loop.batch_progress
         accumulating = progress.current.ready % trainer.accumulate_grad_batches != 0
         if not self.minutes or progress.is_last_batch or accumulating:
@@ -79,7 +79,7 @@ class RunCheckpoint(ModelCheckpoint):
         return super().state_key.replace(type(self).__qualname__, "ModelCheckpoint", 1)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes over paths as they are in this run folder."""
+        """Restores the state with paths in this run folder."""
 
         def here(path: str | None) -> str | None:
             return str(Path(str(self.dirpath)) / Path(path).name) if path else path
@@ -105,14 +105,14 @@ def checkpoint_callbacks(out: Path, *, best: bool, minutes: float = 0.0) -> list
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """Where a resumed run stands.
+    """Progress of a run that is resumed.
 
     Attributes:
         path: Checkpoint to continue from.
         epochs: Finished epochs.
         updates: Updates made.
-        updates_of_epoch: Updates made of the epoch after those; 0 where the checkpoint was written at an epoch's end.
-        images: Images of an update; None where an old checkpoint does not say.
+        updates_of_epoch: Updates made in the unfinished epoch; 0 if the checkpoint was written at the end of an epoch.
+        images: Images per update; None for an old checkpoint without this number.
     """
 
     path: Path
@@ -123,7 +123,7 @@ class ResumePoint:
 
 
 def position(trainer: pl.Trainer) -> dict[str, int]:
-    """Where in an epoch a checkpoint is written, for :func:`resume_point` and :func:`rescale_batches`."""
+    """Position of a checkpoint within its epoch, for :func:`resume_point` and :func:`rescale_batches`."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     accumulate = int(trainer.accumulate_grad_batches)
     batches = 0 if progress.is_last_batch else int(progress.current.ready)
@@ -131,7 +131,7 @@ def position(trainer: pl.Trainer) -> dict[str, int]:
 
 
 def rescale_batches(checkpoint: dict[str, Any], accumulate: int) -> None:
-    """Counts a checkpoint's batches of an unfinished epoch as a run does with another ``accumulate``, in place."""
+    """Converts a checkpoint's counts of batches in an unfinished epoch to another ``accumulate``, in place."""
     meta = checkpoint[KEY]
     updates = meta.get("updates_of_epoch", 0)
     if not updates or meta["accumulate"] == accumulate:
@@ -144,12 +144,12 @@ def rescale_batches(checkpoint: dict[str, Any], accumulate: int) -> None:
 
 
 def resume_point(out: Path) -> ResumePoint | None:
-    """The newest whole checkpoint of a run; None where there is none.
+    """The newest readable checkpoint of a run; None without checkpoints.
 
-    A checkpoint that cannot be read is named on standard error, and the next one is taken.
+    A checkpoint that cannot be read is reported on standard error, and the next one is used.
 
     Raises:
-        ValueError: there are checkpoints, and none of them is whole.
+        ValueError: there are checkpoints, but none can be read.
     """
     remove_temporaries(out / "checkpoints")
     failures: list[Exception] = []
@@ -172,8 +172,8 @@ def resume_point(out: Path) -> ResumePoint | None:
 
 def _point(path: Path) -> ResumePoint:
     content = read_checkpoint(path)
-    for key, kind in _TRAINER_STATE.items():
-        if not isinstance(content.get(key), kind):
+    for key, expected in _TRAINER_STATE.items():
+        if not isinstance(content.get(key), expected):
             raise ValueError(
                 f"{path} must hold {key}, the trainer's state, got {content.get(key)!r:.60}; name another checkpoint"
             )
@@ -192,7 +192,7 @@ def _point(path: Path) -> ResumePoint:
         raise ValueError(
             f"{path} must hold counts of updates, epochs and images, got {counts}; name another checkpoint"
         )
-    # at the end of an epoch, checkpoints are written before the trainer counts it
+    # the trainer counts an epoch after the checkpoint at its end is written
     epochs = content["epoch"] + (within == 0)
     return ResumePoint(path, epochs, content["global_step"], within, images)
 
@@ -206,4 +206,4 @@ _TRAINER_STATE: dict[str, type] = {
     "lr_schedulers": list,
     "pytorch-lightning_version": str,
 }
-"""What the trainer writes beside weights, by type."""
+"""Types of the trainer's entries in a checkpoint, besides weights."""

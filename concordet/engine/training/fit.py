@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import nn
 
-from concordet.console import NORMAL, level, note
+from concordet.console import NORMAL, note, verbosity
 from concordet.detectors import predicts_masks
 from concordet.engine.checkpoint import checkpoint_path, describe, detector_options, is_ours, start_from
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
@@ -48,17 +48,17 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch:
     Args:
         config: Configuration of the run.
         out: Run folder, which must not exist yet unless ``resume`` is set.
-        resume: Continue the run in ``out`` from its newest whole checkpoint, with the same order of images and the same
-            random draws; ``config`` may differ from the one it was started with only in where files are and where it
-            runs.  Updates keep their number of images: on other processes, or with another ``data.batch_size`` (what
-            fits into a device), ``optim.accumulate`` changes accordingly.
+        resume: Whether to continue the run in ``out`` from its newest readable checkpoint, with the same order of
+            images and the same random draws; ``config`` may differ from that of the run only in settings of files and
+            hardware. Updates keep their number of images: with another number of processes or another
+            ``data.batch_size`` (what fits into a device's memory), ``optim.accumulate`` changes accordingly.
         launch: Processes of the run; by default those of ``config`` and the environment.
 
     Returns:
         The run folder.
 
     Raises:
-        ValueError: the folder exists or is in use, the data is missing or broken, or the checkpoint does not fit.
+        ValueError: the folder exists or is in use, the data is missing or invalid, or the checkpoint does not fit.
         DivergedError: the loss became infinite or NaN; earlier checkpoints are untouched.
         InterruptedRun: Ctrl-C; the message says how to continue.
         LostProcess: another process of the run has ended, or has not answered for ``config.timeout`` seconds.
@@ -122,10 +122,10 @@ def train(config: TrainConfig, out: str | Path, *, resume: bool = False, launch:
 
 
 def build_datasets(config: TrainConfig) -> tuple[Any, Any]:
-    """The training data, and the evaluation data or None where the run is never evaluated.
+    """The training data, and the evaluation data (None if the run is never evaluated).
 
     Raises:
-        ValueError: the data is missing or broken, or the two have different classes.
+        ValueError: the data is missing or invalid, or the two have different classes.
     """
     masks = predicts_masks(config.detector)
     train_set = build_dataset(config.data, "train", augment=True, masks=masks)
@@ -141,13 +141,13 @@ def build_datasets(config: TrainConfig) -> tuple[Any, Any]:
 
 
 def _is_evaluated(out: Path) -> bool:
-    """Whether the evaluation is of the checkpoint as it is now, not of one that a resumed run has left behind."""
+    """Whether there is an evaluation that is newer than the last checkpoint, which a resumed run replaces."""
     evaluation = out / "evaluation.json"
     return evaluation.is_file() and evaluation.stat().st_mtime >= checkpoint_path(out).stat().st_mtime
 
 
 def check_names(config: TrainConfig) -> None:
-    """Raises UsageError where there is no such detector or loss."""
+    """Raises a UsageError for an unknown detector or loss."""
     from concordet.detectors import list_detectors
     from concordet.losses.criteria import build_criterion
 
@@ -160,10 +160,10 @@ def check_names(config: TrainConfig) -> None:
 
 
 def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
-    """The detector of a run, its weights decided by the seed or by ``config.weights``.
+    """The detector of a run, with weights from the seed or from ``config.weights``.
 
     Raises:
-        ValueError: the weights are of something else.
+        ValueError: the weights do not fit the detector.
     """
     from concordet.detectors import build_detector
 
@@ -184,10 +184,10 @@ def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
 
 
 def _resume(config: TrainConfig, out: Path) -> ResumePoint | None:
-    """The point to continue from; None where no epoch was finished.
+    """The point to continue from; None without a checkpoint.
 
     Raises:
-        UsageError: a setting differs that decides what is computed.
+        UsageError: a setting differs that changes the results.
     """
     before, now = flat(load_config(out / CONFIG)), flat(config)
     for name, value in now.items():
@@ -298,11 +298,11 @@ def _fit(
             weights_only=True,
         )
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # what follows is done by one process
+            # the rest runs on one process
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
     except SystemExit as stop:
-        # Lightning turns Ctrl-C into an exit once loggers and workers are closed
+        # Lightning turns Ctrl-C into SystemExit after it has closed loggers and workers
         if trainer.state.status != TrainerStatus.INTERRUPTED:
             raise
         raise InterruptedRun(f"stopped; {_how_to_continue(out)}") from stop
@@ -329,7 +329,7 @@ def _fit(
 
 
 _UNFIT = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
-"""What the trainer raises for a state of another form."""
+"""Errors of the trainer for a state of another form."""
 
 
 def _how_to_continue(out: Path) -> str:
@@ -340,7 +340,7 @@ def _how_to_continue(out: Path) -> str:
 
 
 def _check_devices(config: TrainConfig, launch: Launch) -> None:
-    """Raises a ValueError where the devices that are asked for do not exist."""
+    """Raises a ValueError if the requested devices do not exist."""
     device = pick_device(config.accelerator)
     if device.type == "cpu" and config.sync_batchnorm:
         raise ValueError("sync_batchnorm must be false on a CPU, got true; leave it out")
@@ -352,8 +352,8 @@ def _check_devices(config: TrainConfig, launch: Launch) -> None:
 
 
 def _quiet_lightning() -> None:
-    """Silences what Lightning says about choices that were made on purpose, unless -v asks for it."""
-    if level() > NORMAL:
+    """Silences Lightning's messages about deliberate choices, except with -v."""
+    if verbosity() > NORMAL:
         return
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
@@ -366,6 +366,6 @@ def _quiet_lightning() -> None:
         ".*`isinstance.treespec, LeafSpec.`.*",
         ".*litlogger.*",
         ".*your dataloader is not resumable.*",
-        "Grad strides do not match bucket view strides",  # a hint that only matters for speed, of a compiled backbone
+        "Grad strides do not match bucket view strides",  # about the speed of a compiled backbone
     ):
         warnings.filterwarnings("ignore", message)

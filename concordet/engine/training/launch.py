@@ -1,4 +1,4 @@
-"""How many processes a run has, which of them this one is, and how they share an update's images."""
+"""The processes of a run, the role of this one, and their shares of an update's images."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from concordet.engine.config import TrainConfig
 from concordet.errors import UsageError
 
 LOST_CONNECTION = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
-"""What messages of torch.distributed contain where it raises plain RuntimeErrors."""
+"""Parts of torch.distributed's messages in plain RuntimeErrors."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Launch:
     """The processes of a run, computed once from its configuration and the launcher's environment.
 
     Attributes:
-        nodes: Machines.
-        devices: Processes on this machine.
-        processes: Processes on all machines.
-        is_main: Whether this process writes files; known before any process group exists.
+        nodes: Number of machines.
+        devices: Number of processes on this machine.
+        processes: Number of processes on all machines.
+        is_main: Whether this process writes files; known before a process group exists.
         timeout: Seconds that processes wait for one another.
     """
 
@@ -41,7 +41,7 @@ class Launch:
 
         Args:
             config: ``devices``, ``nodes``, ``accelerator`` and ``timeout`` are read.
-            environment: Variables set by the launcher; those of this process by default.
+            environment: Environment variables set by the launcher; those of this process by default.
 
         Raises:
             UsageError: ``devices`` is neither a number from 1 nor "auto".
@@ -73,7 +73,7 @@ class Launch:
         )
 
     def strategy(self) -> Any:
-        """Lightning's strategy: DDP where there are several processes."""
+        """Lightning's strategy: DDP if there are several processes."""
         if self.processes == 1:
             return "auto"
         from lightning.pytorch.strategies import DDPStrategy
@@ -81,7 +81,7 @@ class Launch:
         return DDPStrategy(timeout=timedelta(seconds=self.timeout))
 
     def images_per_update(self, config: TrainConfig) -> int:
-        """Images of all processes and of all batches that are accumulated.
+        """Number of images per update, over all processes and accumulated batches.
 
         Example:
             >>> from concordet.engine.config import DataConfig, OptimConfig
@@ -92,9 +92,9 @@ class Launch:
         return config.data.batch_size * config.optim.accumulate * self.processes
 
     def with_images_per_update(self, config: TrainConfig, images: int) -> TrainConfig:
-        """The configuration with which these processes make updates of ``images`` images, in as few batches as fit.
+        """The configuration with which these processes make updates of ``images`` images.
 
-        A batch of a process keeps at most ``data.batch_size`` images; ``optim.accumulate`` follows.
+        A batch of a process has at most ``data.batch_size`` images; ``optim.accumulate`` follows.
 
         Raises:
             ValueError: the processes cannot share the images evenly.
@@ -123,7 +123,7 @@ class Launch:
 
 
 def another_was_lost(error: BaseException) -> bool:
-    """Whether this process failed because another one has ended, or has not answered in time.
+    """Whether this process failed because another one has ended or did not respond in time.
 
     Example:
         >>> another_was_lost(RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer"))

@@ -1,4 +1,4 @@
-"""Where curves of a run go: metrics.csv, one row per logged update, and Lightning's loggers."""
+"""Loggers of a run: metrics.csv, with one row per logged update, and Lightning's loggers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from concordet.errors import UsageError, missing_package, unknown
 from concordet.files import replacing
 
 EXTRAS: Final = {"tensorboard": "train", "wandb": "wandb", "mlflow": "mlflow", "csv": None}
-"""Extra of concordet that installs what a logger needs, by the name of the logger, which is that of the package."""
+"""Extras of concordet that install the packages of loggers, by the name of logger and package."""
 
 
 def check_logger(name: str) -> None:
-    """Raises an error where there is no such logger, or its package is not installed.
+    """Raises an error for an unknown logger, or if its package is not installed.
 
     Example:
         >>> check_logger("csv")
@@ -37,12 +37,12 @@ def build_loggers(config: TrainConfig, out: Path, *, keep: int = 0) -> list[Logg
     """metrics.csv, and the logger that the configuration names.
 
     Weights & Biases and MLflow read their own environment variables (``WANDB_MODE``, ``MLFLOW_TRACKING_URI``, ...).
-    Without the latter MLflow writes into ``mlflow.db`` in the run folder.
+    Without ``MLFLOW_TRACKING_URI``, MLflow writes to ``mlflow.db`` in the run folder.
 
     Args:
         config: Configuration of the run.
         out: Run folder.
-        keep: Number of updates made before.
+        keep: Number of updates that a resumed run has already made.
     """
     csv_log = CsvLog(out / "metrics.csv", keep=keep)
     if config.logger == "csv":
@@ -56,18 +56,19 @@ def build_loggers(config: TrainConfig, out: Path, *, keep: int = 0) -> list[Logg
     if config.logger == "wandb":
         logger = WandbLogger(project="concordet", name=out.name, save_dir=out)
     else:
-        where = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').absolute()}")
-        logger = MLFlowLogger(experiment_name="concordet", run_name=out.name, tracking_uri=where)
+        uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(out / 'mlflow.db').absolute()}")
+        logger = MLFlowLogger(experiment_name="concordet", run_name=out.name, tracking_uri=uri)
     logger.log_hyperparams(settings)
     return [csv_log, logger]
 
 
 class CsvLog(Logger):
-    """Rows of named numbers in one CSV file, with columns added as they appear.
+    """Logs metrics to one CSV file, with columns added as they appear.
 
     Args:
         path: File to write; it may exist.
-        keep: Number of updates made before: rows of later ones, which a resumed run makes again, are dropped.
+        keep: Number of updates that a resumed run has already made; rows of later updates, which it repeats, are
+            dropped.
     """
 
     def __init__(self, path: Path, *, keep: int = 0) -> None:
@@ -119,7 +120,7 @@ class CsvLog(Logger):
 
     def _rows(self) -> list[dict[str, Any]]:
         with self.path.open(newline="", encoding="utf-8") as file:
-            # a kill may have left half a row
+            # a killed process may have left an incomplete row
             return [row for row in csv.DictReader(file) if None not in row.values() and row["step"].isdigit()]
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:

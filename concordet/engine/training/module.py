@@ -33,12 +33,12 @@ class DetectionModule(pl.LightningModule):
     Args:
         model: Detector; ``model(images, targets)`` returns named loss terms in training mode, ``model(images)``
             detections in evaluation mode.
-        config: Configuration of the run, of which optimization and seed are read.
+        config: Configuration of the run, for optimization and seed.
         meta: Description of the detector for its checkpoints (:func:`concordet.engine.checkpoint.describe`).
-        ground_truth: Evaluation annotations as COCO has them; None where nothing is evaluated between epochs.
+        ground_truth: Evaluation annotations in COCO form; None without evaluation between epochs.
 
     Example:
-        In a Lightning trainer of your own:
+        In your own Lightning trainer:
 
         >>> from concordet.detectors import build_detector
         >>> from concordet.engine import TrainConfig
@@ -61,7 +61,7 @@ class DetectionModule(pl.LightningModule):
         self.detections: list[dict[str, Any]] = []
 
     def on_fit_start(self) -> None:
-        # only training has several processes, and no process group outlives it
+        # the process group exists during training only
         together = self.config.global_ranking and dist.is_available() and dist.is_initialized()
         rank_over(self.model, dist.group.WORLD if together else None)
 
@@ -69,24 +69,24 @@ class DetectionModule(pl.LightningModule):
         rank_over(self.model, None)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # dropout and sampling are functions of the update too, so that a resumed run repeats them
+        # dropout and sampling depend on the update only, so that a resumed run repeats them
         seed_all(self.config.seed, self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> Tensor:
         """The sum of the detector's loss terms.
 
         Raises:
-            DivergedError: a term is not finite; the sentence names it.
+            DivergedError: a term is not finite; the message names it.
         """
         images, targets = batch
         try:
-            # values that are not finite are named below, for all terms and processes at once
+            # checked below, for all terms and processes together
             with value_checks(False):
                 terms: dict[str, Tensor] = self.model(images, targets)
         except (ValueError, RuntimeError, IndexError) as error:
             self.check_weights(cause=error)
             raise
-        # the mean is not finite where one process's value is not, so that all stop together
+        # if one process's value is not finite, neither is the mean, so that all stop together
         means = world().all_mean(torch.stack([term.detach().float() for term in terms.values()]))
         for name, value in zip(terms, means.tolist(), strict=True):
             if not math.isfinite(value):
@@ -115,7 +115,7 @@ class DetectionModule(pl.LightningModule):
         self.detections = []
 
     def validation_step(self, batch: tuple[list[Tensor], list[dict[str, Any]]], batch_idx: int) -> None:
-        """Keeps the detections of a batch, in COCO form."""
+        """Collects the detections of a batch, in COCO form."""
         images, targets = batch
         self.detections += batch_results(self.model(images), targets, self.meta["category_ids"])
 
@@ -126,10 +126,10 @@ class DetectionModule(pl.LightningModule):
         self.detections = []
         thresholds = advice["thresholds"]
         self.meta["thresholds"] = [thresholds.get(category) for category in self.meta["category_ids"]]
-        # one that is fitted on held-out training images follows at the end of the run
+        # with held-out training images, the calibrator is fitted at the end of the run
         self.meta["calibrator"] = advice["calibrator"] if self.config.calibration.fraction == 0 else None
         for name, value in metrics.items():
-            # the same on every process; sync_dist only tells Lightning so
+            # equal on every process; sync_dist only silences Lightning's warning
             self.log(f"val/{name}", value, sync_dist=True)
 
     def on_train_epoch_end(self) -> None:
@@ -148,9 +148,9 @@ class DetectionModule(pl.LightningModule):
 
     @property
     def total_updates(self) -> int:
-        """Updates of the whole run."""
+        """Number of updates of the whole run."""
         optim = self.config.optim
-        # the trainer's own count would start the workers here
+        # not estimated_stepping_batches, which would start the workers here
         batches = len(self.trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]  # set by Trainer.fit
         return optim.steps or optim.epochs * -(-batches // optim.accumulate)
 
@@ -167,10 +167,10 @@ class DetectionModule(pl.LightningModule):
 def evaluate_on_all(
     ground_truth: dict[str, Any] | None, detections: list[dict[str, Any]], *, masks: bool = False
 ) -> tuple[dict[str, float], dict[str, Any]]:
-    """AP of the detections of all processes, the score thresholds that LRP advises, and a calibrator.
+    """AP of the detections of all processes, LRP-optimal score thresholds, and a calibrator.
 
     Args:
-        ground_truth: Evaluation annotations as COCO has them; read on the first process only.
+        ground_truth: Evaluation annotations in COCO form; read on the first process only.
         detections: COCO results of this process.
         masks: Whether to measure AP of masks too.
 
@@ -179,7 +179,7 @@ def evaluate_on_all(
         JSON (None without detections); the same on every process.
 
     Raises:
-        ValueError: on every process, where the one that measures fails, so that none waits for the others.
+        ValueError: on every process if the evaluation on the first one fails, so that none waits for the others.
     """
     shares: list[Any] = [detections]
     several = dist.is_available() and dist.is_initialized()
@@ -216,7 +216,7 @@ def evaluate_on_all(
 
 
 def without_repeats(shares: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Detections of all processes, each image from the first that has it: shares are filled up with repeated images."""
+    """Detections of all processes, each image from the first process that has it: samplers repeat some images."""
     owner: dict[int, int] = {}
     for rank, share in enumerate(shares):
         for detection in share:

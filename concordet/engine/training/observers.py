@@ -1,4 +1,4 @@
-"""Logs what the papers watch: gradient balance, self-balancing weight, harmonic factors, inconsistency."""
+"""Logs the quantities that the papers plot: gradient ratio, self-balancing weight, harmonic factors, inconsistency."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from concordet.losses.criteria.observers import gradient_ratio, observe
 class WatchLosses(pl.Callback):
     """Logs ``watch/...`` curves of a detector's criterion with every row of the log.
 
-    ``watch/gradient_ratio`` is read off the gradient that training computes anyway; the other curves cost one more
-    evaluation of the loss without gradient.  Of a detector with several stages each is watched, and curves are named
-    as its loss terms are: ``watch/rpn_gradient_ratio``.
+    ``watch/gradient_ratio`` uses the gradient of the training step; the other curves cost another evaluation of the
+    loss, without gradient. Each stage of a detector with several has its own curves, named like its loss terms:
+    ``watch/rpn_gradient_ratio``.
     """
 
     def __init__(self) -> None:
@@ -31,10 +31,10 @@ class WatchLosses(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         criterion = getattr(pl_module.model, "criterion", None)
         staged = isinstance(criterion, StagedCriterion)
-        # stages may share a criterion; modules() has it once
+        # stages may share a criterion, which modules() yields once
         for one in criterion.modules() if isinstance(criterion, nn.Module) else ():
             if isinstance(one, Criterion):
-                # the hook sees what the detector hands to its criterion, so that no detector needs to know of watching
+                # a hook on the criterion works for every detector
                 self._handles.append(one.register_forward_hook(partial(self._see, trainer, staged)))
 
     def _see(self, trainer: pl.Trainer, staged: bool, criterion: Criterion, args: tuple[Assigned], terms: Any) -> None:
@@ -53,7 +53,7 @@ class WatchLosses(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # several processes add up here, where no gradient is on its way between them
+        # processes communicate here, where DDP's reduction of gradients is over
         ratios = {name: gradient_ratio(*seen) for name, seen in sorted(self._gradients.items())}
         for name, value in (self._values | ratios).items():
             if torch.isfinite(value):
@@ -67,4 +67,4 @@ class WatchLosses(pl.Callback):
 
 
 def _every(trainer: pl.Trainer) -> int:
-    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set by a connector
+    return int(trainer.log_every_n_steps)  # type: ignore[attr-defined]  # set by Lightning's logger connector

@@ -1,4 +1,4 @@
-"""Progress of a training run, for people."""
+"""Progress messages of a training run."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from concordet.engine.evaluation import remaining_time
 
 
 class Progress(pl.Callback):
-    """A bar for the whole run on a terminal; elsewhere a line per epoch, and one every half minute within epochs.
+    """A bar for the whole run on a terminal; elsewhere one line per epoch, and one every half minute within epochs.
 
-    A line has the epoch, the update, the loss, AP in percent where it was just measured, and the time left.
+    A line has the epoch, the update, the loss, AP in percent after an evaluation, and the remaining time.
 
     Args:
         title: Name of what is trained.
@@ -103,13 +103,13 @@ class Progress(pl.Callback):
 
 
 class LastEpochEvaluation(pl.Callback):
-    """Evaluates at the end of training whatever ``val_every`` is: the best checkpoint is never worse than the last."""
+    """Evaluates at the end of training for any ``val_every``: the best checkpoint is then not worse than the last."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.max_steps > 0 and trainer.global_step >= trainer.max_steps:
             trainer.check_val_every_n_epoch = 1
-            trainer.should_stop = True  # the trainer evaluates within an epoch only where it is told to stop
+            trainer.should_stop = True  # within an epoch, the trainer evaluates only if it stops
         elif trainer.current_epoch + 1 == trainer.max_epochs:
             trainer.check_val_every_n_epoch = 1

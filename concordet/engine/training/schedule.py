@@ -1,4 +1,4 @@
-"""Optimizers, and learning-rate schedules as functions of the number of the update."""
+"""Optimizers, and learning-rate schedules as functions of the update."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STEPS = (2 / 3, 11 / 12)  # the "1x" schedule of 12 epochs drops after 8 and 11
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:
-    """Trainable parameters: the backbone separately, norms and biases (fewer than two dimensions) without decay."""
+    """Trainable parameters in groups: backbone or not, with weight decay or (norms and biases) without."""
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -39,7 +39,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def warmup_updates(config: OptimConfig, total: int) -> int:
-    """Updates during which the learning rate rises."""
+    """Number of updates during which the learning rate rises."""
     if config.warmup is None:
         wanted = 0.3 * total if config.schedule == "onecycle" else min(500, 0.1 * total)
     else:
@@ -72,7 +72,7 @@ def learning_rate_factor(config: OptimConfig, total: int) -> Callable[[int], flo
             return 1.0
         if config.schedule == "step":
             return config.drop ** sum(update >= fall for fall in falls)
-        # onecycle and cosine: half a cosine from 1 to 0 over what is left
+        # onecycle and cosine: half a cosine from 1 to 0 over the remaining updates
         return (1 + math.cos(math.pi * min(1.0, (update - warmup) / max(total - warmup, 1)))) / 2
 
     return factor

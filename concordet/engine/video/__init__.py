@@ -1,1 +1,1 @@
-"""Frames of video files, in and out, by OpenCV (extra ``video``)."""
+"""Video files, read and written with OpenCV (extra ``video``)."""

@@ -1,4 +1,4 @@
-"""Reads the frames of a video file, and writes frames into one."""
+"""Reading and writing of the frames of video files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from concordet.errors import missing_package
 from concordet.files import replacing
 
 SUFFIXES: Final = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg")
-"""Names of video files end so, in any case."""
+"""Suffixes of video files, in lower case."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """What the header of a video file says.
+    """The header of a video file.
 
     Attributes:
         path: File.
-        frames: Number of frames; 0 where the file does not say.
+        frames: Number of frames; 0 if the header has none.
         rate: Frames per second.
         size: (width, height) in pixels.
     """
@@ -57,7 +57,7 @@ def read_video(path: Path) -> Video:
     """The header of a video file.
 
     Raises:
-        ValueError: OpenCV is not installed, or the file is no video that it can read.
+        ValueError: OpenCV is not installed, or cannot read the file.
     """
     with _reader(path) as (cv2, capture):
         rate = float(capture.get(cv2.CAP_PROP_FPS))
@@ -67,7 +67,7 @@ def read_video(path: Path) -> Video:
 
 
 def read_frames(path: Path, *, every: int = 1) -> Iterator[tuple[int, Image.Image]]:
-    """Number, from 0, and picture of every ``every``-th frame.
+    """Number (from 0) and picture of every ``every``-th frame.
 
     Raises:
         ValueError: as :func:`read_video`, or there is no frame.
@@ -98,7 +98,7 @@ def _reader(path: Path) -> Iterator[tuple[Any, Any]]:
 
 @contextmanager
 def written_frames(path: Path, *, rate: float, size: tuple[int, int]) -> Iterator[Callable[[Image.Image], None]]:
-    """A function that appends a picture to a new MP4 file, which gets its name when the block ends well.
+    """A function that appends a picture to a new MP4 file, which is put in place when the block succeeds.
 
     Args:
         path: File to write.

@@ -1,23 +1,17 @@
-"""The configuration of a run as typed dataclasses: printable, saved in the run folder, read back from there.
-
-Nothing here imports torch, so that ``concordet train --help`` is quick.
-"""
+"""The configuration of a run as typed dataclasses."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from concordet.errors import UsageError, closest
-from concordet.files import read_yaml, write_text
-from concordet.setting_types import checked_types
+from concordet.errors import UsageError
 
 Schedule = Literal["onecycle", "cosine", "step", "constant"]
 
 MAX_IMAGE_SIDE = 16_384
-"""Pixels; beyond, a mistyped number is likelier than an image."""
+"""Largest side of images in pixels; larger numbers are probably typing errors."""
 
 
 @dataclass
@@ -208,7 +202,7 @@ class TrainConfig:
     paper: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for name, value, least in (
+        for name, value, minimum in (
             ("data.batch_size", self.data.batch_size, 1),
             ("data.workers", self.data.workers, 0),
             ("optim.epochs", self.optim.epochs, 1),
@@ -225,8 +219,8 @@ class TrainConfig:
             ("log_every", self.log_every, 1),
             ("checkpoint_minutes", self.checkpoint_minutes, 0),
         ):
-            if not least <= value < math.inf:
-                raise UsageError(f"{name} must be at least {least}, got {value}; give another number")
+            if not minimum <= value < math.inf:
+                raise UsageError(f"{name} must be at least {minimum}, got {value}; give another number")
         milestones = self.optim.milestones or []
         if milestones != sorted(set(milestones)) or not all(0 < m < self.optim.epochs for m in milestones):
             raise UsageError(
@@ -261,197 +255,4 @@ class TrainConfig:
 
 _NO_OPTIONS = {name: f"write {name} beside options" for name in ("loss", "size", "backbone", "weights", "image_size")}
 _NO_OPTIONS |= {"num_classes": "the data decides it; data.classes chooses classes", "name": "write it as detector"}
-"""Arguments of build_detector that are settings of their own, and what to do instead."""
-
-# What may change when a run is continued: where it runs and where its files are, not what it computes.
-# Batches may, since as many are accumulated as keep the images of an update.
-MAY_CHANGE = (
-    "data.path",
-    "data.allow_outside",
-    "data.root",
-    "data.batch_size",
-    "data.workers",
-    "data.train_annotations",
-    "data.val_annotations",
-    "data.train_images",
-    "data.val_images",
-    "plugins",
-    "accelerator",
-    "devices",
-    "nodes",
-    "timeout",
-    "compile",
-    "val_every",
-    "evaluate",
-    "logger",
-    "log_every",
-    "checkpoint_minutes",
-)
-
-RENAMED = {("optim", "backbone_lr"): "backbone_lr_factor"}
-"""(section, old name) of settings that were renamed, and their names now; files with the old names are read."""
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name.
-
-    Example:
-        >>> flat(TrainConfig())["optim.lr"]
-        0.001
-    """
-    settings: dict[str, Any] = {}
-    for item in fields(config):
-        value = getattr(config, item.name)
-        if is_dataclass(value):
-            settings |= flat(value, f"{prefix}{item.name}.")
-        else:
-            settings[f"{prefix}{item.name}"] = list(value) if isinstance(value, tuple) else value
-    return settings
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as plain dicts, lists, strings and numbers."""
-    size = config.image_size
-    return asdict(config) | {"image_size": list(size) if isinstance(size, tuple) else size}
-
-
-def from_dict(values: dict[str, Any]) -> TrainConfig:
-    """The configuration that :func:`to_dict` was made from.
-
-    Raises:
-        ValueError: a setting does not exist or has a value of the wrong type.
-
-    Example:
-        >>> from_dict(to_dict(TrainConfig(detector="atss", image_size=(240, 320)))).image_size
-        (240, 320)
-    """
-    values = checked_settings(values)
-    for name, section in _SECTIONS.items():
-        values[name] = section(**values.get(name, {}))
-    return TrainConfig(**values)
-
-
-_SECTIONS: dict[str, type[Any]] = {"data": DataConfig, "optim": OptimConfig, "calibration": CalibrationConfig}
-
-
-def checked_settings(values: dict[str, Any], *, others: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Settings in their types; a section that is null is left out.
-
-    Args:
-        values: Settings, those of a section in a dict of its own.
-        others: Names that are allowed beside those of :class:`TrainConfig`, with any value.
-
-    Raises:
-        ValueError: a setting does not exist or has a value of another type, or a section is not a mapping.
-
-    Example:
-        >>> checked_settings({"optim": {"lr": "0.1"}, "devices": 2})
-        {'optim': {'lr': 0.1}, 'devices': '2'}
-        >>> checked_settings({"optim": 3})
-        Traceback (most recent call last):
-        ValueError: optim must be a mapping of settings, got 3; write for example optim: {lr: 0.001}
-    """
-    _check_names(values, TrainConfig, "", others)
-    sections = {}
-    for name, section in _SECTIONS.items():
-        inside = values.get(name)
-        if inside is None:
-            continue
-        if not isinstance(inside, dict):
-            example = "{lr: 0.001}" if name == "optim" else "{name: voc}"
-            raise ValueError(
-                f"{name} must be a mapping of settings, got {inside!r:.60}; write for example {name}: {example}"
-            )
-        _check_names(inside, section, f"{name}.", ())
-        sections[name] = checked_types(inside, section, f"{name}.")
-    free = {name: value for name, value in values.items() if name in others}
-    own = {name: value for name, value in values.items() if name not in (*others, *_SECTIONS)}
-    return sections | checked_types(own, TrainConfig) | free
-
-
-def _check_names(values: dict[str, Any], section: type[Any], prefix: str, others: tuple[str, ...]) -> None:
-    known = [item.name for item in fields(section)]
-    for name in values:
-        if name not in (*known, *others):
-            match = closest(str(name), known)
-            fix = f"choose one of {', '.join(sorted(known))}" if match is None else f"did you mean {prefix}{match}?"
-            raise ValueError(f"setting must be one of `concordet train --help`, got {prefix}{name}; {fix}")
-
-
-def rename_settings(values: dict[str, Any]) -> list[str]:
-    """Gives settings of older versions their present names, in place, and returns a note for each.
-
-    Example:
-        >>> values = {"optim": {"backbone_lr": 0.1}}
-        >>> rename_settings(values), values
-        (['optim.backbone_lr is now called optim.backbone_lr_factor'], {'optim': {'backbone_lr_factor': 0.1}})
-    """
-    notes = []
-    for (section, old), new in RENAMED.items():
-        inside = values.get(section)
-        if isinstance(inside, dict) and old in inside:
-            inside[new] = inside.pop(old)
-            notes.append(f"{section}.{old} is now called {section}.{new}")
-    return notes
-
-
-def save_config(path: Path, config: TrainConfig) -> None:
-    """Writes the configuration as YAML.
-
-    Args:
-        path: File to write; an existing one is replaced.
-        config: Configuration of a run.
-
-    Example:
-        >>> save_config(Path("run.yaml"), TrainConfig(detector="atss", loss="rank_sort"))
-        >>> load_config(Path("run.yaml")).loss
-        'rank_sort'
-    """
-    import yaml
-
-    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
-
-
-def load_config(path: Path) -> TrainConfig:
-    """Reads a configuration that :func:`save_config` wrote.
-
-    Args:
-        path: YAML file, such as ``config.yaml`` of a run folder.
-
-    Returns:
-        The configuration; settings that the file does not have are the defaults.
-
-    Raises:
-        ValueError: there is no such file, or it is not a run's configuration.
-
-    Example:
-        >>> load_config(Path("runs/first/config.yaml")).detector
-        'fcos'
-    """
-    if not path.is_file():
-        raise ValueError(
-            f"run must be a folder with {path.name}, got {path.parent} without it; give the output folder of "
-            "`concordet train`"
-        )
-    values = read_settings(path)
-    rename_settings(values)
-    try:
-        return from_dict(values)
-    except UsageError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, as they are there.
-
-    Raises:
-        ValueError: the file cannot be read, is not YAML, or holds something else than settings.
-    """
-    values = read_yaml(path)
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{path} must hold settings, such as detector: fcos, got {str(values)[:60]}; name another file"
-        )
-    return values
+"""Arguments of build_detector that are separate settings, and what to do instead."""
