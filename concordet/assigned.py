@@ -1,4 +1,4 @@
-"""What a detector hands to a loss: predictions, and the objects assigned to them.
+"""What a detector passes to a loss: predictions, and the objects assigned to them.
 
 Data flows one way: images -> detector -> :class:`Assigned` -> criterion -> named terms.
 """
@@ -20,7 +20,7 @@ Ranking functions number labels differently: there 1 is a positive, 0 a negative
 """
 
 IGNORED: Final = -2
-"""Label of a prediction that no loss may look at (between two matching thresholds, inside a crowd region)."""
+"""Label of a prediction that losses leave out (between two matching thresholds, inside a crowd region)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Regression:
 
     Attributes:
         deltas: ``[p, d]`` predicted values, differentiable; d is 4 except for unusual encodings.
-        targets: ``[p, d]`` their targets.
+        targets: ``[p, d]`` targets of the deltas.
         distributions: ``[p, d, m]`` logits of the discrete distributions whose expectations the deltas are, for
             detectors that predict such distributions (Generalized Focal Loss); None otherwise.
     """
@@ -86,9 +86,9 @@ class Ranked:
 
     Attributes:
         term: The ranking loss.
-        inputs: Tensors of the record that it looked at; of others it is not the result.
-        ious: ``[p]`` IoUs of the positives that it took.
-        values: 0-dim values.
+        inputs: Tensors of the record that the values were computed from; they do not hold for other tensors.
+        ious: ``[p]`` IoUs of the positives.
+        values: 0-dim values of the loss.
     """
 
     term: object
@@ -108,8 +108,8 @@ class Assigned:
         labels: ``[n]`` int64: 0..c-1 for the class of the object, :data:`BACKGROUND` (-1) or :data:`IGNORED` (-2).
         positive: ``[p]`` int64 indices of the positives in ``n``, ascending.
         boxes: ``[p, 4]`` decoded predicted boxes of the positives, xyxy in the network's input pixels, differentiable.
-        gt_boxes: ``[p, 4]`` boxes of the objects assigned to them, same units.
-        gt_ids: ``[p]`` int64 indices of those objects, counted over the batch.
+        gt_boxes: ``[p, 4]`` boxes of the objects assigned to them, in the same units.
+        gt_ids: ``[p]`` int64 indices of those objects, numbered over the batch.
         image_ids: ``[p]`` int64 indices of their images in the batch.
         normalizer: 0-dim number of positives averaged over processes, at least 1.
         regression: encoded box outputs, for detectors that regress encoded boxes.

@@ -1,4 +1,4 @@
-"""IoU of pairs of boxes; torchvision's ``box_iou`` compares all with all."""
+"""IoU of pairs of boxes; torchvision's ``box_iou`` compares every box with every other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def paired_overlap(boxes: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """``[...]`` areas of intersection and union of such pairs, in float32 or better."""
+    """``[...]`` areas of intersection and of union of each pair of boxes, in float32 or better."""
     dtype = torch.promote_types(torch.promote_types(boxes.dtype, others.dtype), torch.float32)
     boxes, others = boxes.to(dtype), others.to(dtype)
     extent = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])

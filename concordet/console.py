@@ -1,4 +1,4 @@
-"""How much a command tells people: messages on standard error, which -q silences and -v adds to."""
+"""Verbosity of a command: messages on standard error, fewer with -q and more with -v."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ VERBOSE: Final = 1
 _level = NORMAL
 
 
-def level() -> int:
-    """How much is told: QUIET (errors only), NORMAL or VERBOSE (also what libraries say, and progress more often)."""
+def verbosity() -> int:
+    """QUIET (errors only), NORMAL or VERBOSE (also messages of libraries, and progress more often)."""
     return _level
 
 
 @contextmanager
-def telling(much: int) -> Iterator[None]:
-    """Tells so much while the block runs.
+def use_verbosity(level: int) -> Iterator[None]:
+    """Sets the verbosity while the block runs.
 
     Example:
-        >>> with telling(QUIET):
-        ...     level()
+        >>> with use_verbosity(QUIET):
+        ...     verbosity()
         -1
     """
     global _level
-    before, _level = _level, much
+    before, _level = _level, level
     try:
         yield
     finally:
         _level = before
 
 
-def note(text: str, *, least: int = NORMAL) -> None:
+def note(text: str, *, min_verbosity: int = NORMAL) -> None:
     """Prints a message on standard error.
 
     Args:
         text: One line.
-        least: Level from which it is printed.
+        min_verbosity: Verbosity from which it is printed.
     """
-    if _level >= least:
+    if _level >= min_verbosity:
         print(text, file=sys.stderr, flush=True)
 
 
@@ -53,5 +53,5 @@ def shows_bars() -> bool:
 
 
 def seconds_between_lines() -> float:
-    """Seconds between two lines of progress where there is no bar."""
+    """Seconds between two lines of progress where no bar is shown."""
     return {QUIET: float("inf"), NORMAL: 30.0, VERBOSE: 5.0}[_level]

@@ -1,4 +1,4 @@
-"""Collectives over a process group, differentiable, and the same interface for a single process."""
+"""Differentiable collectives over a process group, and the same interface for a single process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class SingleProcess:
-    """This process only: every collective returns its input."""
+    """A single process: every collective returns its input."""
 
     size = 1
 
@@ -18,7 +18,7 @@ class SingleProcess:
         """Columns with the rows of all processes, in order of rank; differentiable.
 
         Args:
-            own: Columns ``[p]`` of this process, of one length.
+            own: Columns ``[p]`` of this process, all of one length.
 
         Returns:
             The columns of all processes, and the slice of this process's rows in them.
@@ -39,7 +39,7 @@ class SingleProcess:
 
 
 class MultiProcess(SingleProcess):
-    """The processes of a group. Every process of the group must call, with or without positives.
+    """The processes of a group. Every process of the group must make the same calls, with or without positives.
 
     Gradients are those of the sum of all processes' losses: where each computes the same global loss, they are that
     loss's times the number of processes, and DDP's average is the global gradient.
@@ -99,15 +99,15 @@ SINGLE_PROCESS = SingleProcess()
 
 
 def process_group(group: dist.ProcessGroup | str | None) -> SingleProcess:
-    """The processes of this group, or of the group of this name; None and "" are this process only."""
+    """Collectives of a group, or of the group with this name; None and "" stand for this process only."""
     if not group:
         return SINGLE_PROCESS
     if isinstance(group, str):
-        group = dist.distributed_c10d._resolve_process_group(group)  # type: ignore[arg-type]
+        group = dist.distributed_c10d._resolve_process_group(group)  # type: ignore[arg-type]  # declared as GroupName
     return MultiProcess(group)
 
 
 def world() -> SingleProcess:
-    """All processes, which DDP averages gradients over; this process only where no group is initialized."""
+    """Collectives of all processes, as DDP averages over them; of this process where no group is initialized."""
     started = dist.is_available() and dist.is_initialized()
     return MultiProcess(dist.group.WORLD) if started and dist.group.WORLD is not None else SINGLE_PROCESS

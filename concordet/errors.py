@@ -42,7 +42,7 @@ class LostProcess(InterruptedRun):
 
 
 def closest(value: str, choices: Iterable[str]) -> str | None:
-    """The choice that is spelled most like ``value``, or None where none is close.
+    """The choice whose spelling is closest to ``value``, or None where none is close.
 
     Example:
         >>> closest("ranksort", ["ap", "rank_sort", "focal"])
@@ -60,8 +60,8 @@ def unknown(name: str, value: str, choices: Iterable[str]) -> str:
 
     Args:
         name: What the value stands for, such as ``detector``.
-        value: What was given.
-        choices: What could have been given, in the order in which they are listed.
+        value: The value that is not a choice.
+        choices: Allowed values, in the order in which the message lists them.
 
     Example:
         >>> unknown("command", "evalute", ["train", "evaluate"])
@@ -95,20 +95,20 @@ def missing_package(user: str, package: str | None, extra: str) -> str:
 
 
 _DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
-"""Packages that are installed under another name than they are imported by."""
+"""Names of packages whose import name differs, by import name."""
 
 
 @contextmanager
 def requires(user: str, extra: str) -> Iterator[None]:
-    """Turns the missing import of a package that an extra installs into a sentence that names the extra.
+    """Turns a failed import of an optional package into an error that names the extra that installs it.
 
     Args:
         user: What needs the packages that are imported inside, such as ``concordet.measures``.
         extra: Extra of concordet that installs them.
 
     Raises:
-        MissingPackageError: A package of one of the extras is not installed. Other modules that are missing, such as
-            one that a plugin imports, raise as they do without.
+        MissingPackageError: A package of one of the extras is not installed. Other missing modules, such as one that a
+            plugin imports, raise their own ModuleNotFoundError.
 
     Example:
         >>> with requires("concordet.measures", "measures"):
@@ -131,7 +131,7 @@ def requires(user: str, extra: str) -> Iterator[None]:
 def _is_of_an_extra(package: str) -> bool:
     try:
         requirements = metadata.requires("concordet") or []
-    except metadata.PackageNotFoundError:  # run from its source, without an installation
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
         return package != "concordet"
     names = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
     return package.lower() in names

@@ -1,4 +1,4 @@
-"""Types of settings: whether a value from a file fits, what it is turned into, and what messages call types."""
+"""Types of settings: checking and converting values from a file, and the names of types in messages."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 def checked_types(values: dict[str, Any], section: type[Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by name in the types of their section.
+    """Settings by name, converted to the types that their section declares.
 
-    Numbers stand for texts (``devices: 2``), and texts for numbers, where only the other fits.
+    A number becomes a string (``devices: 2``), or a string a number, where only the other type fits.
 
     Args:
-        values: Settings as YAML or JSON holds them; all of them exist.
-        section: Dataclass that has them.
-        prefix: What names in errors begin with.
+        values: Settings as read from YAML or JSON; the section has a field of each name.
+        section: Dataclass with the settings.
+        prefix: Prefix of the names in errors.
 
     Raises:
-        ValueError: a value is of another type, or a number that is not finite.
+        ValueError: a value has another type, or is infinite or NaN.
 
     Example:
         >>> class Section:
@@ -43,7 +43,7 @@ def checked_types(values: dict[str, Any], section: type[Any], prefix: str = "") 
 def _converted(value: Any, expected: Any) -> Any:
     origin, inner = get_origin(expected), get_args(expected)
     if origin in (Union, UnionType):
-        for one in sorted(inner, key=lambda one: not _fits(value, one)):  # what fits as it is comes first
+        for one in sorted(inner, key=lambda one: not _fits(value, one)):  # types that need no conversion come first
             with suppress(ValueError):
                 return _converted(value, one)
     elif origin is list and isinstance(value, list):
@@ -52,27 +52,27 @@ def _converted(value: Any, expected: Any) -> Any:
         return tuple(map(_converted, value, inner))
     elif _fits(value, expected):
         return value
-    for other in _readings(value):
+    for other in _conversions(value):
         if _fits(other, expected):
             return other
     raise ValueError(value)
 
 
-def _readings(value: Any) -> list[Any]:
-    """A number as text, a text as a number or as yes or no."""
+def _conversions(value: Any) -> list[Any]:
+    """An integer as a string; a string as the numbers or the boolean that it spells."""
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return [str(value)]
-    readings: list[Any] = []
+    conversions: list[Any] = []
     if isinstance(value, str):
         for number in (int, float):
             with suppress(ValueError):
-                readings.append(number(value))
-        readings += [value == "true"] if value in ("true", "false") else []
-    return readings
+                conversions.append(number(value))
+        conversions += [value == "true"] if value in ("true", "false") else []
+    return conversions
 
 
 def _fits(value: Any, expected: Any) -> bool:
-    """Whether a value is of a type as it is."""
+    """Whether a value has a type without conversion."""
     origin, inner = get_origin(expected), get_args(expected)
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)

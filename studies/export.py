@@ -5,8 +5,8 @@
     python -m studies.export --sizes full --images 3 --detectors fcos
 
 Nano detectors are trained on a few digit scenes first, so that their scores differ as those of a trained detector do,
-and get a calibrator; full-size ones have random weights.  Each file is read again and run on scenes of several sizes;
-ONNX files run in ONNX Runtime.  Writes studies/results/export.csv row by row, and keeps its other rows.
+and get a calibrator; full-size ones have random weights. Each file is read again and run on scenes of several sizes;
+ONNX files run in ONNX Runtime. Writes studies/results/export.csv row by row, and keeps its other rows.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def pictures(scenes: Any, count: int) -> list[Tensor]:
 def differences(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[float, float, int]:
     """Largest difference of boxes and of scores among pairs of detections, and the number without a partner.
 
-    Pairs are of one class and have the least total difference.  Detections at the lowest score of an image may lack a
+    Pairs are of one class and have the least total difference. Detections at the lowest score of an image may lack a
     partner, since which of nearly tied ones a limit on their number cuts off is not determined.
     """
     boxes = (got["boxes"][:, None] - expected["boxes"][None]).abs().amax(-1)

@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from concordet.cli.streams import make_streams_safe
-from concordet.console import NORMAL, QUIET, VERBOSE, telling
+from concordet.console import NORMAL, QUIET, VERBOSE, use_verbosity
 from concordet.errors import (
     DivergedError,
     InterruptedRun,
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     make_streams_safe()
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
-    much = telling_of(words)
+    level = verbosity_of(words)
     words = [word for word in words if word not in ("--debug", *_QUIET, *_VERBOSE)]
     if not words or words[0] in ("-h", "--help"):
         print(usage(), end="")
@@ -90,9 +90,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return complain(unknown("command", words[0], COMMANDS), 2)
     before = _stop_on_sigterm()
     try:
-        with telling(much), requires(f"concordet {words[0]}", EXTRA.get(words[0], "train")):
+        with use_verbosity(level), requires(f"concordet {words[0]}", EXTRA.get(words[0], "train")):
             import_module(f"concordet.cli.commands.{words[0]}").run(words[1:])
-        # what is still unwritten must fail here, not after the exit status is decided
+        # buffered output must fail here, not after the exit status is decided
         sys.stdout.flush()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -111,17 +111,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 _QUIET, _VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
 
 
-def telling_of(words: Sequence[str]) -> int:
-    """How much a command with these words tells; the last of several options decides.
+def verbosity_of(words: Sequence[str]) -> int:
+    """Verbosity that a command's words ask for; the last of several options decides.
 
     Example:
-        >>> telling_of(["list", "-q"]), telling_of(["list"]), telling_of(["list", "-q", "--verbose"])
+        >>> verbosity_of(["list", "-q"]), verbosity_of(["list"]), verbosity_of(["list", "-q", "--verbose"])
         (-1, 0, 1)
     """
-    much = NORMAL
+    level = NORMAL
     for word in words:
-        much = QUIET if word in _QUIET else VERBOSE if word in _VERBOSE else much
-    return much
+        level = QUIET if word in _QUIET else VERBOSE if word in _VERBOSE else level
+    return level
 
 
 def _stop_on_sigterm() -> Any:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from concordet.console import QUIET, level
+from concordet.console import QUIET, verbosity
 from concordet.errors import UsageError
 from concordet.files import is_standard_output, writable
 
@@ -95,7 +95,7 @@ def _is_of_a_run(path: Path) -> bool:
 @contextlib.contextmanager
 def messages(*outputs: str | Path | None) -> Iterator[None]:
     """Sends what is printed for people to standard error where an output takes standard output, and nowhere with -q."""
-    if level() == QUIET:
+    if verbosity() == QUIET:
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
             yield
     elif any(output is not None and is_standard_output(output) for output in outputs):

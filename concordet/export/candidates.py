@@ -1,7 +1,7 @@
 """Forward passes of detectors up to non-maximum suppression, with shapes that do not depend on the numbers in them.
 
 Each module takes ``pixels`` ``[b, 3, H, W]``, normalized images of one size that are padded to the network's strides,
-and ``size`` ``[2]``, their height and width without padding.  It returns candidates: boxes ``[b, n, 4]`` within the
+and ``size`` ``[2]``, their height and width without padding. It returns candidates: boxes ``[b, n, 4]`` within the
 images, scores ``[b, n]``, negative where there is no candidate, and classes ``[b, n]`` 0..c-1.
 """
 

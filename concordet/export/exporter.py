@@ -42,9 +42,9 @@ def export_detector(
 ) -> dict[str, Any]:
     """Writes a detector to a file that takes images and gives boxes, labels and scores.
 
-    The input ``images`` is ``[b, 3, h, w]`` float32, RGB in [0, 1]: any number of images of one size.  The outputs are
+    The input ``images`` is ``[b, 3, h, w]`` float32, RGB in [0, 1]: any number of images of one size. The outputs are
     ``boxes`` ``[b, k, 4]`` xyxy in pixels of the images, ``labels`` ``[b, k]`` int64 from 1 on and ``scores``
-    ``[b, k]`` in descending order.  k is the most detections per image; rows without a detection are 0.  Resizing,
+    ``[b, k]`` in descending order. k is the most detections per image; rows without a detection are 0. Resizing,
     normalization, decoding, non-maximum suppression and calibration are part of the file.
 
     Args:

@@ -1,6 +1,6 @@
 """Non-maximum suppression with shapes that do not depend on the numbers in them, as exported graphs need it.
 
-Candidates that do not exist have a negative score.  Results have a fixed number of rows per image; rows without a
+Candidates that do not exist have a negative score. Results have a fixed number of rows per image; rows without a
 detection have score and label 0.
 """
 

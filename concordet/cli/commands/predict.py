@@ -122,7 +122,7 @@ def run(words: list[str]) -> None:
             every=args.every,
         )
         for reason in done.unreadable.values():
-            note(f"skipped: {reason}", least=QUIET)
+            note(f"skipped: {reason}", min_verbosity=QUIET)
         scores = "calibrated scores" if done.calibrated else "raw scores"
         print(f"{len(done.results)} detections in {done.images} images, {scores}")
         if done.pictures:
