@@ -43,22 +43,22 @@ def cases() -> Iterator[tuple[str, Any, Callable[..., Tensor], tuple[Sequence[fl
     yield "ATSS", ATSSAssigner(topk=9), atss_matches, square, ""
     best_of_later = MaxIoUAssigner(0.5, 0.4, min_pos_iou=0)
     own_best = partial(iou_matches, own_best=True)
-    yield "RetinaNet, PAA's candidates, an object's best anchors its own", best_of_later, own_best, retina, ""
+    yield "PAA's candidates; RetinaNet with own_best=True", best_of_later, own_best, retina, ""
     yield (
         "RetinaNet",
         best_of_later,
         iou_matches,
         retina,
-        "torchvision's matching: an object's best anchors belong to the object that they overlap most",
+        "as torchvision: an object's best anchors belong to the object that they overlap most",
     )
     rpn = partial(iou_matches, foreground=0.7, background=0.3, own_best=True)
-    yield "RPN, without min_pos_iou", MaxIoUAssigner(0.7, 0.3, min_pos_iou=0), rpn, square, ""
+    yield "RPN with min_pos_iou=0", MaxIoUAssigner(0.7, 0.3, min_pos_iou=0), rpn, square, ""
     yield (
         "RPN",
         MaxIoUAssigner(0.7, 0.3, min_pos_iou=0.3),
         rpn,
         square,
-        "torchvision has no min_pos_iou: objects with no anchor above IoU 0.3 keep their best one",
+        "as torchvision: an object keeps its best anchor whatever the IoU; mmdetection: from 0.3 on (min_pos_iou)",
     )
     yield "SSD", MaxIoUAssigner(0.5, 0.5, min_pos_iou=0.0, gt_max_assign_all=False), ssd_matches, square, ""
     yield (
@@ -66,7 +66,7 @@ def cases() -> Iterator[tuple[str, Any, Callable[..., Tensor], tuple[Sequence[fl
         MaxIoUAssigner(0.5, 0.4, min_pos_iou=0.0, gt_max_assign_all=False),
         yolact_matches,
         ((0.5, 1.0, 2.0), (3.0,)),
-        "as in the authors' code every object has an anchor of its own; in mmdetection the later of two takes it",
+        "as the authors' code: every object has an anchor of its own; mmdetection: the later of two takes it",
     )
 
 
@@ -77,7 +77,7 @@ def compare() -> Iterator[Comparison]:
         priors, sizes = anchors(*shapes)
         differing = unequal((ours(priors, s.boxes, sizes), assigned(theirs, priors, sizes, s)) for s in chosen)
         unit = f"of {len(chosen) * len(priors):,} anchors"
-        yield Comparison(f"assigner: {what}", "mmdet 3.3.0", len(chosen), differing, unit, reason=reason)
+        yield Comparison(f"anchors and objects: {what}", "mmdet 3.3.0", len(chosen), differing, unit, reason=reason)
     yield from _hungarian(chosen)
 
 

@@ -40,8 +40,8 @@ META = {"img_shape": (HEIGHT, WIDTH, 3), "pad_shape": (HEIGHT, WIDTH, 3)}
 WEIGHT = 12.0
 """Of auxiliary heads: six decoder layers, each with lambda_2 = 2."""
 
-PADDED = "random negatives fill up the queries of an image there; here nothing does, as in the authors' version on DINO"
-POOLED = "torchvision's RoIAlign: not shifted by half a pixel, two samples per cell; there shifted, one per pixel"
+PADDED = "published: random negatives fill up an image's queries; concordet masks them, an option of that code"
+POOLED = "as torchvision: not shifted by half a pixel, 2 x 2 samples per cell; mmdetection: shifted, one per pixel"
 Pairs = dict[str, list[tuple[Tensor, Tensor]]]
 
 
@@ -59,7 +59,7 @@ def compare() -> Iterator[Comparison]:
     yield from rows(_atss(model, pairs), "auxiliary ATSS: ")
     yield from rows(_roi(model, pairs), "auxiliary Faster R-CNN: ")
     yield from pooled(model, pairs)
-    yield from rows(_queries(model, head, pairs), "queries of the heads' positives: ", {"padded as there": PADDED})
+    yield from rows(_queries(model, head, pairs), "queries of the heads' positives: ", {"published padding": PADDED})
 
 
 def rows(
@@ -291,7 +291,10 @@ def pooled(model: CoDETR, pairs: list[list[Scene]]) -> Iterator[Comparison]:
         named = {str(i): m for i, m in enumerate(pyramid)}
         ours = model.heads.rcnn.box_pool(named, boxes, [SIZE] * len(batch)).mean((2, 3))
         rois = torch.cat([torch.cat([torch.full((len(b), 1), float(i)), b], 1) for i, b in enumerate(boxes)])
-        for what, sampling in (("features of boxes, sampled as ours", (2, False)), ("features of boxes", (0, True))):
+        for what, sampling in (
+            ("features of boxes, sampled as in torchvision", (2, False)),
+            ("features of boxes", (0, True)),
+        ):
             for module, (size, scale, *_) in zip(extractor.roi_layers, settings, strict=True):
                 module.settings = (size, scale, *sampling)
             found.setdefault(what, []).append((ours, extractor(pyramid[:4], rois).mean((2, 3))))
@@ -358,7 +361,9 @@ def _queries(model: CoDETR, head: Any, pairs: list[list[Scene]]) -> Pairs:
             record = ours.stage("atss_layer1", logits[rows], to_pixels(boxes, [SIZE] * len(batch))[rows])
             if padded:
                 mine = model.criterion.stages["atss_layer1"](record)
-                found.setdefault("classification term, padded as there", []).append((mine["classification"], theirs[0]))
+                found.setdefault("classification term, with published padding", []).append(
+                    (mine["classification"], theirs[0])
+                )
                 continue
             append(found, model, record, theirs)
             for name, mine, other in (("boxes", ours.boxes, published[0]), ("features", ours.features, published[5])):

@@ -38,7 +38,7 @@ LOSSES = {
 }
 """Coefficients, with the published strength of soft ranks."""
 
-BY_LEVEL = "published configuration of RetinaNet: the mean of a coefficient per level; ours is of all levels together"
+BY_LEVEL = "one coefficient over all levels, as in the paper's text; published configuration: one per level, averaged"
 Pairs = dict[str, list[tuple[Tensor, Tensor]]]
 
 

@@ -17,7 +17,7 @@ from oracles.comparison import Comparison, largest
 
 HEAD = "mmdet/models/dense_heads/corr_atss_head.py"
 SAMPLES = 20
-BIASED = "moments over n instead of n - 1: Lin's definition; the deviation shrinks as 1 / n"
+BIASED = "Lin's definition, moments over n; published code: variances over n - 1"
 
 
 def functions() -> dict[str, Callable[[Tensor, Tensor], Tensor]] | None:

@@ -21,8 +21,9 @@ from oracles.comparison import Comparison, largest
 from oracles.heads import CONFIGS, STRIDES, TOLERANCE, Fixed, flat
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches, ellipses
 
-UNWEIGHTED = "mean GIoU loss, as torchvision's; there weighed by centerness"
-ON_GRID = "`<` instead of `<=` at the bounds between levels, on which these objects lie"
+UNWEIGHTED = "as torchvision: mean GIoU loss; mmdetection weighs it by centerness"
+SHARED = ", with concordet's anchors and matching"
+ON_GRID = "as torchvision: `<` at the bounds between levels, on which these objects lie; mmdetection: `<=`"
 
 
 @dataclass(frozen=True)
@@ -48,11 +49,11 @@ class Case:
 
 SSD = Case(
     "ssd", "ssd/ssd300_coco.py", (300, 300), [(n, n) for n in (38, 19, 10, 5, 3, 1)], [4, 6, 6, 6, 4, 4],
-    "torchvision cuts the last level's default boxes off at the image",
+    "as torchvision: default boxes of the last level are clipped to the image",
 )  # fmt: skip
 YOLACT = Case(
     "yolact", "yolact/yolact_r50_1xb8-55e_coco.py", (550, 550), [(n, n) for n in (69, 35, 18, 9, 5)], [3] * 5,
-    "an anchor for every object, see the assigner; torchvision rounds the sides of anchors",
+    "an anchor for every object, see Assignment; sides of anchors are rounded, as in torchvision",
 )  # fmt: skip
 FCOS = Case(
     "fcos", "fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-centeronreg-giou_1x_coco.py", (256, 384),
@@ -124,7 +125,7 @@ def compare() -> Iterator[Comparison]:
         for on_grid in (False, True)
     )
     yield from _fcos(others, "", {"box": UNWEIGHTED})
-    yield from _fcos(others, " of equal weights", {}, weighted=False)
+    yield from _fcos(others, " with equal weights", {}, weighted=False)
     reasons = {"classification": ON_GRID, "box": f"{UNWEIGHTED}; {ON_GRID}", "quality": ON_GRID}
     yield from _fcos(grid, " of objects on a grid", reasons)
     yield from _masks(pairs)
@@ -164,7 +165,7 @@ def _multibox(case: Case, pairs: list[list[Scene]]) -> Iterator[Comparison]:
             for term, other in (("classification", "loss_cls"), ("box", "loss_bbox")):
                 found.setdefault((shared, term), []).append((mine[term], theirs[other]))
     for (shared, term), values in found.items():
-        what = f"{case.detector}: {term} term{', our anchors and matching' if shared else ''}"
+        what = f"{case.detector}: {term} term{SHARED if shared else ''}"
         deviation = max(largest([pair]) for pair in values)
         reason = "" if shared else case.reason
         yield Comparison(what, "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE, reason)
@@ -194,7 +195,7 @@ def _fcos(
     for name, values in found.items():
         deviation = max(largest([pair]) for pair in values)
         yield Comparison(
-            f"fcos, points at corners: {name} term{what}", "mmdet 3.3.0", len(values), deviation, "relative",
+            f"fcos: {name} term{what}", "mmdet 3.3.0", len(values), deviation, "relative",
             TOLERANCE, reasons.get(name, ""),
         )  # fmt: skip
 
@@ -239,5 +240,5 @@ def _masks(pairs: list[list[Scene]]) -> Iterator[Comparison]:
         found["segmentation"].append((mine["segmentation"], sum(theirs["loss_segm"])))
     for name, values in found.items():
         deviation = max(largest([pair]) for pair in values)
-        what = f"yolact: {name} term{' of our positives' if name == 'mask' else ''}"
+        what = f"yolact: {name} term{' of the same positives' if name == 'mask' else ''}"
         yield Comparison(what, "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE)

@@ -24,6 +24,8 @@ STRIDES = (8, 16, 32, 64, 128)
 TOLERANCE = 1e-5
 """Relative, in float32."""
 
+MATCHING = "as torchvision's matching, see Assignment"
+
 
 @dataclass(frozen=True)
 class Head:
@@ -72,8 +74,8 @@ HEADS = (
         "retinanet", "retinanet/retinanet_r50_fpn_1x_coco.py", 9, False,
         {"classification": "loss_cls", "box": "loss_bbox"}, _as_ours,
         {
-            "classification": "torchvision's matching, see the assigner",
-            "box": "torchvision's matching, see the assigner; smooth L1 is L1 there too",
+            "classification": MATCHING,
+            "box": MATCHING,
         },
     ),
     Head(

@@ -49,7 +49,7 @@ def _classification() -> Iterator[Comparison]:
     quality = torch.rand(N, generator=generator)
     soft = targets * quality[:, None]
     pairs: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-        "focal loss": (
+        "Focal Loss": (
             lambda x: F.focal_loss(x, targets, reduction="sum"),
             lambda x: FocalLoss(use_sigmoid=True)(x, labels, avg_factor=1.0),
         ),
@@ -93,16 +93,15 @@ def record_of(boxes: Tensor, targets: Tensor) -> Assigned:
 
 def _boxes() -> Iterator[Comparison]:
     predicted, targets = random_boxes(20_000, 1), random_boxes(20_000, 2)
-    gate = "mmdetection takes no aspect term where the IoU is 0.5 or less; ours is the paper's, as torchvision's"
+    gate = "the paper's formula, as torchvision; mmdetection has no aspect term at IoU 0.5 and below"
     for name, loss, reason in (("giou", GIoULoss, ""), ("diou", DIoULoss, ""), ("ciou", CIoULoss, gate)):
         deviation = _deviation(
             lambda x, name=name: box_losses(name, record_of(x, targets)).sum(),
             lambda x, loss=loss: loss(reduction="sum")(x, targets),
             predicted,
         )
-        yield Comparison(
-            f"{name} of 20,000 pairs, value and gradient", "mmdet 3.3.0", 1, deviation, "relative", 1e-6, reason
-        )
+        what = f"{name.upper().replace('IOU', 'IoU')} loss of 20,000 pairs, value and gradient"
+        yield Comparison(what, "mmdet 3.3.0", 1, deviation, "relative", 1e-6, reason)
 
 
 def _coder() -> Iterator[Comparison]:
@@ -145,7 +144,7 @@ def _anchors() -> Iterator[Comparison]:
     ours = GridAnchors(*shapes, strides=STRIDES, offset=0.0)(images, odd)[0]
     what = f"anchors at {SIZE[0]} x {SIZE[1]}"
     yield Comparison(f"{what}: ATSS, PAA", "mmdet 3.3.0", 1, float((ours - theirs).abs().max()), "pixels")
-    reason = "torchvision divides the padded image by the number of cells and rounds: 61 and 114 for 64 and 128"
+    reason = "as torchvision: strides are the padded image over the number of cells, 61 and 114 for 64 and 128"
     ours = TorchvisionAnchors(*shapes)(images, odd)[0]
     deviation = float((ours - theirs).abs().max())
     yield Comparison(f"{what}: RetinaNet, FCOS, R-CNNs", "mmdet 3.3.0", 1, deviation, "pixels", reason=reason)

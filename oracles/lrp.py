@@ -25,7 +25,7 @@ FIELDS = {
 """Our entries of a class to theirs."""
 
 FILES = 8
-TIED = "published code cuts between detections of one score, too, which no threshold can"
+TIED = "published code also cuts between detections of equal score, which no threshold can do"
 UNDEFINED = -2.0
 """Stands for values that are undefined in both."""
 

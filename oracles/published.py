@@ -15,8 +15,8 @@ from oracles.comparison import Comparison, largest
 
 REPOSITORIES = ("RankSortLoss", "BucketedRankingBasedLosses")
 MODULE = "mmdet/models/losses/ranking_losses.py"
-UNSTABLE = "published code sorts without `stable`: which bucket a negative tied with a positive is in is left to chance"
-NO_NEGATIVES = "published code raises an IndexError, ours ranks without false positives"
+UNSTABLE = "published sort is not stable: the bucket of a negative tied with a positive is left to chance"
+NO_NEGATIVES = "published code raises an IndexError; concordet ranks without false positives"
 
 
 def module(name: str, *, stable: bool = False) -> types.ModuleType | None:

@@ -141,7 +141,7 @@ def _masks(pairs: list[list[Scene]], loss: Any, losses: types.ModuleType) -> Ite
         values.append((mine, mask_loss(head, raw[:, 1:], record.masks.targets, labels, weights, ranked)["loss_mask"]))
     deviation = max(largest([pair]) for pair in values)
     yield Comparison(
-        "mask_rcnn with RS Loss: mask term of the same targets",
+        "mask_rcnn with RS Loss: mask term with the same targets",
         REPOSITORY,
         len(values),
         deviation,

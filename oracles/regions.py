@@ -24,8 +24,8 @@ from oracles.heads import CONFIGS, TOLERANCE, Fixed
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches, ellipses, scenes
 
 MASK_SIDE = 28
-SMOOTH = "torchvision's smooth L1 with beta 1/9; there L1, larger by 1/18 above 1/9"
-SOFT = "torchvision's targets: RoIAlign without its half-pixel shift, not rounded; there shifted and 0 or 1"
+SMOOTH = "as torchvision: smooth L1 with beta 1/9; mmdetection: L1, larger by 1/18 for errors above 1/9"
+SOFT = "as torchvision: targets are not rounded, nor shifted by half a pixel; mmdetection: both"
 
 
 def proposals(scene: Scene, seed: int, count: int = 60) -> Tensor:
@@ -154,7 +154,7 @@ def _masks(pairs: list[list[Scene]]) -> Iterator[Comparison]:
         ]
         terms = head.loss_and_target(raw[:, 1:], chosen, truth, ConfigDict(mask_size=MASK_SIDE))
         own.append((mine, terms["loss_mask"]["loss_mask"]))
-    for what, values, reason in (("mask term of the same targets", same, ""), ("mask term", own, SOFT)):
+    for what, values, reason in (("mask term with the same targets", same, ""), ("mask term", own, SOFT)):
         deviation = max(largest([pair]) for pair in values)
         yield Comparison(f"mask_rcnn: {what}", "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE, reason)
 

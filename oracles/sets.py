@@ -25,7 +25,7 @@ QUERIES = 100
 SETS = {
     "deformable_detr": (
         "deformable_detr/deformable-detr_r50_16xb2-50e_coco.py",
-        "weight 1 of the class as in Transformers, there 2",
+        "as Transformers: class weight 1; mmdetection: 2",
     ),
     "detr": ("detr/detr_r50_8xb2-150e_coco.py", ""),
 }
@@ -74,7 +74,7 @@ def compare() -> Iterator[Comparison]:
             if term == "classification" and reason:
                 deviation = max(largest([(2 * a, b)]) for a, b in values)
                 yield Comparison(
-                    f"{name}: {term} term, twice ours", "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE
+                    f"{name}: {term} term, doubled", "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE
                 )
     yield from _sparse(pairs)
 

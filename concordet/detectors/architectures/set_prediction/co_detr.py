@@ -105,8 +105,8 @@ def co_detr(
     Follows the authors' code: 300 queries, six layers of 256 channels. At ResNet-50 and 80 classes it has 62.3 M
     parameters in training and 41.2 M parameters for inference, as two-stage Deformable DETR. Departures: the auxiliary
     heads are those of this package, where proposals have three anchors per location instead of nine and smooth L1 for
-    boxes; images with fewer positives than others get masked queries instead of random negatives, as in the authors'
-    version on DINO; encoder and decoder are Deformable DETR's, without mixed selection and look forward twice, with
+    boxes; images with fewer positives than others get masked queries instead of random negatives, an option of the
+    authors' code; encoder and decoder are Deformable DETR's, without mixed selection and look forward twice, with
     1024 instead of 2048 channels in feed-forward layers and dropout. Nano: 50 queries, two layers of 128 channels,
     2.9 M parameters at 80 classes.
 

@@ -44,7 +44,8 @@ def sparse_rcnn(
     """Sparse R-CNN: 100 learned boxes and features, six heads of self-attention and dynamic convolution.
 
     Follows the authors' code: weights are 2 for focal loss, 5 for L1 and 2 for GIoU in each head; 106.3 M parameters at
-    ResNet-50 and 80 classes, as theirs and mmdetection's. Nano: 50 boxes, 64 channels, 2.3 M parameters at 3 classes.
+    ResNet-50 and 80 classes, as theirs and mmdetection's. Departure: features of boxes are pooled as in torchvision
+    (there: half a pixel away). Nano: 50 boxes, 64 channels, 2.3 M parameters at 3 classes.
     """
     features, _ = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     pool = box_pool(size)

@@ -44,10 +44,10 @@ def cascade_rcnn(
     and encode them with standard deviations of (0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1) and (0.033, 0.033, 0.067,
     0.067). Departures: proposals are sampled once and all of them go through the three stages, as in Detectron2 (there:
     each stage samples its own 512); the region proposal network is torchvision's, which requires no IoU of 0.3 of an
-    object's best anchors and rounds strides (there: 64 pixels on P6). With ranking losses stages weigh 1 each, share
-    one coder and see 2000 proposals (RS Loss; thesis Sec. 4.1). 69.4 M parameters at ResNet-50 and 80 classes, as there
-    (mmdetection prints 69.2 M, without what it freezes). Nano: features pooled to 5 x 5, heads 64 wide, 0.8 M
-    parameters at 3 classes.
+    object's best anchors and rounds strides (there: 64 pixels on P6); features of boxes are pooled as in torchvision
+    (there: half a pixel away). With ranking losses stages weigh 1 each, share one coder and see 2000 proposals (RS
+    Loss; thesis Sec. 4.1). 69.4 M parameters at ResNet-50 and 80 classes, as there (mmdetection prints 69.2 M, without
+    what it freezes). Nano: features pooled to 5 x 5, heads 64 wide, 0.8 M parameters at 3 classes.
     """
     features, strides = pyramid(size, backbone, extra="pool", pretrained=pretrained)
     width = NANO_WIDTH if size == "nano" else FULL_WIDTH
