@@ -33,7 +33,10 @@ ROOT = Path(__file__).parent
 RESULTS = ROOT / "studies" / "results" / "environments.csv"
 PYTHON = "3.11"
 """The oldest Python that is supported."""
-EXTRAS = ["core", "cli", "measures", "detectors", "backbones", "transformers", "report", "train", "all"]
+EXTRAS = [
+    *("core", "cli", "measures", "detectors", "backbones", "transformers", "report", "train", "all"),
+    *("export", "video", "supervision", "wandb", "mlflow", "ray"),
+]
 QUICK = [
     "tests/ranking/test_kernels.py::test_kernels_compile_for_a_gpu_with_64_bit_addresses",
     "tests/losses/test_modules.py",

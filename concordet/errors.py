@@ -26,7 +26,16 @@ class UsageError(ValueError):
 
 
 class MissingPackageError(ModuleNotFoundError):
-    """A package of an extra is not installed; the message names the extra."""
+    """A package of an extra is not installed; the message names the extra.
+
+    Attributes:
+        package: Name of the package on a registry.
+        extra: Extra of concordet that installs it.
+    """
+
+    def __init__(self, message: str, *, name: str | None = None, package: str = "", extra: str = "") -> None:
+        super().__init__(message, name=name)
+        self.package, self.extra = package, extra
 
 
 class DivergedError(ValueError):
@@ -118,20 +127,41 @@ def requires(user: str, extra: str) -> Iterator[None]:
     """
     try:
         yield
-    except MissingPackageError:
-        raise
     except ModuleNotFoundError as error:
-        name = (error.name or "").split(".")[0]
-        package = _DISTRIBUTIONS.get(name, name)
-        if not _is_of_an_extra(package):
-            raise
-        raise MissingPackageError(missing_package(user, package, extra), name=error.name) from error
+        if isinstance(error, MissingPackageError):
+            package = error.package
+            if not _includes(extra, error.extra):  # an extra that this one does not install
+                raise
+        else:
+            name = (error.name or "").split(".")[0]
+            package = _DISTRIBUTIONS.get(name, name)
+            if not _is_of_an_extra(package):
+                raise
+        text = missing_package(user, package, extra)
+        raise MissingPackageError(text, name=error.name, package=package, extra=extra) from error
+
+
+def _requirements() -> list[str] | None:
+    """What the installed package requires; None where it runs from a checkout that is not installed."""
+    try:
+        return metadata.requires("concordet") or []
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _is_of_an_extra(package: str) -> bool:
-    try:
-        requirements = metadata.requires("concordet") or []
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+    requirements = _requirements()
+    if requirements is None:
         return package != "concordet"
-    names = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
-    return package.lower() in names
+    return package.lower() in {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
+
+
+def _includes(extra: str, other: str) -> bool:
+    """Whether installing one extra installs another one too, and is not that one itself."""
+    for requirement in _requirements() or []:
+        match = re.match(r"""concordet\[([\w,-]+)\].*extra\s*==\s*['"]([\w-]+)['"]""", requirement)
+        if match and match[2] == extra:
+            parts = match[1].split(",")
+            if other in parts or any(_includes(part, other) for part in parts):
+                return True
+    return False

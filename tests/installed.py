@@ -15,7 +15,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-EVERYTHING = {"train", "all"}
+EVERYTHING = {"train", "all", "export", "video", "supervision", "wandb", "mlflow", "ray"}
 REPORT = {"report", *EVERYTHING}
 MEASURES = {"measures", *REPORT}
 DETECTORS = {"detectors", "backbones", "transformers", *EVERYTHING}
@@ -50,6 +50,44 @@ CALIBRATE = """
 from concordet.calibration import fit_calibrator
 fit_calibrator("truth.json", "detections.json").apply([])
 """
+EXPORT = """
+from concordet.export import export_detector
+import torch, concordet
+from concordet.detectors import build_detector
+export_detector(build_detector("fcos", num_classes=1, size="nano").eval(), "own.onnx", class_names=["thing"])
+(detection,) = concordet.load("own.onnx")([torch.rand(3, 96, 128)], threshold=0.0)
+assert set(detection) >= {"boxes", "labels", "scores"}
+"""
+VIDEO = """
+from concordet.engine import predict
+from pathlib import Path
+from PIL import Image
+from concordet.engine.video.frames import written_frames
+with written_frames(Path("street.mp4"), rate=5.0, size=(128, 96)) as write:
+    for gray in (0, 100, 200):
+        write(Image.new("RGB", (128, 96), (gray, gray, gray)))
+assert predict("run", [Path("street.mp4")], accelerator="cpu").images == 3
+"""
+SUPERVISION = """
+from concordet.engine import Predictor
+import torch
+from concordet.detectors import build_detector
+model = build_detector("fcos", num_classes=1, size="nano")
+predictor = Predictor(model, ["thing"], [1], device=torch.device("cpu"))
+(detection,) = predictor([torch.rand(3, 96, 128)], threshold=0.0)
+assert len(predictor.to_supervision(detection)) == len(detection["boxes"])
+"""
+RAY = """
+from pathlib import Path
+from concordet.study import Study, run_study_on_ray
+from concordet.engine import load_config
+study = Study(Path("study"), ("fcos",), ("default",), (1,), config=load_config(Path("run/config.yaml")))
+assert run_study_on_ray(study, address="local")["finished"] == 1
+"""
+TRAIN = [
+    *("train", "--data.name", "digits", "--size", "nano", "--optim.steps", "2", "--accelerator", "cpu"),
+    *("--data.batch_size", "2", "--data.train_options", "{length: 4}", "--data.val_options", "{length: 4}"),
+]
 TIMM = ", backbone='timm/resnet18', weights=None"
 
 # what it is; a Python program or the words of a command; extras with which it works; those that it may name otherwise
@@ -61,7 +99,7 @@ FEATURES: list[tuple[str, str | list[str], set[str], str]] = [
     ("version", ["--version"], EVERY, ""),
     ("measures", "import concordet.measures as m; m.analyze('truth.json', 'detections.json')", MEASURES, "measures"),
     ("calibration", CALIBRATE, MEASURES, "measures"),
-    ("pages", "from concordet.report import write_analysis", REPORT, "report measures"),
+    ("pages", "from concordet.report import write_analysis", REPORT, "report"),
     ("analyze", ["analyze", "truth.json", "detections.json", "--json", "a.json", "--html", "a.html"], REPORT, "report"),
     (
         "calibrate",
@@ -77,19 +115,18 @@ FEATURES: list[tuple[str, str | list[str], set[str], str]] = [
     ("DETR", BUILD.format("detr", ""), {"transformers", "all"}, "transformers detectors"),
     ("data", "import concordet.data", DETECTORS, "train"),
     ("engine", "from concordet.engine import train", EVERYTHING, "train"),
-    ("load", "import concordet; concordet.load", EVERYTHING, "train measures"),
-    ("study", "import concordet.study", MEASURES, "train measures"),
-    ("list detectors", ["list", "detectors"], EVERYTHING, "train detectors"),
-    (
-        "train",
-        [
-            *("train", "--data.name", "digits", "--size", "nano", "--optim.steps", "2", "--out", "run"),
-            *("--data.batch_size", "2", "--data.train_options", "{length: 4}", "--data.val_options", "{length: 4}"),
-        ],
-        EVERYTHING,
-        "train",
-    ),
+    ("load", "import concordet; concordet.load", EVERYTHING, "train"),
+    ("study", "import concordet.study", MEASURES, "train"),
+    ("list detectors", ["list", "detectors"], EVERYTHING, "train"),
+    ("train", [*TRAIN, "--out", "run"], EVERYTHING, "train"),
     ("predict", ["predict", "--help"], EVERYTHING | REPORT | {"cli"}, "train"),
+    ("export", ["export", "run", "--out", "run.onnx"], {"export", "all"}, "export"),
+    ("ONNX", EXPORT, {"export", "all"}, "export"),
+    ("video", VIDEO, {"video", "all"}, "video train"),
+    ("supervision", SUPERVISION, {"supervision"}, "supervision train"),
+    ("wandb", [*TRAIN, "--out", "wandb", "--logger", "wandb"], {"wandb"}, "wandb train"),
+    ("mlflow", [*TRAIN, "--out", "mlflow", "--logger", "mlflow"], {"mlflow"}, "mlflow train"),
+    ("Ray", RAY, {"ray"}, "ray train"),
 ]
 
 
@@ -119,7 +156,7 @@ def run(action: str | list[str]) -> tuple[int, str]:
         except Exception:
             return 1, traceback.format_exc().strip()
         return 0, ""
-    settings = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": ""}
+    settings = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": "", "WANDB_MODE": "offline"}
     words = [sys.executable, "-m", "concordet", *action]
     done = subprocess.run(words, capture_output=True, text=True, env=settings, check=False)
     return done.returncode, done.stderr.strip()

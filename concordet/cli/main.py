@@ -41,7 +41,7 @@ COMMANDS = {
     "list": "list detectors, losses, measures, data sets, presets and recipes",
 }
 
-EXTRA = dict.fromkeys(("analyze", "calibrate", "compare"), "report")
+EXTRA = {**dict.fromkeys(("analyze", "calibrate", "compare"), "report"), "export": "export"}
 """The extra that a command needs, where it is not ``train``."""
 
 EXAMPLE = "concordet train photos --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/first"

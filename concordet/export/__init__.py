@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from concordet.errors import requires
+
 _MODULES = {
     "FORMATS": "files",
     "export_detector": "exporter",
@@ -22,4 +24,5 @@ __all__ = list(_MODULES)
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    with requires(f"concordet.export.{name}", "export"):
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
