@@ -10,8 +10,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from concordet.errors import requires
-from concordet.measures.metrics import MASK_METRICS, METRICS, Metric, metrics_of
-from concordet.measures.runs import comparison_rows
+
+with requires("concordet.report", "report"):
+    from concordet.measures.metrics import MASK_METRICS, METRICS, Metric, metrics_of
+    from concordet.measures.runs import comparison_rows
 
 if TYPE_CHECKING:
     from concordet.report.analysis import write_analysis
