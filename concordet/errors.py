@@ -13,7 +13,10 @@ from importlib import metadata
 
 
 class UsageError(ValueError):
-    """A name does not exist, or options contradict each other; the command line exits with status 2.
+    """What is asked for cannot be; the command line exits with status 2.
+
+    An option is unknown or missing, its value is out of range or not among the choices, or options contradict each
+    other. Where a file, the data, a package or a device is at fault, other errors are raised and the status is 1.
 
     Example:
         >>> from concordet.engine import TrainConfig

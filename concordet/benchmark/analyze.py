@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.benchmark.memory import peak_mb
-from concordet.benchmark.options import Parser
+from concordet.benchmark.options import Parser, as_count, check_files
 from concordet.benchmark.results import environment, write_results
 
 PACKAGES: Final = ("numpy", "scipy", "hotcoco", "pycocotools")
@@ -94,12 +94,12 @@ def run(words: list[str]) -> None:
         description=__doc__,
         epilog="example: concordet benchmark analyze --cases small --json analyze.json",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="CSV file to write")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file with the environment and the rows")
+    parser.add_outputs("CSV file to write")
     parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES), help="sizes (default: all)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs per case; pycocotools runs once (default: 3)")
+    parser.add_argument("--repeats", type=as_count, default=3, help="runs per case; pycocotools runs once (default: 3)")
     options = parser.parse_args(words)
-    rows = run_cases([CASES[name] for name in options.cases], repeats=max(options.repeats, 1))
+    check_files(options.out, options.json, force=options.force)
+    rows = run_cases([CASES[name] for name in options.cases], repeats=options.repeats)
     write_results(options.out, options.json, rows, environment(packages=PACKAGES))
 
 

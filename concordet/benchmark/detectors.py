@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from concordet.assigned import IGNORED
-from concordet.benchmark.options import Parser
+from concordet.benchmark.options import Parser, as_count, as_device, check_files
 from concordet.benchmark.results import environment, read_rows, table, write_results
+from concordet.errors import UsageError
 from concordet.files import free_name
 
 LOSSES: Final = ("rank_sort", "ap", "alrp", "harmonic", "focal+concordance(0.3)")
@@ -199,6 +200,7 @@ def main(options: Options, json_out: Path | None = None) -> list[dict[str, Any]]
 def run(words: list[str]) -> None:
     """``concordet benchmark detectors``."""
     from concordet.detectors import list_detectors
+    from concordet.losses import build_criterion
 
     default = Options(tuple(list_detectors()))
     parser = Parser(
@@ -211,14 +213,13 @@ def run(words: list[str]) -> None:
     )
     parser.add_argument("--losses", nargs="+", default=default.losses, help="losses to compare with the default one")
     parser.add_argument("--size", choices=("full", "nano"), default=default.size, help="default: full")
-    parser.add_argument("--side", type=int, help="image side in pixels (default: 256, nano 128)")
-    parser.add_argument("--batch", type=int, default=default.batch, help="images per step (default: 2)")
-    parser.add_argument("--classes", type=int, default=default.classes, help="number of classes (default: 80)")
-    parser.add_argument("--rounds", type=int, default=default.rounds, help="steps per loss (default: 7)")
-    parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch threads (default: 2)")
-    parser.add_argument("--device", default=default.device, help="cpu or cuda")
-    parser.add_argument("--out", type=Path, help="CSV file (default: detectors.csv, or the next free name)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file with the environment and the rows")
+    parser.add_argument("--side", type=as_count, help="image side in pixels (default: 256, nano 128)")
+    parser.add_argument("--batch", type=as_count, default=default.batch, help="images per step (default: 2)")
+    parser.add_argument("--classes", type=as_count, default=default.classes, help="number of classes (default: 80)")
+    parser.add_argument("--rounds", type=as_count, default=default.rounds, help="steps per loss (default: 7)")
+    parser.add_argument("--threads", type=as_count, default=default.threads, help="PyTorch threads (default: 2)")
+    parser.add_argument("--device", type=as_device, default=default.device, help="cpu or cuda")
+    parser.add_outputs("CSV file (default: detectors.csv, or the next free name)")
     parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print this CSV file as a table")
     values = vars(parser.parse_args(words))
     if source := values.pop("table"):
@@ -226,6 +227,12 @@ def run(words: list[str]) -> None:
         return
     json_out = values.pop("json")
     out = values["out"] = values["out"] or free_name(default.out)
+    check_files(out, json_out, force=values.pop("force"))
+    for loss in values["losses"]:
+        try:
+            build_criterion(loss)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     main(Options(**values), json_out)
     print(markdown(read_rows(out)))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from concordet.benchmark.memory import peak_mb, reset_peak
-from concordet.benchmark.options import Parser
+from concordet.benchmark.options import Parser, as_count, as_device, as_seconds, as_share, check_files
 from concordet.benchmark.results import environment, read_rows, table, write_results
 from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
 from concordet.files import free_name
@@ -213,18 +213,20 @@ def run(words: list[str]) -> None:
         "--study", choices=list(STUDIES), default=default.study,
         help="grid of sizes, or one large case of 100 million logits (default: grid)",
     )  # fmt: skip
-    parser.add_argument("--logits", type=int, nargs="+", default=default.logits, help="numbers of logits")
-    parser.add_argument("--shares", type=float, nargs="+", default=default.shares, help="shares of positives, 0 to 1")
-    parser.add_argument("--threads", type=int, default=default.threads, help="PyTorch threads (default: 2)")
-    parser.add_argument("--budget", type=float, default=default.budget, help="seconds per cell (default: 3)")
-    parser.add_argument("--device", default=default.device, help="cpu, or cuda for the grid on a GPU")
-    parser.add_argument("--out", type=Path, help="CSV file (default: losses[_STUDY].csv, or the next free name)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="JSON file with the environment and the rows")
+    parser.add_argument("--logits", type=as_count, nargs="+", default=default.logits, help="numbers of logits")
+    parser.add_argument(
+        "--shares", type=as_share, nargs="+", default=default.shares, help="shares of positives, 0 to 1"
+    )
+    parser.add_argument("--threads", type=as_count, default=default.threads, help="PyTorch threads (default: 2)")
+    parser.add_argument("--budget", type=as_seconds, default=default.budget, help="seconds per cell (default: 3)")
+    parser.add_argument("--device", type=as_device, default=default.device, help="cpu, or cuda for the grid on a GPU")
+    parser.add_outputs("CSV file (default: losses[_STUDY].csv, or the next free name)")
     parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print this CSV file as a table")
     values = vars(parser.parse_args(words))
     suffix = "" if values["study"] == "grid" else f"_{values['study']}"
     out = values.pop("out") or free_name(f"losses{suffix}.csv")
     json_out = values.pop("json")
+    check_files(out, json_out, force=values.pop("force"))
     if source := values.pop("table"):
         print(markdown(read_rows(source, "case", "concordet benchmark losses")))
         return

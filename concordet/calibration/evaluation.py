@@ -133,6 +133,8 @@ def evaluate_matched(
     **settings: Any,
 ) -> tuple[Calibrator, dict[str, Any]]:
     """The calibrator of matched detections and the cross-fitted report, without AP."""
+    if n_resamples < 0:
+        raise UsageError(f"n_resamples must be at least 0, got {n_resamples}; 0 leaves intervals out")
     settings["method"] = method
     calibrator = fit_matched(matched, **settings)
     after, kept = cross_fitted(matched, folds=folds, seed=seed, **settings)

@@ -62,6 +62,10 @@ def usage() -> str:
         "  --debug        print the traceback of an error\n\n"
         "other options:\n"
         "  --version      print the version\n\n"
+        "exit status:\n"
+        "  0  done\n"
+        "  1  failed: a file, the data, a package or a device is missing or at fault\n"
+        "  2  bad usage: an option is unknown or missing, its value cannot be, or options contradict each other\n\n"
         f"example:\n  {EXAMPLE}\n"
     )
 

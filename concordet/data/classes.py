@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from concordet.data.records import Annotations
+from concordet.errors import UsageError
 
 Classes = Sequence[str] | Mapping[str, str | None]
 """Names to keep in the order of their labels, or new names (None to leave a class out) by name."""
@@ -41,7 +42,7 @@ def select_classes(annotations: Annotations, classes: Classes | None) -> Annotat
     new_names = _new_names(annotations, classes)
     kept = list(dict.fromkeys(name for name in new_names.values() if name is not None))
     if not kept:
-        raise ValueError(
+        raise UsageError(
             f"{annotations.source}: classes must keep a class, got {classes!r}; keep one of {_list(names)}"
         )
     if isinstance(classes, Mapping):  # in the order of the original classes
@@ -67,7 +68,7 @@ def _new_names(annotations: Annotations, classes: Classes) -> dict[str, str | No
     """New name, or None, by old name; in the order of a list."""
     names, source = annotations.class_names, annotations.source
     if isinstance(classes, str) or not isinstance(classes, Sequence | Mapping):
-        raise ValueError(
+        raise UsageError(
             f"classes must be a list of names or a mapping of names, got {classes!r}; such as ['cat'] or "
             "{'tabby': 'cat', 'dog': None}"
         )
@@ -77,16 +78,16 @@ def _new_names(annotations: Annotations, classes: Classes) -> dict[str, str | No
         if name is not None and (not isinstance(name, str) or not name)
     ]
     if wrong or None in classes:
-        raise ValueError(f"classes must be names, got {[*wrong, None][0]!r}; put numbers that are names in quotes")
+        raise UsageError(f"classes must be names, got {[*wrong, None][0]!r}; put numbers that are names in quotes")
     if not isinstance(classes, Mapping) and len(set(classes)) < len(classes):
-        raise ValueError(f"classes must be different names, got {list(classes)}; name each once")
+        raise UsageError(f"classes must be different names, got {list(classes)}; name each once")
     pairs = list(classes.items()) if isinstance(classes, Mapping) else _merged(classes, names)
     old_names = [name for name, _ in pairs]
     if len(set(old_names)) < len(old_names):
-        raise ValueError(f"classes must have each class once, got {_list(list(classes))}; leave one of the two out")
+        raise UsageError(f"classes must have each class once, got {_list(list(classes))}; leave one of the two out")
     unknown = [name for name in old_names if name not in names]
     if unknown and names and (annotations.closed or len(unknown) == len(old_names)):
-        raise ValueError(f"{source}: classes must be among {_list(names)}, got {_list(unknown)}; correct the names")
+        raise UsageError(f"{source}: classes must be among {_list(names)}, got {_list(unknown)}; correct the names")
     if isinstance(classes, Mapping):
         return {name: classes.get(name, name) for name in names}
     return dict(pairs)

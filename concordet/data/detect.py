@@ -9,6 +9,7 @@ from typing import Any, Final
 from concordet.data.paths import Listing
 from concordet.data.registry import dataset_class, list_datasets
 from concordet.data.targets import DetectionDataset, Layout
+from concordet.errors import UsageError, unknown
 
 _ARCHIVES: Final = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
@@ -60,7 +61,7 @@ class DataSource:
             ValueError: There is no such split, or the data is invalid.
         """
         if split not in self.splits:
-            raise ValueError(f"{self.path}: the split must be one of {', '.join(self.splits)}, got {split!r}")
+            raise UsageError(unknown(f"the split of {self.path}", split, self.splits))
         present = self.layout.splits
         if split in present and ("val" in present or split == "test"):
             return dataset_class(self.name)(**present[split], **options)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from concordet.data.targets import DetectionDataset, Transforms
+from concordet.errors import UsageError, unknown
 
 _Class = TypeVar("_Class", bound=type[DetectionDataset])
 
@@ -65,7 +66,7 @@ def dataset_class(name: str) -> type[DetectionDataset]:
         {'train': 'trainval', 'val': 'test'}
     """
     if name not in _DATASETS:
-        raise ValueError(f"name must be one of {', '.join(list_datasets())}, got {name!r}")
+        raise UsageError(unknown("name", name, list_datasets()))
     return _DATASETS[name]
 
 
@@ -106,12 +107,12 @@ def load_dataset(
     named = {"root": root, "split": split, "annotations": annotations, "images": images}
     options |= {key: value for key, value in named.items() if value is not None}
     allowed = options_of(cls)
-    unknown = sorted(set(options) - allowed)
-    if unknown:
-        raise ValueError(f"data set {name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed))}")
+    others = sorted(set(options) - allowed)
+    if others:
+        raise UsageError(f"data set {name!r} has no option {', '.join(others)}; it takes {', '.join(sorted(allowed))}")
     parameter = inspect.signature(cls).parameters.get("root")
     if root is None and parameter is not None and parameter.default is inspect.Parameter.empty:
-        raise ValueError(
+        raise UsageError(
             f"root of data set {name!r} must be its folder as the publisher lays it out, got none; name it"
         )
     make: Callable[..., DetectionDataset] = cls

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from concordet.errors import UsageError
+
 SPLITS: Final = ("train", "val", "test")
 
 
@@ -53,9 +55,9 @@ class HoldOut:
 
     def __post_init__(self) -> None:
         if self.split not in ("train", "val"):
-            raise ValueError(f"split must be 'train' or 'val', got {self.split!r}; no images are held out for others")
+            raise UsageError(f"split must be 'train' or 'val', got {self.split!r}; no images are held out for others")
         if not 0 < self.fraction < 1:
-            raise ValueError(f"val_fraction must be above 0 and below 1, got {self.fraction}; 0.2 holds out a fifth")
+            raise UsageError(f"val_fraction must be above 0 and below 1, got {self.fraction}; 0.2 holds out a fifth")
 
     def indices(self, names: Sequence[str]) -> list[int]:
         """Ascending indices of the images of this split.

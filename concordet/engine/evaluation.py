@@ -257,8 +257,8 @@ def evaluate_run(
         "averaged": averaged,
         "raw_scores": raw_scores,
     }
-    _check_out(out, run, asked)
     device = pick_device(accelerator)
+    _check_out(out, run, asked)
     output = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
     ground_truth = dataset.ground_truth()
     matched = match_run(ground_truth, output.detections)

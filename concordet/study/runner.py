@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from concordet.engine.config import save_config
+from concordet.errors import UsageError
 from concordet.files import read_json, write_json, write_text
 from concordet.study.grid import Cell, Study
 from concordet.study.results import read_result, result_path
@@ -81,7 +82,7 @@ def run_cell(study: Study, index: int) -> State:
         State of the cell: "finished" or "failed".
 
     Raises:
-        ValueError: there is no such cell.
+        UsageError: there is no such cell.
         KeyboardInterrupt: Ctrl-C, after the process has stopped.
 
     Example:
@@ -89,12 +90,10 @@ def run_cell(study: Study, index: int) -> State:
         >>> from concordet.study import Study
         >>> run_cell(Study(Path("study"), ("fcos",), ("default",), seeds=(0,)), 2)
         Traceback (most recent call last):
-        ValueError: cell must be a number from 1 to 1, got 2; see concordet study --dry_run
+        concordet.errors.UsageError: cell must be a number from 1 to 1, got 2; see concordet study --dry_run
     """
-    cells = study.cells()
-    if not 1 <= index <= len(cells):
-        raise ValueError(f"cell must be a number from 1 to {len(cells)}, got {index}; see concordet study --dry_run")
-    cell = cells[index - 1]
+    check_cell(study, index)
+    cell = study.cells()[index - 1]
     if state_of(study, cell) == "finished":
         return "finished"
     process = start_cell(study, cell)
@@ -103,6 +102,13 @@ def run_cell(study: Study, index: int) -> State:
     except KeyboardInterrupt:
         stop([process])
         raise
+
+
+def check_cell(study: Study, index: int) -> None:
+    """Raises a UsageError where a study has no cell with this number, from 1."""
+    n_cells = len(study.cells())
+    if not 1 <= index <= n_cells:
+        raise UsageError(f"cell must be a number from 1 to {n_cells}, got {index}; see concordet study --dry_run")
 
 
 @dataclass
@@ -149,7 +155,7 @@ def run_study(
         >>> report = compare_study(study)  # doctest: +SKIP
     """
     if jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}")
+        raise UsageError(f"jobs must be at least 1, got {jobs}; give another number")
     study.save()
     report = report or (lambda event, cell, state: None)
     waiting = unfinished(study, retry_failed=retry_failed)

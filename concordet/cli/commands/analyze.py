@@ -51,6 +51,8 @@ def run(words: list[str]) -> None:
     args = parser().parse_args(words)
     if args.iou_type not in ("bbox", "segm"):
         raise UsageError(unknown("iou_type", args.iou_type, ("bbox", "segm")))
+    if args.resamples is not None and args.resamples < 1:
+        raise UsageError(f"resamples must be at least 1, got {args.resamples}; 1000 is common")
     inputs = (args.ground_truth, args.detections, args.compare, args.raw, args.images)
     check_outputs({"--html": args.html, "--json": args.json, "--csv": args.csv}, inputs, force=args.force)
     if args.images is not None and not Path(args.images).is_dir():

@@ -68,7 +68,8 @@ def run(words: list[str]) -> None:
     checkpoint = str(path) if path.is_file() else args.checkpoint or "last"
     name = Path(checkpoint).stem
     out = Path(args.out) if args.out else folder if name == "last" else folder / f"evaluation-{name}"
-    data = load_config(folder / "config.yaml").data
+    config = load_config(folder / "config.yaml")
+    data = config.data
     settings = {
         "root" if data.path is None else "path": args.root,
         "val_split": args.split,
@@ -78,6 +79,7 @@ def run(words: list[str]) -> None:
         "workers": args.workers,
     }
     data = replace(data, **{name: value for name, value in settings.items() if value is not None})
+    replace(config, data=data)  # raises where a value is out of its range
     check_outputs({"--json": args.json}, (args.annotations,), force=args.force)
     import_plugins([args.plugins] if args.plugins else None)
     report = evaluate_run(

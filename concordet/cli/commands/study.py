@@ -53,24 +53,28 @@ def run(words: list[str]) -> None:
     from concordet.cli.outputs import check_outputs, messages
     from concordet.files import write_json
     from concordet.study import compare_study, run_cell, run_study, run_study_on_ray
-    from concordet.study.runner import state_of
+    from concordet.study.runner import check_cell, state_of
     from concordet.study.statistics import sentence
 
     options = parser().parse_args(words)
     if options.out is None:
         raise UsageError("out must be the folder of the study, got none; add for example --out studies/first")
     check_outputs({"--html": options.html, "--json": options.json}, (options.config,), force=options.force)
+    if options.jobs < 1:
+        raise UsageError(f"jobs must be at least 1, got {options.jobs}; give another number")
     study = _study(options)
+    if options.cell is not None:
+        check_cell(study, options.cell)
     with messages(options.json):
         if options.dry_run:
             _show(study)
             return
         if options.cell is not None:
             study.save()
-            cell = study.cells()[options.cell - 1] if 1 <= options.cell <= len(study.cells()) else None
+            cell = study.cells()[options.cell - 1]
             state = run_cell(study, options.cell)
-            print(f"{'' if cell is None else cell.name}: {state}")
-            if state == "failed" and cell is not None:
+            print(f"{cell.name}: {state}")
+            if state == "failed":
                 raise ValueError(f"the run {cell.name} failed; see its log in {study.folder}/runs")
             return
         display = _Display(study)
@@ -111,7 +115,7 @@ def _study(options: Any) -> Any:
         raise UsageError(f"losses must be named for a new study in {folder}, got none; for example --losses default ap")
     seeds = 3 if options.seeds is None else options.seeds
     if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}")
+        raise UsageError(f"seeds must be at least 1, got {seeds}; 3 is the default")
     config = TrainConfig() if options.config is None else load_config(config_path(options.config))
     study = Study(
         folder,
@@ -137,10 +141,13 @@ def _check_names(study: Any) -> None:
     for detector in study.detectors:
         if detector not in list_detectors():
             raise UsageError(unknown("detector", detector, list_detectors()))
-    for loss in study.losses:
-        build_criterion(loss)
-    for cell in study.cells():
-        study.config_of(cell)
+    try:
+        for loss in study.losses:
+            build_criterion(loss)
+        for cell in study.cells():
+            study.config_of(cell)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _show(study: Any) -> None:

@@ -17,6 +17,7 @@ from concordet.data.digits.scenes import Draws, Scene, draw_scene, split_digits
 from concordet.data.masks import encode_mask
 from concordet.data.registry import register_dataset
 from concordet.data.targets import DetectionDataset, Target, Transforms, make_target
+from concordet.errors import UsageError
 
 NUMERALS: Final = tuple("0123456789")
 DEFAULT_LENGTH: Final = {"train": 4000, "val": 500}
@@ -70,11 +71,11 @@ class DigitScenes(DetectionDataset):
         transforms: Transforms | None = None,
     ) -> None:
         if split not in DEFAULT_LENGTH:
-            raise ValueError(f"split must be 'train' or 'val' for digit scenes, got {split!r}; choose one of them")
+            raise UsageError(f"split must be 'train' or 'val' for digit scenes, got {split!r}; choose one of them")
         classes = NUMERALS if classes is None else classes
         names = [str(name) for name in classes] if isinstance(classes, Sequence) else []
         if not names or len(set(names)) < len(names) or not set(names) <= set(NUMERALS):
-            raise ValueError(
+            raise UsageError(
                 f"classes must be different numerals out of '0'..'9' for digit scenes, got {classes!r:.60}"
             )
         length = DEFAULT_LENGTH[split] if length is None else length
@@ -84,7 +85,7 @@ class DigitScenes(DetectionDataset):
             ("seed", seed, (0, 2**63 - 1), ""),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise ValueError(f"{name} must be from {low} to {high}{what}, got {value!r:.60}; give another")
+                raise UsageError(f"{name} must be from {low} to {high}{what}, got {value!r:.60}; give another")
         self.length: int
         self.seed: int
         self.size: int

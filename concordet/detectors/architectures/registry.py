@@ -17,7 +17,7 @@ from concordet.detectors.architectures.two_stage import cascade_rcnn, faster_rcn
 from concordet.detectors.base import Detector
 from concordet.detectors.networks.backbones import Size
 from concordet.detectors.parts.postprocess import PostProcess
-from concordet.errors import unknown
+from concordet.errors import UsageError, unknown
 from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
 
 DETECTORS: dict[str, Architecture] = {
@@ -171,7 +171,7 @@ def build_detector(
     known = [*defaults, *(f.name for f in fields(PostProcess))]
     for option in options:
         if option not in known:
-            raise ValueError(unknown(f"option of {name}", option, known))
+            raise UsageError(unknown(f"option of {name}", option, known))
     postprocess = {k: v for k, v in options.items() if k not in defaults}
     architecture_options = {**defaults, **{k: v for k, v in options.items() if k in defaults}}
     criterion: Criterion | StagedCriterion

@@ -18,7 +18,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.ops import Conv2dNormActivation, DeformConv2d, FeaturePyramidNetwork, FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from concordet.errors import missing_package
+from concordet.errors import UsageError, missing_package
 
 Size = Literal["full", "nano"]
 STRIDES = (4, 8, 16, 32)
@@ -105,7 +105,7 @@ def features(
         raise ValueError(f"levels must be strides of {available} in ascending order, got {tuple(levels)}")
     if size == "nano":
         if backbone is not None:
-            raise ValueError(
+            raise UsageError(
                 f"backbone must be None for size 'nano', got {backbone!r}; "
                 f"drop backbone={backbone!r} or use size='full'"
             )
@@ -160,7 +160,7 @@ def resnet(name: str, *, pretrained: bool = False, **options: Any) -> ResNet:
         ValueError: for an unknown name.
     """
     if name not in RESNETS:
-        raise ValueError(f"backbone must be one of {', '.join((*RESNETS, *TIMM))} or timm/NAME, got {name!r}")
+        raise UsageError(f"backbone must be one of {', '.join((*RESNETS, *TIMM))} or timm/NAME, got {name!r}")
     norm = FrozenBatchNorm2d if pretrained else nn.BatchNorm2d
     network = getattr(torchvision.models, name.removesuffix(DEFORMABLE))(norm_layer=norm, **options)
     if name.endswith(DEFORMABLE):
@@ -241,13 +241,13 @@ def timm_features(name: str, levels: Sequence[int], *, pretrained: bool = False)
     try:
         maps: Any = timm.create_model(name, features_only=True, feature_cls="getter", out_indices=indices, **options)
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(
+        raise UsageError(
             f"backbone must be a network of timm with feature maps, got {name!r} ({error}); see timm.list_models()"
         ) from error
     model, channels, strides = maps.model, maps.feature_info.channels(), maps.feature_info.reduction()
     dynamic = getattr(model, "dynamic_img_size", False)
     if strides != list(levels) or (model.pretrained_cfg.get("fixed_input_size") and not dynamic):
-        raise ValueError(
+        raise UsageError(
             f"backbone must take images of any size and have maps with the strides {list(levels)}, got {name!r}; "
             "use another, such as 'swin_t' or 'timm/convnext_tiny'"
         )

@@ -235,6 +235,10 @@ class TrainConfig:
             raise UsageError(f"optim.drop must be above 0 and below 1, got {self.optim.drop}; give another factor")
         if not 0 < self.optim.lr < math.inf:
             raise UsageError(f"optim.lr must be above 0, got {self.optim.lr}; give another learning rate")
+        if not 0 < self.data.val_fraction < 1:
+            raise UsageError(
+                f"data.val_fraction must be above 0 and below 1, got {self.data.val_fraction}; 0.2 holds out a fifth"
+            )
         if not 0 <= self.calibration.fraction < 1:
             raise UsageError(
                 f"calibration.fraction must be at least 0 and below 1, got {self.calibration.fraction}; 0.1 holds out "
