@@ -22,7 +22,7 @@ def reset_peak(device: str = "cpu") -> None:
 
 
 def peak_mb(device: str = "cpu") -> float:
-    """Peak memory in MB: of this process, or of what PyTorch allocated on a GPU."""
+    """Peak memory in MB: of this process, or of what PyTorch allocated on a GPU; 0 on Windows."""
     if device != "cpu":
         import torch
 
@@ -30,6 +30,8 @@ def peak_mb(device: str = "cpu") -> float:
     if STATUS.exists():  # getrusage would count the process that started this one
         lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
-    import resource
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -161,7 +160,7 @@ def run_study(
     waiting = unfinished(study, retry_failed=retry_failed)
     n_gpus = count_gpus()
     free, running = list(range(jobs)), list[Running]()
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    before, start = _children_seconds(), time.monotonic()
     try:
         while waiting or running:
             while waiting and free:
@@ -196,7 +195,8 @@ def stop(processes: Iterable[subprocess.Popen[bytes]], patience: float = 30.0) -
     """Interrupts processes as Ctrl-C does, so that they keep their last checkpoint, and kills those that go on."""
     alive = [p for p in processes if p.poll() is None]
     for process in alive:
-        process.send_signal(signal.SIGINT)
+        if sys.platform != "win32":  # there, Ctrl-C reaches all processes of a console, and none can be sent to one
+            process.send_signal(signal.SIGINT)
     for process in alive:
         try:
             process.wait(patience)
@@ -234,11 +234,16 @@ def _seconds(study: Study, cell: Cell) -> float | None:
     return float(timing["seconds_per_iteration"]) * float(timing["updates"])
 
 
-def _add_times(study: Study, before: resource.struct_rusage, wall: float) -> None:
-    """Adds the processor time of the runs and of the study itself to its records."""
+def _children_seconds() -> float:
+    """Processor time of the processes that this one has started and that have ended; 0 on Windows."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
+def _add_times(study: Study, before: float, wall: float) -> None:
+    """Adds the processor time of the runs, and the wall time, to the records of a study."""
     path = study.folder / "times.json"
     times = read_json(path) if path.is_file() else {"runs_s": 0.0, "wall_s": 0.0}
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    times["runs_s"] += after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    times["runs_s"] += _children_seconds() - before
     times["wall_s"] += wall
     write_json(path, times)

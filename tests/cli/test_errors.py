@@ -34,7 +34,10 @@ def said(capsys):
         (["analyze", "gt.json"], "detections must be named, got none; see concordet analyze --help"),
         (["evaluate"], "run must be named, got none; see concordet evaluate --help"),
         (["benchmark", "losses", "--foo"], "option must be one that concordet benchmark losses has, got --foo; see"),
-        (["benchmark", "losses", "--threads", "x"], "--threads must be a whole number from 1, got x; see concordet benchmark"),
+        (
+            ["benchmark", "losses", "--threads", "x"],
+            "--threads must be a whole number from 1, got x; see",
+        ),
         (["benchmark", "losses", "--study", "x"], "--study must be one of grid, large, got x; choose one"),
         (["train", "--lr", "3"], "option must be one that concordet train has, got --lr; did you mean --optim.lr?"),
         (["train", "--epochs", "3"], "did you mean --optim.epochs?"),

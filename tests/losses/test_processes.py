@@ -202,6 +202,8 @@ def work(rank, folder):
 @pytest.fixture(scope="module")
 def by_rank(tmp_path_factory):
     """Results of each of four processes; the first two and the first three are groups of their own."""
+    if "forkserver" not in mp.get_all_start_methods():
+        pytest.skip("processes are started by a fork server, which Windows lacks")
     folder = tmp_path_factory.mktemp("processes")
     forkserver()  # everything is imported once
     mp.start_processes(work, args=(str(folder),), nprocs=max(WORLDS), start_method="forkserver")

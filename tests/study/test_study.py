@@ -217,8 +217,8 @@ def test_a_study_is_read_back(tmp_path):
     [
         ([], 2, "out must be the folder"),
         (["--out", "{new}"], 2, "losses must be named"),
-        (["--out", "{new}", "--losses", "default", "ranksort"], 1, "ranksort"),
-        (["--out", "{new}", "--losses", "default", "--detectors", "yolo"], 2, "detectors must be known ones"),
+        (["--out", "{new}", "--losses", "default", "ranksort"], 2, "did you mean rank_sort?"),
+        (["--out", "{new}", "--losses", "default", "--detectors", "yolo"], 2, "detector must be one of"),
         (["--out", "{new}", "--losses", "default", "default"], 2, "one or more different"),
         (["--out", "{new}", "--losses", "default", "--vary", "lr=1,2"], 2, "vary must name settings"),
         (["--out", "{new}", "--losses", "default", "--vary", "optim.lr"], 2, "vary must be NAME=VALUE"),
