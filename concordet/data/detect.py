@@ -61,7 +61,7 @@ class DataSource:
             ValueError: There is no such split, or the data is invalid.
         """
         if split not in self.splits:
-            raise UsageError(unknown(f"the split of {self.path}", split, self.splits))
+            raise UsageError(unknown(f"{self.path}: the split", split, self.splits))
         present = self.layout.splits
         if split in present and ("val" in present or split == "test"):
             return dataset_class(self.name)(**present[split], **options)

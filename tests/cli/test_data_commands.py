@@ -129,11 +129,11 @@ def test_polygons_and_merged_classes_are_converted(tmp_path):
             1,
             "path must be a folder or an annotation file, got nothing, which does not exist; correct it",
         ),
-        (["data", "photos", "--name", "vok"], 1, "name must be one of cityscapes, coco"),
+        (["data", "photos", "--name", "vok"], 2, "name must be one of cityscapes, coco"),
         (["data", "photos", "--pictures", "-1"], 2, "pictures must be at least 0, got -1"),
-        (["data", "photos", "--classes", '["cow"]'], 1, "photos: classes must be among cat, dog, got cow"),
+        (["data", "photos", "--classes", '["cow"]'], 2, "photos: classes must be among cat, dog, got cow"),
         (["convert", "photos"], 2, "out must be a JSON file or a new folder, got none"),
-        (["convert", "photos", "--split", "dev", "--out", "x"], 1, "the split must be one of train, val, got 'dev'"),
+        (["convert", "photos", "--split", "dev", "--out", "x"], 2, "the split must be one of train, val, got dev"),
     ],
 )
 def test_mistakes(words, status, sentence, tmp_path, capsys, monkeypatch):

@@ -71,13 +71,13 @@ def test_evaluation_is_on_the_same_images(run, tmp_path):
         (["pets", "--data.train_annotations", "a.json"], "data.train_annotations belongs to a data set by name"),
         (["pets", "--data.classes", '["cow"]'], "classes must be among cat, dog, got cow"),
         (["pets", "--data.val_fraction", "2"], "val_fraction must be above 0 and below 1, got 2"),
-        (["pets", "--data.val_split", "test"], "the split must be one of train, val, got 'test'"),
+        (["pets", "--data.val_split", "test"], "the split must be one of train, val, got test"),
     ],
 )
 def test_mistakes(words, sentence, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     voc_one_folder(tmp_path / "pets")
-    assert main(["train", *words, "--out", "run"]) in (1, 2)
+    assert main(["train", *words, "--out", "run"]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

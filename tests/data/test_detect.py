@@ -203,7 +203,7 @@ def test_a_test_part_is_not_used_for_validation(tmp_path):
     assert source.splits == ["train", "val", "test"]
     assert objects(source.open("test")) == expected(DIVIDED["val"])
     assert len(source.open("val")) == 1
-    with pytest.raises(ValueError, match="the split must be one of train, val, test, got 'dev'"):
+    with pytest.raises(ValueError, match="the split must be one of train, val, test, got dev"):
         source.open("dev")
 
 
