@@ -53,8 +53,8 @@ WHATS = {
     "unseen": f"co_detr, {SETTING}, each scene seen once; AP50 on {UNSEEN} other scenes after a number of steps, mean "
     "(range over seeds)",
     "steps": "40 objects per image, 300 queries, 80 classes; time of a training step as a multiple of the step with "
-    "focal loss, median (quartiles) within rounds. Positives and predictions are those of all stages together: with "
-    "focal loss, with ranking losses",
+    "focal loss, median (quartiles) within rounds. Positives and predictions are summed over stages: with focal loss, "
+    "with ranking losses",
 }
 WHATS = {section: f"`python -m studies.detection_transformers {section}`: {text}" for section, text in WHATS.items()}
 

@@ -43,8 +43,8 @@ TIES = 1e-4
 
 WHAT = (
     "`python -m studies.export`: nano detectors after "
-    f"{STEPS} steps on digit scenes; largest differences of boxes (pixels) and scores to PyTorch over all images, "
-    "before and after calibration, and detections without a partner"
+    f"{STEPS} steps on digit scenes; largest differences of boxes (pixels) and scores from PyTorch over all images, "
+    "before and after calibration, and number of detections without a counterpart"
 )
 
 

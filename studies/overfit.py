@@ -55,7 +55,7 @@ SETS = ("detr", "deformable_detr", "co_detr")
 
 WHAT = (
     "`python -m studies.overfit`: full architectures on a narrow backbone, four digit scenes, trained until AP50 is "
-    f"above {100 * GOAL:.0f} (evaluated every {EVERY} steps); Sparse R-CNN's heads are narrow too"
+    f"above {100 * GOAL:.0f} (evaluated every {EVERY} steps); Sparse R-CNN also has narrow heads"
 )
 
 

@@ -93,13 +93,14 @@ def millions(name: str, size: Size) -> float:
 
 
 LOSS_GRID = (
-    "`concordet benchmark losses --threads 1`: forward and backward as a multiple of torchvision's "
-    "`sigmoid_focal_loss` on the same logits, by the shortest processor time of all runs"
+    "`concordet benchmark losses --threads 1`: processor time of a forward and backward pass, the shortest of all "
+    "runs, "
+    "as a multiple of torchvision's `sigmoid_focal_loss` on the same logits"
 )
 STEPS = (
     "`concordet benchmark detectors --detectors faster_rcnn cascade_rcnn mask_rcnn --side 1024 --batch 1`: training "
     "step at full size as a multiple of the step with the default loss, median (quartiles) of rounds in which all "
-    "losses take turns; the last column says how many times as many predictions a loss sees that does not sample"
+    "losses take turns; the last column is the number of predictions without sampling, as a multiple of that with it"
 )
 TABLES: dict[str, Callable[[], str]] = {
     "digits": lambda: measured("digits", compare_losses.what("digits", "examples/digits.yaml"), compare_losses.table),

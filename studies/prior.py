@@ -32,8 +32,9 @@ RESULTS = Path(__file__).parent / "results" / "prior.csv"
 RUNS = Path("runs") / "prior"
 SEEDS, PRIORS = range(5), (0.01, 0.5)
 WHAT = (
-    "`python -m studies.prior`: rank_sort, nano ATSS on the demonstration's digit scenes; classifiers that start at a "
-    f"score of 0.5 minus those that start at 0.01, mean ± standard deviation over {len(SEEDS)} seeds"
+    "`python -m studies.prior`: rank_sort, nano ATSS on the digit scenes of the demo; an initial score of 0.5 minus "
+    "one "
+    f"of 0.01, mean ± standard deviation over {len(SEEDS)} seeds"
 )
 KEYS = ("AP", "AP50", "AP75", "AP90", "beta_img", "beta_cls", "oLRP", "AIC", "AIC_mean")
 

@@ -67,7 +67,7 @@ def scene(threshold: float, seed: int) -> dict[str, Any]:
 
 def table(rows: Sequence[dict[str, str]]) -> str:
     """Markdown, one row per NMS threshold."""
-    head = ["NMS at IoU", "scenes in which AP50_upper moved", "mean move of AP50_upper", "of AP50_lower", "largest"]
+    head = ["NMS at IoU", "scenes in which AP50_upper changed", "mean change of AP50_upper", "of AP50_lower", "largest"]
     lines = []
     for r in rows:
         threshold = "none" if float(r["nms_iou"]) == 1 else r["nms_iou"]
