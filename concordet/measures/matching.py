@@ -17,6 +17,9 @@ from concordet.measures.reading.dataset import Dataset, checked_limit, highest_b
 from concordet.measures.reading.masks import encode
 
 _PAIRS_AT_ONCE: Final = 2_000_000
+_NONE: Final = np.zeros(0, np.int64)
+_NO_IOU: Final = np.zeros(0)
+_MOST_IOU: Final = 1 - 1e-10  # pycocotools' highest threshold
 
 ANY_OVERLAP: Final = float(np.finfo(np.float64).tiny)
 """The IoU threshold that stands for tau = 0: any overlap is a match, and no overlap is none."""
@@ -127,21 +130,22 @@ def match_both(dataset: Dataset, truth: Any, *, max_dets: int) -> tuple[Matches,
     return matches, overlaps
 
 
-@no_garbage_collection()
 def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequence[float]) -> list[Matches]:
     """pycocotools' matches at each IoU threshold; all hold the same detections in the same order."""
     if dataset.iou_type == "bbox" and not dataset.lvis:
-        group = dataset.dt_images * len(dataset.class_ids) + dataset.dt_classes
-        kept = np.sort(highest_by_group(group, dataset.dt_scores, max_dets))
-        near = kept[_overlapping(dataset, kept)]  # others have no match, and reading hotcoco's output is slow
-    else:
-        kept, near = None, np.arange(dataset.n_detections)
-    result = coco.evaluator(
-        dataset.only(near), truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=thresholds
-    )
+        rows = kept_rows(dataset, max_dets)
+        pairs = overlapping_pairs(dataset, rows)
+        return match_pairs(dataset, pairs, dataset.dt_scores[rows], thresholds)
+    return match_by_hotcoco(dataset, truth, max_dets=max_dets, thresholds=thresholds)
+
+
+@no_garbage_collection()
+def match_by_hotcoco(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequence[float]) -> list[Matches]:
+    """:func:`match_at` for masks, LVIS's rules too, and boxes, for which :func:`match_pairs` is much faster."""
+    result = coco.evaluator(dataset, truth, scores=None, max_dets=[max_dets], all_areas=False, thresholds=thresholds)
     groups = [group for group in result.eval_imgs if group is not None]
-    judged = near[np.fromiter(chain.from_iterable(group["dtIds"] for group in groups), np.int64) - 1]
-    rows = np.sort(judged) if kept is None else kept
+    judged = np.fromiter(chain.from_iterable(group["dtIds"] for group in groups), np.int64) - 1
+    rows = np.sort(judged)
     index = np.searchsorted(rows, judged)
     held = [sum(group["gtInDenominator"]) for group in groups]
     groups_of = np.array([(g["image_id"] - 1, g["category_id"] - 1) for g in groups], np.int64).reshape(-1, 2)
@@ -153,9 +157,86 @@ def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequenc
             _flat(groups, "dtMatched", level, bool), _flat(groups, "dtMatches", level, int) - 1, -1
         )
         ignored[index] = _flat(groups, "dtIgnore", level, bool)
-        true_positive = (objects >= 0) & ~ignored
-        results.append(_matches(dataset, rows, objects, true_positive, ignored, object_images, object_classes))
+        matched = objects >= 0
+        ious = np.zeros(len(rows))
+        ious[matched] = paired_iou(dataset, rows[matched], objects[matched])
+        results.append(_matches(dataset, rows, objects, ious, ignored, object_images, object_classes))
     return results
+
+
+def kept_rows(dataset: Dataset, max_dets: int) -> Ints:
+    """Rows of the detections that pycocotools judges: the ``max_dets`` highest of each image and class, ascending."""
+    group = dataset.dt_images * max(len(dataset.class_ids), 1) + dataset.dt_classes
+    return np.sort(highest_by_group(group, dataset.dt_scores, max_dets))
+
+
+def overlapping_pairs(dataset: Dataset, rows: Ints) -> Pairs:
+    """Every pair of one of these detections and an annotation of its image and class whose boxes overlap."""
+    parts = []
+    for which, held in _pairs(dataset, rows, np.arange(len(dataset.gt_images))):
+        near = np.flatnonzero(_common_sides(dataset, rows[which], held).min(1) > 0)
+        which, held = which[near], held[near]
+        parts.append((which, held, paired_iou(dataset, rows[which], held)))
+    which, held, ious = (np.concatenate(p) for p in zip(*parts, strict=True)) if parts else (_NONE, _NONE, _NO_IOU)
+    return Pairs(rows, which, held, ious)
+
+
+def match_pairs(dataset: Dataset, pairs: Pairs, scores: Floats, thresholds: Sequence[float]) -> list[Matches]:
+    """pycocotools' matches at each IoU threshold, with these scores of ``pairs.rows`` in place of the detections'.
+
+    Of each image and class one detection at a time takes an annotation, highest score first: all first ones at once,
+    then all second ones. Objects that count come before those that do not, then the larger IoU, then the later one.
+    """
+    counts = ~(dataset.gt_crowd | _beyond_all_areas(dataset.gt_areas))
+    near = np.flatnonzero(pairs.ious >= min(min(thresholds), _MOST_IOU))
+    turn = _turns(dataset, pairs.rows, scores, pairs.which[near])
+    order = near[
+        np.lexsort((pairs.objects[near], pairs.ious[near], counts[pairs.objects[near]], pairs.which[near], turn))
+    ]
+    which, held, ious, turn = pairs.which[order], pairs.objects[order], pairs.ious[order], np.sort(turn)
+    too_large = _beyond_all_areas(dataset.dt_boxes[pairs.rows, 2:].prod(1))
+    results = []
+    for threshold in thresholds:
+        pair = np.flatnonzero(ious >= min(threshold, _MOST_IOU))
+        taken = pair[_taken(which[pair], held[pair], turn[pair], dataset.gt_crowd)]
+        objects, matched_ious = np.full(len(pairs.rows), -1, np.int64), np.zeros(len(pairs.rows))
+        objects[which[taken]], matched_ious[which[taken]] = held[taken], ious[taken]
+        ignored = np.where(objects >= 0, ~np.append(counts, True)[objects], too_large)
+        owners = dataset.gt_images[counts], dataset.gt_classes[counts]
+        results.append(_matches(dataset, pairs.rows, objects, matched_ious, ignored, *owners))
+    return results
+
+
+def _taken(which: Ints, objects: Ints, turn: Ints, reusable: Bools) -> Ints:
+    # indices of the pairs that match, of pairs sorted by turn, detection and what the detection prefers, the best last
+    free = np.ones(len(reusable), bool)
+    starts = np.flatnonzero(np.append(True, turn[1:] != turn[:-1])) if len(turn) else _NONE
+    taken = []
+    for start, stop in zip(starts.tolist(), [*starts[1:].tolist(), len(turn)], strict=False):
+        candidates = start + np.flatnonzero(free[objects[start:stop]])
+        asking = which[candidates]
+        chosen = candidates[np.append(asking[1:] != asking[:-1], True)] if len(asking) else candidates
+        free[objects[chosen]] = reusable[objects[chosen]]
+        taken.append(chosen)
+    return np.concatenate(taken) if taken else _NONE
+
+
+def _turns(dataset: Dataset, rows: Ints, scores: Floats, which: Ints) -> Ints:
+    # of each pair: how many detections of the same image and class that are in a pair have a higher score
+    in_pair = np.zeros(len(rows), bool)
+    in_pair[which] = True
+    asking = np.flatnonzero(in_pair)
+    group = (dataset.dt_images * max(len(dataset.class_ids), 1) + dataset.dt_classes)[rows[asking]]
+    order = np.lexsort((-scores[asking], group))
+    group = group[order]
+    first = np.flatnonzero(np.append(True, group[1:] != group[:-1])) if len(group) else _NONE
+    turn = np.zeros(len(rows), np.int64)
+    turn[asking[order]] = np.arange(len(group)) - np.repeat(first, np.diff(np.append(first, len(group))))
+    return turn[which]
+
+
+def _beyond_all_areas(areas: Floats) -> Bools:
+    return (areas < coco.ALL_AREAS[0]) | (areas > coco.ALL_AREAS[1])
 
 
 def _flat(groups: list[dict[str, Any]], key: str, level: int, dtype: Any) -> NDArray[Any]:
@@ -166,22 +247,19 @@ def _matches(
     dataset: Dataset,
     rows: Ints,
     objects: Ints,
-    true_positive: Bools,
+    ious: Floats,
     ignored: Bools,
     object_images: Ints,
     object_classes: Ints,
 ) -> Matches:
-    matched = objects >= 0
-    ious = np.zeros(len(rows))
-    ious[matched] = np.round(paired_iou(dataset, rows[matched], objects[matched]), 12)  # ties equal boxes
     return Matches(
         rows=rows,
         images=dataset.dt_images[rows],
         classes=dataset.dt_classes[rows],
         scores=dataset.dt_scores[rows],
-        ious=ious,
+        ious=np.round(ious, 12),  # ties equal boxes
         objects=objects,
-        true_positive=true_positive,
+        true_positive=(objects >= 0) & ~ignored,
         ignored=ignored,
         object_images=object_images,
         object_classes=object_classes,
@@ -240,14 +318,6 @@ def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
     return objects, ious
 
 
-def _overlapping(dataset: Dataset, rows: Ints) -> Bools:
-    # [n] whether a box overlaps an annotation of its image and class, or is too large to be in COCO's area range
-    result = dataset.dt_boxes[rows, 2:].prod(1) > coco.ALL_AREAS[1]
-    for which, held in _pairs(dataset, rows, np.arange(len(dataset.gt_images))):
-        result[which[_common_sides(dataset, rows[which], held).min(1) > 0]] = True
-    return result
-
-
 def _pairs(dataset: Dataset, rows: Ints, objects: Ints) -> Iterator[tuple[Ints, Ints]]:
     # (index in rows, object) for all objects of the detection's image and class, a limited number at a time
     n_classes = max(len(dataset.class_ids), 1)
@@ -268,6 +338,21 @@ def _pairs(dataset: Dataset, rows: Ints, objects: Ints) -> Iterator[tuple[Ints, 
         if len(which):
             yield which, objects[np.repeat(first[start:stop], n) + within]
         start = stop
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Detections and the annotations that each overlaps.
+
+    Attributes:
+        rows: ``[n]`` indices of the detections in the dataset, ascending.
+        which, objects, ious: ``[p]`` a detection's position in ``rows``, the index of an annotation, and their IoU.
+    """
+
+    rows: Ints
+    which: Ints
+    objects: Ints
+    ious: Floats
 
 
 @dataclass(frozen=True)

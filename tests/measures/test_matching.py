@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from concordet.measures.matching import match_detections
+from concordet.measures import coco
+from concordet.measures.matching import ANY_OVERLAP, match_at, match_by_hotcoco, match_detections
+from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import greedy_targets
 from tests.measures.scenes import SHAPES, make_scene
 
@@ -76,3 +78,23 @@ def test_rows_are_indices_in_the_source_where_images_are_unknown_or_detections_t
 def test_tau_must_be_an_iou_below_one(tau):
     with pytest.raises(ValueError, match=r"tau must be an IoU in \[0, 1\), got"):
         match_detections(*make_scene(0), tau=tau)
+
+
+@pytest.mark.parametrize("max_dets", [3, 100])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_are_hotcocos(shape, seed, max_dets):
+    truth, found = make_scene(seed, **SHAPES[shape])
+    for annotation in truth["annotations"][::7]:
+        annotation["area"] = 2e10  # beyond the largest area range, so that it does not count
+    for record in found[::3]:
+        record["score"] = round(record["score"], 1)  # ties
+    dataset = read_dataset(truth, found, iou_type="bbox", lvis=False, max_dets=max_dets)
+    thresholds = (ANY_OVERLAP, 0.3, 0.5, 0.75, 1.0)
+    ours = match_at(dataset, None, max_dets=max_dets, thresholds=thresholds)
+    theirs = match_by_hotcoco(dataset, coco.load(dataset), max_dets=max_dets, thresholds=thresholds)
+    for a, b in zip(ours, theirs, strict=True):
+        for name in ("rows", "images", "classes", "scores", "ious", "objects", "true_positive", "ignored", "n_objects"):
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+        held = [sorted(zip(m.object_images, m.object_classes, strict=True)) for m in (a, b)]
+        assert held[0] == held[1]
