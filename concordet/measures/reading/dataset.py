@@ -13,6 +13,7 @@ from concordet.errors import UsageError
 from concordet.files import no_garbage_collection, read_json
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
 from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
+from concordet.measures.reading.parts import columns_of_file
 from concordet.measures.reading.records import Columns, annotation_columns, is_integer
 from concordet.measures.reading.suspicions import box_notes, lvis_notes, score_notes
 from concordet.measures.reading.text_files import read_text_folder, read_text_truth
@@ -38,8 +39,9 @@ def read_dataset(
         raise ValueError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
     notes: list[str] = []
     truth, gt_name = _truth(ground_truth, notes)
-    dt, dt_name = _detections(detections, truth, gt_name, notes)
     gt = annotation_columns(truth["annotations"], f"{gt_name}: annotation", scored=False)
+    truth = {key: value for key, value in truth.items() if key != "annotations"}  # a gigabyte for a million records
+    dt, dt_name = _detections(detections, truth, gt_name, notes)
     images = _images(truth, gt_name, gt, dt, notes)
     classes = _classes(truth, gt_name, gt, dt, notes)
     if lvis:
@@ -189,6 +191,11 @@ def _detections(source: Any, truth: dict[str, Any], gt_name: str, notes: list[st
         columns, own = read_text_folder(Path(source), images, classes)
         notes += own
         return columns, Path(source).name
+    if isinstance(source, str | os.PathLike):
+        name = Path(source).name
+        read = columns_of_file(Path(source), f"{name}: detection")
+        if read is not None:
+            return read, name
     results, name = _opened(source, "detections")
     if isinstance(results, dict):
         if "annotations" not in results:

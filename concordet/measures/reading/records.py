@@ -46,13 +46,11 @@ def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:
             f"{what} {bad[0]} (from 0): score must be at most {MAX_SCORE:g}, got {columns.scores[bad[0]]:g}; fix it"
         )
     if not scored:
-        areas = [record.get("area") for record in records]
-        columns.areas = np.array([math.nan if a is None else a for a in _checked(areas, "area", what)], np.float64)
-        crowd = [record.get("iscrowd") or 0 for record in records]
-        columns.crowd = np.array(_checked(crowd, "iscrowd", what), np.float64).reshape(n) != 0
-        columns.n_ignore = sum(bool(r.get("ignore")) and not r.get("iscrowd") for r in records)
+        columns.areas = _optional(records, "area", what, math.nan)
+        columns.crowd = _optional(records, "iscrowd", what, 0.0) != 0
+        columns.n_ignore = sum(bool(r.get("ignore")) and not r.get("iscrowd") for r in records if "ignore" in r)
         ids = [record.get("id") for record in records]
-        columns.n_duplicate_ids = n - len(set(map(str, ids))) if all(i is not None for i in ids) else 0
+        columns.n_duplicate_ids = 0 if None in ids else n - _n_different(ids)
     return columns
 
 
@@ -162,11 +160,27 @@ def _check_sizes(boxes: Floats, what: str) -> None:
         )
 
 
-def _checked(values: list[Any], key: str, what: str) -> list[Any]:
-    for index, value in enumerate(values):
-        if value is not None and not isinstance(value, bool) and not is_number(value):
-            raise ValueError(f"{what} {index} (from 0): {key} must be a finite number, got {_shown(value)}")
-    return values
+def _optional(records: Sequence[Any], key: str, what: str, default: float) -> Floats:
+    values = [record.get(key) for record in records]
+    known = [value for value in values if value is not None]
+    try:
+        column = np.array(known)
+    except (TypeError, ValueError, OverflowError):
+        column = np.zeros(0)
+    if column.shape != (len(known),) or column.dtype.kind not in "biuf" or not np.isfinite(column).all():
+        for index, value in enumerate(values):
+            if value is not None and not isinstance(value, bool) and not is_number(value):
+                raise ValueError(f"{what} {index} (from 0): {key} must be a finite number, got {_shown(value)}")
+    if len(known) == len(values):
+        return np.array(known, np.float64)
+    return np.array([default if value is None else value for value in values], np.float64)
+
+
+def _n_different(ids: list[Any]) -> int:
+    try:
+        return len(set(ids))
+    except TypeError:  # lists and dicts
+        return len(set(map(str, ids)))
 
 
 def _require_dict(record: Any, index: int, what: str) -> None:

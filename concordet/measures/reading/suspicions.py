@@ -28,7 +28,7 @@ def box_notes(boxes: Floats, image_index: Ints, images: Sequence[dict[str, Any]]
         return [
             f"all boxes of the {what} are smaller than two pixels: boxes must be in pixels, not normalized to [0, 1]"
         ]
-    sizes = np.array([[_side(image, "width"), _side(image, "height")] for image in images]).reshape(-1, 2)
+    sizes = np.array([[_side(image.get("width")), _side(image.get("height"))] for image in images]).reshape(-1, 2)
     limit = sizes[image_index]
     beyond = int(((boxes[:, :2] + boxes[:, 2:]) > 1.02 * limit + 1).any(1).sum())
     if beyond >= BEYOND * len(boxes):
@@ -55,6 +55,5 @@ def lvis_notes(images: Sequence[dict[str, Any]], lvis: bool) -> list[str]:
     return ["the ground truth lists LVIS's neg_category_ids: judge by LVIS's rules with lvis=True or --lvis"]
 
 
-def _side(image: dict[str, Any], key: str) -> float:
-    value = image.get(key)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else np.inf
+def _side(value: Any) -> float:
+    return float(value) if type(value) in (int, float) and value > 0 else np.inf
