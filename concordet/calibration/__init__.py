@@ -1,6 +1,6 @@
 """Calibration: scores that say how well a box lies, in the order that they had.
 
-Needs NumPy, SciPy and scikit-learn, and no torch.
+Needs NumPy and SciPy, and no torch.
 """
 
 from concordet.errors import requires

@@ -93,7 +93,7 @@ def evaluate_calibration(
     )
     calibrated = calibrator.calibrate(dataset.dt_scores, dataset.class_ids[dataset.dt_classes])
     for side, scores in (("before", None), ("after", calibrated)):
-        precision = coco.average_precision(dataset, truth, scores=scores, max_dets=limit)
+        precision = coco.average_precision(dataset, truth, scores=scores, max_dets=limit, all_areas=False)
         report[side]["AP"] = ap_metrics(precision, slice(None))["AP"]
     report["notes"] = list(dataset.notes)
     return calibrator, report
@@ -184,7 +184,7 @@ def cross_fitted(matched: Matched, *, folds: int, seed: int, **settings: Any) ->
     fold = np.random.default_rng(seed).permutation(n_images) % min(folds, n_images)
     scores, kept = np.empty(len(matched.scores)), np.zeros(len(matched.scores), bool)
     for number in range(min(folds, n_images)):
-        calibrator = fit_matched(matched.of_images(fold != number), **settings)
+        calibrator = fit_matched(matched.of_images(fold != number), unknown_classes=False, **settings)
         rows = fold[matched.images] == number
         ids = matched.class_ids[matched.classes[rows]]
         scores[rows] = calibrator.calibrate(matched.scores[rows], ids)
@@ -197,21 +197,20 @@ def compare_scores(
     matched: Matched, before: Floats, after: Floats, kept: Bools, weights: Floats, confidence: float
 ) -> dict[str, Any]:
     """Calibration errors of two sets of scores of the same detections, those that are kept, with intervals."""
-    one = np.ones((1, len(matched.image_ids)))
+    weights = np.concatenate([np.ones((1, len(matched.image_ids))), weights])  # the first is the value itself
     sides = {"before": before, "after": after}
     report: dict[str, Any] = {side: {} for side in sides} | {"reasons": {}, "intervals": {}}
-    points = {side: _errors(matched, scores, kept, one) for side, scores in sides.items()}
-    draws = {side: _errors(matched, scores, kept, weights) for side, scores in sides.items()} if len(weights) else {}
+    draws = {side: _errors(matched, scores, kept, weights) for side, scores in sides.items()}
     for name in METRICS:
         for side in sides:
-            value = points[side][name][0]
+            value = draws[side][name][0]
             report[side][name] = None if np.isnan(value) else float(value)
         if report["before"][name] is None:
             report["reasons"][name] = (
                 "no detection is a true positive" if name == "AIC_mean" else "no class has an object and a detection"
             )
-        elif draws:
-            columns = {side: draws[side][name] for side in sides}
+        elif len(weights) > 1:
+            columns = {side: draws[side][name][1:] for side in sides}
             columns["difference"] = columns["after"] - columns["before"]
             values = {side: report[side][name] for side in sides}
             values["difference"] = None if values["after"] is None else values["after"] - values["before"]

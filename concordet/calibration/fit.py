@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Final, Literal
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 from concordet.calibration.maps import Identity, Isotonic, Linear, Map, Platt, Temperature, log_odds
@@ -46,10 +46,12 @@ def fit_map(scores: Floats, targets: Floats, method: Method = "isotonic") -> Map
 
 
 def _isotonic(scores: Floats, targets: Floats) -> Map:
-    from sklearn.isotonic import IsotonicRegression
-
-    fitted = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(scores, targets)
-    return Isotonic(tuple(fitted.X_thresholds_.tolist()), tuple(fitted.y_thresholds_.tolist()))
+    unique, index, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    means = np.bincount(index, targets) / counts
+    values = np.clip(isotonic_regression(means, weights=counts.astype(np.float64)).x, 0.0, 1.0)
+    same = values[1:] == values[:-1]
+    kept = ~(np.append(False, same) & np.append(same, False))  # both ends of each step say it all
+    return Isotonic(tuple(unique[kept].tolist()), tuple(values[kept].tolist()))
 
 
 def _linear(scores: Floats, targets: Floats) -> Map:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 
 from concordet.calibration.calibrator import Calibrator, ClassCalibration, check_scores
 from concordet.calibration.fit import FITS, Method, fit_map
+from concordet.calibration.maps import Identity
 from concordet.errors import UsageError
 from concordet.measures import coco
 from concordet.measures.lrp import lrp
@@ -157,16 +159,25 @@ def fit_matched(
     per_class: bool = True,
     min_detections: int = MIN_DETECTIONS,
     min_matched: int = MIN_MATCHED,
+    unknown_classes: bool = True,
 ) -> Calibrator:
-    """:func:`fit_calibrator` on detections that are matched already."""
-    scores, targets = matched.scores[matched.counted], matched.targets[matched.counted]
-    classes = matched.classes[matched.counted]
-    shared = fit_map(scores, targets, method)
+    """:func:`fit_calibrator` on detections that are matched already.
+
+    Without ``unknown_classes`` the shared map is the identity where no class needs it, since it takes as long to fit as
+    those of all classes.
+    """
+    counted = np.flatnonzero(matched.counted)
+    counted = counted[np.argsort(matched.classes[counted], kind="stable")]
+    scores, targets = matched.scores[counted], matched.targets[counted]
+    starts = np.searchsorted(matched.classes[counted], np.arange(len(matched.class_ids) + 1)).tolist()
+    n_matched = [int((targets[a:b] > 0).sum()) for a, b in pairwise(starts)]
+    few = any(b - a < min_detections or n < min_matched for (a, b), n in zip(pairwise(starts), n_matched, strict=True))
+    shared = fit_map(scores, targets, method) if unknown_classes or few or not per_class else Identity()
     thresholds = _thresholds(matched)
     entries = {}
     for index, (ident, name) in enumerate(zip(matched.class_ids.tolist(), matched.class_names, strict=True)):
-        rows = classes == index
-        count, hits = int(rows.sum()), int((targets[rows] > 0).sum())
+        rows = slice(starts[index], starts[index + 1])
+        count, hits = rows.stop - rows.start, n_matched[index]
         reason = None
         if not per_class:
             reason = "one map for all classes was asked for"
@@ -190,7 +201,7 @@ def fit_matched(
         shared=shared,
         fit={
             "n_images": len(np.unique(matched.images)),
-            "n_detections": int(matched.counted.sum()),
+            "n_detections": len(counted),
             "n_matched": int((targets > 0).sum()),
             "n_objects": len(matched.object_classes),
             "highest_score": float(scores.max()) if len(scores) else None,

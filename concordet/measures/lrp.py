@@ -93,10 +93,9 @@ def _class_lrp(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: fl
         return ClassLRP(None, None, None, None, None, "the class has no object")
     if n_hits == 0:
         return ClassLRP(1.0, None, None, 1.0, None, "the class has no true positive")
-    error, last, tp = _curve(scores, ious, hit, n_objects, tau)
+    error, last, tp, thresholds = _curve(scores, ious, hit, n_objects, tau)
     best = int(np.argmin(error))
-    n_best, kept = int(tp[best]), int(last[best]) + 1
-    threshold = float(np.sort(scores)[::-1][kept - 1])
+    n_best, kept, threshold = int(tp[best]), int(last[best]) + 1, float(thresholds[best])
     if n_best == 0:
         return ClassLRP(1.0, None, None, 1.0, None, "no threshold is better than detecting nothing")
     above = hit & (scores >= threshold)
@@ -110,8 +109,8 @@ def _class_lrp(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: fl
     )
 
 
-def _curve(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: float) -> tuple[Floats, Ints, Ints]:
-    # [m] error, index of the last kept detection and true positives, one for each distinct score, descending
+def _curve(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: float) -> tuple[Floats, Ints, Ints, Floats]:
+    # [m] error, index of the last kept detection, true positives and the score, for each distinct score, descending
     order = np.argsort(-scores, kind="stable")
     sorted_scores = scores[order]
     last = np.flatnonzero(np.append(sorted_scores[1:] != sorted_scores[:-1], True)).astype(np.int64)
@@ -119,7 +118,7 @@ def _curve(scores: Floats, ious: Floats, hit: Bools, n_objects: int, tau: float)
     loc = np.cumsum(np.where(hit, 1 - ious, 0.0)[order])[last] / (1 - tau)
     fp = last + 1 - tp
     fn = n_objects - tp
-    return (loc + fp + fn) / (tp + fp + fn), last, tp
+    return (loc + fp + fn) / (tp + fp + fn), last, tp, sorted_scores[last]
 
 
 def _average(per_class: dict[Any, ClassLRP]) -> LRPReport:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LinearRegression
 
 from concordet.calibration import Calibrator, evaluate_calibration, fit_calibrator, fit_map
@@ -80,6 +81,17 @@ def test_isotonic_is_the_closest_increasing_fit():
     scores, targets = np.sort(rng.random(9)), rng.random(9)
     expected = [max(min(targets[i : j + 1].mean() for j in range(k, 9)) for i in range(k + 1)) for k in range(9)]
     np.testing.assert_allclose(fit_map(scores, targets).increasing(scores), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 16])
+def test_isotonic_with_ties_is_scikit_learns(decimals):
+    rng = np.random.default_rng(3)
+    scores = rng.random(400).round(decimals)
+    targets = np.where(rng.random(400) < 0.4, 0.0, np.clip(scores + 0.3 * rng.normal(size=400), 0, 1))
+    expected = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(scores, targets)
+    fitted, points = fit_map(scores, targets), np.linspace(0, 1, 97)
+    np.testing.assert_allclose(fitted.increasing(points), expected.predict(points), rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(fitted.scores, expected.X_thresholds_)
 
 
 def test_linear_is_least_squares_and_never_falls():

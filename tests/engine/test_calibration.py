@@ -190,18 +190,22 @@ def test_fractions_out_of_range():
 def test_detections_are_matched_once(finished, tmp_path, monkeypatch, what):
     """One pass over all IoU thresholds for AP, and one for the matches that everything else reads."""
     from concordet.engine.training.module import evaluate_on_all
-    from concordet.measures import coco
+    from concordet.measures import coco, matching
 
-    passes, own = [], coco.evaluator
+    passes = []
 
-    def counted(*args, **options):
-        passes.append(options["thresholds"])
-        return own(*args, **options)
+    def counted(own, position):
+        def call(*args, **options):
+            passes.append(len(args[position] if len(args) > position else options["thresholds"]))
+            return own(*args, **options)
 
-    monkeypatch.setattr(coco, "evaluator", counted)
+        return call
+
+    monkeypatch.setattr(coco, "evaluator", counted(coco.evaluator, 9))
+    monkeypatch.setattr(matching, "match_pairs", counted(matching.match_pairs, 3))
     if what == "evaluation":
         evaluate_run(finished, out=tmp_path / "again", accelerator="cpu")
     else:
         results = [{**row, "score": row["raw_score"]} for row in read(finished, "detections")]
         evaluate_on_all(read(finished, "ground_truth"), results)
-    assert [len(thresholds) for thresholds in passes] == [10, 2]
+    assert passes == [10, 2]

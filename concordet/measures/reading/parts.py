@@ -22,7 +22,10 @@ _BETWEEN: Final = re.compile(r"\}\s*,\s*(?=\{)")
 def columns_of_file(path: Path, what: str) -> Columns | None:
     """Columns of a results file that is a list; None where it is not one, or has a fault that is to be named."""
     try:
-        parts = [annotation_columns(part, what, scored=True) for part in _parts(read_text(path))]
+        text = read_text(path).strip()
+        if text[:1] != "[" or text[-1:] != "]":
+            return None
+        parts = [annotation_columns(part, what, scored=True) for part in _parts(text)]
     except (ValueError, RecursionError):
         return None
     return _joined(parts) if parts else None
@@ -30,9 +33,6 @@ def columns_of_file(path: Path, what: str) -> Columns | None:
 
 def _parts(text: str) -> Iterator[list[Any]]:
     # a list is cut between two records; a cut anywhere else leaves a bracket or a quote open, which is a fault
-    text = text.strip()
-    if text[:1] != "[" or text[-1:] != "]":
-        raise ValueError("not a list")
     start, last = 1, len(text) - 1
     while start < last:
         cut = _BETWEEN.search(text, start + CHARACTERS)
