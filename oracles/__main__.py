@@ -39,7 +39,7 @@ SECTIONS = {
     "Assignment": assigners,
     "Losses, coders and anchors": losses,
     "Heads": heads,
-    "Heads with anchors or points of their own": dense,
+    "Heads with other anchors, points or matching": dense,
     "Two-stage heads": regions,
     "Two-stage heads with RS Loss": ranked_regions,
     "Set predictors": sets,

@@ -23,7 +23,7 @@ from oracles.clones import definition
 from oracles.comparison import Comparison, largest
 from oracles.correlations import BIASED, soft_ranks
 from oracles.dense import Case, use_ours
-from oracles.heads import CONFIGS, HEADS, STRIDES, TOLERANCE, Head, ours, predictions
+from oracles.heads import CONFIGS, HEADS, RETINANET, STRIDES, TOLERANCE, Head, ours, predictions
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
 from oracles.sets import QUERIES, SparseOracle, sparse_model, sparse_record
 
@@ -50,14 +50,10 @@ def compare() -> Iterator[Comparison]:
     pairs = [b for b in batches(2) if min(len(s.boxes) for s in b)]
     for coefficient, loss in LOSSES.items():
         reason = BIASED if coefficient == "concordance" else ""
-        for head in HEADS:
-            if head.detector in DENSE:
-                yield from rows(
-                    f"{head.detector}, {coefficient}", _dense(head, coefficient, loss, pairs, ranks), reason
-                )
+        for head in (*(h for h in HEADS if h.detector in DENSE), RETINANET):
+            yield from rows(f"{head.detector}, {coefficient}", _dense(head, coefficient, loss, pairs, ranks), reason)
         yield from rows(f"sparse_rcnn, {coefficient}", _sparse(coefficient, loss, pairs, ranks), reason)
-    (retinanet,) = (h for h in HEADS if h.detector == "retinanet")
-    found = _dense(retinanet, "spearman", LOSSES["spearman"], pairs, ranks, by_level=True)
+    found = _dense(RETINANET, "spearman", LOSSES["spearman"], pairs, ranks, by_level=True)
     yield from rows("retinanet, spearman by level", found, BY_LEVEL)
 
 

@@ -1,4 +1,4 @@
-"""Dense heads with anchors or points of their own: SSD, YOLACT and FCOS, with mmdetection's anchors and with ours."""
+"""Dense heads whose anchors, points or matching differ: RetinaNet, SSD, YOLACT, FCOS; mmdetection's and ours."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Case:
         levels: cells of each level, as (rows, columns).
         per_location: anchors per location of each level.
         reason: why terms differ with mmdetection's own anchors and assigner.
+        columns: logits per anchor.
     """
 
     detector: str
@@ -45,8 +46,13 @@ class Case:
     levels: list[tuple[int, int]]
     per_location: list[int]
     reason: str = ""
+    columns: int = CLASSES + 1
 
 
+RETINANET = Case(
+    "retinanet", "retinanet/retinanet_r50_fpn_1x_coco.py", (HEIGHT, WIDTH),
+    [(-(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES], [9] * 5, "as torchvision's matching, see Assignment", CLASSES,
+)  # fmt: skip
 SSD = Case(
     "ssd", "ssd/ssd300_coco.py", (300, 300), [(n, n) for n in (38, 19, 10, 5, 3, 1)], [4, 6, 6, 6, 4, 4],
     "as torchvision: default boxes of the last level are clipped to the image",
@@ -118,6 +124,7 @@ def use_ours(head: Any, case: Case, anchors: Tensor, matching: Callable[..., Ten
 def compare() -> Iterator[Comparison]:
     """Terms of the three detectors over batches of two scenes that have an object."""
     pairs = [b for b in batches(1) if min(len(s.boxes) for s in b)]
+    yield from _multibox(RETINANET, pairs)
     yield from _multibox(SSD, pairs)
     yield from _multibox(YOLACT, pairs)
     others, grid = (
@@ -153,9 +160,9 @@ def _multibox(case: Case, pairs: list[list[Scene]]) -> Iterator[Comparison]:
     found: dict[tuple[bool, str], list[tuple[Tensor, Tensor]]] = {}
     for seed, scenes in enumerate(pairs):
         batch = [scaled(s, case.size) for s in scenes]
-        logits, deltas = maps(case, seed, CLASSES + 1), maps(case, 100 + seed, 4)
+        logits, deltas = maps(case, seed, case.columns), maps(case, 100 + seed, 4)
         model.backbone = Fixed({str(i): m for i, m in enumerate(logits)})
-        model.head = Fixed((flat(logits, CLASSES + 1), flat(deltas, 4), None))
+        model.head = Fixed((flat(logits, case.columns), flat(deltas, 4), None))
         mine = model.criterion(records_of(model, case, batch))
         outcome = DenseDetector._predict(model, [torch.rand(3, *case.size)] * 2, None)
         use_ours(same, case, outcome.stages[-1].anchors[0], model.assigner)
@@ -195,7 +202,7 @@ def _fcos(
     for name, values in found.items():
         deviation = max(largest([pair]) for pair in values)
         yield Comparison(
-            f"fcos: {name} term{what}", "mmdet 3.3.0", len(values), deviation, "relative",
+            f"fcos, points at corners: {name} term{what}", "mmdet 3.3.0", len(values), deviation, "relative",
             TOLERANCE, reasons.get(name, ""),
         )  # fmt: skip
 

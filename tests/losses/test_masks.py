@@ -1,16 +1,17 @@
-"""Mask terms against loops over pixels, and aLRP's errors where positives need a higher IoU."""
+"""Terms of masks and pixels against loops over pixels, and aLRP's errors where positives need a higher IoU."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import generalized_box_iou_loss
 
-from concordet.assigned import Masks
-from concordet.losses import build_criterion
+from concordet.assigned import Masks, Segmentation
+from concordet.losses import build_criterion, functional
 from concordet.losses.criteria import LossDefaults
-from concordet.losses.criteria.box import box_losses
-from concordet.losses.criteria.mask import MaskTerm, mask_losses, mask_value
+from concordet.losses.criteria.mask import MaskTerm, mask_losses, mask_value, segmentation_value
 from tests.losses.test_criteria import record
 
 
@@ -83,10 +84,25 @@ def test_refusals(options, message):
         MaskTerm(**options)
 
 
-def test_alrp_errors_are_relative_to_the_positives_iou():
-    """E = (1 - GIoU) / (2 (1 - tau)): at 0.7 errors, and so the first epoch's box term, are 5/3 of those at 0.5."""
+@pytest.mark.parametrize("tau", [0.5, 0.7])
+def test_alrp_errors_are_relative_to_the_positives_iou(tau):
+    """E = (1 - GIoU) / (2 (1 - tau))."""
     assigned = record()
-    default = build_criterion("alrp")(assigned)["box"]
-    proposals = build_criterion("alrp", LossDefaults(positive_iou=0.7))(assigned)["box"]
-    assert box_losses("giou", assigned).sum() > 0
-    torch.testing.assert_close(proposals, default / 0.6)
+    box = build_criterion("alrp", LossDefaults(positive_iou=tau))(assigned)["box"]
+    errors = generalized_box_iou_loss(assigned.boxes, assigned.gt_boxes) / (2 * (1 - tau))
+    parts = functional.alrp_loss(assigned.logits.flatten(), assigned.ranking_labels(), errors)
+    torch.testing.assert_close(box, 50 * parts.localization)  # the first epoch's weight
+
+
+def test_pixels_of_unknown_class_cost_nothing():
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 3, 4, 5, generator=generator, requires_grad=True)
+    targets = torch.randint(-1, 2, logits.shape, generator=generator)
+    value = segmentation_value(Segmentation(logits, targets))
+    expected = 0.0
+    for x, t in zip(logits.flatten().tolist(), targets.flatten().tolist(), strict=True):
+        p = 1 / (1 + math.exp(-x))
+        expected += {1: -math.log(p), 0: -math.log(1 - p), -1: 0.0}[t]
+    assert value.item() == pytest.approx(expected / (2 * 4 * 5), rel=1e-5)
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert gradient[targets < 0].abs().max() == 0

@@ -182,6 +182,15 @@ def test_coefficients_equal_scipy():
         assert float(F.correlation(UNIT, UNIT, coefficient)) == pytest.approx(1)
 
 
+def test_spearmans_default_strength_shrinks_with_the_sample():
+    for n in (12, 300):
+        x, noise = _rand(n, seed=5), _rand(n, seed=6)
+        y = (x + noise) / 2
+        default = F.correlation(x, y, "spearman")
+        assert float(default) == float(F.correlation(x, y, "spearman", strength=0.3 / n))
+    assert float(default) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=0.01)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.integers(2, 300), st.integers(0, 10**6))
 def test_published_spearman_is_pearson(n, seed):

@@ -171,6 +171,19 @@ def test_raw_detections_give_the_image_level():
     assert report["beta_img"] == pytest.approx(np.mean(rho), abs=1e-9)
 
 
+def test_a_raw_detection_of_iou_one_half_is_positive():
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}],
+    }
+    raw = [
+        {"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, height], "score": score}
+        for height, score in ((5, 0.3), (8, 0.9), (4.9, 0.95))
+    ]
+    assert analyze(truth, raw, raw_detections=raw).to_dict()["beta_img"] == 1.0  # of the first two
+
+
 def test_without_raw_detections_beta_img_says_what_it_needs():
     report = analyze(*make_scene(0)).to_dict()
     assert report["beta_img"] is None
