@@ -61,6 +61,7 @@ def test_the_same_detections_do_not_differ():
     report = compare(truth, found, found, n_resamples=30)
     for name in MEASURES:
         assert (report[name]["low"], report[name]["high"], report[name]["differs"]) == (0, 0, False)
+        assert report[name]["share_higher"] == 0
 
 
 def test_a_clear_difference_is_found_and_a_signed_one():
