@@ -216,6 +216,15 @@ class TestBoxTerms:
         (gradient,) = torch.autograd.grad(box, assigned.logits, allow_unused=True)
         assert gradient is None or (gradient == 0).all()
 
+    def test_varifocal_loss_weighs_boxes_by_iou_and_quality_focal_loss_by_score(self):
+        assigned = record()
+        scores = [max(sigmoid(v) for v in assigned.logits[i].tolist()) for i in assigned.positive.tolist()]
+        ious = paired_iou(assigned.boxes, assigned.gt_boxes).tolist()
+        giou = (1 - generalized_box_iou(assigned.boxes, assigned.gt_boxes).diagonal()).tolist()
+        for name, factor, weights in (("varifocal", 1.5, ious), ("quality_focal", 2.0, scores)):
+            expected = factor * sum(w * v for w, v in zip(weights, giou, strict=True)) / sum(weights)
+            assert build_criterion(name)(assigned)["box"].item() == pytest.approx(expected, rel=1e-4)
+
     def test_self_balancing(self):
         assigned = record()
         terms = build_criterion("rank_sort")(assigned)

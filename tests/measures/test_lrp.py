@@ -105,6 +105,8 @@ def test_inconsistency_is_the_sum_and_the_mean_of_gaps():
     assert average_inconsistency(iou, iou) == (0.0, 0.0)
 
 
-def test_inconsistency_refuses_logits():
+def test_inconsistency_refuses_logits_and_other_ious():
     with pytest.raises(ValueError, match=r"scores\[1\] must be in \[0, 1\], got 2.5; apply sigmoid"):
         average_inconsistency([0.5, 2.5], [0.5, 0.5])
+    with pytest.raises(ValueError, match=r"ious\[0\] must be in \[0, 1\], got 1.5"):
+        average_inconsistency([0.5, 0.5], [1.5, 0.5])
