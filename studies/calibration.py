@@ -2,6 +2,7 @@
 
     python -m studies.calibration                                # all detectors, both losses
     python -m studies.calibration --detectors fcos --losses rank_sort
+    python -m studies.calibration --detectors dssd detr --epochs 1   # where the runs of `learning` take too long
 
 Writes studies/results/calibration.csv and keeps its other rows. Trains what `studies.learning` has not trained yet,
 with the same settings.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,17 @@ WHAT = (
 RESAMPLES = 200
 
 
-def measure(detector: str, loss: str, threads: int) -> dict[str, Any]:
-    """Row of a detector and a loss."""
-    folder = learning.RUNS / f"{detector}-{loss}"
-    learning.train(learning.config_of(detector, loss), folder, threads)
+def measure(detector: str, loss: str, threads: int, epochs: int | None) -> dict[str, Any]:
+    """Row of a detector and a loss, trained as in `learning` or for fewer epochs."""
+    config, folder = learning.config_of(detector, loss), learning.RUNS / f"{detector}-{loss}"
+    if epochs is not None:
+        config = replace(config, optim=replace(config.optim, epochs=epochs))
+        folder = folder.with_name(f"{folder.name}-{epochs}")
+    learning.train(config, folder, threads)
     raw = raw_results(read_json(folder / "detections.json"))
     _, report = evaluate_calibration(read_json(folder / "ground_truth.json"), raw, n_resamples=RESAMPLES)
-    row: dict[str, Any] = {"detector": detector, "loss": loss, "resamples": RESAMPLES}
+    updates = config.optim.epochs * config.data.train_options["length"] // config.data.batch_size
+    row: dict[str, Any] = {"detector": detector, "loss": loss, "updates": updates, "resamples": RESAMPLES}
     for side in ("before", "after"):
         row[f"AP_{side}"] = report[side]["AP"]
         for name in ("LaECE0", "D_ECE", "AIC_mean"):
@@ -62,7 +68,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
     lines = []
     for row in rows:
-        cells = [row["detector"], row["loss"], number(row, "AP_after")]
+        cells = [row["detector"], row["loss"], f"{int(row['updates']):,}", number(row, "AP_after")]
         for side in ("before", "after"):
             span = " to ".join(number(row, f"LaECE0_{side}_{end}") for end in ("low", "high"))
             cells.append(f"{number(row, f'LaECE0_{side}')} ({span})")
@@ -70,7 +76,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells += [number(row, f"D_ECE_{side}") for side in ("before", "after")]
         cells += [number(row, f"AIC_mean_{side}", 1, 2) for side in ("before", "after")]
         lines.append(cells)
-    head = ["detector", "loss", "AP", "LaECE0", "calibrated", "LaECE0 above the thresholds", "calibrated"]
+    head = ["detector", "loss", "updates", "AP", "LaECE0", "calibrated", "LaECE0 above the thresholds", "calibrated"]
     head += ["D-ECE", "calibrated", "AIC mean", "calibrated"]
     return markdown_table(head, lines, text_columns=2)
 
@@ -85,12 +91,13 @@ def main() -> None:
         choices=list_detectors(),
     )
     parser.add_argument("--losses", nargs="+", default=["default", "rank_sort"])
+    parser.add_argument("--epochs", type=int, help="epochs of training instead of those of `learning`")
     parser.add_argument("--threads", type=int, default=1, help="threads per run")
     options = parser.parse_args()
     order = list_detectors()
     for detector, loss in product(options.detectors, options.losses):
         measured_in = {**environment(), "threads": str(options.threads)}
-        rows = merge_rows(RESULTS, [measure(detector, loss, options.threads)], ("detector", "loss"))
+        rows = merge_rows(RESULTS, [measure(detector, loss, options.threads, options.epochs)], ("detector", "loss"))
         rows.sort(key=lambda r: (order.index(r["detector"]), r["loss"]))
         write_rows(RESULTS, rows, measured_in)
     print(table(rows))

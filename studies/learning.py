@@ -42,6 +42,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cascade_rcnn": {"epochs": 2},
     "mask_rcnn": {"epochs": 3},
     "sparse_rcnn": {"epochs": 6, "lr": 5e-4, "batch": 8},
+    "detr": {"lr": 5e-4, "batch": 8},
+    "deformable_detr": {"lr": 5e-4, "batch": 8},
+    "co_detr": {"lr": 5e-4, "batch": 8},
 }
 """Settings that differ from the demonstration: more epochs where learning is slow, fewer where a step takes long.
 
