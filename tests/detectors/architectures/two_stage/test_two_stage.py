@@ -220,6 +220,8 @@ class TestCascade:
             torch.testing.assert_close(stage.coder.encode_single(box, proposal), expected)
         for stage in build("cascade_rcnn", "rank_sort").box_stages:
             assert stage.coder.weights == (10.0, 10.0, 5.0, 5.0)
+        for loss, weights in (("default", (1.0,) * 4), ("rank_sort", (10.0, 10.0, 5.0, 5.0))):
+            assert build("cascade_rcnn", loss).rpn.box_coder.weights == weights
 
     def test_box_terms_are_smooth_l1_with_beta_1(self):
         """Per stage: the sum over coordinates of x^2 / 2 below 1 and |x| - 1 / 2 above, over all sampled boxes."""
