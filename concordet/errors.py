@@ -24,7 +24,7 @@ class UsageError(ValueError):
         ...     TrainConfig(timeout=0)
         ... except UsageError as error:
         ...     print(error)
-        timeout must be at least 1, got 0; give another number
+        timeout must be at least 1, got 0; choose another number
     """
 
 

@@ -60,7 +60,7 @@ def require_inside(
     try:
         inside = any(is_inside(os.path.realpath(path), os.path.realpath(folder)) for folder in folders)
     except (ValueError, OSError) as error:  # a null byte, or links in a circle
-        raise ValueError(f"{where} names {str(path)!r}, which is no path ({error}); correct it") from error
+        raise ValueError(f"{where} names {str(path)!r}, which is not a path ({error}); correct it") from error
     if not allow_outside and not inside:
         raise ValueError(f"{where} names {path}, which leads outside {folders[0]}; {fix}")
     return path

@@ -180,11 +180,11 @@ def fit_matched(
         count, hits = rows.stop - rows.start, n_matched[index]
         reason = None
         if not per_class:
-            reason = "one map for all classes was asked for"
+            reason = "one map for all classes was requested"
         elif count < min_detections:
-            reason = f"{count} detections are fewer than the {min_detections} that a map of its own needs"
+            reason = f"{count} detections are fewer than the {min_detections} needed for a separate map"
         elif hits < min_matched:
-            reason = f"{hits} matched detections are fewer than the {min_matched} that a map of its own needs"
+            reason = f"{hits} matched detections are fewer than the {min_matched} needed for a separate map"
         fitted = shared if reason is not None else fit_map(scores[rows], targets[rows], method)
         threshold = thresholds[index]
         entries[ident] = ClassCalibration(

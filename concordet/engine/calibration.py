@@ -80,7 +80,7 @@ def calibrated_results(
         raw_scores: Whether to keep the detector's own scores.
     """
     if raw_scores:
-        return CalibratedResults(detections, None, None, "the detector's own")
+        return CalibratedResults(detections, None, None, "not calibrated")
     report = None
     fits = own_data and not held_out and len(matched.dataset.images) > 1
     columns = _columns(matched) if fits else None
@@ -90,7 +90,7 @@ def calibrated_results(
         report["before"]["AP"] = report["after"]["AP"] = ap  # calibrators keep the order within a class
         report["notes"] = list(matched.dataset.notes)
     if carried is None:
-        return CalibratedResults(detections, None, None, "the detector's own: nothing to fit a calibrator on")
+        return CalibratedResults(detections, None, None, "not calibrated: nothing to fit a calibrator on")
     kept = [{**row, "raw_score": row["score"]} for row in detections]
     basis = f"{carried.fit.get('n_images', '?')} images"
     scores = f"calibrated on {basis}"

@@ -101,7 +101,7 @@ def write_uncalibrated(run: Path, out: Path) -> Path:
     report["metrics"] = {k: v for k, v in values.items() if k not in ("per_class", "reasons", "notes")} | kept
     report |= {name: values[name] for name in ("per_class", "reasons", "notes")}
     report["evaluated"] = report["evaluated"] | {"raw_scores": True}
-    write_json(out / "evaluation.json", report | {"scores": "the detector's own", "calibration": None})
+    write_json(out / "evaluation.json", report | {"scores": "not calibrated", "calibration": None})
     return out
 
 

@@ -126,13 +126,17 @@ def predict(
                 raise
             unreadable[str(path)] = str(error)
     if len(unreadable) == len(paths):
-        raise ValueError(f"images must be readable, got none that is: {next(iter(unreadable.values()))}")
+        raise ValueError(f"no image can be read ({next(iter(unreadable.values()))}); name other files")
     if out is not None:
         write_json(out, work.results, indent=None)
     if isinstance(threshold, float | int):
-        drawn_from = f"from a score of {threshold:g}"
+        drawn_from = f"with a score of at least {threshold:g}"
     else:
-        drawn_from = "from each class's threshold" if predictor.advised else f"from a score of {DEFAULT_THRESHOLD:g}"
+        drawn_from = (
+            "above the threshold of their class"
+            if predictor.advised
+            else f"with a score of at least {DEFAULT_THRESHOLD:g}"
+        )
     calibrated = predictor.calibrated
     return PredictionResult(work.results, work.images, unreadable, work.pictures, work.drawn, drawn_from, calibrated)
 

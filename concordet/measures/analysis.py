@@ -23,10 +23,10 @@ from concordet.measures.summary import ap_metrics, summarize
 
 LOSSES: Final = {
     "classification": "wrong classes",
-    "localization": "loose boxes",
-    "both": "boxes that are loose and of the wrong class",
+    "localization": "inaccurate boxes",
+    "both": "inaccurate boxes of the wrong class",
     "duplicates": "duplicate boxes",
-    "background": "boxes on no object",
+    "background": "boxes on the background",
     "missed": "missed objects",
     "ranking": "the ranking",
 }
@@ -313,4 +313,4 @@ class Analysis:
         largest = max(gains, key=gains.__getitem__)
         if largest == "ranking" or gains[largest] < 0.0005:
             return ranking[:1].upper() + ranking[1:]
-        return f"Most is lost to {LOSSES[largest]} ({100 * gains[largest]:.1f} points of AP50), while {ranking}"
+        return f"The largest cost is {LOSSES[largest]} ({100 * gains[largest]:.1f} points of AP50), while {ranking}"

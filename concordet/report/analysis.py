@@ -193,7 +193,7 @@ def headline(analysis: Analysis, details: Details) -> list[str]:
     if values["gains"][largest] < 0.0005:
         return [state] if costs is None else [f"{costs[:1].upper()}{costs[1:]}.", state]
     unit = "AP" if largest == "ranking" else "AP50"
-    first = f"Most is lost to {LOSSES[largest]} ({100 * values['gains'][largest]:.1f} points of {unit})"
+    first = f"The largest cost is {LOSSES[largest]} ({100 * values['gains'][largest]:.1f} points of {unit})"
     return [f"{first}; {costs}." if costs else f"{first}.", state]
 
 
@@ -207,8 +207,8 @@ def findings(values: Mapping[str, Any]) -> list[str]:
         n = values["n_classes_correlated"]
         sentences.append(
             f"Within a class, scores and IoUs of true positives {strength}: their rank correlation is "
-            f"{BY_KEY['beta_cls'].text(beta)}, {f'on average over {n} classes' if n > 1 else 'in one class'}, "
-            "where 1 is perfect."
+            f"{BY_KEY['beta_cls'].text(beta)}, {f'on average over {n} classes' if n > 1 else 'in one class'} "
+            "(1 is perfect)."
         )
     left = [
         (gap, row["n_objects"], row["name"])
@@ -218,7 +218,7 @@ def findings(values: Mapping[str, Any]) -> list[str]:
     if len(left) > 1:
         worst = sorted(left, key=lambda each: -each[0])[:3]
         named = [f"{name} ({ap.difference(0, gap)} AP, {n:,} objects)" for gap, n, name in worst]
-        sentences.append(f"A better ranking has most to gain on {listed(named)}.")
+        sentences.append(f"A better ranking would gain most for {listed(named)}.")
     return sentences
 
 

@@ -105,8 +105,8 @@ def cautions(runs: Sequence[Run]) -> list[str]:
         sentences.append(f"The runs also differ in {listed(names)}, so differences are not only due to the loss.")
     if differ and len({run.loss for run in runs}) == len(runs):
         sentences.append(
-            "Each loss was trained once here: a small difference can come from the seed, so repeat over several seeds "
-            "before relying on it."
+            "Each loss was trained only once: small differences can be due to the seed, so train with several seeds "
+            "(concordet study) before relying on them."
         )
     return sentences
 
@@ -255,7 +255,7 @@ def _agreement_sentence(first: Run, run: Run) -> str | None:
             change = f"{metric.title} {metric.text(before)} → {metric.text(after)}"
             parts[verdict].append(change.replace(" ", NO_BREAK))
     said = [f"{'the same' if word == 'same' else word} by {listed(items)}" for word, items in parts.items() if items]
-    return f"Against {first.name}, scores of {run.name} agree with IoU {listed(said)}." if said else None
+    return f"Compared with {first.name}, scores of {run.name} agree with IoUs {listed(said)}." if said else None
 
 
 def _best_sentence(metric: Metric, runs: Sequence[Run]) -> str | None:

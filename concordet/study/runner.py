@@ -154,7 +154,7 @@ def run_study(
         >>> report = compare_study(study)  # doctest: +SKIP
     """
     if jobs < 1:
-        raise UsageError(f"jobs must be at least 1, got {jobs}; give another number")
+        raise UsageError(f"jobs must be at least 1, got {jobs}; choose another number")
     study.save()
     report = report or (lambda event, cell, state: None)
     waiting = unfinished(study, retry_failed=retry_failed)

@@ -226,7 +226,7 @@ def sentence(report: dict[str, Any]) -> str:
         >>> entry = {"loss": "rank_sort", "n_pairs": 5, "differences": {"AP": row}}
         >>> group = {"detector": "atss", "variant": "", "losses": [{"loss": "default"}, entry]}
         >>> sentence({"reference": "default", "groups": [group]})
-        'atss: rank_sort, 1.2 points of AP above default over 5 seeds.'
+        'atss: rank_sort is best, 1.2 points of AP above default over 5 seeds.'
     """
     parts = []
     for group in report["groups"]:
@@ -241,9 +241,9 @@ def sentence(report: dict[str, Any]) -> str:
         if better:
             best = max(better, key=lambda e: e["differences"]["AP"]["value"])
             gain = 100 * best["differences"]["AP"]["value"]
-            parts.append(f"{name}: {best['loss']}, {gain:.1f} points of AP above {report['reference']} {over}")
+            parts.append(f"{name}: {best['loss']} is best, {gain:.1f} points of AP above {report['reference']} {over}")
         elif all(e["differences"]["AP"]["verdict"] == "worse" for e in rows):
-            parts.append(f"{name}: {report['reference']}, which all others fall behind {over}")
+            parts.append(f"{name}: all other losses are worse than {report['reference']} {over}")
         else:
-            parts.append(f"{name}: no loss is better than {report['reference']} {over}; no difference can be seen")
+            parts.append(f"{name}: no loss is significantly better than {report['reference']} {over}")
     return "; ".join(parts) + "."

@@ -332,7 +332,7 @@ class TestAwkwardInput:
         few = [r for r in results if r["category_id"] == 3 or r["image_id"] < 5]
         calibrator = fit_calibrator(truth, few)
         assert calibrator.classes[3].reason is None
-        assert calibrator.classes[8].reason == "30 detections are fewer than the 100 that a map of its own needs"
+        assert calibrator.classes[8].reason == "30 detections are fewer than the 100 needed for a separate map"
         assert calibrator.classes[8].map == calibrator.shared
 
     def test_no_true_positive(self):

@@ -198,7 +198,7 @@ def change(root, **fields):
         ({"images": [{"id": "x", "file_name": "a.jpg"}]}, "entry 1 of 'images' has no whole number 'id'"),
         ({"images": [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]}, "the same id 1"),
         ({"categories": []}, "'categories' has no entries"),
-        ({"categories": [{"id": 1}]}, "entry 1 of 'categories' is without"),
+        ({"categories": [{"id": 1}]}, "entry 1 of 'categories' has no"),
         ({"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}, "two entries of 'categories'"),
     ],
 )

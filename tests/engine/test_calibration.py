@@ -43,7 +43,7 @@ def test_raw_scores_are_the_detectors_own(finished, tmp_path):
     raw, calibrated = (read(folder, "detections") for folder in (tmp_path / "raw", finished))
     assert [row["score"] for row in raw] == [row["raw_score"] for row in calibrated]
     assert not (tmp_path / "raw" / "calibrator.json").exists()
-    assert read(tmp_path / "raw", "evaluation")["scores"] == "the detector's own"
+    assert read(tmp_path / "raw", "evaluation")["scores"] == "not calibrated"
 
 
 def test_a_copied_checkpoint_predicts_calibrated_scores(finished, tmp_path):

@@ -33,7 +33,7 @@ def test_the_uncalibrated_run_is_an_evaluation_of_raw_scores(finished, tmp_path)
     got, expected = (read_json(folder / "evaluation.json") for folder in (out, tmp_path / "expected"))
     assert got["metrics"] == expected["metrics"]
     assert got["per_class"] == expected["per_class"]
-    assert got["scores"] == expected["scores"] == "the detector's own"
+    assert got["scores"] == expected["scores"] == "not calibrated"
     assert got["metrics"]["AP"] == read_json(finished / "evaluation.json")["metrics"]["AP"]
 
 

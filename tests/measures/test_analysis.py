@@ -225,7 +225,7 @@ def test_masks_are_pycocotools_of_masks_only(seed, crowd, form, boxes, tmp_path)
     report = analyze(*write_scene(tmp_path, truth, given), iou_type="segm").to_dict()
     for name, value in expected.items():
         assert report[name] == (None if value is None else pytest.approx(value, abs=1e-9))
-    assert any("APs, APm and APl go by the masks' areas" in note for note in report["notes"]) == boxes
+    assert any("APs, APm and APl use the areas of the masks" in note for note in report["notes"]) == boxes
 
 
 def test_masks_with_and_without_boxes_agree_in_every_metric():

@@ -79,9 +79,9 @@ def test_a_faulty_annotation_is_named(fault, tmp_path):
         (b'[{"image_id": 1, "sco', r"found.json must be valid JSON, got a fault \(.* line 1 column 18 .*\)"),
         (b"", r"found.json must be valid JSON"),
         (b"\xff\xfe\x00\x01\x02", r"found.json must be text in UTF-8, got other bytes at 0"),
-        (b"3", r"found.json must hold a list or an object in COCO form, got one int"),
+        (b"3", r"found.json must hold a list or an object in COCO format, got one int"),
         (b"[1, 2]", r"found.json: detection 0 \(from 0\) must be an object with .*, got 1"),
-        (b'{"results": []}', r"found.json must be a list of results in COCO form, got an object without annotations"),
+        (b'{"results": []}', r"found.json must be a list of results in COCO format, got an object without annotations"),
     ],
 )
 def test_a_file_that_is_no_results_file(content, sentence, tmp_path):
@@ -327,7 +327,7 @@ def test_text_ground_truth_equals_json(tmp_path):
     for name in ("AP", "AP50", "APs", "APm", "beta_cls", "oLRP", "LaECE0", "n_images", "n_objects", "n_detections"):
         assert report[name] == pytest.approx(expected[name], abs=1e-9)
     n_crowd = sum(a["iscrowd"] for a in truth["annotations"])
-    assert report["notes"] == [f"{n_crowd} difficult objects count as crowd regions: detections there are not judged"]
+    assert report["notes"] == [f"{n_crowd} difficult objects count as crowd regions: detections there are ignored"]
     (folder / "scene 001.txt").write_text("1 2 3 4")
     with pytest.raises(ValueError, match=r"line 1 must be 'class left top right bottom \[difficult\]', got '1 2 3 4'"):
         evaluate_detections(folder, tmp_path / "results")
@@ -364,7 +364,7 @@ def test_swapped_files_are_refused_and_lvis_files_noted(tmp_path):
     ):
         analyze(dt, gt)
     truth["images"][0]["neg_category_ids"] = [1]
-    assert suspicious(evaluate_detections(truth, found)["notes"], "judge by LVIS's rules with lvis=True or --lvis")
+    assert suspicious(evaluate_detections(truth, found)["notes"], "evaluate with LVIS's rules, lvis=True or --lvis")
 
 
 def test_boxes_around_masks_are_noted():

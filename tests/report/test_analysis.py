@@ -28,7 +28,9 @@ def test_the_page_says_what_the_analysis_found(analysis, tmp_path, read_page):
     page, values = read_page(text), analysis.to_dict()
     assert page.headings[0] == "default <run>"
     largest = max(values["gains"], key=values["gains"].__getitem__)
-    assert f"Most is lost to {LOSSES[largest]} ({100 * values['gains'][largest]:.1f} points of AP50); of " in page.text
+    assert (
+        f"The largest cost is {LOSSES[largest]} ({100 * values['gains'][largest]:.1f} points of AP50); of " in page.text
+    )
     bounds = {row[0].split(" ")[0]: row[1:] for row in page.tables["bounds"][1:]}
     for name in ("AP", "AP50", "AP75", "AP90"):
         reached, perfect, _, worst, interval = bounds[name]
@@ -37,7 +39,7 @@ def test_the_page_says_what_the_analysis_found(analysis, tmp_path, read_page):
         assert [reached, perfect] == [f"{100 * value:.1f}", f"{100 * upper:.1f}"]
         assert worst == f"{100 * min(lower, value):.1f}"  # duplicates can lift the bound above the value
     assert values["AP50_lower"] > values["AP50"]
-    assert "the bounds of AP50 cross the value here" in " ".join(page.text.split())
+    assert "Here, the bounds of AP50 cross the value" in " ".join(page.text.split())
     body = page.tables["classes"][1:]
     entries = sorted(values["per_class"], key=lambda e: e["n_objects"] * (e["AP"] - e["AP_upper"]))
     assert [row[0] for row in body] == [entry["name"] for entry in entries]
@@ -118,7 +120,7 @@ def test_a_comparison_says_which_differences_may_be_chance(analysis, run_folders
     assert list(rows) == ["AP", "AP50", "AP75", "beta_cls", "oLRP", "LaECE₀", "LaACE₀", "D-ECE"]
     lead = f"coupled.json has {rows['AP'][2].lstrip('+−')} points of AP more than"
     assert page.with_class("summary")
-    assert page.text.index(lead) < page.text.index("Most is lost to")
+    assert page.text.index(lead) < page.text.index("The largest cost is")
     assert rows["AP"][:2] == [f"{100 * found['AP'][side]:.1f}" for side in ("first", "second")]
     for name in ("AP", "AP50", "oLRP"):
         assert (rows[name][-1] == "may be chance") == (not found[name]["differs"])
@@ -172,7 +174,7 @@ def test_the_page_shows_confusion_curves_sizes_and_calibration(tmp_path, read_pa
         index = curve.at(row["lrp_threshold"])
         kept = f"{int(curve.n_kept[index]):,} detections, precision {curve.precision[index]:.2f}"
         assert f"{kept}, recall {curve.recall[index]:.2f}" in page.text
-    assert "What calibration would give" in page.headings
+    assert "Effect of calibration" in page.headings
     before, after = (extra.report[side]["LaECE0"] for side in ("before", "after"))
     assert page.tables["calibrated"][1][1:] == [f"{100 * before:.1f}", f"{100 * after:.1f}"]
     thresholds = [f"{entry['threshold']:.3g}" for entry in extra.report["per_class"]]
@@ -191,7 +193,7 @@ def test_scores_that_cannot_be_calibrated_say_why(tmp_path, read_page):
     truth, found = make_scene(0)
     percent = analyze(truth, [{**d, "score": 100 * d["score"]} for d in found])
     page = read_page(write_analysis(percent, tmp_path / "r.html").read_text(encoding="utf-8"))
-    assert "Nothing can be said here: scores must be in [0, 1], got" in page.text
+    assert "Not available: scores must be in [0, 1], got" in page.text
     assert "of order and boxes, " in page.text
 
 
@@ -219,7 +221,7 @@ def test_most_to_gain_is_said_of_classes_with_ten_objects_and_hides_empty_ones(t
     held = [a for a in truth["annotations"] if a["category_id"] == few]
     truth["annotations"] = [a for a in truth["annotations"] if a not in held[9:]]
     page = read_page(write_analysis(analyze(truth, found), tmp_path / "r.html").read_text(encoding="utf-8"))
-    (sentence,) = [line for line in page.text.splitlines() if "has most to gain on" in line]
+    (sentence,) = [line for line in page.text.splitlines() if "would gain most for" in line]
     assert truth["categories"][0]["name"] not in sentence
     assert "no such thing" not in [row[0] for row in page.tables["classes"]]
     assert "1 without objects is not shown" in page.text

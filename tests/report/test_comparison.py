@@ -117,7 +117,7 @@ def test_curves_pictures_and_settings(page):
     pictures = [a["alt"] for tag, a in page.tags if tag == "img"]
     assert sum(alt.startswith("Ground truth") for alt in pictures) == 6
     assert sum(alt.startswith("focal, image") for alt in pictures) == 6
-    assert sum("is looser" in alt for alt in pictures) == 6
+    assert sum("is less accurate" in alt for alt in pictures) == 6
     assert [row[0] for row in page.tables["differences"][1:]] == ["loss", "optim.lr"]
     assert [row[1:] for row in page.tables["differences"][1:]] == [
         ["focal", "focal+concordance(0.3)"],

@@ -87,9 +87,9 @@ def test_so_many_seeds_have_the_power(spread):
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
-        (["better", "no difference"], "a, 2.0 points of AP above default over 4 seeds"),
-        (["no difference", "worse"], "no loss is better than default over 4 seeds; no difference can be seen"),
-        (["worse", "worse"], "default, which all others fall behind over 4 seeds"),
+        (["better", "no difference"], "a is best, 2.0 points of AP above default over 4 seeds"),
+        (["no difference", "worse"], "no loss is significantly better than default over 4 seeds"),
+        (["worse", "worse"], "all other losses are worse than default over 4 seeds"),
     ],
 )
 def test_the_sentence_says_what_the_verdicts_say(verdicts, expected):

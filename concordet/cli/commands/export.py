@@ -68,7 +68,7 @@ def run(words: list[str]) -> None:
             calibrator=predictor.calibrator,
             raw=args.candidates,
         )
-        scores = "calibrated scores" if meta["calibrator"] is not None else "the detector's own scores"
+        scores = "calibrated scores" if meta["calibrator"] is not None else "raw scores"
         if meta["outputs"] == "candidates":
             scores = "candidates: concordet.export.postprocess makes detections of them"
         print(f"{args.out}: images [b, 3, h, w] to boxes, labels and {scores}; {len(meta['class_names'])} classes")

@@ -61,7 +61,7 @@ def run(words: list[str]) -> None:
         raise UsageError("out must be the folder of the study, got none; add for example --out studies/first")
     check_outputs({"--html": options.html, "--json": options.json}, (options.config,), force=options.force)
     if options.jobs < 1:
-        raise UsageError(f"jobs must be at least 1, got {options.jobs}; give another number")
+        raise UsageError(f"jobs must be at least 1, got {options.jobs}; choose another number")
     study = _study(options)
     if options.cell is not None:
         check_cell(study, options.cell)

@@ -85,7 +85,7 @@ class DigitScenes(DetectionDataset):
             ("seed", seed, (0, 2**63 - 1), ""),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-                raise UsageError(f"{name} must be from {low} to {high}{what}, got {value!r:.60}; give another")
+                raise UsageError(f"{name} must be from {low} to {high}{what}, got {value!r:.60}; choose another")
         self.length: int
         self.seed: int
         self.size: int

@@ -138,7 +138,7 @@ class CsvFolder(FileDataset):
             if part is None or part in named:
                 names = ", ".join(map(str, relative[:5]))
                 raise ValueError(
-                    f"{listing.root}: the names of {len(files)} CSV files of boxes ({names}) do not tell which are "
+                    f"{listing.root}: the names of {len(files)} CSV files of boxes ({names}) do not show which are "
                     "for training and validation; name one of them"
                 )
             named[part] = path

@@ -154,11 +154,13 @@ def _read_ids(source: Path) -> NDArray[np.int32]:
         with Image.open(source) as image:
             values = np.asarray(image)
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError(f"{source}: the annotation cannot be decoded ({error}); fetch the file again") from error
+        raise ValueError(f"{source}: the annotation cannot be decoded ({error}); download the file again") from error
     if values.ndim != 2 or values.dtype.kind not in "iu":
-        raise ValueError(f"{source}: it must have one channel of instance ids, got {image.mode}; fetch the file again")
+        raise ValueError(
+            f"{source}: it must have one channel of instance ids, got {image.mode}; download the file again"
+        )
     if values.size and not 0 <= values.min() <= values.max() < 2**16:
-        raise ValueError(f"{source}: instance ids must be from 0 to 65535, got {values.max()}; fetch the file again")
+        raise ValueError(f"{source}: instance ids must be from 0 to 65535, got {values.max()}; download the file again")
     return values.astype(np.int32)
 
 

@@ -68,7 +68,7 @@ def recognize_json(listing: Listing, form: str, *, lvis: bool) -> Layout | None:
     """The annotation files in COCO's form below a folder, by split.
 
     Raises:
-        ValueError: Their names do not tell which split each of them is.
+        ValueError: Their names do not show which split each of them is.
     """
     files = [path for path in listing.with_suffix(".json") if _is_annotation_file(path, lvis)]
     instances = [path for path in files if path.name.startswith(("instances_", "lvis_v1_"))]
@@ -83,7 +83,7 @@ def recognize_json(listing: Listing, form: str, *, lvis: bool) -> Layout | None:
         if name is None or name in parts:
             names = ", ".join(str(path.relative_to(listing.root)) for path in files[:5])
             raise ValueError(
-                f"{listing.root}: the names of {len(files)} annotation files in {form}'s form ({names}) do not tell "
+                f"{listing.root}: the names of {len(files)} annotation files in {form} format ({names}) do not show "
                 "which are for training and validation; name one of them, or give --data.name coco with "
                 "--data.train_annotations and --data.val_annotations"
             )

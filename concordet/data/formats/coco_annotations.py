@@ -105,7 +105,7 @@ def read_coco_json(file: Path, masks: bool = True) -> dict[str, Any]:
     data = read_json(file, edit=None if masks else _without_polygons)
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
-            raise ValueError(f"{file}: no list {key!r}, which an annotation file in COCO's form has; add it")
+            raise ValueError(f"{file}: no list {key!r}, which an annotation file in COCO format has; add it")
     if not data["images"]:
         raise ValueError(f"{file}: the data set is empty, its list 'images' has no entries; name another file")
     return data
@@ -172,7 +172,7 @@ def _categories(entries: list[Any], file: Path) -> dict[int, str]:
     for index, entry in enumerate(entries):
         where = f"{file}: entry {index + 1} of 'categories'"
         if not isinstance(entry, dict) or not is_id(entry.get("id")) or not isinstance(entry.get("name"), str | int):
-            raise ValueError(f"{where} is without a whole number 'id' or without 'name'; correct or remove it")
+            raise ValueError(f"{where} has no whole number 'id' or no 'name'; correct or remove it")
         if entry["id"] in names:
             raise ValueError(f"{file}: two entries of 'categories' have the same id {entry['id']}; give each its own")
         names[entry["id"]] = str(entry["name"])
@@ -202,7 +202,7 @@ def _images(entries: list[Any], file: Path, counts: Counter[str]) -> dict[int, d
         name = image_name(entry)
         if not isinstance(name, str) or not name or "\0" in name:
             raise ValueError(
-                f"{file}: image {entry['id']} has the file_name {str(name)[:40]!r}, which is no name; correct it"
+                f"{file}: image {entry['id']} has the file_name {str(name)[:40]!r}, which is not a name; correct it"
             )
         other = images.setdefault(entry["id"], entry)
         if other is entry:
@@ -337,10 +337,10 @@ def _check_annotation(entry: Any, where: str, images: dict[int, dict[str, Any]],
             f"{where} has the bbox {str(box)[:60]} instead of four numbers [x, y, width, height]; correct or remove it"
         )
     if not (entry.get("id") is None or isinstance(entry["id"], str) or is_id(entry["id"])):
-        raise ValueError(f"{where} has the id {str(entry['id'])[:40]}, which is no whole number of 64 bits; correct it")
+        raise ValueError(f"{where} has the id {str(entry['id'])[:40]}, which is not a 64-bit whole number; correct it")
     area = entry.get("area")
     if area is not None and not _is_float(area):
-        raise ValueError(f"{where} has the area {str(area)[:40]!r}, which is no number; correct or remove it")
+        raise ValueError(f"{where} has the area {str(area)[:40]!r}, which is not a number; correct or remove it")
     if type(entry.get("iscrowd")) not in (int, bool, float, type(None)) or entry.get("iscrowd") not in (0, 1, None):
         raise ValueError(f"{where}: iscrowd must be 0 or 1, got {str(entry['iscrowd'])[:40]!r}")
 

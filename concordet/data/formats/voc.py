@@ -184,12 +184,12 @@ def _xml_files(folder: Path) -> list[Path]:
 
 
 def _parse(path: Path) -> ElementTree.Element:
-    require_file(path, "the annotation", "restore it or take its image off the list")
+    require_file(path, "the annotation", "restore it or remove its image from the list")
     try:
         return ElementTree.parse(path).getroot()
     except (ElementTree.ParseError, LookupError, ValueError, OSError) as error:
         raise ValueError(
-            f"{path}: not readable as XML ({error}); repair the file or take its image off the list"
+            f"{path}: not readable as XML ({error}); repair the file or remove its image from the list"
         ) from error
 
 

@@ -226,7 +226,7 @@ def _without_yaml(listing: Listing, required: bool = True) -> _Tree:
     if not n_labeled:
         if required:
             raise ValueError(
-                f"{listing.root}: no image has a label file in YOLO's form, and there is no data.yaml; add one"
+                f"{listing.root}: no image has a label file in YOLO format, and there is no data.yaml; add one"
             )
         return _Tree({}, None, listing.root)
     if "all" in parts and len(parts) > 1:

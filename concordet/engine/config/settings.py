@@ -170,7 +170,7 @@ class TrainConfig:
         0.001
         >>> TrainConfig(nodes=0)
         Traceback (most recent call last):
-        concordet.errors.UsageError: nodes must be at least 1, got 0; give another number
+        concordet.errors.UsageError: nodes must be at least 1, got 0; choose another number
     """
 
     preset: str | None = None
@@ -220,7 +220,7 @@ class TrainConfig:
             ("checkpoint_minutes", self.checkpoint_minutes, 0),
         ):
             if not minimum <= value < math.inf:
-                raise UsageError(f"{name} must be at least {minimum}, got {value}; give another number")
+                raise UsageError(f"{name} must be at least {minimum}, got {value}; choose another number")
         milestones = self.optim.milestones or []
         if milestones != sorted(set(milestones)) or not all(0 < m < self.optim.epochs for m in milestones):
             raise UsageError(
@@ -232,9 +232,9 @@ class TrainConfig:
                 f"optim.schedule must be step with optim.milestones, got {self.optim.schedule}; leave one of them out"
             )
         if not 0 < self.optim.drop < 1:
-            raise UsageError(f"optim.drop must be above 0 and below 1, got {self.optim.drop}; give another factor")
+            raise UsageError(f"optim.drop must be above 0 and below 1, got {self.optim.drop}; choose another factor")
         if not 0 < self.optim.lr < math.inf:
-            raise UsageError(f"optim.lr must be above 0, got {self.optim.lr}; give another learning rate")
+            raise UsageError(f"optim.lr must be above 0, got {self.optim.lr}; choose another learning rate")
         if not 0 < self.data.val_fraction < 1:
             raise UsageError(
                 f"data.val_fraction must be above 0 and below 1, got {self.data.val_fraction}; 0.2 holds out a fifth"
@@ -245,11 +245,11 @@ class TrainConfig:
                 "a tenth of the training images"
             )
         if not 0 <= self.optim.ema < 1:
-            raise UsageError(f"optim.ema must be at least 0 and below 1, got {self.optim.ema}; give another decay")
+            raise UsageError(f"optim.ema must be at least 0 and below 1, got {self.optim.ema}; choose another decay")
         sides = (self.image_size,) if isinstance(self.image_size, int) else self.image_size or ()
         if not all(1 <= side <= MAX_IMAGE_SIDE for side in sides):
             raise UsageError(
-                f"image_size must be between 1 and {MAX_IMAGE_SIDE} pixels, got {list(sides)}; give another"
+                f"image_size must be between 1 and {MAX_IMAGE_SIDE} pixels, got {list(sides)}; choose another"
             )
         for name in self.options:
             if name in _NO_OPTIONS:

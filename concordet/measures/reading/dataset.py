@@ -60,7 +60,7 @@ def read_dataset(
     if iou_type == "bbox" and len(dt) and not dt.has_boxes:
         notes.append("the detections have masks and no boxes: the boxes around the masks are evaluated")
     if gt.n_duplicate_ids:
-        notes.append(f"{gt.n_duplicate_ids} annotations repeat an id; each counts as an object of its own")
+        notes.append(f"{gt.n_duplicate_ids} annotations repeat an id; each counts as a separate object")
     if gt.n_ignore:
         notes.append(
             f"{gt.n_ignore} annotations have ignore without iscrowd and count as objects, as in pycocotools;"
@@ -72,7 +72,7 @@ def read_dataset(
         _require_masks(dt, f"{dt_name}: detection", rows, [images[i] for i in dt_images])
         if dt.has_boxes:
             notes.append(
-                "the detections have boxes and masks: APs, APm and APl go by the masks' areas; pycocotools takes the"
+                "the detections have boxes and masks: APs, APm and APl use the areas of the masks; pycocotools uses the"
                 " boxes' areas unless the boxes are removed"
             )
     areas = np.where(np.isnan(gt.areas), gt.boxes[:, 2] * gt.boxes[:, 3], gt.areas)
@@ -199,7 +199,7 @@ def _detections(source: Any, truth: dict[str, Any], gt_name: str, notes: list[st
     results, name = _opened(source, "detections")
     if isinstance(results, dict):
         if "annotations" not in results:
-            raise ValueError(f"{name} must be a list of results in COCO form, got an object without annotations")
+            raise ValueError(f"{name} must be a list of results in COCO format, got an object without annotations")
         if "images" in results and not any(isinstance(r, dict) and "score" in r for r in results["annotations"] or []):
             raise ValueError(
                 f"{name} must hold detections with scores, got annotations of images; are the two files swapped?"
@@ -212,7 +212,7 @@ def _opened(source: Any, name: str) -> tuple[Any, str]:
     if isinstance(source, str | os.PathLike):
         content, name = read_json(Path(source)), Path(source).name
         if not isinstance(content, dict | list):
-            raise ValueError(f"{name} must hold a list or an object in COCO form, got one {type(content).__name__}")
+            raise ValueError(f"{name} must hold a list or an object in COCO format, got one {type(content).__name__}")
         return content, name
     if isinstance(source, dict | list | tuple):
         return source, name
@@ -235,18 +235,18 @@ def _listed(truth: dict[str, Any], key: str, name: str) -> list[dict[str, Any]] 
 def _images(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: list[str]) -> list[dict[str, Any]]:
     records = _listed(truth, "images", name)
     if records is None:
-        notes.append("the ground truth lists no images; those that an annotation or a detection names were taken")
+        notes.append("the ground truth lists no images; those named by annotations or detections are used")
         return [{"id": int(i)} for i in np.union1d(gt.image_ids, dt.image_ids)]
     unique = {record["id"]: record for record in reversed(records)}
     if len(unique) < len(records):
-        notes.append(f"{len(records) - len(unique)} images repeat an id; the first of each was taken")
+        notes.append(f"{len(records) - len(unique)} images repeat an id; the first of each is used")
     return [unique[i] for i in sorted(unique)]
 
 
 def _classes(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: list[str]) -> list[dict[str, Any]]:
     records = _listed(truth, "categories", name)
     if records is None:
-        notes.append("the ground truth lists no categories; those that an annotation or a detection names were taken")
+        notes.append("the ground truth lists no categories; those named by annotations or detections are used")
         return [{"id": int(i), "name": str(i)} for i in np.union1d(gt.class_ids, dt.class_ids)]
     unique: dict[int, dict[str, Any]] = {}
     for record in records:
@@ -257,7 +257,7 @@ def _classes(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: 
                 f"{name}: category id {record['id']} must have one name, got {known!r} and {label!r}; split it"
             )
     if len(unique) < len(records):
-        notes.append(f"{len(records) - len(unique)} categories repeat an id; the first of each was taken")
+        notes.append(f"{len(records) - len(unique)} categories repeat an id; the first of each is used")
     return [unique[i] for i in sorted(unique)]
 
 

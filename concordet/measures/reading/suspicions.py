@@ -52,7 +52,7 @@ def lvis_notes(images: Sequence[dict[str, Any]], lvis: bool) -> list[str]:
     """A note on an LVIS ground truth that is evaluated by COCO's rules."""
     if lvis or not any("neg_category_ids" in image for image in images):
         return []
-    return ["the ground truth lists LVIS's neg_category_ids: judge by LVIS's rules with lvis=True or --lvis"]
+    return ["the ground truth lists LVIS's neg_category_ids: evaluate with LVIS's rules, lvis=True or --lvis"]
 
 
 def _side(value: Any) -> float:
