@@ -33,6 +33,11 @@ DIALECT = re.compile(
     | \b(?:a|an|this|that|the|one)\ mend\b | \bmend(?:s|ed|ing)?\b   # fix
     | \bto\ their\ kin\b | \band\ its\ kin\b     # family
     | \bthe\ seam\b
+    | \bbins?\ of\ scores?\b                      # score bins
+    | \bbarebones\b                              # minimal example
+    | \bcontact\ sheets?\b                       # sample images
+    | \bpayers?\b                                # support
+    | \b(?:say|says)\ nothing\ but\b             # prints only
     """,
     re.VERBOSE | re.IGNORECASE,
 )

@@ -1,7 +1,7 @@
 """Calibration errors of scores: LaECE, LaACE, D-ECE, OCE and AIC.
 
 A detection's *target* is the IoU with the object it is matched to, 0 for a false positive; see
-:func:`concordet.measures.match_detections`. Bins of score are (a, b], the first [0, b].
+:func:`concordet.measures.match_detections`. Score bins are (a, b], the first [0, b].
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def localization_aware_ace(
 
 
 def detection_ece(scores: Any, hits: Any, *, bins: int = D_ECE_BINS) -> Value:
-    r"""Detection expected calibration error (D-ECE): difference of score and precision over bins of scores.
+    r"""Detection expected calibration error (D-ECE): difference of score and precision in score bins.
 
     .. math:: D\text{-}ECE = \sum_j \frac{n_j}{n} \left|\, \overline{p}_j - \overline{z}_j \right|
 
@@ -222,7 +222,7 @@ def average_inconsistency(scores: Any, ious: Any) -> Inconsistency:
 
 
 def reliability_bins(scores: Floats, targets: Floats, hits: Bools, *, bins: int = D_ECE_BINS) -> list[dict[str, Any]]:
-    """Bins of scores that are not empty, each with its limits, count, mean score, mean target and precision."""
+    """Score bins that are not empty, each with its limits, count, mean score, mean target and precision."""
     edges = _bin_edges(bins)
     index = bin_index(scores, bins)
     count = np.bincount(index, minlength=bins)

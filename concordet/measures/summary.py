@@ -23,7 +23,7 @@ from concordet.measures.reading.arrays import Floats, Ints
 from concordet.measures.reading.dataset import Dataset
 
 CROWDED: Final = 0.9
-"""Share of detections in one bin of scores from which a note warns that calibration errors mean little."""
+"""Share of detections in one score bin from which a note warns that calibration errors mean little."""
 
 _SIZES: Final = {
     "APs": "small (area up to 32 x 32)",

@@ -1,4 +1,4 @@
-"""The page of a data set: tables of counts and sizes, faults, and a contact sheet with boxes drawn."""
+"""The page of a data set: tables of counts and sizes, faults, and sample images with their boxes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FAULTS_SHOWN: Final = 200
 
 @dataclass(frozen=True)
 class Photograph:
-    """One picture of the contact sheet.
+    """One of the sample images.
 
     Attributes:
         name: File name.
@@ -50,7 +50,7 @@ def write_dataset(
         title: Name of the data set.
         sentence: What it was recognized as, with numbers of images and classes.
         report: Result of :func:`concordet.data.statistics.dataset_statistics`.
-        photographs: Pictures of the contact sheet.
+        photographs: Sample images.
         class_names: Names by label.
         out: HTML file.
 
