@@ -199,4 +199,4 @@ def test_help_shows_the_ten_options_that_matter_first(capsys):
     assert all(out.count(f"\n  {name} ") + out.count(f"\n  {name},") == 1 for name in shown)
     for python in ("Optional", "Literal", "Union", "dict[", "type:", "CONFIG"):
         assert python not in out, python
-    assert "-q prints only errors, -v says more" in out
+    assert "-q prints errors only, -v prints more" in out
