@@ -1,1 +1,1 @@
-"""Timings of the parts, with what a user would pick instead beside them in the same run."""
+"""Benchmarks of losses, training steps and analyses, compared with the usual alternatives in the same run."""

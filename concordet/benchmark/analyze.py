@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.benchmark.memory import peak_mb
+from concordet.benchmark.new_process import call_in_new_process
 from concordet.benchmark.options import Parser, as_count, check_files
 from concordet.benchmark.results import environment, write_results
 
@@ -21,23 +20,34 @@ PACKAGES: Final = ("numpy", "scipy", "hotcoco", "pycocotools")
 PROGRAMS: Final = ("concordet analyze, bounds included", "hotcoco, AP only", "pycocotools, AP only")
 
 
+@dataclass(frozen=True)
+class Case:
+    """One size of ground truth and detections."""
+
+    name: str
+    images: int
+    classes: int
+    objects: int
+    detections: int
+
+
 def generate(case: Case, folder: Path, seed: int = 0) -> tuple[Path, Path]:
-    """Writes ground truth and detections of this size; half of the boxes are near an object, most scores are low."""
+    """Writes random ground truth and detections; half of the boxes are near an object, and most scores are low."""
     rng = np.random.default_rng(seed)
     image, label = rng.integers(0, case.images, case.objects), rng.integers(0, case.classes, case.objects)
     size = np.exp(rng.uniform(np.log(8), np.log(300), (case.objects, 2)))
     box = np.c_[rng.uniform(0, 500, (case.objects, 2)), size]
-    held = rng.integers(0, case.objects, case.detections)
+    owner = rng.integers(0, case.objects, case.detections)
     near = rng.random(case.detections) < 0.5
     spread = rng.exponential(0.12, (case.detections, 1))
-    found: Any = box[held]
-    found[:, :2] += rng.normal(0, 1, (case.detections, 2)) * spread * found[:, 2:]
-    found[:, 2:] *= np.exp(rng.normal(0, 1, (case.detections, 2)) * spread)
-    found[~near, :2] = rng.uniform(0, 500, (int((~near).sum()), 2))
+    boxes: Any = box[owner]
+    boxes[:, :2] += rng.normal(0, 1, (case.detections, 2)) * spread * boxes[:, 2:]
+    boxes[:, 2:] *= np.exp(rng.normal(0, 1, (case.detections, 2)) * spread)
+    boxes[~near, :2] = rng.uniform(0, 500, (int((~near).sum()), 2))
     score: Any = rng.beta(1, 5, case.detections) + near * np.exp(-4 * spread[:, 0]) * rng.uniform(
         0, 0.6, case.detections
     )
-    found, score = found.round(2), np.minimum(score, 1).round(5)
+    boxes, score = boxes.round(2), np.minimum(score, 1).round(5)
     corners: Any = np.round(box, 2).tolist()
     truth = {
         "images": [{"id": i, "width": 640, "height": 640} for i in range(case.images)],
@@ -49,7 +59,7 @@ def generate(case: Case, folder: Path, seed: int = 0) -> tuple[Path, Path]:
     }
     results = [
         {"image_id": a, "category_id": b, "bbox": c, "score": d}
-        for a, b, c, d in zip(image[held].tolist(), label[held].tolist(), found.tolist(), score.tolist(), strict=True)
+        for a, b, c, d in zip(image[owner].tolist(), label[owner].tolist(), boxes.tolist(), score.tolist(), strict=True)
     ]
     paths = folder / f"{case.name}_truth.json", folder / f"{case.name}_results.json"
     for path, content in zip(paths, (truth, results), strict=True):
@@ -58,7 +68,7 @@ def generate(case: Case, folder: Path, seed: int = 0) -> tuple[Path, Path]:
 
 
 def measure(program: str, truth: str, results: str) -> dict[str, float]:
-    """Runs one program once in this process, from files to metrics: seconds, CPU seconds, peak MB and AP."""
+    """Seconds, CPU seconds, peak MB and AP of one program from files to metrics, in this process."""
     start, cpu = time.perf_counter(), time.process_time()
     ap = _RUNS[program](truth, results)
     return {
@@ -70,7 +80,10 @@ def measure(program: str, truth: str, results: str) -> dict[str, float]:
 
 
 def run_cases(cases: list[Case], *, repeats: int = 3, slow_up_to: int = 500_000) -> list[dict[str, Any]]:
-    """Measures every case, each run in a process of its own; pycocotools once, and up to ``slow_up_to`` detections."""
+    """Measures all programs on all cases, each run in a new process.
+
+    pycocotools runs once, and only on cases of up to ``slow_up_to`` detections.
+    """
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
@@ -79,7 +92,11 @@ def run_cases(cases: list[Case], *, repeats: int = 3, slow_up_to: int = 500_000)
                 slow = program.startswith("pycocotools")
                 if slow and case.detections > slow_up_to:
                     continue
-                runs = [_fresh(program, truth, results) for _ in range(1 if slow else repeats)]
+                files = {"truth": str(truth), "results": str(results)}
+                runs = [
+                    call_in_new_process("concordet.benchmark.analyze:measure", program, program=program, **files)
+                    for _ in range(1 if slow else repeats)
+                ]
                 rows.append(_row(case, program, runs))
                 print({key: rows[-1][key] for key in ("case", "program", "median_s", "peak_mb", "AP")}, flush=True)
             truth.unlink()
@@ -101,14 +118,6 @@ def run(words: list[str]) -> None:
     check_files(options.out, options.json, force=options.force)
     rows = run_cases([CASES[name] for name in options.cases], repeats=options.repeats)
     write_results(options.out, options.json, rows, environment(packages=PACKAGES))
-
-
-def _fresh(program: str, truth: Path, results: Path) -> dict[str, float]:
-    code = "import json,sys;from concordet.benchmark.analyze import measure;print(json.dumps(measure(*sys.argv[1:])))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, program, str(truth), str(results)], capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def _row(case: Case, program: str, runs: list[dict[str, float]]) -> dict[str, Any]:
@@ -158,17 +167,6 @@ def _run_pycocotools(truth: str, results: str) -> float:
 
 
 _RUNS: Final = dict(zip(PROGRAMS, (_run_analyze, _run_hotcoco, _run_pycocotools), strict=True))
-
-
-@dataclass(frozen=True)
-class Case:
-    """One size of ground truth and detections."""
-
-    name: str
-    images: int
-    classes: int
-    objects: int
-    detections: int
 
 
 CASES: Final = {

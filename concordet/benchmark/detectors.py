@@ -7,9 +7,6 @@ speed affects all of them. On a CPU, processor time is measured, summed over thr
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from concordet.assigned import IGNORED
+from concordet.benchmark.new_process import call_in_new_process
 from concordet.benchmark.options import Parser, as_count, as_device, check_files
 from concordet.benchmark.results import environment, read_rows, table, write_results
 from concordet.errors import UsageError
@@ -27,12 +25,12 @@ from concordet.files import free_name
 
 LOSSES: Final = ("rank_sort", "ap", "alrp", "harmonic", "focal+concordance(0.3)")
 SQUARE: Final = {"ssd": 300, "dssd": 320, "refinedet": 320}
-"""Image side of detectors that take images of a single size, at full size."""
+"""Image side of detectors that take images of one size only, at full size."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to run.
+    """Settings of the benchmark.
 
     Attributes:
         side: Side of the images in pixels; None is 256 at full size (300 or 320 for the SSD family) and 128 at nano
@@ -60,7 +58,7 @@ def side_of(detector: str, options: Options) -> int:
 
 
 def step(model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], device: torch.device) -> float:
-    """Seconds of one training step: processor time on a CPU, which other work changes least; wall time on a GPU."""
+    """Seconds of one training step: on a CPU processor time, which other processes affect least; on a GPU wall time."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     start = clock()
     sum(model(images, targets).values()).backward()
@@ -109,7 +107,7 @@ def in_turns(
     *,
     reference: str,
 ) -> dict[str, dict[str, float]]:
-    """Each model's median step, and quartiles of its time divided by the reference's in the same round."""
+    """Each model's median step, and quartiles of the ratio to the reference's step in the same round."""
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds + 1):
         for name, model in models.items():
@@ -132,27 +130,26 @@ def in_turns(
 
 @torch.no_grad()
 def classified(model: Any, images: list[Tensor], targets: list[dict[str, Any]]) -> int:
-    """Number of predictions that the classification losses of all stages see, after sampling."""
+    """Number of predictions in the classification losses of all stages, after sampling."""
     return sum(int((record.labels != IGNORED).sum()) for record in model.assigned(images, targets))
 
 
 def in_own_process(detector: str, options: Options) -> Any:
-    """Rows of one detector, measured in a process of its own."""
-    code = (
-        "import json,sys;from concordet.benchmark.detectors import Options,measure;"
-        "print(json.dumps(measure(sys.argv[1],Options(**json.loads(sys.argv[2])))))"
-    )
-    values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
-    done = subprocess.run([sys.executable, "-c", code, detector, json.dumps(values)], capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"the measurement of {detector} failed: {done.stderr.strip().splitlines()[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    """Rows of one detector, measured in a new process."""
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(options).items()}
+    function = "concordet.benchmark.detectors:measure_with"
+    return call_in_new_process(function, detector, detector=detector, settings=settings)
+
+
+def measure_with(detector: str, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """:func:`measure` with options from JSON."""
+    return measure(detector, Options(**settings))
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """Steps as multiples of the default loss's step, with quartiles, as a Markdown table.
 
-    The last column says how many times as many predictions a loss sees that does not sample.
+    The last column is the number of predictions of losses that do not sample, as a multiple of the default loss's.
 
     Example:
         >>> row = {"detector": "fcos", "predictions": "84", "q25": "0.99", "q75": "1.04"}
@@ -173,7 +170,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 
 def ratio_with_quartiles(row: Mapping[str, str]) -> str:
-    """A step's time as a multiple of the reference's, with the quartiles over rounds."""
+    """Ratio of a step's time to the reference's, with the quartiles over rounds."""
     return f"{float(row['times_default']):.2f} ({float(row['q25']):.2f}–{float(row['q75']):.2f})"
 
 

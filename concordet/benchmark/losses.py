@@ -5,9 +5,6 @@ Forward and backward passes over synthetic logits, for several numbers of logits
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from concordet.benchmark.memory import peak_mb, reset_peak
+from concordet.benchmark.new_process import call_in_new_process
 from concordet.benchmark.options import Parser, as_count, as_device, as_seconds, as_share, check_files
 from concordet.benchmark.results import environment, read_rows, table, write_results
 from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
@@ -25,7 +23,7 @@ from concordet.files import free_name
 from concordet.losses import functional
 
 FOCAL: Final = "torchvision focal"
-"""What the other cases are compared with."""
+"""Name of the case that others are compared with."""
 
 
 def _focal(data: Data) -> Tensor:
@@ -57,7 +55,16 @@ CASES: Final[dict[str, Callable[[Data], Tensor]]] = {
 def measure(
     n: int, share: float, *, budget: float, threads: int, loop: bool, device: str = "cpu"
 ) -> list[dict[str, Any]]:
-    """Rows of one cell, in this process: forward and backward of all losses in turn until the budget is spent."""
+    """Rows of one cell of the grid: forward and backward passes of all losses in turn until the budget is spent.
+
+    Args:
+        n: Number of logits.
+        share: Fraction of positives.
+        budget: Seconds.
+        threads: PyTorch threads.
+        loop: Whether to time the loop over positives too.
+        device: "cpu" or "cuda".
+    """
     torch.set_num_threads(threads)
     data = Data.make(n, share, device=device)
     runs: dict[str, list[tuple[float, float]]] = {case: [] for case in CASES}
@@ -163,24 +170,20 @@ def markdown(rows: list[dict[str, str]], time_column: str = "median_ms", *, mill
 
 
 def run_grid(options: Options) -> list[dict[str, Any]]:
-    """Every cell in a process of its own, so that memory is measured from zero."""
+    """Measures every cell of the grid in a new process."""
     rows: list[dict[str, Any]] = []
     for n in options.logits:
         for share in options.shares:
-            arguments: dict[str, Any] = {"n": n, "share": share, "budget": options.budget}
-            arguments |= {"threads": options.threads, "device": options.device}
-            loop = n >= 100_000
-            code = (
-                "import json,sys;from concordet.benchmark.losses import measure;"
-                "print(json.dumps(measure(**json.loads(sys.argv[1]))))"
+            cell = call_in_new_process(
+                "concordet.benchmark.losses:measure",
+                f"{n} logits",
+                n=n,
+                share=share,
+                budget=options.budget,
+                threads=options.threads,
+                loop=n >= 100_000,
+                device=options.device,
             )
-            done = subprocess.run(
-                [sys.executable, "-c", code, json.dumps(arguments | {"loop": loop})],
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            cell = json.loads(done.stdout.splitlines()[-1])
             rows += cell
             times = ", ".join(f"{row['case']} {row['median_ms']:.1f} ms ({row['times_focal']:.2f})" for row in cell)
             print(f"{n} logits, {share:.1%} positives: {times}", flush=True)

@@ -9,7 +9,7 @@ STATUS = Path("/proc/self/status")
 
 
 def reset_peak(device: str = "cpu") -> None:
-    """Starts the peak again, where the operating system allows it; on a GPU, the device's."""
+    """Resets the peak of this process, if the operating system allows it, or of a GPU."""
     if device != "cpu":
         import torch
 
@@ -27,7 +27,7 @@ def peak_mb(device: str = "cpu") -> float:
         import torch
 
         return torch.cuda.max_memory_allocated() / 1e6
-    if STATUS.exists():  # getrusage would count the process that started this one
+    if STATUS.exists():  # getrusage's peak would include that of the parent process before exec
         lines = STATUS.read_text(encoding="ascii", errors="replace").splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
     try:

@@ -1,4 +1,4 @@
-"""Results files: CSV rows that carry the environment they were measured in, and the Markdown tables made from them."""
+"""Results files: CSV rows with the environment of each measurement, and Markdown tables of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ENVIRONMENT: Final = {
     "pycocotools": "pycocotools {}",
     "python": "Python {}",
 }
-"""Columns that describe the environment, and how a caption shows each."""
+"""Columns that describe the environment, and their formats in a caption."""
 
 
 def environment(device: str = "cpu", packages: Sequence[str] = ("torch",)) -> dict[str, str]:
@@ -46,7 +46,7 @@ def environment(device: str = "cpu", packages: Sequence[str] = ("torch",)) -> di
     """
     card = {}
     if device != "cpu":
-        import torch  # here, because memory of processes that need no torch is measured too
+        import torch  # not at the top: the peak memory of processes without torch is measured too
 
         if not torch.cuda.is_available():
             raise ValueError(f"device must be one that PyTorch sees here, got {device}; leave --device out for the CPU")
@@ -66,15 +66,14 @@ def environment(device: str = "cpu", packages: Sequence[str] = ("torch",)) -> di
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], measured_in: Mapping[str, str]) -> None:
-    """Writes a CSV file, all of it or nothing.
+    """Writes a CSV file atomically.
 
     Args:
-        path: File to write; its folder is made where it is missing.
+        path: File to write; its folder is created if needed.
         rows: One mapping per row. Columns are the union of their keys.
-        measured_in: Environment of this run. A row that has these columns already, because an earlier run measured
-            it, keeps its own.
+        measured_in: Environment of this run, in the last columns. Rows of earlier runs, which have these columns
+            already, keep their own.
     """
-    # what was measured comes first, and where it was measured last
     measured = dict.fromkeys(key for row in rows for key in row if key not in measured_in)
     complete = [{**measured_in, **row} for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +86,7 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], measured_in: Mappi
 def write_results(
     out: Path | None, json: Path | None, rows: Sequence[Mapping[str, Any]], measured_in: Mapping[str, str]
 ) -> None:
-    """Writes what ``--out`` (CSV) and ``--json`` of a benchmark ask for."""
+    """Writes the files of a benchmark's options ``--out`` (CSV) and ``--json``."""
     if out is not None:
         write_rows(out, rows, measured_in)
     if json is not None:
@@ -114,7 +113,7 @@ def read_rows(path: Path, column: str | None = None, command: str = "") -> list[
 
 
 def known_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a results file; none where the file does not exist yet."""
+    """Rows of a results file; none if the file does not exist yet."""
     return list(read_rows(path)) if path.exists() else []
 
 

@@ -1,4 +1,4 @@
-"""Synthetic logits, the published loop over positives, and options, shared by the benchmark and the studies."""
+"""Synthetic logits, AP Loss as published and options, shared by the benchmark of losses and the studies."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 LOGITS: Final = (10_000, 100_000, 1_000_000)
 SHARES: Final = (0.001, 0.01, 0.02, 0.05)
 LOOPED: Final = 100
-"""Number of positives that the loop visits; its time is scaled up to all positives."""
+"""Number of positives for which the loop is timed; its time is scaled to all positives."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,13 @@ class Data:
 
 
 def loop_over_positives(data: Data, *, delta: float = 1.0, visited: int | None = None) -> Tensor:
-    """``[n]`` gradient of AP Loss as published (Algorithm 1 in the thesis): per positive, a vector of all negatives."""
+    """``[n]`` gradient of AP Loss as published (Algorithm 1 in the thesis), in a loop over positives.
+
+    Args:
+        data: Logits and labels.
+        delta: Half width of the ramp.
+        visited: Number of positives after which the loop stops, to time a part of it; None visits all.
+    """
     logits, labels = data.logits.detach(), data.labels
     positives = logits[labels == 1]
     relevant = (labels == 0) & (logits >= positives.min() - delta)
