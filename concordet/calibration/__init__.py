@@ -1,4 +1,4 @@
-"""Calibration: scores that say how well a box lies, in the order that they had.
+"""Calibration: maps detection scores to the IoU to expect, without changing the order of detections within a class.
 
 Needs NumPy and SciPy, and no torch.
 """

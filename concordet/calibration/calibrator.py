@@ -1,4 +1,4 @@
-"""Calibrators: a map per class from scores to expected IoUs, kept as plain JSON."""
+"""Calibrators: a map per class from scores to expected IoUs, saved as plain JSON."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ VERSION: Final = 1
 
 @dataclass(frozen=True)
 class ClassCalibration:
-    """How one class is calibrated.
+    """The calibration of one class.
 
     Attributes:
         name: name of the class.
         map: map of its scores.
         n_detections: detections that the map was fitted on.
-        n_matched: those of them that are matched to an object.
-        threshold: calibrated score from which on a detection is worth showing (LRP-optimal), in [0, 1]; None where the
-            class has none.
-        reason: why the map is that of all classes together; None for a map of the class's own.
+        n_matched: how many of them are matched to an object.
+        threshold: LRP-optimal threshold of the calibrated score, in [0, 1]; None where the class has none.
+        reason: why the class uses the shared map; None if it has its own.
 
     Example:
         >>> from concordet.calibration import ClassCalibration, fit_map
@@ -53,14 +52,14 @@ class ClassCalibration:
 class Calibrator:
     """Replaces scores by the IoU to expect, and keeps the order of detections within each class.
 
-    Every map is strictly increasing: average precision, matches and LRP are those of the scores before, to the last
-    digit. Made by :func:`concordet.calibration.fit_calibrator`.
+    Every map is strictly increasing, so average precision, matches and LRP do not change at all. Created by
+    :func:`concordet.calibration.fit_calibrator`.
 
     Attributes:
-        method: kind of map.
+        method: method that fitted the maps, such as ``"isotonic"``.
         classes: class id to its calibration.
-        shared: map of all classes together, for classes that have none of their own.
-        fit: what the fit was made on, as plain JSON.
+        shared: map fitted on all classes together, for classes without their own.
+        fit: what the maps were fitted on (numbers of images, detections, matches and objects), as plain JSON.
 
     Example:
         >>> from concordet.calibration.maps import Linear
@@ -75,11 +74,11 @@ class Calibrator:
     fit: Mapping[str, Any] = field(default_factory=dict)
 
     def calibrate(self, scores: Floats, class_ids: Ints) -> Floats:
-        """Calibrated scores of columns.
+        """Calibrated scores from arrays of scores and classes.
 
         Args:
             scores: ``[n]`` in [0, 1].
-            class_ids: ``[n]`` class of each; a class that the fit did not know gets the shared map.
+            class_ids: ``[n]`` class of each; a class that was not part of the fit gets the shared map.
 
         Returns:
             ``[n]`` float64, in the order of ``scores`` within each class, equal where those are equal.
@@ -93,12 +92,13 @@ class Calibrator:
         ids, starts = np.unique(class_ids[order], return_index=True)
         for ident, rows in zip(ids.tolist(), np.split(order, starts[1:]), strict=bool(len(ids))):
             entry = self.classes.get(ident)
-            own = scores[rows]
-            result[rows] = strictly_increasing(own, (self.shared if entry is None else entry.map)(own))
+            class_scores = scores[rows]
+            fitted = self.shared if entry is None else entry.map
+            result[rows] = strictly_increasing(class_scores, fitted(class_scores))
         return result
 
     def apply(self, detections: Any, *, labels: Mapping[int, int] | None = None) -> Any:
-        """The same detections with calibrated scores; nothing else changes, and the argument stays as it is.
+        """The same detections with calibrated scores; the argument is not modified.
 
         Args:
             detections: a list of COCO results, an array ``[n, 7]`` of image_id, x, y, width, height, score,
@@ -107,7 +107,7 @@ class Calibrator:
             labels: label to class id, where the detector's labels are not the class ids of the fit.
 
         Returns:
-            The form that came. Scores of tensors keep their dtype and device.
+            The form of ``detections``. Scores of tensors keep their dtype and device.
 
         Raises:
             ValueError: for a score outside [0, 1], or detections of another form.
@@ -148,7 +148,7 @@ class Calibrator:
         if not hasattr(before, "new_tensor"):
             return {**image, "scores": calibrated.astype(np.asarray(before).dtype)}
         values = before.new_tensor(calibrated.tolist())
-        if before.element_size() == 4:  # rounding to float32 may make ties that were none
+        if before.element_size() == 4:  # rounding to float32 may create ties
             narrow = np.empty(len(scores), np.float32)
             for ident in np.unique(ids):
                 rows = ids == ident
@@ -157,7 +157,7 @@ class Calibrator:
         return {**image, "scores": values}
 
     def thresholds(self) -> dict[int, float | None]:
-        """Class id to the calibrated score from which on a detection is worth showing; None where there is none."""
+        """Class id to the LRP-optimal threshold of its calibrated scores; None where there is none."""
         return {ident: entry.threshold for ident, entry in self.classes.items()}
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Calibrator:
 
     @classmethod
     def from_dict(cls, content: Any, name: str = "the calibrator") -> Calibrator:
-        """The calibrator of :meth:`to_dict`'s JSON; ``name`` stands in errors.
+        """The calibrator from :meth:`to_dict`'s JSON; errors call it ``name``.
 
         Raises:
             ValueError: one sentence, for anything else.
@@ -197,19 +197,19 @@ class Calibrator:
                 f"{name} must be of version {VERSION}, got {content.get('version')!r}; fit it again with this concordet"
             )
         try:
-            shared = _map_from_dict(_part(content, "shared", dict))
+            shared = _map_from_dict(_value(content, "shared", dict))
             classes = {}
-            for entry in _part(content, "classes", list):
-                own = None if _part(entry, "map", dict | None) is None else _map_from_dict(entry["map"])
-                classes[_part(entry, "id", int)] = ClassCalibration(
-                    name=_part(entry, "name", str),
+            for entry in _value(content, "classes", list):
+                own = None if _value(entry, "map", dict | None) is None else _map_from_dict(entry["map"])
+                classes[_value(entry, "id", int)] = ClassCalibration(
+                    name=_value(entry, "name", str),
                     map=shared if own is None else own,
-                    n_detections=_part(entry, "n_detections", int),
-                    n_matched=_part(entry, "n_matched", int),
-                    threshold=_part(entry, "threshold", int | float | None),
-                    reason=_part(entry, "reason", str | None),
+                    n_detections=_value(entry, "n_detections", int),
+                    n_matched=_value(entry, "n_matched", int),
+                    threshold=_value(entry, "threshold", int | float | None),
+                    reason=_value(entry, "reason", str | None),
                 )
-            return cls(_part(content, "method", str), classes, shared, _part(content, "fit", dict))
+            return cls(_value(content, "method", str), classes, shared, _value(content, "fit", dict))
         except ValueError as error:
             raise ValueError(f"{name} must hold whole calibration maps, got a faulty {error}; fit it again") from error
 
@@ -222,15 +222,15 @@ class Calibrator:
         """Reads what :meth:`save` wrote.
 
         Raises:
-            ValueError: one sentence, for a file of another kind.
+            ValueError: one sentence, for a file that is not a calibrator.
         """
         return cls.from_dict(read_json(Path(path)), str(path))
 
 
 def raw_results(records: Any) -> Any:
-    """Detections with the detector's own score, where they have a calibrated one beside it.
+    """Detections with the detector's own score, where they contain both that and a calibrated score.
 
-    A calibrator of calibrated scores would be of no use to the detector, which gives others.
+    A calibrator must be fitted on the detector's scores: fitted on calibrated ones, it would not apply to the detector.
 
     Example:
         >>> raw_results([{"image_id": 1, "score": 0.8, "raw_score": 0.02}, {"image_id": 2, "score": 0.5}])
@@ -244,7 +244,7 @@ def raw_results(records: Any) -> Any:
 
 
 def check_scores(scores: Any, file: str = "") -> Floats:
-    """``[n]`` float64 scores; ValueError for one outside [0, 1], which names the file that they are from, if any."""
+    """``[n]`` float64 scores; ValueError for one outside [0, 1], which names their file, if any."""
     column = np.asarray(scores, np.float64)
     bad = np.flatnonzero(~((column >= 0) & (column <= 1)))
     if bad.size:
@@ -264,30 +264,33 @@ def _map_to_dict(fitted: Map) -> dict[str, Any]:
 
 
 def _map_from_dict(content: dict[str, Any]) -> Map:
-    name = _part(content, "kind", str)
-    kind = MAPS.get(name)
-    own = () if kind is None else tuple(name for name in kind.__annotations__ if name != "name")
-    if kind is None or set(content) != {"kind", *own}:
+    name = _value(content, "kind", str)
+    map_type = MAPS.get(name)
+    keys = () if map_type is None else tuple(key for key in map_type.__annotations__ if key != "name")
+    if map_type is None or set(content) != {"kind", *keys}:
         raise ValueError(f"kind must be one of {', '.join(MAPS)} with its own numbers, got {name!r:.60}")
-    # an isotonic map has lists of numbers, the others have numbers
-    return kind(**{key: tuple(_numbers(content, key)) if kind is Isotonic else _number(content, key) for key in own})
+    if map_type is Isotonic:
+        return Isotonic(**{key: tuple(_numbers(content, key)) for key in keys})
+    return map_type(**{key: _number(content, key) for key in keys})
 
 
 def _number(content: Any, key: str) -> float:
-    return float(_part(content, key, int | float))
+    return float(_value(content, key, int | float))
 
 
 def _numbers(content: Any, key: str) -> list[float]:
-    values = _part(content, key, list)
+    values = _value(content, key, list)
     if not all(map(is_number, values)):
         raise ValueError(repr(key))
     return [float(value) for value in values]
 
 
-def _part(content: Any, key: str, kind: Any) -> Any:
-    """A value of a mapping; ValueError with the key where it is missing, of another type or no finite number."""
-    value = content.get(key, _part) if isinstance(content, dict) else _part
-    number = isinstance(value, int | float)
-    if not isinstance(value, kind) or (number and not (is_integer if kind is int else is_number)(value)):
+def _value(content: Any, key: str, expected: Any) -> Any:
+    """The value of a key; ValueError with the key if it is missing, of another type or not a finite number."""
+    missing = object()
+    value = content.get(key, missing) if isinstance(content, dict) else missing
+    if not isinstance(value, expected):
+        raise ValueError(repr(key))
+    if isinstance(value, int | float) and not (is_integer if expected is int else is_number)(value):
         raise ValueError(repr(key))
     return value

@@ -1,4 +1,4 @@
-"""What the page of an analysis adds to its metrics: intervals, and what calibration would give."""
+"""What the page of an analysis adds to its metrics: bootstrap intervals and a cross-fitted calibration."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concordet.calibration.evaluation import evaluate_analysis
 from concordet.measures import Analysis
 
 COSTS: Final = {"order": "the order", "scale": "the scale of the scores", "boxes": "the boxes"}
-"""What a score and its box can get wrong, as a sentence says it."""
+"""Sources of error to the words for them in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,12 @@ class Details:
 
     Attributes:
         intervals: As :meth:`concordet.measures.Analysis.intervals` returns them.
-        calibrator: Fitted on all images; None where it cannot be.
-        report: As :func:`concordet.calibration.evaluate_calibration` returns it, without intervals; None likewise.
+        calibrator: Fitted on all images; None if that is not possible.
+        report: As :func:`concordet.calibration.evaluate_calibration` returns it, without intervals; None without a
+            calibrator.
         reason: Why there is no calibrator.
-        costs: By keys of :data:`COSTS`, fractions: AP that a perfect order adds, AP that perfect boxes add beyond it,
-            and LaECE0 that calibration takes off the detections above the thresholds; without what is unknown.
+        costs: Keys of :data:`COSTS` to fractions: AP that a perfect order adds, AP that perfect boxes add to that, and
+            the decrease of LaECE0 by calibration for detections above the thresholds. Unknown ones are missing.
     """
 
     intervals: dict[str, Any]
@@ -56,7 +57,7 @@ def details(analysis: Analysis, *, n_resamples: int | None = None, seed: int = 0
     Args:
         analysis: What :func:`concordet.measures.analyze` returns.
         n_resamples: Draws of the intervals; None as :meth:`concordet.measures.Analysis.intervals` takes it.
-        seed: Of draws and folds.
+        seed: Seed of the draws and of the folds.
     """
     intervals = analysis.intervals(n_resamples=n_resamples, seed=seed)
     costs = dict(analysis.summary["costs"] or {})

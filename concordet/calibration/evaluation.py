@@ -1,4 +1,4 @@
-"""What calibration changes on images that the fit did not see: cross-fitting, with intervals."""
+"""The effect of calibration on images that were not part of the fit, by cross-fitting, with intervals."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from concordet.calibration.fit import Method
 from concordet.calibration.fitting import Matched, fit_matched, match_all, matched_columns
 from concordet.errors import UsageError
 from concordet.measures import Analysis, coco
+from concordet.measures.bootstrap import draw_weights
 from concordet.measures.calibration import (
     D_ECE_BINS,
     LAECE_BINS,
@@ -41,20 +42,20 @@ def evaluate_calibration(
     seed: int = 0,
     **fit_options: Any,
 ) -> tuple[Calibrator, dict[str, Any]]:
-    """The calibrator of these detections, and a cross-fitted report of what calibration changes.
+    """A calibrator fitted on these detections, and a cross-fitted report of what calibration changes.
 
-    Images are split into folds; the detections of each fold are calibrated by a fit on the other folds, so that no
-    value under ``after`` is of detections that the fit saw. ``AP`` is the exception: it is that of the returned
-    calibrator, and equal to the one before by construction.
+    Images are split into folds; the detections of each fold are calibrated by a fit on the other folds, so that all
+    values under ``after`` are measured on images outside the fit. ``AP`` is the exception: it is that of the returned
+    calibrator, which equals the one before by construction.
 
     Args:
         ground_truth, detections, iou_type, lvis, max_dets: as :func:`concordet.measures.analyze` takes them.
         method, per_class: as :func:`concordet.calibration.fit_calibrator` takes them.
         **fit_options: further arguments of that function, such as ``min_detections``.
-        folds: parts that the images are split into, at least 2.
+        folds: number of parts that the images are split into, at least 2.
         n_resamples: draws of the bootstrap over images; 0 leaves intervals out.
-        confidence: of the intervals, in (0, 1).
-        seed: of folds and draws.
+        confidence: confidence of the intervals, in (0, 1).
+        seed: seed of the folds and of the draws.
 
     Returns:
         The calibrator, fitted on all images, and plain JSON with ``before`` and ``after`` (``AP``, ``LaECE0``,
@@ -63,7 +64,7 @@ def evaluate_calibration(
         fit's images), ``reliability`` (bins of mean score, mean IoU and number) and ``per_class``.
 
     Raises:
-        ValueError: one sentence; for fewer than two images too.
+        ValueError: one sentence, for files that cannot be read, scores outside [0, 1] or fewer than two images.
 
     Example:
         >>> truth = {
@@ -139,11 +140,13 @@ def evaluate_matched(
     calibrator = fit_matched(matched, **settings)
     after, kept = cross_fitted(matched, folds=folds, seed=seed, **settings)
     everything = np.ones(len(after), bool)
-    weights = _draws(len(matched.image_ids), n_resamples, seed)
+    n_images = len(matched.image_ids)
+    draws = list(draw_weights(n_images, n_resamples, seed + 1))  # another stream than that of the folds
+    weights = np.array(draws, np.float64).reshape(-1, n_images)  # [draws, images]
     report = compare_scores(matched, matched.scores, after, everything, weights, confidence)
     report["operating"] = compare_scores(matched, matched.scores, after, kept, weights, confidence)
     report["method"], report["folds"], report["confidence"] = method, folds, confidence
-    report["n_images"], report["n_detections"] = len(matched.image_ids), len(after)
+    report["n_images"], report["n_detections"] = n_images, len(after)
     report["per_class"] = [
         {
             "id": ident,
@@ -168,7 +171,7 @@ def evaluate_matched(
 
 
 def cross_fitted(matched: Matched, *, folds: int, seed: int, **settings: Any) -> tuple[Floats, Bools]:
-    """Scores that a fit on the other folds gives, and which lie above the threshold of that fit.
+    """Scores calibrated by a fit on the other folds, and which of them reach the threshold of that fit.
 
     Returns:
         ``[n]`` calibrated scores and ``[n]`` bool.
@@ -196,7 +199,7 @@ def cross_fitted(matched: Matched, *, folds: int, seed: int, **settings: Any) ->
 def compare_scores(
     matched: Matched, before: Floats, after: Floats, kept: Bools, weights: Floats, confidence: float
 ) -> dict[str, Any]:
-    """Calibration errors of two sets of scores of the same detections, those that are kept, with intervals."""
+    """Calibration errors of two sets of scores of the ``kept`` detections, with intervals."""
     weights = np.concatenate([np.ones((1, len(matched.image_ids))), weights])  # the first is the value itself
     sides = {"before": before, "after": after}
     report: dict[str, Any] = {side: {} for side in sides} | {"reasons": {}, "intervals": {}}
@@ -222,25 +225,13 @@ def _interval(draws: Floats, value: float | None, confidence: float) -> list[flo
     draws = draws[~np.isnan(draws)]
     if value is None or not len(draws):
         return None
-    # Resampling adds noise to sums of absolute gaps: all draws lie somewhat higher than the value that they belong to.
+    # Resampling adds noise to sums of absolute gaps: draws are biased upward, so they are centered on the value.
     centered = draws - draws.mean() + value
     return np.quantile(centered, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
 
 
-def _draws(n_images: int, n_resamples: int, seed: int) -> Floats:
-    # [draws, images] how often each image is drawn
-    generator = np.random.default_rng(seed + 1)
-    return (
-        np.stack(
-            [np.bincount(generator.integers(0, n_images, n_images), minlength=n_images) for _ in range(n_resamples)]
-        ).astype(np.float64)
-        if n_resamples
-        else np.zeros((0, n_images))
-    )
-
-
 def _errors(matched: Matched, scores: Floats, kept: Bools, weights: Floats) -> dict[str, Floats]:
-    # each metric [draws]: sums per image and cell are added up with the weights of the images
+    # Each metric is [draws]: sums per image and cell are linear, so a draw is a weighted sum over images.
     n_images, n_classes = len(matched.image_ids), len(matched.class_ids)
 
     def totals(rows: Bools, cells: Any, n_cells: int, values: Floats) -> Floats:
@@ -284,7 +275,7 @@ def _class_errors(matched: Matched, scores: Floats) -> list[float | None]:
 
 
 def _reliability(matched: Matched, scores: Floats) -> list[list[float]]:
-    """Mean score, mean target and number of detections of each bin that has any, over all classes."""
+    """Mean score, mean target and number of detections of each non-empty bin, over all classes."""
     counted = matched.counted
     bins = reliability_bins(scores[counted], matched.targets[counted], matched.hits[counted], bins=LAECE_BINS)
     return [[row["mean_score"], row["mean_iou"], float(row["count"])] for row in bins]

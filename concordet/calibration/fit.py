@@ -17,7 +17,7 @@ Method = Literal["isotonic", "linear", "platt", "temperature"]
 
 
 def fit_map(scores: Floats, targets: Floats, method: Method = "isotonic") -> Map:
-    """The map of this kind that brings scores closest to their targets.
+    """The map that brings scores closest to their targets.
 
     ``isotonic`` and ``linear`` minimize the squared error, ``platt`` and ``temperature`` the binary cross entropy with
     soft targets. Slopes are at least 0, so that the map increases.
@@ -25,10 +25,10 @@ def fit_map(scores: Floats, targets: Floats, method: Method = "isotonic") -> Map
     Args:
         scores: ``[n]`` in [0, 1].
         targets: ``[n]`` in [0, 1]: the IoU of a true positive, 0 for a false positive.
-        method: kind of map.
+        method: ``"isotonic"``, ``"linear"``, ``"platt"`` or ``"temperature"``.
 
     Returns:
-        The map; the identity without scores.
+        The map; the identity if there are no scores.
 
     Raises:
         ValueError: for an unknown method.
@@ -62,7 +62,7 @@ def _linear(scores: Floats, targets: Floats) -> Map:
 
 
 def _platt(scores: Floats, targets: Floats) -> Map:
-    odds = log_odds(np.clip(scores, 2.2e-16, 1 - 2.2e-16))  # 0 and 1 would be infinitely far from all others
+    odds = _finite_log_odds(scores)
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
         logits = parameters[0] * odds + parameters[1]
@@ -70,20 +70,25 @@ def _platt(scores: Floats, targets: Floats) -> Map:
         value = np.mean(np.logaddexp(0, logits) - targets * logits)
         return float(value), np.array([np.mean(residuals * odds), np.mean(residuals)])
 
-    found = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, 1e3), (-1e3, 1e3)])
-    return Platt(float(found.x[0]), float(found.x[1]))
+    result = minimize(loss, np.array([1.0, 0.0]), jac=True, method="L-BFGS-B", bounds=[(0, 1e3), (-1e3, 1e3)])
+    return Platt(float(result.x[0]), float(result.x[1]))
 
 
 def _temperature(scores: Floats, targets: Floats) -> Map:
-    odds = log_odds(np.clip(scores, 2.2e-16, 1 - 2.2e-16))
+    odds = _finite_log_odds(scores)
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
         logits = parameters[0] * odds
         value = np.mean(np.logaddexp(0, logits) - targets * logits)
         return float(value), np.array([np.mean((expit(logits) - targets) * odds)])
 
-    found = minimize(loss, np.array([1.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3)])
-    return Temperature(float(1 / found.x[0]))
+    result = minimize(loss, np.array([1.0]), jac=True, method="L-BFGS-B", bounds=[(1e-3, 1e3)])
+    return Temperature(float(1 / result.x[0]))
+
+
+def _finite_log_odds(scores: Floats) -> Floats:
+    """Log-odds within about 36 of 0, so that scores of exactly 0 or 1 do not dominate the fit."""
+    return log_odds(np.clip(scores, 2.2e-16, 1 - 2.2e-16))
 
 
 FITS: Final[dict[str, Callable[[Floats, Floats], Map]]] = {

@@ -20,9 +20,9 @@ from concordet.measures.reading.dataset import Dataset, checked_limit, read_data
 
 MIN_DETECTIONS: Final = 100
 MIN_MATCHED: Final = 10
-"""Fewest detections, and fewest matched detections, for which a class gets its own map.
+"""Fewest detections, and fewest matched detections, for which a class gets its own map; other classes share one.
 
-A choice, not a measurement: an isotonic fit of fewer points follows their noise. Classes below share one map.
+Chosen, not tuned: an isotonic fit to fewer points would follow their noise.
 """
 
 
@@ -38,18 +38,17 @@ def fit_calibrator(
     min_detections: int = MIN_DETECTIONS,
     min_matched: int = MIN_MATCHED,
 ) -> Calibrator:
-    """A calibrator that turns scores into expected IoUs, fitted on these detections.
+    """A calibrator that turns scores into expected IoUs, fitted on these detections (Kuzucu et al. 2024).
 
     Detections are matched to objects of their class, greedily by score and each object once, wherever boxes overlap
-    (tau = 0). The target of a detection is its IoU, 0 for a false positive; detections of crowd regions are left out
-    (Kuzucu et al. 2024).
+    (tau = 0). The target of a detection is its IoU, 0 for a false positive; detections of crowd regions are left out.
 
     Args:
         ground_truth, detections, iou_type, lvis, max_dets: as :func:`concordet.measures.analyze` takes them. Fit on
             images that the detector was not trained on.
-        method: ``"isotonic"`` needs no assumption; ``"linear"``, ``"platt"`` and ``"temperature"`` have one or two
-            parameters and suit few detections.
-        per_class: one map per class; False is one map for all.
+        method: ``"isotonic"`` assumes only that the map increases; ``"linear"``, ``"platt"`` and ``"temperature"`` have
+            one or two parameters and suit few detections.
+        per_class: whether to fit a map per class instead of one for all.
         min_detections: fewest detections for which a class gets its own map; classes with fewer share one map.
         min_matched: fewest matched detections for which a class gets its own map.
 
@@ -82,19 +81,19 @@ def fit_calibrator(
 
 @dataclass(frozen=True)
 class Matched:
-    """Detections that count, matched at tau = 0 and at 0.5; images and classes are indices.
+    """Evaluated detections, matched at IoU thresholds 0 (tau = 0) and 0.5; images and classes are indices.
 
     Attributes:
-        images, classes: ``[n]`` of each detection.
+        images, classes: ``[n]`` image and class of each detection.
         scores: ``[n]`` in [0, 1].
-        targets: ``[n]`` IoU of the match at tau = 0, 0 without one.
-        counted: ``[n]`` takes part in calibration: not matched to a crowd region at tau = 0.
-        hits: ``[n]`` true positive at 0.5.
+        targets: ``[n]`` IoU of the match at tau = 0, 0 without a match.
+        counted: ``[n]`` whether it takes part in calibration: not matched to a crowd region at tau = 0.
+        hits: ``[n]`` whether it is a true positive at 0.5.
         hit_ious: ``[n]`` IoU of the match at 0.5.
-        judged: ``[n]`` not matched to a crowd region at 0.5.
-        object_images, object_classes: ``[m]`` of each object that counts.
+        judged: ``[n]`` whether it is a true or false positive at 0.5: not matched to a crowd region.
+        object_images, object_classes: ``[m]`` image and class of each evaluated object.
         rows: ``[n]`` row of each detection in the data set.
-        image_ids, class_ids, class_names: of the indices.
+        image_ids, class_ids, class_names: what the indices of images and classes refer to.
     """
 
     images: Ints
@@ -113,7 +112,7 @@ class Matched:
     class_names: list[str]
 
     def of_images(self, chosen: Bools) -> Matched:
-        """Those of some images; ``chosen`` is ``[images]``."""
+        """The detections and objects of chosen images; ``chosen`` is ``[images]``."""
         rows, objects = chosen[self.images], chosen[self.object_images]
         columns = ("images", "classes", "scores", "targets", "counted", "hits", "hit_ious", "judged", "rows")
         return Matched(
@@ -133,7 +132,7 @@ def match_all(dataset: Dataset, truth: Any, max_dets: int) -> Matched:
 
 
 def matched_columns(dataset: Dataset, any_overlap: Matches, half: Matches) -> Matched:
-    """The columns of matches at tau = 0 and at 0.5."""
+    """Combines matches at tau = 0 and at 0.5."""
     return Matched(
         images=any_overlap.images,
         classes=any_overlap.classes,

@@ -1,7 +1,7 @@
 r"""Increasing maps from scores to calibrated scores.
 
 Every map is :math:`(1 - \tau) f(s) + \tau u(s)` with :math:`f` increasing but possibly flat (an isotonic regression's
-steps, a clipped line, a saturated sigmoid) and :math:`u` strictly increasing, so that the order of detections stays.
+steps, a clipped line, a saturated sigmoid) and :math:`u` strictly increasing, so that the order of detections is kept.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from concordet.measures.reading.arrays import Floats
 TILT = 1e-4
 r"""Weight :math:`\tau` of the strictly increasing part.
 
-A calibrated score moves by at most 1e-4, less than calibration errors are reported to. Neighboring float32 scores stay
-apart by 7e-15 or more, above float64's spacing of 1e-16 near 1.
+It changes a calibrated score by at most 1e-4, below the precision that calibration errors are reported with.
+Neighboring float32 scores stay at least 7e-15 apart, above float64's spacing of 1e-16 near 1.
 """
 
-_LOWEST, _HIGHEST = -745.2, 36.8  # log-odds of the least positive float64, and of the largest one below 1
+_LOWEST, _HIGHEST = -745.2, 36.8  # log-odds of the smallest positive float64, and of the largest one below 1
 
 
 def log_odds(scores: Floats) -> Floats:
@@ -37,9 +37,9 @@ def log_odds(scores: Floats) -> Floats:
 
 
 def strictly_increasing(scores: Floats, values: Floats) -> Floats:
-    """``values`` raised by the least possible amounts so that they are ordered as ``scores`` are, equal where equal.
+    """``values`` raised by the least possible amounts so that they are ordered as ``scores`` are, with the same ties.
 
-    Maps keep float32 scores apart by themselves; this also keeps apart float64 scores that differ in the last digits.
+    Maps keep float32 scores apart without this; it also keeps apart float64 scores that differ in the last digits.
 
     Args:
         scores: ``[n]`` scores before calibration.
@@ -59,12 +59,13 @@ def strictly_increasing(scores: Floats, values: Floats) -> Floats:
     levels[index] = values  # equal scores have equal values
     if (levels[1:] > levels[:-1]).all():
         return values
-    # In integers that are ordered as the floats are, "one larger than the last" is a running maximum.
+    # Read as integers, positive floats keep their order and consecutive floats differ by 1: "at least the next float
+    # after the previous value" is then a running maximum of bits - steps.
     bits = levels.view(np.int64 if values.dtype.itemsize == 8 else np.int32).astype(np.int64)
     steps = np.arange(len(bits))
     bits = np.maximum.accumulate(bits - steps) + steps
     top = np.array(1, values.dtype).view(np.int64 if values.dtype.itemsize == 8 else np.int32).astype(np.int64)
-    bits = np.minimum(bits, top - steps[::-1])  # what would pass 1 pushes down what is below it
+    bits = np.minimum(bits, top - steps[::-1])  # leaves room below 1 for the values that follow
     return bits.astype(np.int64 if values.dtype.itemsize == 8 else np.int32).view(values.dtype)[index]
 
 
@@ -77,7 +78,7 @@ class Map(ABC):
         """``[n]`` calibrated scores, float64, of ``[n]`` scores in [0, 1]."""
         scores = np.asarray(scores, np.float64)
         tilt = (log_odds(scores) - _LOWEST) / (_HIGHEST - _LOWEST)
-        with np.errstate(over="ignore"):  # of a steep map; clipped
+        with np.errstate(over="ignore"):  # a steep map may overflow before it is clipped
             values = np.clip(self.increasing(scores), 0.0, 1.0)
         return (1 - TILT) * values + TILT * tilt
 
@@ -92,7 +93,7 @@ class Map(ABC):
 
 @dataclass(frozen=True)
 class Isotonic(Map):
-    """Isotonic regression, its steps joined by lines and constant outside.
+    """Isotonic regression: linear interpolation between knots, constant beyond the first and the last.
 
     Attributes:
         scores: knots, increasing.
@@ -173,7 +174,7 @@ class Temperature(Map):
 
 @dataclass(frozen=True)
 class Identity(Map):
-    """The scores as they are: nothing was there to fit."""
+    """Leaves scores unchanged, for a fit without detections."""
 
     name: ClassVar[str] = "identity"
 

@@ -247,9 +247,9 @@ def _beta(sample: Sample, weights: Ints) -> float:
 
 
 def _weighted_ranks(runs: Runs, weights: Ints) -> Floats:
-    held = np.bincount(runs.member, weights, len(runs.starts_at))
-    before = np.cumsum(held) - held
-    return (before - before[runs.starts_at] + (held - 1) / 2)[runs.member]
+    totals = np.bincount(runs.member, weights, len(runs.starts_at))
+    before = np.cumsum(totals) - totals
+    return (before - before[runs.starts_at] + (totals - 1) / 2)[runs.member]
 
 
 def _runs(values: Floats, classes: Ints) -> Runs:

@@ -47,10 +47,10 @@ def permuted_ranks(matches: Matches, original: Floats, *, best: bool) -> Floats:
     """``[n]`` ranks with those of each class's true positives permuted to rise (``best``) or fall with IoU."""
     result = original.copy()
     hit = np.flatnonzero(matches.true_positive)
-    classes, held, ious = matches.classes[hit], result[hit], matches.ious[hit]
-    by_rank = np.lexsort((-held, classes))
-    by_iou = np.lexsort((-held, -ious if best else ious, classes))
-    result[hit[by_iou]] = held[by_rank]
+    classes, values, ious = matches.classes[hit], result[hit], matches.ious[hit]
+    by_rank = np.lexsort((-values, classes))
+    by_iou = np.lexsort((-values, -ious if best else ious, classes))
+    result[hit[by_iou]] = values[by_rank]
     return result
 
 

@@ -174,14 +174,14 @@ def object_calibration_error(
         )
     total = 0.0
     for image in np.unique(object_images):
-        own, held = np.flatnonzero(images == image), np.flatnonzero(object_images == image)
-        overlap = _iou_matrix(objects[held], predicted[own])
+        detections, image_objects = np.flatnonzero(images == image), np.flatnonzero(object_images == image)
+        overlap = _iou_matrix(objects[image_objects], predicted[detections])
         for tau in thresholds:
             near = overlap >= tau
             count = near.sum(1)
-            mean = near @ p[own] / np.maximum(count, 1)[:, None]
+            mean = near @ p[detections] / np.maximum(count, 1)[:, None]
             if n:
-                mean[np.arange(len(held)), classes[held]] -= 1
+                mean[np.arange(len(image_objects)), classes[image_objects]] -= 1
             total += float(np.where(count > 0, (mean**2).sum(1), 1.0).sum())
     return Value(total / (len(thresholds) * m), None)
 

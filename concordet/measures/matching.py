@@ -147,9 +147,9 @@ def match_by_hotcoco(dataset: Dataset, truth: Any, *, max_dets: int, thresholds:
     judged = np.fromiter(chain.from_iterable(group["dtIds"] for group in groups), np.int64) - 1
     rows = np.sort(judged)
     index = np.searchsorted(rows, judged)
-    held = [sum(group["gtInDenominator"]) for group in groups]
+    counts = [sum(group["gtInDenominator"]) for group in groups]
     groups_of = np.array([(g["image_id"] - 1, g["category_id"] - 1) for g in groups], np.int64).reshape(-1, 2)
-    object_images, object_classes = np.repeat(groups_of, held, axis=0).T
+    object_images, object_classes = np.repeat(groups_of, counts, axis=0).T
     results = []
     for level in range(len(thresholds)):
         objects, ignored = np.full(len(rows), -1, np.int64), np.zeros(len(rows), bool)
@@ -308,13 +308,13 @@ def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
     """``[n]`` object (no crowd) of the same image and class with the largest IoU, -1 without one; and that IoU."""
     objects = np.full(len(rows), -1, np.int64)
     ious = np.zeros(len(rows))
-    for which, held in _pairs(dataset, rows, np.flatnonzero(~dataset.gt_crowd)):
-        pair_iou = np.round(paired_iou(dataset, rows[which], held), 12)
+    for which, candidates in _pairs(dataset, rows, np.flatnonzero(~dataset.gt_crowd)):
+        pair_iou = np.round(paired_iou(dataset, rows[which], candidates), 12)
         near = np.flatnonzero(pair_iou > 0)
-        which, held, pair_iou = which[near], held[near], pair_iou[near]
+        which, candidates, pair_iou = which[near], candidates[near], pair_iou[near]
         order = np.lexsort((pair_iou, which))
         last = order[np.append(which[order][1:] != which[order][:-1], True)] if len(order) else order
-        objects[which[last]], ious[which[last]] = held[last], pair_iou[last]
+        objects[which[last]], ious[which[last]] = candidates[last], pair_iou[last]
     return objects, ious
 
 

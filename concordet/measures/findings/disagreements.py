@@ -36,18 +36,18 @@ def worst_disagreements(dataset: Dataset, rows: Ints, *, limit: int, floor: floa
     ]
 
 
-def _disagreement(dataset: Dataset, held: int, first: tuple[int, float], better: tuple[int, float]) -> dict[str, Any]:
+def _disagreement(dataset: Dataset, index: int, first: tuple[int, float], better: tuple[int, float]) -> dict[str, Any]:
     def box(row: int, iou: float) -> dict[str, Any]:
         return {"bbox": dataset.dt_boxes[row].tolist(), "score": float(dataset.dt_scores[row]), "iou": iou}
 
-    image = dataset.images[dataset.gt_images[held]]
-    label = int(dataset.gt_classes[held])
+    image = dataset.images[dataset.gt_images[index]]
+    label = int(dataset.gt_classes[index])
     return {
         "image_id": image["id"],
         "file_name": name if isinstance(name := image.get("file_name"), str) else None,
         "category_id": int(dataset.class_ids[label]),
         "class_name": dataset.class_names[label],
-        "object": dataset.gt_boxes[held].tolist(),
+        "object": dataset.gt_boxes[index].tolist(),
         "first": box(*first),
         "better": box(*better),
         "gap": better[1] - first[1],
