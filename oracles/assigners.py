@@ -38,7 +38,7 @@ def assigned(assigner: Any, priors: Tensor, sizes: list[int], scene: Scene) -> T
 
 
 def cases() -> Iterator[tuple[str, Any, Callable[..., Tensor], tuple[Sequence[float], Sequence[float]], str]]:
-    """What, mmdetection's assigner, ours, ratios and scales of the anchors, and why they differ where they do."""
+    """Name, mmdetection's assigner, ours, ratios and scales of the anchors, and the reason for differences."""
     square, retina = ((1.0,), (8.0,)), ((0.5, 1.0, 2.0), (4.0, 5.04, 6.35))
     yield "ATSS", ATSSAssigner(topk=9), atss_matches, square, ""
     best_of_later = MaxIoUAssigner(0.5, 0.4, min_pos_iou=0)

@@ -21,12 +21,12 @@ ADDRESSES = {
     "LRP-Error": "https://github.com/kemaloksuz/LRP-Error",
 }
 FOLDER = Path(".oracles")
-"""Where clones lie; `ORACLES_CLONES` names a folder with bare clones `...NAME/repo` to read instead."""
+"""Folder of clones; `ORACLES_CLONES` names a folder with bare clones `...NAME/repo` to read instead."""
 
 
 @cache
 def clone(name: str) -> Path | None:
-    """The repository's clone; None, with a line on the screen, where there is no network and no clone."""
+    """The repository's clone; None, with a printed message, without a clone and without network."""
     named = os.environ.get("ORACLES_CLONES")
     folders = [p / "repo" for p in Path(named).iterdir() if p.name.endswith(name)] if named else []
     folder = folders[0] if folders and folders[0].exists() else FOLDER / f"{name}.git"

@@ -38,7 +38,7 @@ MODELS_FOLDER = "projects/models"
 SIZE, QUERIES, CHANNELS = (HEIGHT, WIDTH), 100, 256
 META = {"img_shape": (HEIGHT, WIDTH, 3), "pad_shape": (HEIGHT, WIDTH, 3)}
 WEIGHT = 12.0
-"""Of auxiliary heads: six decoder layers, each with lambda_2 = 2."""
+"""Weight of auxiliary heads: six decoder layers, each with lambda_2 = 2."""
 
 PADDED = "published: random negatives fill up an image's queries; concordet masks them, an option of that code"
 POOLED = "as torchvision: not shifted by half a pixel, 2 x 2 samples per cell; mmdetection: shifted, one per pixel"
@@ -82,7 +82,7 @@ class Assigner:
         self.assigner = TASK_UTILS.build(config.train_cfg.assigner)
 
     def assign(self, boxes: Tensor, scores: Tensor, truth: Tensor, labels: Tensor, meta: Any, ignored: None) -> Any:
-        """The objects of boxes in units of the image."""
+        """Objects from boxes in units of the image."""
         height, width = meta["img_shape"][:2]
         pixels = bbox_cxcywh_to_xyxy(boxes) * boxes.new_tensor([width, height, width, height])
         predicted = InstanceData(bboxes=pixels, scores=scores, priors=pixels)
@@ -225,7 +225,7 @@ def _atss(model: CoDETR, pairs: list[list[Scene]]) -> Pairs:
 
 
 def _atss_positives(model: CoDETR, maps: list[list[Tensor]], pyramid: list[Tensor], batch: list[Scene]) -> Positives:
-    """Of our head with these outputs and features."""
+    """Terms of our head with these outputs and features."""
     logits, deltas, quality = maps
     model.heads.atss.head = Fixed((flat(logits, CLASSES), flat(deltas, 4), flat(quality, 1).squeeze(-1)))
     return model.heads._atss(images(len(batch)), pyramid, objects_of(batch))

@@ -51,5 +51,5 @@ def largest(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 
 def unequal(pairs: Iterable[tuple[Tensor, Tensor]]) -> int:
-    """How many entries differ."""
+    """Number of entries that differ."""
     return sum(int((ours != theirs).sum()) for ours, theirs in pairs)

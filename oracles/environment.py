@@ -21,7 +21,7 @@ MMCV_VERSION = "2.1.0"  # mmdet 3.3.0 refuses mmcv-lite's 2.2.0 by its number
 
 
 class _Missing(nn.Module):
-    """Stands for an operator that no comparison calls."""
+    """Placeholder of an operator that no comparison calls."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError("this operator of mmcv has no stand-in")
@@ -69,7 +69,7 @@ class RoIAlign(nn.Module):
 
 
 def install() -> None:
-    """Puts the stand-ins where mmdet imports them from."""
+    """Installs the placeholders in the modules that mmdet imports them from."""
     mmcv.__version__ = MMCV_VERSION
     names = (
         "nms", "roi_align", "roi_pool", "multi_scale_deform_attn", "merge_cells", "carafe", "masked_conv",

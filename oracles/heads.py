@@ -22,7 +22,7 @@ from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
 CONFIGS = Path(mmdet.__file__).parent / ".mim" / "configs"
 STRIDES = (8, 16, 32, 64, 128)
 TOLERANCE = 1e-5
-"""Relative, in float32."""
+"""Relative tolerance, for float32."""
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,14 @@ HEADS = (
 
 
 class Fixed(nn.Module):
-    """Stands for a network that gives what it was told to."""
+    """A network with fixed outputs."""
 
     def __init__(self, outputs: Any) -> None:
         super().__init__()
         self.outputs = outputs
 
     def forward(self, features: Any) -> Any:
-        """The outputs, whatever comes in."""
+        """The outputs, independent of the input."""
         return self.outputs
 
 

@@ -22,12 +22,12 @@ REPOSITORY = "LRP-Error"
 FIELDS = {
     "oLRP": "olrp", "oLRP_loc": "olrp_loc", "oLRP_fp": "olrp_fp", "oLRP_fn": "olrp_fn", "lrp_threshold": "lrp_opt_thr"
 }  # fmt: skip
-"""Our entries of a class to theirs."""
+"""Names of our values of a class to the names in the authors' code."""
 
 FILES = 8
 TIED = "published code also cuts between detections of equal score, which no threshold can do"
 UNDEFINED = -2.0
-"""Stands for values that are undefined in both."""
+"""Replaces values that are undefined in both."""
 
 Values = dict[str, np.ndarray[Any, Any]]
 
@@ -43,7 +43,7 @@ def module(path: str) -> Any:
 
 
 def coco(loaded: Any, truth: dict[str, Any], results: list[dict[str, Any]], iou_type: str) -> Values:
-    """Their values per class, and the mean of each, by COCO's rules."""
+    """Values of the authors' code per class, and their means, by COCO's rules."""
     with contextlib.redirect_stdout(io.StringIO()):
         ground = COCO()
         ground.dataset = json.loads(json.dumps(truth))
@@ -56,7 +56,7 @@ def coco(loaded: Any, truth: dict[str, Any], results: list[dict[str, Any]], iou_
 
 
 def federal(loaded: Any, truth: dict[str, Any], results: list[dict[str, Any]]) -> Values:
-    """Their values per class by LVIS's rules."""
+    """Values of the authors' code per class, by LVIS's rules."""
     with lvis_files(truth, results) as (ground, found), contextlib.redirect_stdout(io.StringIO()):
         evaluation = loaded.LVISEval(ground, lvis.LVISResults(ground, found), "bbox")
         evaluation.evaluate()
@@ -65,7 +65,7 @@ def federal(loaded: Any, truth: dict[str, Any], results: list[dict[str, Any]]) -
 
 
 def deviations(report: dict[str, Any], theirs: Values) -> tuple[float, float]:
-    """The largest differences: of a class, and of a mean over classes."""
+    """The largest difference of a class, and that of a mean over classes."""
     per_class = means = 0.0
     for name, values in theirs.items():
         counted = values > -1  # -1 stands for classes without objects, NaN for undefined values

@@ -64,7 +64,7 @@ def diamond(corner: Any, side: Any) -> list[float]:
 
 
 def diamond_area(side: Any) -> float:
-    """Its area."""
+    """Area of a polygon."""
     return float(side[0] * side[1] / 2)
 
 

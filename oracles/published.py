@@ -45,7 +45,7 @@ def case(seed: int, n: int = 400, positives: int = 25, ties: bool = False) -> tu
 
 
 def kinds() -> dict[str, list[tuple[Tensor, Tensor, Tensor]]]:
-    """Cases by what makes them special; qualities are of the positives where an object is."""
+    """Special cases by name; qualities are those of the positives."""
     below = case(0)
     below[0][below[1] == 0] -= 20.0  # no negative reaches a positive
     return {

@@ -69,7 +69,7 @@ class Stage:
         return found
 
     def losses(self, boxes: list[Tensor], batch: list[Scene], logits: Tensor, deltas: Tensor) -> dict[str, Tensor]:
-        """Its terms, with the stage's weight."""
+        """Loss terms of a stage, with its weight."""
         chosen = self.samples(boxes, batch)
         starts = torch.tensor([0, *(len(b) for b in boxes)]).cumsum(0).tolist()
         order = torch.cat(
@@ -177,7 +177,7 @@ def _sampling() -> Iterator[Comparison]:
 def counts(
     sampler: BalancedPositiveNegativeSampler, boxes: Tensor, scene: Scene, model: TwoStageDetector
 ) -> tuple[int, int]:
-    """Of concordet's sample of an image's boxes."""
+    """Numbers of positives and negatives in concordet's sample of an image's boxes."""
     (matches,) = model.match_boxes([boxes], objects_of([scene]), 0.5)
     (rows,) = sample([matches], sampler)
     positive = int((matches[rows] >= 0).sum())
@@ -185,7 +185,7 @@ def counts(
 
 
 def expected(sampler: RandomSampler, assigner: MaxIoUAssigner, boxes: Tensor, scene: Scene) -> tuple[int, int]:
-    """Of mmdetection's."""
+    """Numbers of positives and negatives in mmdetection's sample."""
     priors, objects = InstanceData(priors=boxes), InstanceData(bboxes=scene.boxes, labels=scene.labels)
     found = sampler.sample(assigner.assign(priors, objects), priors, objects)
     return len(found.pos_inds), len(found.neg_inds)

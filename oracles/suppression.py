@@ -37,7 +37,7 @@ def pairs_of(boxes: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def iou(a: Tensor, b: Tensor) -> float:
-    """Of two boxes, in plain Python."""
+    """IoU of two boxes, in plain Python."""
     (ax, ay, ar, ab), (bx, by, br, bb) = a.tolist(), b.tolist()
     shared = max(min(ar, br) - max(ax, bx), 0.0) * max(min(ab, bb) - max(ay, by), 0.0)
     return shared / ((ar - ax) * (ab - ay) + (br - bx) * (bb - by) - shared)

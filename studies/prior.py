@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ def beginning_at(prior: float, build: Any = training.build_model) -> Any:
 
     def build_model(config: TrainConfig, meta: dict[str, Any]) -> nn.Module:
         model = build(config, meta)
-        nn.init.constant_(cast(Any, model).head.classification_head.cls_logits.bias, math.log(prior / (1 - prior)))
+        nn.init.constant_(model.head.classification_head.cls_logits.bias, math.log(prior / (1 - prior)))
         return model
 
     return build_model

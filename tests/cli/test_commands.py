@@ -1,6 +1,7 @@
 """Every command, run as its user runs it, on a real run."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -60,6 +61,19 @@ def test_lists(kind, some, tmp_path, capsys):
     assert some <= set(names)
     assert main(["list", kind]) == 0
     assert capsys.readouterr().out.split() == names
+
+
+def test_measures_are_all_numbers_of_an_analysis_besides_counts():
+    from concordet.cli.commands.list import names
+    from concordet.measures import analyze
+
+    objects = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}]
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "cat"}], "annotations": objects}
+    report = analyze(truth, [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 9], "score": 0.5}]).to_dict()
+    numbers = {key for key, value in report.items() if value is None or isinstance(value, int | float)}
+    metrics = {re.sub(r"(AP\d*)_(upper|lower)$", r"\1", key) for key in numbers if not key.startswith("n_")}
+    assert len(metrics) > 20
+    assert metrics <= set(names("measures"))
 
 
 def test_everything_is_listed_without_a_kind(capsys):

@@ -102,7 +102,7 @@ def test_a_run_without_evaluations_between_epochs_carries_one_too(tmp_path):
 
 
 def test_calibrating_a_run_again_starts_from_its_raw_scores(finished, tmp_path, capsys):
-    """The same again, or one of another method, which the checkpoint then carries; never one upon another."""
+    """Calibrating again, with any method, starts from raw scores and replaces the checkpoint's calibrator."""
     run = shutil.copytree(finished, tmp_path / "run")
     assert main(["calibrate", str(run), "--resamples", "0"]) == 0
     assert "checkpoint with this calibrator" in capsys.readouterr().out

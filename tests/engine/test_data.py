@@ -1,4 +1,4 @@
-"""Order and draws are functions of (seed, epoch, index), with any number of workers and processes."""
+"""Order and random draws depend on (seed, epoch, index) only, not on the number of workers and processes."""
 
 import random
 

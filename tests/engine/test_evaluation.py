@@ -231,7 +231,7 @@ def test_another_run_keeps_its_evaluation(finished, tmp_path):
 
 
 def test_an_evaluation_of_an_earlier_checkpoint_is_made_again(tmp_path):
-    """Looked at halfway, then resumed: the figures at the end are those of the end."""
+    """A run that was evaluated before it was resumed is evaluated again at its end."""
     run = train(tiny(evaluate=False), tmp_path / "run")
     evaluate_run(run)
     early = (run / "evaluation.json").stat().st_mtime_ns

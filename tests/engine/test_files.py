@@ -1,4 +1,4 @@
-"""Files are whole or as they were, whatever fails, and folders with content are refused."""
+"""Files are written completely or not at all, and folders with content are refused."""
 
 import errno
 import json

@@ -1,4 +1,5 @@
-"""Several processes: steps as of one process, failures that all hear of, batches shared, a killed one survived."""
+"""Several processes: gradients equal those of one process, failures reach all, batches are split, training survives a
+killed process."""
 
 import csv
 import re
@@ -64,7 +65,7 @@ def gradient(detector, loss, images, targets, group=None):
 
 
 def failure(rank):
-    """What a process hears where the evaluation fails in the first."""
+    """The error that a process raises if the evaluation fails in the first one."""
 
     def fail(*arguments, **options):
         assert rank == 0, "only one process measures"

@@ -1,4 +1,4 @@
-"""What the papers watch can be read from a run's log."""
+"""The quantities that the papers plot during training are in a run's log."""
 
 import csv
 import math

@@ -88,7 +88,7 @@ class TestClassification:
         assert got == pytest.approx(total / 2, rel=1e-5)
 
     def test_binary_cross_entropy_is_divided_by_the_normalizer(self):
-        """Which is averaged over processes, and no count of this batch."""
+        """The normalizer is averaged over processes; it is not the count of this batch."""
         assigned = replace(record(), normalizer=torch.tensor(7.0))
         used = assigned.labels != IGNORED
         targets = F.one_hot(assigned.labels.clamp(min=0), 3) * (assigned.labels >= 0)[:, None]

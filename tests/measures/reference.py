@@ -1,4 +1,4 @@
-"""Slow and obvious counterparts: pycocotools run as it comes, and loops that read like the definitions."""
+"""References: pycocotools, and loops that follow the definitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever stands in the files, there is a report or one sentence."""
+"""Files of arbitrary content give a report or an error of one sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One harness for every ranking loss: the functions, their scalar loops, and inputs chosen to hurt."""
+"""One harness for every ranking loss: the functions, their scalar loops, and adversarial inputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.ranking.scalar import Scalar
 DELTAS = (0.0, 1e-6, 0.5, 1.0, 100.0)
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
-"""Relative to the largest gradient, and to 1 for values."""
+"""Tolerance relative to the largest gradient, and to 1 for values."""
 
 
 @dataclass(frozen=True)

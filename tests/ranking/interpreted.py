@@ -36,7 +36,7 @@ def assert_close(got, expected, tolerance):
 
 @pytest.fixture
 def poisoned(monkeypatch):
-    """Memory that nobody has written to is NaN, or an interval that there is not."""
+    """Fills uninitialized memory with NaN, or with invalid intervals, so that reading it is noticed."""
     empty, empty_like = torch.empty, torch.empty_like
 
     def poison(tensor):
@@ -48,7 +48,7 @@ def poisoned(monkeypatch):
 
 @pytest.fixture
 def as_on_a_device(monkeypatch):
-    """Nothing is looked at on the host, as on a GPU."""
+    """Every operation that would make the host wait for a GPU raises."""
     for module in (engine, intervals, passes, sums):
         monkeypatch.setattr(module, "on_host", lambda tensor: False)
 

@@ -1,4 +1,4 @@
-"""The ranking losses as scalar loops that read like the papers: slow, obvious, independent of the package."""
+"""The ranking losses as scalar loops that follow the papers' formulas, independent of the package."""
 
 from __future__ import annotations
 

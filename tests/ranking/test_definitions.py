@@ -1,4 +1,4 @@
-"""A new ranking loss is a definition and nothing else: NDCG@k, the example of docs/extend/ranking_loss.md."""
+"""A definition is all that a new ranking loss needs: NDCG@k, the example of docs/extend/ranking_loss.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ladder: scalar loop -> quadratic -> exact, value and gradient of every output."""
+"""Values and gradients of every output: the quadratic method equals scalar loops, the exact one the quadratic one."""
 
 from __future__ import annotations
 
