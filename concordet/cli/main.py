@@ -1,4 +1,4 @@
-"""Runs a command, and turns what goes wrong into one sentence and an exit status."""
+"""Entry point: runs a command, and reports an error as one sentence and an exit status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from concordet.errors import (
 )
 from concordet.version import __version__
 
-# command: what it does; the module of its name in commands parses and runs it
+# command to description; the module of this name in concordet.cli.commands runs it
 COMMANDS = {
     "demo": "train a small detector with its default loss and with a coupled loss, and compare them",
     "train": "train a detector with any of the losses",
@@ -42,7 +42,7 @@ COMMANDS = {
 }
 
 EXTRA = {**dict.fromkeys(("analyze", "calibrate", "compare"), "report"), "export": "export"}
-"""The extra that a command needs, where it is not ``train``."""
+"""The extra that a command needs, if not ``train``."""
 
 EXAMPLE = "concordet train photos --detector fcos --size nano --loss 'focal+concordance(0.3)' --out runs/first"
 
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with use_verbosity(level), requires(f"concordet {words[0]}", EXTRA.get(words[0], "train")):
             import_module(f"concordet.cli.commands.{words[0]}").run(words[1:])
-        # buffered output must fail here, not after the exit status is decided
+        # errors of buffered output must be raised here, where they change the exit status
         sys.stdout.flush()
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         if isinstance(error, DivergedError) and os.environ.get("LOCAL_RANK", "0") != "0":
-            return 1  # every process stops for this; the first one says so
+            return 1  # all processes stop; only the first one prints the error
         return complain(sentence(error), exit_status(error))
     finally:
         if before is not None:
@@ -116,7 +116,7 @@ _QUIET, _VERBOSE = ("-q", "--quiet"), ("-v", "--verbose")
 
 
 def verbosity_of(words: Sequence[str]) -> int:
-    """Verbosity that a command's words ask for; the last of several options decides.
+    """Verbosity from a command's arguments; the last of several options counts.
 
     Example:
         >>> verbosity_of(["list", "-q"]), verbosity_of(["list"]), verbosity_of(["list", "-q", "--verbose"])
@@ -129,7 +129,7 @@ def verbosity_of(words: Sequence[str]) -> int:
 
 
 def _stop_on_sigterm() -> Any:
-    """Makes SIGTERM do what Ctrl-C does; returns the handler from before, or None in a thread, which has none."""
+    """Makes SIGTERM act like Ctrl-C; returns the previous handler, or None in a thread, where signals cannot be set."""
     if threading.current_thread() is not threading.main_thread():
         return None
 
@@ -140,7 +140,7 @@ def _stop_on_sigterm() -> Any:
 
 
 def exit_status(error: BaseException) -> int:
-    """The exit status for an error, as a shell expects it.
+    """The exit status for an error.
 
     Example:
         >>> exit_status(UsageError("x")), exit_status(KeyboardInterrupt()), exit_status(OSError())
@@ -160,15 +160,15 @@ def _is_stopped_worker(error: BaseException) -> bool:
 
 
 def complain(message: str, status: int) -> int:
-    """Prints an error, and gives back the exit status."""
+    """Prints an error; returns ``status``."""
     print(f"concordet: error: {message}", file=sys.stderr, flush=True)
     return status
 
 
 def sentence(error: BaseException) -> str:
-    """What went wrong in one line, for people."""
+    """The error as one line for the user."""
     if isinstance(error, BrokenPipeError):
-        # Python would complain once more when it closes the output
+        # otherwise Python would report the closed output again when it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return "the output was closed before everything was written"
     if isinstance(error, KeyboardInterrupt) or _is_stopped_worker(error):
@@ -194,11 +194,11 @@ def sentence(error: BaseException) -> str:
 
 
 _NAMED = ("DecompressionBombError", "DataLoaderError", "ParseError", "Error")
-"""Errors of libraries that are not imported here and whose message is a sentence: Pillow, XML, CSV."""
+"""Classes of errors with self-explanatory messages, by name as their libraries (Pillow, XML, CSV) are not imported."""
 
 
 def _original(message: str) -> str:
-    """The message of an error that a worker process of a data loader raised, without the traceback it comes with."""
+    """The message without the traceback that a data loader adds to errors of its worker processes."""
     if "in DataLoader worker process" not in message:
         return message
     return message.strip().splitlines()[-1].split(": ", 1)[-1]

@@ -1,4 +1,4 @@
-"""What the option parsers of the commands share."""
+"""The base class of the commands' option parsers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from concordet.errors import UsageError, closest
 
-# what messages call the types of options
+# type of an option to its name in messages
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -26,8 +26,7 @@ _TYPES = {
     "NoneType": "null",
 }
 
-
-# what help calls the values of options, by the last word of the option's name
+# last part of an option's name to the metavar in its help
 _VALUES = {
     **dict.fromkeys(("config", "json", "html", "plugins", "weights", "annotations", "apply", "raw", "compare"), "FILE"),
     **dict.fromkeys(("train_annotations", "val_annotations"), "FILE"),
@@ -44,11 +43,11 @@ _VALUES = {
 }
 
 _HIDDEN = ("data", "optim", "calibration")
-"""Options of jsonargparse that read one section from a file; --config reads all of them."""
+"""Options by which jsonargparse reads one section from a file; --config reads whole configurations."""
 
 
 class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
-    """Descriptions and examples as they are written, defaults where they say something, a usage of one line."""
+    """Keeps line breaks of descriptions and examples, hides defaults without information, and shortens the usage."""
 
     def _get_default_metavar_for_optional(self, action: Action) -> str:
         name = action.dest.rpartition(".")[2]
@@ -78,7 +77,7 @@ class _Formatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
     def _format_action_invocation(self, action: Action) -> str:
         if action.dest == "print_config":
             return "--print_config"
-        # jsonargparse's second name of lists, NAME+, is left out
+        # without jsonargparse's second option for lists, --NAME+
         return re.sub(r", --\S+\+ ('[^']*'|\S+)", "", super()._format_action_invocation(action))
 
     def _format_usage(self, usage: Any, actions: Iterable[Action], *args: Any, **kwargs: Any) -> str:
@@ -91,13 +90,13 @@ _COMMON = "-q prints errors only, -v prints more, and --debug prints the traceba
 
 
 class Parser(ArgumentParser):
-    """Options of one command; a mistake in them is a :class:`UsageError`.
+    """Option parser of one command, which raises :class:`UsageError`.
 
     Args:
         command: Name of the command.
         description: One sentence.
         examples: Lines shown at the end of the help.
-        first: Names of the options that the help shows first.
+        first: Names of the options under the help's first heading.
     """
 
     def __init__(
@@ -116,13 +115,13 @@ class Parser(ArgumentParser):
         )
 
     def add_alias(self, name: str, setting: str) -> None:
-        """Gives a setting a second, shorter option."""
+        """Adds a second, shorter name to an option."""
         action = self._option_string_actions[setting]
         action.option_strings = [name, *action.option_strings]
         self._option_string_actions[name] = action
 
     def format_help(self, formatter: Any = None) -> str:
-        """The help, with the main options first."""
+        """The help, with the main options under the first heading."""
         if self._first:
             chosen = [self._option_string_actions[f"--{name}"] for name in self._first]
             for group in self._action_groups:
@@ -139,7 +138,7 @@ class Parser(ArgumentParser):
         self.add_argument("--force", action="store_true", help="Overwrite files that concordet did not write.")
 
     def add_matching(self, verb: str) -> None:
-        """Adds how detections are matched to objects; ``verb`` is what the command does with LVIS's rules."""
+        """Adds options for matching detections to objects; ``verb`` begins the help of ``--lvis``."""
         self.add_argument(
             "--iou_type", "--iou-type", type=str, default="bbox", help="IoU of boxes (bbox) or of masks (segm)."
         )
@@ -152,7 +151,7 @@ class Parser(ArgumentParser):
         )
 
     def add_reading(self) -> None:
-        """Adds as what a data set is read, and which of its classes."""
+        """Adds options for the format of a data set and the classes to read."""
         self.add_argument("--name", type=str | None, help="Format of the data; by default it is recognized.")
         self.add_argument(
             "--classes",
@@ -162,8 +161,8 @@ class Parser(ArgumentParser):
             "to null, which drops a class.",
         )
 
-    def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]  # words are always given
-        """Also takes ``--two-words`` for ``--two_words``, and a yes-or-no option without a value for yes."""
+    def parse_args(self, args: Sequence[str], **options: Any) -> Any:  # type: ignore[override]  # args is required
+        """Also accepts ``--two-words`` for ``--two_words``, and a boolean option without a value for true."""
         return super().parse_args(self._normalized(args), **options)
 
     def _normalized(self, words: Sequence[str]) -> list[str]:
@@ -184,7 +183,7 @@ class Parser(ArgumentParser):
         return normalized
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raises, where argparse would print the usage and exit."""
+        """Raises instead of printing the usage and exiting."""
         text = " ".join(str(message).split())
         text = _wrong_type(text) or self._unknown_option(text) or _missing(text) or text
         raise UsageError(text if ";" in text else f"{text}; see {self.prog} --help") from ex
@@ -209,7 +208,7 @@ class Parser(ArgumentParser):
 
 
 def class_names(text: str) -> str:
-    """Names of classes with commas between them as the list that they are; a list or a mapping stays what it is.
+    """Turns names of classes separated by commas into a list; a list or a mapping stays unchanged.
 
     Example:
         >>> class_names("cat, pet=dog+wolf"), class_names("[cat]")
@@ -222,13 +221,13 @@ def class_names(text: str) -> str:
 
 
 def _missing(text: str) -> str | None:
-    """argparse's message about words that are missing, as ours is written."""
+    """argparse's message about missing arguments, reworded; None for other messages."""
     match = re.search(r"the following arguments are required: (.*)$", text)
     return None if match is None else f"{match[1].replace(', ', ' and ')} must be named, got none"
 
 
 def _wrong_type(text: str) -> str | None:
-    """jsonargparse's message about a value of the wrong type, as ours is written."""
+    """jsonargparse's message about a value of the wrong type, reworded; None for other messages."""
     name = re.search(r'Parser key "([\w.]+)"', text)
     value = re.search(r"(?:Given value|Got value): (.*)$", text)
     if name is None or value is None:

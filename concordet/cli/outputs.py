@@ -1,4 +1,4 @@
-"""Where a command writes: checked before it computes, and standard output kept for what was asked to go there."""
+"""Output files, checked before a command computes, and standard output, reserved for results if ``-`` asks for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concordet.console import QUIET, verbosity
 from concordet.errors import UsageError
 from concordet.files import is_standard_output, writable
 
-_HEAD = 65_536  # characters in which a file shows who wrote it
+_HEAD = 65_536  # bytes that are searched for the signs of our files
 
 _OURS = (
     r'^\s*<!doctype html>.*name="generator" content="concordet',  # pages
@@ -29,7 +29,7 @@ _OURS = (
     r'^\s*\[\s*"[\w+()]+"\s*[,\]]',  # list, one kind
     r'^\s*\[\s*\{\s*"name": "[\w/]+",\s*"(file|about)": ',  # list recipes, list presets
 )
-"""How files that concordet writes begin."""
+"""Patterns by which files that concordet wrote are recognized."""
 
 _RUN_FILES = ("config.yaml", "data.json", "evaluation.json", "detections.json", "ground_truth.json", "timing.json")
 
@@ -37,16 +37,17 @@ _RUN_FILES = ("config.yaml", "data.json", "evaluation.json", "detections.json", 
 def check_outputs(
     outputs: Mapping[str, str | Path | None], inputs: Iterable[str | Path | None] = (), *, force: bool = False
 ) -> None:
-    """Refuses outputs that would destroy something, before anything is computed.
+    """Refuses outputs that would overwrite inputs or files of others, before anything is computed.
 
     Args:
-        outputs: Files to write by the name of their option; None is not written.
+        outputs: Option to the file that it names; None is not written.
         inputs: Files and folders that the command reads.
-        force: Overwrite files that concordet did not write.
+        force: Whether files that concordet did not write may be overwritten.
 
     Raises:
         UsageError: an output is an input or another output.
-        ValueError: an output is a folder, a file of someone else or part of a run, or its folder cannot be written.
+        ValueError: an output is a folder, a file that concordet did not write or a part of a run, or its folder cannot
+            be written.
     """
     read = {os.path.realpath(path): path for path in inputs if path is not None}
     written: dict[str, str] = {}
@@ -80,7 +81,7 @@ def check_outputs(
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a file begins as those do that commands write; an empty one may be overwritten too."""
+    """Whether concordet may overwrite a file: it looks like one that concordet wrote, or is empty."""
     with path.open("rb") as file:
         head = file.read(_HEAD).decode("utf-8", errors="replace")
     return not head or any(re.search(pattern, head, re.DOTALL | re.IGNORECASE) for pattern in _OURS)
@@ -94,7 +95,7 @@ def _is_of_a_run(path: Path) -> bool:
 
 @contextlib.contextmanager
 def messages(*outputs: str | Path | None) -> Iterator[None]:
-    """Sends what is printed for people to standard error where an output takes standard output, and nowhere with -q."""
+    """Prints messages to standard error while an output is standard output, and nowhere with ``-q``."""
     if verbosity() == QUIET:
         with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
             yield

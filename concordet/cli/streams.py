@@ -1,4 +1,4 @@
-"""Output streams that cannot stop a command: what a stream cannot encode is written in plain characters."""
+"""Output streams without encoding errors: characters that a stream cannot encode are replaced by ASCII."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PLAIN: Final = {
     "“": '"',
     "”": '"',
 }
-"""Characters of our own messages in ASCII."""
+"""ASCII replacements of characters in concordet's messages."""
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:
-    """Replaces characters that an encoding does not have; a question mark stands for those of file and class names."""
+    """Error handler that replaces characters by :data:`PLAIN`, and others, such as those in file names, by ``?``."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
@@ -38,7 +38,7 @@ codecs.register_error("concordet.plain", _plainly)
 
 
 def make_streams_safe() -> None:
-    """Lets standard output and standard error take every character, as pipes on Windows and old locales do not."""
+    """Makes standard output and error accept all characters, for pipes on Windows and locales other than UTF-8."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)  # streams of notebooks and of tests may have none
         if reconfigure is not None:

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WIDE = 190
+"""Columns of a console that is not a terminal."""
+
 NARROW = 155
+"""Columns below which a table of runs is transposed."""
 
 
 def print_runs(folders: list[Path]) -> None:
@@ -67,7 +70,7 @@ def print_recipes(recipes: list[dict[str, Any]]) -> None:
 
 
 def wide_console() -> Console:
-    """A console as wide as the terminal; a pipe or a log has no width to fit into."""
+    """A console of the terminal's width; pipes and logs have none, and get :data:`WIDE`."""
     from rich.console import Console
 
     console = Console()

@@ -1,6 +1,6 @@
-"""Calibration of scores within exported graphs, and in NumPy beside them.
+"""Calibration maps as tables of numbers, for exported graphs and for NumPy.
 
-:class:`concordet.calibration.Calibrator` needs SciPy and float64; here its maps are plain tables.
+:class:`concordet.calibration.Calibrator` needs SciPy; tables need no more than NumPy or the operators of a graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LOWEST, HIGHEST = -745.2, 36.8
 """Log-odds at scores of 0 and 1, as in :mod:`concordet.calibration.maps`."""
 
 TILT = 1e-4
-"""Weight of the strictly increasing part, as there."""
+"""Weight of the strictly increasing part, as in :mod:`concordet.calibration.maps`."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Tables:
 
     @classmethod
     def of(cls, calibrator: Mapping[str, Any], category_ids: Sequence[int]) -> Tables:
-        """Tables of the classes with these ids, from ``Calibrator.to_dict()``."""
+        """Tables of classes from ``Calibrator.to_dict()``, in the order of their ids ``category_ids``."""
         own = {entry["id"]: entry["map"] for entry in calibrator["classes"]}
         maps = [own.get(ident) or calibrator["shared"] for ident in category_ids]
         width = max(2, *(len(m.get("scores", ())) for m in maps))
@@ -48,18 +48,18 @@ class Tables:
         knots, values, linear, logistic = (np.zeros((count, n)) for n in (width, width, 2, 3))
         tables = cls(knots, values, linear, logistic, np.full(count, TILT))
         for i, fitted in enumerate(maps):
-            kind = fitted["kind"]
-            if kind == "isotonic":
+            name = fitted["kind"]
+            if name == "isotonic":
                 missing = width - len(fitted["scores"])
                 tables.knots[i] = [*fitted["scores"], *[fitted["scores"][-1]] * missing]
                 tables.values[i] = [*fitted["values"], *[fitted["values"][-1]] * missing]
-            elif kind == "linear":
+            elif name == "linear":
                 tables.linear[i] = fitted["slope"], fitted["intercept"]
-            elif kind == "platt":
+            elif name == "platt":
                 tables.logistic[i] = fitted["slope"], fitted["intercept"], 1.0
-            elif kind == "temperature":
+            elif name == "temperature":
                 tables.logistic[i] = 1 / fitted["temperature"], 0.0, 1.0
-            else:  # the scores as they are
+            else:  # identity
                 tables.linear[i], tables.tilt[i] = (1.0, 0.0), 0.0
         return tables
 
@@ -80,6 +80,6 @@ def calibrated(tables: Tables, scores: np.ndarray, classes: np.ndarray) -> np.nd
     slope, intercept = tables.linear[classes].T
     odds_slope, odds_intercept, logistic = tables.logistic[classes].T
     sigmoid = np.exp(-np.logaddexp(0.0, -(odds_slope * odds + odds_intercept)))
-    raised = between + slope * s + intercept + logistic * sigmoid
+    increasing = between + slope * s + intercept + logistic * sigmoid
     tilt = tables.tilt[classes]
-    return (1 - tilt) * np.clip(raised, 0.0, 1.0) + tilt * (odds - LOWEST) / (HIGHEST - LOWEST)
+    return (1 - tilt) * np.clip(increasing, 0.0, 1.0) + tilt * (odds - LOWEST) / (HIGHEST - LOWEST)

@@ -1,8 +1,8 @@
-"""Forward passes of detectors up to non-maximum suppression, with shapes that do not depend on the numbers in them.
+"""Forward passes of detectors up to non-maximum suppression, with shapes that do not depend on the values of tensors.
 
 Each module takes ``pixels`` ``[b, 3, H, W]``, normalized images of one size that are padded to the network's strides,
-and ``size`` ``[2]``, their height and width without padding. It returns candidates: boxes ``[b, n, 4]`` within the
-images, scores ``[b, n]``, negative where there is no candidate, and classes ``[b, n]`` 0..c-1.
+and ``size`` ``[2]``, their height and width without padding. It returns candidates: boxes ``[b, n, 4]`` clipped to the
+images, scores ``[b, n]``, negative in padding rows, and classes ``[b, n]`` 0..c-1.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ Candidates = tuple[Tensor, Tensor, Tensor]
 
 
 def candidates_of(model: Detector, *, operator: bool) -> nn.Module:
-    """The module of this detector's family.
+    """The module that computes a detector's candidates.
 
     Args:
         model: Detector in evaluation mode.
-        operator: Whether suppression uses the operator of this package instead of torchvision's.
+        operator: Whether suppression uses :func:`~concordet.export.suppression.suppress` instead of torchvision's
+            operator.
 
     Raises:
-        ValueError: the detector is of none of the families.
+        ValueError: the detector belongs to no family that can be exported.
     """
     if isinstance(model, DenseDetector):
         return DenseCandidates(model)
@@ -54,7 +55,7 @@ def candidates_of(model: Detector, *, operator: bool) -> nn.Module:
 
 
 class DenseCandidates(nn.Module):
-    """Of a one-stage detector: the best of each level, decoded."""
+    """Candidates of a one-stage detector: the best predictions of each pyramid level, decoded."""
 
     def __init__(self, model: DenseDetector) -> None:
         super().__init__()
@@ -81,7 +82,7 @@ class DenseCandidates(nn.Module):
 
 
 class TwoStageCandidates(nn.Module):
-    """Of a two-stage detector: proposals, refined by every stage, and the best of their classes."""
+    """Candidates of a two-stage detector: proposals, refined by every stage, with their best classes."""
 
     def __init__(self, model: TwoStageDetector, *, operator: bool) -> None:
         super().__init__()
@@ -108,7 +109,7 @@ class TwoStageCandidates(nn.Module):
         )
 
     def _proposals(self, pixels: Tensor, features: dict[str, Tensor], size: Tensor) -> tuple[Tensor, Tensor]:
-        """``[b, k, 4]`` boxes and ``[b, k]`` whether they exist: torchvision's ``filter_proposals``."""
+        """``[b, k, 4]`` boxes and ``[b, k]`` whether each is a proposal, as torchvision's ``filter_proposals``."""
         rpn: Any = self.model.rpn
         levels = list(features.values())
         maps, deltas = rpn.head(levels)
@@ -141,7 +142,7 @@ class TwoStageCandidates(nn.Module):
 
 
 class SparseCandidates(nn.Module):
-    """Of Sparse R-CNN: learned boxes after the last stage."""
+    """Candidates of Sparse R-CNN: learned boxes, refined by every stage."""
 
     def __init__(self, model: SparseRCNN) -> None:
         super().__init__()
@@ -163,7 +164,7 @@ class SparseCandidates(nn.Module):
 
 
 class TransformerCandidates(nn.Module):
-    """Of DETR and Deformable DETR: queries after the last decoder layer."""
+    """Candidates of DETR and Deformable DETR: predictions of the last decoder layer."""
 
     def __init__(self, model: DETR | DeformableDETR) -> None:
         super().__init__()
@@ -209,7 +210,7 @@ def best_boxes(
         boxes: ``[b, k, c or 1, 4]``.
         postprocess: Thresholds.
         size: ``[2]`` height and width.
-        exists: ``[b, k, 1]``, whether the box is one.
+        exists: ``[b, k, 1]`` whether each box is a candidate, False in padding rows; None if all are.
     """
     num_classes = scores.shape[2]
     count = min(postprocess.topk, scores.shape[1] * num_classes)
@@ -230,7 +231,7 @@ def pooled(pool: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: Tensor)
     images = torch.arange(boxes.shape[0], device=boxes.device, dtype=boxes.dtype)[:, None, None]
     rois = torch.cat([images.expand(-1, boxes.shape[1], 1), boxes], 2).flatten(0, 1)
     maps = [x for name, x in features.items() if name in pool.featmap_names]
-    scales = cast("list[float]", pool.scales)
+    scales = cast("list[float]", pool.scales)  # None before the first batch, like map_levels
     level_of = cast(Any, pool.map_levels)([boxes.flatten(0, 1)])
     result = boxes.new_zeros((rois.shape[0], maps[0].shape[1], *pool.output_size))
     for level, (x, scale) in enumerate(zip(maps, scales, strict=True)):
@@ -241,20 +242,20 @@ def pooled(pool: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: Tensor)
 
 
 def clipped(boxes: Tensor, size: Tensor) -> Tensor:
-    """Boxes ``[..., 4]`` within images of ``size`` (height, width)."""
+    """Boxes ``[..., 4]`` clipped to images of ``size`` (height, width)."""
     return torch.minimum(boxes.clamp(min=0.0), size.flip(0).repeat(2))
 
 
 def larger(boxes: Tensor, side: float) -> Tensor:
-    """``[b, n]``: whether both sides of a box have at least this length."""
+    """``[b, n]``: whether both sides of each box have at least length ``side``."""
     return ((boxes[..., 2:] - boxes[..., :2]) >= side).all(-1)
 
 
 def above(scores: Tensor, threshold: float) -> Tensor:
-    """Scores, -1 where they are not above the threshold."""
+    """Scores, with -1 for those not above the threshold."""
     return torch.where(scores > threshold, scores, -1.0)
 
 
 def _image_list(pixels: Tensor) -> ImageList:
-    # one size for all images: anchors are then those of the first
+    # Anchors depend on the padded size alone, so one size stands for all images of the batch.
     return ImageList(pixels, [(pixels.shape[-2], pixels.shape[-1])])

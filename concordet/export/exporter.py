@@ -1,4 +1,4 @@
-"""Exports a detector with its calibration and its metadata."""
+"""Exports a detector with calibration and metadata."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from concordet.files import replacing
 from concordet.version import __version__
 
 EXAMPLE = (9, 12)
-"""Sides of the images that are traced, in units of the largest stride that images are padded to."""
+"""Height and width of the example images for tracing, in multiples of the stride that images are padded to."""
 
 
 def export_detector(
@@ -44,29 +44,29 @@ def export_detector(
 
     The input ``images`` is ``[b, 3, h, w]`` float32, RGB in [0, 1]: any number of images of one size. The outputs are
     ``boxes`` ``[b, k, 4]`` xyxy in pixels of the images, ``labels`` ``[b, k]`` int64 from 1 on and ``scores``
-    ``[b, k]`` in descending order. k is the most detections per image; rows without a detection are 0. Resizing,
-    normalization, decoding, non-maximum suppression and calibration are part of the file.
+    ``[b, k]`` in descending order. k is the maximum number of detections per image; rows without a detection are 0.
+    Resizing, normalization, decoding, non-maximum suppression and calibration are part of the file.
 
     Args:
         model: Detector of :mod:`concordet.detectors`; set to evaluation mode.
         path: File to write; its name ends in ``.onnx``, ``.torchscript`` or ``.pt2``.
-        format: One of :data:`~concordet.export.FORMATS`; None takes that of the name.
+        format: One of :data:`~concordet.export.FORMATS`; None to infer it from the file name.
         class_names: Name of each class, in the order of labels from 1.
         category_ids: Id of each class in the data set; 1, 2, ... by default.
-        thresholds: Score per class from which a detection is worth showing; kept in the metadata.
+        thresholds: Score threshold per class for showing detections; stored in the metadata.
         calibrator: Calibrator of the scores, whose class ids are ``category_ids``.
-        raw: Whether to leave out suppression and calibration: the outputs are then candidates, for
-            :func:`concordet.export.postprocess`, which also soft suppression needs.
+        raw: Whether to leave out suppression and calibration: the outputs are then candidates for
+            :func:`concordet.export.postprocess`. Soft suppression implies it.
 
     Returns:
         The file's metadata.
 
     Raises:
-        UsageError: the format is unknown, or does not fit the name.
+        UsageError: the format is unknown, or does not match the file name.
         ValueError: a package is missing, or PyTorch cannot export this detector in this format.
     """
-    kind = format_of(path, format)
-    check_packages(kind)
+    format = format_of(path, format)
+    check_packages(format)
     if isinstance(model, DeformableDETR):
         raise ValueError(
             f"detector must be one that can be exported for images of any size, got {type(model).__name__}, of which "
@@ -94,15 +94,15 @@ def export_detector(
     sides = (EXAMPLE[0] * multiple, EXAMPLE[1] * multiple) if model.resize.keeps_shape else model.resize.size
     with torch.no_grad(), _quiet(), replacing(path) as temporary:
         model([torch.rand(3, *sides)])  # RoI pools learn their strides from features
-        core = Core(model, tables=tables, raw=raw, operator=kind == "onnx").eval()
+        core = Core(model, tables=tables, raw=raw, operator=format == "onnx").eval()
         try:
-            if kind == "onnx":
+            if format == "onnx":
                 from concordet.export import onnx_file
 
                 onnx_file.write(temporary, core, model.resize, multiple, sides, meta)
             else:
                 whole = Whole(core, model.resize.size, exact=not model.resize.keeps_shape, multiple=multiple)
-                write = _write_torchscript if kind == "torchscript" else _write_pt2
+                write = _write_torchscript if format == "torchscript" else _write_pt2
                 write(temporary, whole, sides, meta)
         except (RuntimeError, ValueError, TypeError, NotImplementedError, torch.onnx.OnnxExporterError) as error:
             first: BaseException = error
@@ -110,15 +110,15 @@ def export_detector(
                 first = first.__cause__
             reason = " ".join(str(first).split())[:300]
             raise ValueError(
-                f"detector must be one that PyTorch can export as {kind}, got {type(model).__name__} ({reason}); "
+                f"detector must be one that PyTorch can export as {format}, got {type(model).__name__} ({reason}); "
                 "choose another format"
             ) from error
     return meta
 
 
-def check_packages(kind: str) -> None:
-    """Raises a ValueError where a package that the format needs is not installed."""
-    if kind != "onnx":
+def check_packages(format: str) -> None:
+    """Raises a ValueError if a package that the format needs is not installed."""
+    if format != "onnx":
         return
     for package in ("onnx", "onnxscript"):
         try:
@@ -137,7 +137,7 @@ def _write_pt2(path: Path, whole: Whole, sides: tuple[int, int], meta: dict[str,
     shapes: dict[int, Any] = {0: torch.export.Dim("batch", min=1, max=1024)}
     for axis, name in ((2, "height"), (3, "width")):
         shapes[axis] = torch.export.Dim(name, min=16, max=8192)
-    # no side equals that of the network's input
+    # Sides differ from those of the network's input, so that tracing cannot take them to be equal.
     example = torch.rand(2, 3, sides[0] + 4, sides[1] + 4)
     program = torch.export.export(whole, (example,), dynamic_shapes=(shapes,))
     torch.export.save(program, path, extra_files={KEY: json.dumps(meta)})
@@ -150,7 +150,7 @@ def _core_example(sides: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without notes of PyTorch's exporters, and with attention as plain operators instead of fused kernels."""
+    """Silences PyTorch's exporters, and computes attention with plain operators, which all formats have."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     logging.disable(logging.WARNING)

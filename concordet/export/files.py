@@ -1,4 +1,4 @@
-"""Formats of exported files, and what they say about themselves."""
+"""Formats of exported files, and their metadata."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 from concordet.errors import UsageError, unknown
 
 FORMATS = {"onnx": ".onnx", "torchscript": ".torchscript", "pt2": ".pt2"}
-"""Name of each format and the end of its files' names."""
+"""Name of each format to its file suffix."""
 
 KEY = "concordet"
-"""Name of the metadata in a file: JSON."""
+"""Key of the metadata, which are JSON, in a file."""
 
 FORMAT, VERSION = "concordet export", 1
 
 
 def format_of(path: str | Path, wanted: str | None = None) -> str:
-    """The format of a file by the end of its name.
+    """The format of a file by its suffix.
 
     Args:
-        path: Name of the file.
-        wanted: Format that was asked for; None takes that of the name.
+        path: File, which need not exist.
+        wanted: Format that was asked for; None to infer it from the suffix.
 
     Raises:
-        UsageError: the format is unknown, or the name ends otherwise.
+        UsageError: the format is unknown, or the suffix belongs to another format.
 
     Example:
         >>> format_of("model.onnx")
@@ -42,7 +42,7 @@ def format_of(path: str | Path, wanted: str | None = None) -> str:
 
 
 def is_exported(path: str | Path) -> bool:
-    """Whether a name is one of an exported file.
+    """Whether a file name has the suffix of an exported file.
 
     Example:
         >>> is_exported("model.onnx"), is_exported("last.ckpt")
@@ -52,10 +52,10 @@ def is_exported(path: str | Path) -> bool:
 
 
 def checked(meta: Any, path: str | Path) -> Mapping[str, Any]:
-    """The metadata of a file.
+    """The metadata of a file, if this version can read them.
 
     Raises:
-        ValueError: it is missing, or of another version.
+        ValueError: they are missing, or of another version.
     """
     if not isinstance(meta, Mapping) or meta.get("format") != FORMAT:
         raise ValueError(f"model must be a file that `concordet export` wrote, got {path}; name another one")

@@ -1,4 +1,4 @@
-"""The modules that are exported: from images to detections or candidates, with calibrated scores."""
+"""The exported modules: from images to detections with calibrated scores, or to candidates."""
 
 import torch
 import torch.nn.functional as F
@@ -42,19 +42,19 @@ class Calibration(nn.Module):
         between = (start + share * (values.gather(-1, right) - start)).squeeze(-1)
         slope, intercept = self.linear[classes].unbind(-1)
         odds_slope, odds_intercept, logistic = self.logistic[classes].unbind(-1)
-        raised = between + slope * s + intercept + logistic * (odds_slope * odds + odds_intercept).sigmoid()
+        increasing = between + slope * s + intercept + logistic * (odds_slope * odds + odds_intercept).sigmoid()
         tilt = self.tilt[classes]
-        result = (1 - tilt) * raised.clamp(0.0, 1.0) + tilt * (odds - LOWEST) / (HIGHEST - LOWEST)
+        result = (1 - tilt) * increasing.clamp(0.0, 1.0) + tilt * (odds - LOWEST) / (HIGHEST - LOWEST)
         return result.to(scores.dtype)
 
 
 class Core(nn.Module):
-    """A detector from normalized pixels to detections in pixels of the original images.
+    """The part of a detector from normalized images to detections in pixels of the original images.
 
     Args:
         model: Detector in evaluation mode.
-        tables: Calibration of its scores; None leaves them as they are.
-        raw: Whether to return candidates instead of detections: :func:`concordet.export.postprocess` does the rest.
+        tables: Calibration of its scores; None for no calibration.
+        raw: Whether to return candidates, for :func:`concordet.export.postprocess`, instead of detections.
         operator: Whether suppression uses the operator of this package instead of torchvision's.
     """
 
@@ -84,7 +84,7 @@ class Core(nn.Module):
         scores, labels = scores.clamp(min=0.0), classes + 1
         boxes = boxes * (original / size).flip(0).repeat(2)
         if self.calibration is not None:
-            # each class has a map of its own, so that the order of detections may change
+            # maps differ between classes, so the order of an image's detections may change
             scores = self.calibration(scores, classes).masked_fill(~exists, -1.0)
             scores, order = scores.topk(self.postprocess.detections_per_image, dim=1)
             exists, labels = exists.gather(1, order), labels.gather(1, order)
@@ -105,10 +105,10 @@ def input_size(height: int, width: int, shorter: int, longer: int, exact: bool) 
 
 
 class Whole(nn.Module):
-    """A detector from images to detections.
+    """A detector from images to detections, including resizing, normalization and padding.
 
     Args:
-        core: The detector from normalized pixels on.
+        core: :class:`Core`, or its trace.
         size: (shorter, longer) or (height, width) of the network's input.
         exact: Whether images are stretched to this size.
         multiple: Number that the sides of the padded input are multiples of.
@@ -140,7 +140,7 @@ class Whole(nn.Module):
 
 
 def pair(height: int, width: int) -> Tensor:
-    """``[2]`` float32."""
+    """``[2]`` float32 tensor of two numbers that may be symbolic while a graph is traced."""
     return torch.stack(
         [torch.scalar_tensor(height, dtype=torch.float32), torch.scalar_tensor(width, dtype=torch.float32)]
     )

@@ -1,4 +1,4 @@
-"""From candidates to detections in NumPy: what files with ``"outputs": "candidates"`` leave to the caller.
+"""Turns candidates into detections in NumPy, for files whose metadata have ``"outputs": "candidates"``.
 
 Needs NumPy only, so that a server without PyTorch can use it::
 
@@ -50,11 +50,11 @@ def postprocess(
     boxes, labels, scores = boxes[order], labels[order], scores[order]
     groups = labels if settings["class_wise"] else np.zeros_like(labels)
     limit = settings["detections_per_image"]
-    kind = settings["nms"]
-    if kind in ("soft", "soft_linear"):
+    method = settings["nms"]
+    if method in ("soft", "soft_linear"):
         kept, values = _soft(boxes, scores, groups, settings)
     else:
-        suppress = _fast if kind == "fast" else _hard
+        suppress = _fast if method == "fast" else _hard
         kept = suppress(boxes, groups, settings["nms_threshold"])[:limit]
         values = scores[kept]
     chosen = boxes[kept]
@@ -65,7 +65,7 @@ def postprocess(
         return found
     tables = Tables.of(meta["calibrator"], meta["category_ids"])
     found["scores"] = calibrated(tables, found["scores"], found["labels"] - 1).astype(scores.dtype)
-    order = np.argsort(-found["scores"], kind="stable")  # classes have maps of their own
+    order = np.argsort(-found["scores"], kind="stable")  # maps differ between classes, so the order may change
     return {name: value[order] for name, value in found.items()}
 
 
@@ -80,7 +80,7 @@ def overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _hard(boxes: np.ndarray, groups: np.ndarray, threshold: float) -> np.ndarray:
-    """Indices of the boxes, best first, that no kept box of their group overlaps by more than the threshold."""
+    """Indices, best first, of boxes that no kept better box of their group overlaps above the threshold (NMS)."""
     if threshold >= 1:
         return np.arange(len(boxes))
     alive = np.ones(len(boxes), bool)
@@ -95,7 +95,7 @@ def _hard(boxes: np.ndarray, groups: np.ndarray, threshold: float) -> np.ndarray
 
 
 def _fast(boxes: np.ndarray, groups: np.ndarray, threshold: float) -> np.ndarray:
-    """Indices of the boxes, best first, that no better box of their group overlaps by more than the threshold."""
+    """Indices, best first, of boxes that no better box of their group, kept or not, overlaps above the threshold."""
     kept = [np.empty(0, np.int64)]
     for group in np.unique(groups):
         best = np.flatnonzero(groups == group)[:FAST_CANDIDATES]
@@ -107,7 +107,7 @@ def _fast(boxes: np.ndarray, groups: np.ndarray, threshold: float) -> np.ndarray
 def _soft(
     boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, settings: Mapping[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Indices and lowered scores: each kept box lowers the scores of those of its group (Bodla et al. 2017)."""
+    """Indices and decayed scores: each kept box lowers the scores of its group's other boxes (Bodla et al. 2017)."""
     remaining, kept, values = scores.copy(), [], []
     for _ in range(min(len(scores), settings["detections_per_image"])):
         best = int(remaining.argmax())

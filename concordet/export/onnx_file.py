@@ -19,7 +19,7 @@ from torch import nn
 from concordet.detectors.parts.resize import IMAGENET_MEAN, IMAGENET_STD, Resize
 
 OPSET = 18
-op: Any = opset18  # its types do not know that constants become tensors
+op: Any = opset18  # its annotations refuse Python constants, which onnxscript turns into tensors
 IR_VERSION = 10
 
 
@@ -28,7 +28,7 @@ def suppress_in_onnx(boxes: FLOAT, scores: FLOAT, groups: INT64, iou_threshold: 
     classes = op.Constant(value=numpy_helper.from_array(_column(count)))  # [c, 1]
     minus = op.Constant(value_float=-1.0)
     per_class = op.Where(op.Equal(op.Unsqueeze(groups, [1]), classes), op.Unsqueeze(scores, [1]), minus)
-    # scores of candidates are above 0
+    # the score threshold 0 drops padding rows: their scores are negative
     chosen = op.NonMaxSuppression(boxes, per_class, limit, iou_threshold, 0.0)  # [m, 3]: image, class, box
     where = op.Gather(chosen, [0, 2], axis=1)
     ones = op.Cast(op.Slice(op.Add(op.Mul(where, 0), 1), [0], [1], [1]), to=1)
@@ -41,13 +41,13 @@ def _column(count: int) -> Any:
 
 
 def core_model(core: nn.Module, *, dynamic: bool, sides: tuple[int, int], multiple: int) -> onnx.ModelProto:
-    """The network of ``pixels``, ``size`` and ``original``, with any number of images.
+    """The graph from ``pixels``, ``size`` and ``original`` to detections, for any batch size.
 
     Args:
         core: :class:`concordet.export.graph.Core`.
-        dynamic: Whether images of the network's input may have any size.
-        sides: Height and width of the example, or of all images.
-        multiple: Number that sides are multiples of.
+        dynamic: Whether height and width are dynamic.
+        sides: Height and width of the example; without ``dynamic`` those of all images.
+        multiple: Number that height and width are multiples of.
     """
     batch = torch.export.Dim("batch", min=1, max=1024)
     shapes: dict[int, Any] = {0: batch}
@@ -75,7 +75,7 @@ def core_model(core: nn.Module, *, dynamic: bool, sides: tuple[int, int], multip
 def input_model(resize: Resize, multiple: int) -> onnx.ModelProto:
     """The graph from ``images`` ``[batch, 3, height, width]`` in [0, 1] to the inputs of the network.
 
-    Sizes are computed in float64, as PyTorch does: in float32 a side of 320 pixels may become one of 319.
+    Sizes are computed in float64, as PyTorch does: with float32, a side of 320 pixels could become 319.
     """
     if resize.keeps_shape:
         target = f"""
@@ -127,7 +127,7 @@ def input_model(resize: Resize, multiple: int) -> onnx.ModelProto:
 
 
 def _bilinear(axis: int, source: str) -> str:
-    """Interpolation along one axis with PyTorch's weights; runtimes round those of their Resize differently."""
+    """Linear interpolation along one axis with PyTorch's weights; runtimes round the weights of Resize differently."""
     i, shape = axis, f"{axis - 2}"
     return f"""
           index{i} = Constant <value = int64 {{{shape}}}> ()

@@ -1,4 +1,4 @@
-"""Exported files as detectors: the same calls as :class:`concordet.detectors.Detector` in evaluation mode."""
+"""Exported files as detectors, called like :class:`concordet.detectors.Detector` in evaluation mode."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Runner = Callable[[Tensor], Sequence[np.ndarray]]
 
 
 class ExportedDetector(nn.Module):
-    """An exported file in torchvision's convention: a list of images to a list of detections.
+    """An exported file with torchvision's interface: a list of images to a list of detections.
 
     Args:
-        run: Function of images ``[1, 3, h, w]`` to boxes, labels and scores as arrays.
+        run: Function from images ``[1, 3, h, w]`` to boxes, labels and scores as arrays.
         meta: Metadata of the file.
     """
 
@@ -52,16 +52,16 @@ class ExportedDetector(nn.Module):
 
 
 def load_exported(path: str | Path) -> ExportedDetector:
-    """The detector of a file that :func:`concordet.export.export_detector` wrote; it runs on the CPU.
+    """Loads a file that :func:`concordet.export.export_detector` wrote, to run it on the CPU.
 
     Raises:
-        ValueError: there is no such file, it was written by another program, or a package is missing.
+        ValueError: the file does not exist, is damaged or not of this package, or a package is missing.
     """
     path = Path(path)
-    kind = format_of(path)
+    format = format_of(path)
     if not path.is_file():
         raise ValueError(f"model must be a file, got {path}, which does not exist; check the name")
-    run, meta = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[kind](path)
+    run, meta = {"onnx": _onnx, "torchscript": _torchscript, "pt2": _pt2}[format](path)
     return ExportedDetector(run, checked(meta, path))
 
 
@@ -74,7 +74,7 @@ def _onnx(path: Path) -> tuple[Runner, Any]:
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common class
+    except Exception as error:  # onnxruntime's errors have no common base class
         raise ValueError(f"model must be a whole ONNX file, got {path}; name another one") from error
     meta = session.get_modelmeta().custom_metadata_map.get(KEY)
     return lambda images: session.run(None, {"images": images.numpy()}), _parsed(meta)
@@ -83,7 +83,7 @@ def _onnx(path: Path) -> tuple[Runner, Any]:
 def _torchscript(path: Path) -> tuple[Runner, Any]:
     extra = {KEY: ""}
     try:
-        with warnings.catch_warnings():  # PyTorch announces the end of TorchScript
+        with warnings.catch_warnings():  # TorchScript is deprecated
             warnings.simplefilter("ignore", FutureWarning)
             module = torch.jit.load(str(path), map_location="cpu", _extra_files=extra)
     except (RuntimeError, ValueError) as error:
@@ -95,7 +95,7 @@ def _pt2(path: Path) -> tuple[Runner, Any]:
     extra = {KEY: ""}
     try:
         program = torch.export.load(path, extra_files=extra)
-    except Exception as error:  # zip files, JSON and pickles in them: each has errors of its own
+    except Exception as error:  # a zip file of JSON and pickles, each of which raises different errors
         raise ValueError(f"model must be a whole file of torch.export, got {path}; name another one") from error
     return _numpy(program.module()), _parsed(extra[KEY])
 

@@ -1,7 +1,6 @@
-"""Non-maximum suppression with shapes that do not depend on the numbers in them, as exported graphs need it.
+"""Non-maximum suppression with shapes that do not depend on the values of tensors, as exported graphs need it.
 
-Candidates that do not exist have a negative score. Results have a fixed number of rows per image; rows without a
-detection have score and label 0.
+Inputs have a fixed number of rows per image; padding rows have a negative score.
 """
 
 from __future__ import annotations
@@ -12,26 +11,24 @@ from torchvision.ops import nms
 
 from concordet.boxes import paired_iou
 from concordet.detectors.parts.postprocess import PostProcess, voted_boxes
+from concordet.export.numpy_postprocess import FAST_CANDIDATES
 
 IN_GRAPH = ("hard", "fast")
-"""Kinds of suppression that graphs contain; the others repeat a step per detection, which a graph cannot."""
-
-FAST_CANDIDATES = 200
-"""Candidates per class that YOLACT's suppression compares."""
+"""Methods of suppression that can be part of a graph; the others loop over detections."""
 
 
 @torch.library.custom_op("concordet::suppress", mutates_args=())
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, limit: int, count: int) -> Tensor:
     """``[b, n]`` bool: the boxes that greedy suppression keeps in each group of each image.
 
-    An operator, so that formats with an operator of their own (ONNX) can use that.
+    A custom operator, so that the ONNX exporter can replace it by ONNX's NonMaxSuppression.
 
     Args:
         boxes: ``[b, n, 4]`` xyxy.
-        scores: ``[b, n]``; negative where there is no box.
+        scores: ``[b, n]``; negative in padding rows.
         groups: ``[b, n]`` int64 from 0 on.
-        iou_threshold: IoU above which the lower scored of two boxes is dropped.
-        limit: Most boxes that a group needs to keep; those after it may be kept or not.
+        iou_threshold: IoU above which the box with the lower score is dropped.
+        limit: Maximum number of boxes needed per group; whether further ones are kept is not defined.
         count: Number of groups.
     """
     return keep_best(boxes, scores, groups, iou_threshold, count)
@@ -43,7 +40,7 @@ def _(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, limit
 
 
 def keep_best(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, count: int) -> Tensor:
-    """``[b, n]`` bool, by one call of torchvision's operator: the boxes of each group and image are moved apart.
+    """:func:`suppress` by one call of torchvision's operator: offsets separate the boxes of each group and image.
 
     Example:
         >>> boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0], [0.0, 0.0, 10.0, 9.5]]])
@@ -52,12 +49,12 @@ def keep_best(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: floa
     """
     images = torch.arange(scores.shape[0], device=scores.device)[:, None]
     valid = scores >= 0
-    # candidates that do not exist have a group of their own, and no area
+    # padding rows form one more group per image, of boxes without area
     group = torch.where(valid, images * (count + 1) + groups, images * (count + 1) + count)
     wide = torch.where(valid[..., None], boxes, torch.zeros_like(boxes)).double()  # float32 would lose digits
     step = wide.max() - wide.min() + 1.0
-    moved = wide + (group * step)[..., None]
-    kept = nms(moved.flatten(0, 1), scores.flatten().double(), iou_threshold)
+    separated = wide + (group * step)[..., None]
+    kept = nms(separated.flatten(0, 1), scores.flatten().double(), iou_threshold)
     mask = torch.zeros_like(scores).flatten().index_fill(0, kept, 1.0)
     return (mask.view_as(scores) > 0) & valid
 
@@ -69,13 +66,13 @@ def best_of(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         >>> best_of(torch.tensor([[0.1, 0.3]]), 3)
         (tensor([[ 0.3000,  0.1000, -1.0000]]), tensor([[1, 0, 0]]))
     """
-    padded = torch.nn.functional.pad(values, (0, count), value=-1.0)  # the count needs not depend on n
+    padded = torch.nn.functional.pad(values, (0, count), value=-1.0)  # topk needs at least count values
     best, index = padded.topk(count, dim=1)
     return best, torch.where(index < values.shape[1], index, torch.zeros_like(index))
 
 
 def rows(values: Tensor, index: Tensor) -> Tensor:
-    """``[b, k]`` or ``[b, k, d]``: rows of each image, ``values`` ``[b, n]`` or ``[b, n, d]``, ``index`` ``[b, k]``."""
+    """``[b, k]`` or ``[b, k, d]``: rows ``index`` ``[b, k]`` of each image's ``values`` ``[b, n]`` or ``[b, n, d]``."""
     if values.dim() == 2:
         return values.gather(1, index)
     return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))
@@ -84,19 +81,19 @@ def rows(values: Tensor, index: Tensor) -> Tensor:
 def detections(
     boxes: Tensor, scores: Tensor, labels: Tensor, postprocess: PostProcess, num_classes: int, *, operator: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Detections among candidate boxes, as :func:`concordet.detectors.parts.postprocess.suppress` finds them.
+    """Detections among candidates, equal to those of :func:`concordet.detectors.parts.postprocess.suppress`.
 
     Args:
         boxes: ``[b, n, 4]`` xyxy, within the images.
-        scores: ``[b, n]``, negative where there is no candidate.
+        scores: ``[b, n]``, negative in padding rows.
         labels: ``[b, n]`` 0..c-1.
-        postprocess: Thresholds, and a kind of suppression in :data:`IN_GRAPH`.
+        postprocess: Thresholds, and a method of suppression in :data:`IN_GRAPH`.
         num_classes: c.
         operator: Whether to use :func:`suppress` instead of torchvision's operator.
 
     Returns:
-        ``[b, k, 4]`` boxes, ``[b, k]`` scores in descending order (negative where there is none) and labels 0..c-1,
-        with k the most detections per image.
+        ``[b, k, 4]`` boxes, ``[b, k]`` scores in descending order (negative in padding rows) and ``[b, k]`` labels
+        0..c-1, with k the maximum number of detections per image.
     """
     groups = labels if postprocess.class_wise else torch.zeros_like(labels)
     count = num_classes if postprocess.class_wise else 1
@@ -118,7 +115,7 @@ def detections(
 
 
 def _keep_fast(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: float, count: int) -> Tensor:
-    """``[b, n]`` bool: boxes that no better one of their group overlaps by more than the threshold (Fast NMS)."""
+    """``[b, n]`` bool: boxes that no better box of their group overlaps above the threshold (Fast NMS)."""
     classes = torch.arange(count, device=groups.device)[:, None]
     per_class = torch.where(groups[:, None] == classes, scores[:, None], -1.0)  # [b, c, n]
     best, index = best_of(per_class.flatten(0, 1), FAST_CANDIDATES)

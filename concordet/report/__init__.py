@@ -1,4 +1,4 @@
-"""Pages and pictures: compare runs, show an analysis, draw detections.
+"""HTML reports and pictures: compare runs, show an analysis, draw detections.
 
 The metrics (:data:`METRICS`, :func:`comparison_rows`) need NumPy only; matplotlib and Jinja2 (``pip install
 "concordet[report]"``) are imported when a page is written, Pillow when something is drawn.
@@ -35,7 +35,7 @@ __all__ = [
     "write_study",
 ]
 
-_LATER = {
+_MODULES = {
     "write_analysis": "analysis",
     "write_calibration": "calibration",
     "write_comparison": "comparison",
@@ -45,7 +45,7 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     with requires(f"concordet.report.{name}", "report"):
-        return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""The page of one results file: what costs most, how well scores and IoUs agree, and where they do not."""
+"""The page of one results file: largest errors, agreement of scores and IoUs, and examples of disagreement."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ CASES: Final = 20
 BOUNDED: Final = ("AP", "AP50", "AP75", "AP90")
 
 MIN_OBJECTS: Final = 10
-"""Objects from which a class is named in the summary; AP of fewer is noise."""
-
+"""Fewest objects for which the summary names a class; AP of fewer is noise."""
 
 STRENGTHS: Final = (
     (-0.2, "disagree"),
@@ -59,7 +58,7 @@ STRENGTHS: Final = (
     (0.8, "agree well"),
     (np.inf, "agree very well"),
 )
-"""Words for correlations below each limit."""
+"""Upper limits of the rank correlation, and the words for it."""
 
 
 def write_analysis(
@@ -73,25 +72,24 @@ def write_analysis(
     allow_outside: bool = False,
     details: Details | None = None,
 ) -> Path:
-    """Write one self-contained page on the result of :func:`concordet.measures.analyze`.
+    """Writes one self-contained page about the result of :func:`concordet.measures.analyze`.
 
     Args:
         analysis: its result.
         out: the HTML file; written under a temporary name, then renamed.
-        images: folder of the images, named by the ground truth's ``file_name``, or by image id; without it the worst
-            cases are a table.
+        images: folder of the images, named by the ground truth's ``file_name``, or by image id; without it, the page
+            lists the worst cases in a table.
         title: heading of the page, such as the name of the results file.
-        comparison: what :func:`concordet.measures.compare` gives for these detections and others, to be shown too.
-        other: the name of those others.
+        comparison: result of :func:`concordet.measures.compare` with other detections, to be shown too.
+        other: name of the other detections.
         allow_outside: whether names and links may lead to images outside of ``images``.
-        details: intervals and calibration, as :func:`concordet.calibration.details.details` gives them; None has them
-            computed.
+        details: intervals and calibration from :func:`concordet.calibration.details.details`; None to compute them.
 
     Returns:
         ``out``.
 
     Raises:
-        ValueError: ``images`` is no folder, an image lies outside of it, or ``out`` cannot be written.
+        ValueError: ``images`` is not a folder, an image lies outside of it, or ``out`` cannot be written.
 
     Example:
         >>> from concordet.measures import analyze
@@ -126,7 +124,7 @@ def analysis_page(
     allow_outside: bool = False,
     folder: Path | None = None,
 ) -> str:
-    """The page as text; arguments as :func:`write_analysis` takes them, and the folder that links start from."""
+    """The page as text; arguments are those of :func:`write_analysis`, and ``folder``, which links are relative to."""
     values = analysis.to_dict()
     cases, worst = values["disagreements"], values["images"]
     notes = [str(note) for note in values["notes"]]
@@ -178,7 +176,7 @@ def analysis_page(
 
 
 def headline(analysis: Analysis, details: Details) -> list[str]:
-    """What costs most: of all kinds of error, and of order, scale and boxes; then AP and what its order is worth."""
+    """Sentences on the largest error, the largest of order, scale and boxes, and AP with that of a perfect ranking."""
     values, costs = analysis.summary, details.sentence
     if values["AP"] is None or not values["n_kept"]:
         return [analysis.sentence]
@@ -198,7 +196,7 @@ def headline(analysis: Analysis, details: Details) -> list[str]:
 
 
 def findings(values: Mapping[str, Any]) -> list[str]:
-    """What the summary says after its first sentence."""
+    """Sentences of the summary that follow :func:`headline`."""
     ap = BY_KEY["AP"]
     sentences = []
     beta = number(values.get("beta_cls"))
@@ -239,10 +237,10 @@ def _facts(values: Mapping[str, Any]) -> list[str]:
 def _bounds(
     values: Mapping[str, Any], suffix: str, upper: str, lower: str, intervals: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Rows of AP as ranked (keys with ``suffix``) between its bounds, and the metrics whose bounds do not bracket it.
+    """Rows of AP (keys with ``suffix``) with its bounds, and the metrics whose bounds do not bracket the value.
 
-    Where an object has several boxes, permuted scores change which of them is matched, and a bound can cross the value:
-    the table then shows the value itself.
+    If objects have several boxes, permuted scores change which of them is matched, and a bound can cross the value; the
+    table then shows the value as the bound.
     """
     rows, clipped = [], []
     for key in BOUNDED:
@@ -266,7 +264,7 @@ def _bounds(
 
 
 def _groups(values: Mapping[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """Every metric that the analysis has, under its heading."""
+    """The metrics of the analysis by heading."""
     reasons = values.get("reasons") or {}
     rows: dict[str, list[dict[str, Any]]] = {heading: [] for heading in GROUPS}
     for metric in TABLE:
@@ -299,7 +297,7 @@ def _calibration(bins: list[dict[str, Any]], title: str) -> Any:
 
 
 def _class_table(per_class: list[dict[str, Any]], intervals: list[list[float] | None]) -> dict[str, Any]:
-    """Classes that have objects, those first on which a better ranking gains most."""
+    """Classes that have objects, first those with most to gain from a better ranking."""
     rows = []
     metrics = table("classes")
     pairs = zip(per_class, intervals, strict=True)
@@ -324,12 +322,12 @@ def _class_table(per_class: list[dict[str, Any]], intervals: list[list[float] | 
 
 
 def csv_address(per_class: list[dict[str, Any]]) -> str:
-    """The table of classes as an address that a browser saves as CSV."""
+    """The table of classes as a ``data:`` URL of a CSV file."""
     return f"data:text/csv;charset=utf-8,{quote(class_csv(per_class))}"
 
 
 def _left(row: Mapping[str, Any]) -> float | None:
-    """What a perfect ranking would add to the class's AP, from the values as printed, so that the columns add up."""
+    """AP that a perfect ranking would add for the class, from rounded values so that the printed columns add up."""
     value, upper = number(row.get("AP")), number(row.get("AP_upper"))
     ap = BY_KEY["AP"]
     return None if value is None or upper is None else max(ap.shown(upper) - ap.shown(value), 0.0) / ap.scale

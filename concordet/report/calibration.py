@@ -1,4 +1,4 @@
-"""The page of a calibrator: what it changes on images that its fit did not see, and its map per class."""
+"""The page of a calibrator: its effect on images that were not part of the fit, and its map per class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_calibration(calibrator: Calibrator, report: Mapping[str, Any], out: Pa
 
     Args:
         calibrator: the fitted calibrator.
-        report: what :func:`concordet.calibration.evaluate_calibration` gives beside it.
+        report: report of :func:`concordet.calibration.evaluate_calibration`.
         out: the HTML file; written under a temporary name, then renamed.
         title: heading of the page, such as the name of the results file.
 
@@ -83,7 +83,7 @@ def calibration_view(calibrator: Calibrator, report: Mapping[str, Any]) -> dict[
 
 
 def sentence(report: Mapping[str, Any]) -> str:
-    """What calibration gives, in one sentence.
+    """The effect of calibration in one sentence.
 
     Example:
         >>> sentence({"before": {"LaECE0": 0.2}, "after": {"LaECE0": 0.05}})

@@ -1,4 +1,4 @@
-"""The page that compares runs: what the metrics say, how training went, and what the detections look like."""
+"""The page that compares runs: metrics, training curves and detections."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from concordet.report.plots import Line, density_plot, line_plot, thin
 
 NO_BREAK: Final = "\u00a0"
 
-FEW: Final = 3
-"""Up to so many runs, the summary compares each with the first; beyond, it names the best."""
+MAX_COMPARED_TO_FIRST: Final = 3
+"""Number of runs up to which the summary compares each with the first; with more, it names the best per metric."""
 
 
 def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
-    """Write one self-contained page that compares runs; the first one is what the others are compared with.
+    """Writes one self-contained page that compares runs with the first one.
 
-    A run that lacks some of its files is compared by the rest, and the page says what is missing.
+    Runs may lack some of their files: the page shows what the others contain and says what is missing.
 
     Args:
         run_folders: evaluated runs, one or more.
@@ -33,7 +33,7 @@ def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
         ``out``.
 
     Raises:
-        ValueError: a folder is no evaluated run, one of its files is damaged, or ``out`` cannot be written.
+        ValueError: a folder is not an evaluated run, one of its files is damaged, or ``out`` cannot be written.
 
     Example:
         >>> write_comparison([Path("runs/first")], Path("comparison.html")).name
@@ -44,7 +44,7 @@ def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
 
 
 def comparison_page(runs: Sequence[Run], differences: Sequence[Mapping[str, Any] | None]) -> str:
-    """The page as text; ``differences`` as :func:`concordet.measures.runs.run_differences` gives them."""
+    """The page as text; ``differences`` are those of :func:`concordet.measures.runs.run_differences`."""
     sample_rows = sample_pictures(runs)
     return render(
         "comparison.html.jinja",
@@ -77,7 +77,7 @@ def comparison_page(runs: Sequence[Run], differences: Sequence[Mapping[str, Any]
 
 
 def summary(runs: Sequence[Run]) -> list[str]:
-    """What the metrics say, in sentences; the same words whichever way they point."""
+    """The metrics in sentences, worded alike whether a run is better or worse."""
     first, others = runs[0], runs[1:]
     ap = BY_KEY["AP"]
     if not others:
@@ -85,7 +85,7 @@ def summary(runs: Sequence[Run]) -> list[str]:
         agreement = listed([f"{m.title} {m.text(first.metrics[m.key])}" for m in known])
         sentences = [f"{first.detector} with {first.name} reaches {ap.text(first.metrics.get('AP'))} AP."]
         return sentences + ([f"Agreement of score and IoU: {agreement}."] if known else [])
-    if len(runs) <= FEW:
+    if len(runs) <= MAX_COMPARED_TO_FIRST:
         sentences = [_ap_sentence(first, run) for run in others]
         sentences += [sentence for run in others if (sentence := _agreement_sentence(first, run))]
     else:
@@ -94,7 +94,7 @@ def summary(runs: Sequence[Run]) -> list[str]:
 
 
 def cautions(runs: Sequence[Run]) -> list[str]:
-    """Why a difference between these runs may not be one between their losses."""
+    """Reasons why a difference between these runs may not be due to their losses."""
     if not same_ground_truth(runs):
         return ["The runs were evaluated on different objects, so differences are not only due to the detectors."]
     others = [name for name, _ in setting_differences(runs) if name.split(".")[-1] != "loss"]
@@ -112,7 +112,7 @@ def cautions(runs: Sequence[Run]) -> list[str]:
 
 
 def metrics_table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Rows of the main table: the metric, and each run's text, difference from the first run and whether it is best."""
+    """Rows of the main table: a metric, and a cell per run with its value and the difference from the first run."""
     rows = []
     for metric in metrics_of(run.metrics for run in runs):
         values = [run.metrics.get(metric.key) for run in runs]
@@ -125,7 +125,7 @@ def metrics_table_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def training_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Validation AP, the total, the loss terms and the learning rate, one plot each, all runs in it."""
+    """Plots of validation AP, total loss, loss terms and learning rate, each with all runs."""
     named = [{_curve_name(name): run.curves[name] for name in _curve_columns(run)} for run in runs]
     names = sorted({name for curves in named for name in curves}, key=lambda n: (_curve_rank(n), n))
     plots = []
@@ -144,7 +144,7 @@ def training_curves(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def densities(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Score against IoU of the positives of each run that kept them."""
+    """Density plots of score against IoU of positives, for runs that saved theirs."""
     plots = []
     for slot, run in enumerate(runs):
         if run.positives is None or len(run.positives["scores"]) == 0:
@@ -164,7 +164,7 @@ def densities(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def threshold_curves(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """AP at each IoU threshold, one line per run, and what a perfect ranking would give; None without detections."""
+    """AP by IoU threshold, a line per run, and the AP of a perfect ranking; None without detections."""
     lines, perfect = [], []
     for slot, run in enumerate(runs):
         if run.analysis is None:
@@ -192,7 +192,7 @@ def threshold_curves(runs: Sequence[Run]) -> dict[str, Any] | None:
 
 
 def class_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """Columns and rows of the table by class; no rows where no run has metrics by class."""
+    """Columns and rows of the table by class; without rows if no run has metrics by class."""
     names = list(dict.fromkeys(row["name"] for run in runs for row in run.per_class))
     by_name = [{row["name"]: row for row in run.per_class} for run in runs]
     metrics = [
@@ -299,7 +299,7 @@ def _environment_rows(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def _curve_columns(run: Run) -> list[str]:
-    """Columns worth a plot; of a value that was logged by step and by epoch, the finer one."""
+    """Columns to plot; for values logged both by step and by epoch, the one by step."""
     wanted = [n for n in run.curves if n.startswith(("train/", "lr")) or _curve_name(n) in {"val/AP", "val/AP75"}]
     return [n for n in wanted if not (n.endswith("_epoch") and n.removesuffix("_epoch") + "_step" in run.curves)]
 

@@ -24,8 +24,8 @@ class Photograph:
     Attributes:
         name: File name.
         split: Split of the data set.
-        image: Picture in its own size.
-        boxes: ``[n, 4]`` xyxy in pixels of it.
+        image: Picture, not resized.
+        boxes: ``[n, 4]`` xyxy in its pixels.
         labels: ``[n]`` 1..C.
     """
 
@@ -48,7 +48,7 @@ def write_dataset(
 
     Args:
         title: Name of the data set.
-        sentence: What it was recognized as, with numbers of images and classes.
+        sentence: Summary at the top: format, numbers of images and classes.
         report: Result of :func:`concordet.data.statistics.dataset_statistics`.
         photographs: Sample images.
         class_names: Names by label.

@@ -9,15 +9,15 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#7f3c8d")
-"""Okabe and Ito's colors, and one more; with more classes than colors they are shared in turn."""
+"""Okabe and Ito's colors, and one more; classes beyond the last color start again with the first."""
 
 GROUND_TRUTH: Final = "#ffffff"
 
 FALSE, MISSED = PALETTE[0], PALETTE[1]
 """Colors of false positives and of missed objects."""
 
-MOST_LABELS: Final = 24
-"""Boxes of one picture that get a label; more would hide the picture."""
+MAX_LABELS: Final = 24
+"""Largest number of labels in one picture; more would hide it."""
 
 
 def class_color(label: int) -> str:
@@ -40,9 +40,9 @@ def draw_detections(
     ground_truth: Mapping[str, Any] | None = None,
     score_threshold: float = 0.3,
 ) -> Image.Image:
-    """A copy of the image with detections drawn on it, and the objects beneath them as white dashes.
+    """A copy of the image with detections drawn on it, and ground truth as white dashes.
 
-    Lines and letters follow the image's size, so that a thumbnail and a photograph both stay readable.
+    Widths of lines and sizes of letters are proportional to the image.
 
     Args:
         image: any mode; the result is RGB of the same size.
@@ -50,9 +50,9 @@ def draw_detections(
             ``{"boxes", "labels", "scores"}`` as detectors return it, whose ``masks`` ``[n, 1, h, w]`` tint the image.
         labels: ``[n]`` 1..C.
         scores: ``[n]`` in [0, 1], or None to draw every box without a score.
-        class_names: index i names label i + 1; a label beyond them is written as a number.
+        class_names: names of labels 1, 2, ...; labels beyond them are written as numbers.
         ground_truth: mapping with ``boxes [m, 4]`` and optionally ``labels [m]``.
-        score_threshold: boxes of a lower score are left out; 0.3 keeps pictures of untuned detectors calm.
+        score_threshold: boxes with a lower score are left out.
 
     Returns:
         A new RGB image of the same size.
@@ -108,7 +108,7 @@ def draw_errors(
     Args:
         image: Any mode; the result is RGB of the same size.
         missed: xyxy box in pixels and label of each missed object.
-        false: Those of each false positive, the most confident first.
+        false: xyxy box and label of each false positive, the most confident first.
         right: xyxy boxes of the true positives.
     """
     drawn = image.convert("RGB")
@@ -121,7 +121,7 @@ def draw_errors(
     for box, _, color in colored:
         pen.rectangle(_rectangle(np.asarray(box, float)), outline=color, width=width + (width > 1))
     taken: list[tuple[float, float, float, float]] = []
-    for box, text, color in colored[:MOST_LABELS]:
+    for box, text, color in colored[:MAX_LABELS]:
         taken.append(_label(pen, drawn.size, np.asarray(box, float), text, color, font, taken))
     return drawn
 
@@ -160,7 +160,7 @@ def _label(
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
     taken: Sequence[tuple[float, float, float, float]],
 ) -> tuple[float, float, float, float]:
-    """Write a label at a corner of its box, the first that lies in the image and on no other label; where it went."""
+    """Writes a label at the first corner of its box where it fits and overlaps no other; returns its rectangle."""
     x1, y1, x2, y2 = _rectangle(box)
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     margin = max(1.0, (bottom - top) / 5)
@@ -197,7 +197,7 @@ def _ink_on(color: str) -> str:
 
 
 def _dashes(pen: ImageDraw.ImageDraw, box: np.ndarray, width: int) -> None:
-    """White dashes on a dark line: seen on bright and on dark ground alike."""
+    """Draws white dashes on a dark line, visible on bright and on dark images."""
     x1, y1, x2, y2 = _rectangle(box)
     pen.rectangle([x1, y1, x2, y2], outline="#202020", width=width)
     length = 4.0 * width

@@ -1,4 +1,4 @@
-"""Sections of an analysis's page that say what to fix first; everything here only arranges what was measured."""
+"""Sections of an analysis's page, as contexts of the template ``findings.html.jinja``; nothing is computed here."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from concordet.report.page import data_uri, fit
 from concordet.report.pictures import Pictures, corners
 from concordet.report.plots import SLOTS, Line, axis_end, calibration_plot, line_plot
 
-MOST_CLASSES: Final = 16
-"""Classes of a confusion matrix; with more, only the list of the most frequent confusions is readable."""
+MAX_MATRIX_CLASSES: Final = 16
+"""Largest number of classes for which the confusion matrix is shown; beyond it would be unreadable."""
 
 CONFUSIONS: Final = 12
 CARDS: Final = 6
@@ -33,7 +33,7 @@ POINTS: Final = 80
 
 LINES: Final = ("precision", "recall", "F1")
 
-CURE: Final = {
+ADVICE: Final = {
     "order": "a loss that couples score and IoU, such as rank_sort or focal+concordance(0.3)",
     "scale": "calibration: concordet calibrate",
     "boxes": "a better box loss, higher resolution, longer training",
@@ -41,7 +41,7 @@ CURE: Final = {
 
 
 def difference_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the paired comparison: both values, their difference, its interval and what that says."""
+    """Rows of the paired comparison: both values, their difference with its interval, and a verdict."""
     rows = []
     for metric in METRICS:
         entry = comparison.get(metric.key)
@@ -66,7 +66,7 @@ def difference_rows(comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def gain_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of what each kind of error costs, the largest first."""
+    """Rows of the AP that each kind of error costs, the largest first."""
     gains = values.get("gains") or {}
     largest = max([*gains.values(), 0.001])
     return [
@@ -81,7 +81,7 @@ def gain_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def cost_rows(details: Details) -> list[dict[str, Any]]:
-    """Order, scale and boxes, the largest cost first."""
+    """Rows of the costs of order, scale and boxes, the largest first."""
     units = {"order": "AP", "scale": "LaECE₀ at the thresholds", "boxes": "AP"}
     names = {"order": "Order", "scale": "Scale", "boxes": "Boxes"}
     costs = details.costs
@@ -91,7 +91,7 @@ def cost_rows(details: Details) -> list[dict[str, Any]]:
             "name": names[key],
             "text": f"{100 * costs[key]:.1f}",
             "unit": units[key],
-            "cure": CURE[key],
+            "advice": ADVICE[key],
             "share": round(100 * costs[key] / largest),
         }
         for key in sorted(costs, key=lambda key: -costs[key])
@@ -99,14 +99,14 @@ def cost_rows(details: Details) -> list[dict[str, Any]]:
 
 
 def confusion_view(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The matrix, where it is small enough, and the most frequent confusions; None with a single class."""
+    """The confusion matrix, if it is small enough, and the most frequent confusions; None with a single class."""
     confusion = values["confusion"]
     names = [row["name"] for row in confusion["per_class"]]
     if len(names) < 2:
         return None
     counts = {(pair["object"], pair["detection"]): pair["count"] for pair in confusion["pairs"]}
     rows = []
-    for row in confusion["per_class"] if len(names) <= MOST_CLASSES else []:
+    for row in confusion["per_class"] if len(names) <= MAX_MATRIX_CLASSES else []:
         shares = [row["right"] if name == row["name"] else counts.get((row["name"], name), 0) for name in names]
         cells = [_cell(count, row["n_objects"], row["name"] == name) for count, name in zip(shares, names, strict=True)]
         rows.append({"name": row["name"], "cells": [*cells, _cell(row["missed"], row["n_objects"], False)]})
@@ -126,7 +126,7 @@ def _cell(count: int, total: int, right: bool) -> dict[str, Any]:
 
 
 def curves_view(analysis: Analysis, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Precision and recall of all classes together, and cards of the classes with most to gain; None without hits."""
+    """Curves of all classes together, and cards of the classes with most to gain; None without true positives."""
     if not values["n_true_positives"]:
         return None
     rows = [row for row in values["per_class"] if row["n_objects"] and not is_missing(row["lrp_threshold"])]
@@ -196,7 +196,7 @@ def _card(analysis: Analysis, class_id: int | None, name: str, row: Mapping[str,
 
 
 def size_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Objects, AP and share detected by size."""
+    """Rows of objects, AP and fraction detected by size."""
     limits = {"small": "up to 32 × 32", "medium": "to 96 × 96", "large": "from 96 × 96"}
     ap = BY_KEY["AP"]
     return [
@@ -213,7 +213,7 @@ def size_rows(values: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def image_rows(values: Mapping[str, Any], link: Callable[[Mapping[str, Any]], str | None]) -> list[dict[str, Any]]:
-    """Rows of the images with most errors, with a link to the file where the folder is known."""
+    """Rows of the images with most errors, with links to their files from ``link``."""
     return [
         {
             "name": row["file_name"] or row["image_id"],
@@ -228,10 +228,10 @@ def image_rows(values: Mapping[str, Any], link: Callable[[Mapping[str, Any]], st
 
 
 def image_picture(row: Mapping[str, Any], image: Image.Image, scale: float) -> dict[str, Any]:
-    """One of the images with most errors, drawn.
+    """The picture of an image with its errors drawn on it.
 
     Args:
-        row: An entry of ``images`` of an analysis.
+        row: An entry of an analysis's ``images``.
         image: The whole image.
         scale: Pixels of ``image`` per pixel of the ground truth's image.
     """
@@ -260,7 +260,7 @@ def image_picture(row: Mapping[str, Any], image: Image.Image, scale: float) -> d
 
 
 def linker(source: Pictures | None, start: Path | None) -> Callable[[Mapping[str, Any]], str | None]:
-    """Function of a record to the address of its image relative to the page's folder; None where there is no file."""
+    """Function from an image's record to its file relative to the page's folder ``start``; None without a file."""
 
     def link(record: Mapping[str, Any]) -> str | None:
         path = None if source is None or start is None else source.path(record)
@@ -272,7 +272,7 @@ def linker(source: Pictures | None, start: Path | None) -> Callable[[Mapping[str
 
 
 def calibration_section(details: Details) -> dict[str, Any]:
-    """Before and after, maps and thresholds; or why there are none."""
+    """Calibration errors before and after, maps and thresholds, or the reason why there are none."""
     if details.calibrator is None or details.report is None:
         return {"reason": details.reason}
     return {"reason": None, **calibration_view(details.calibrator, details.report)}

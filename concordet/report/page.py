@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: templates, style, script, pictures and plots all inside."""
+"""Self-contained HTML pages: style, script, pictures and plots are all part of the file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,11 @@ from concordet.version import __version__
 FOLDER: Final = Path(__file__).parent / "templates"
 
 PICTURE_SIDE: Final = 440
-"""Longest side of a picture in pixels: sharp where it is shown, small enough for dozens of them on a page."""
+"""Longest side of a picture in pixels: sharp at its size on the page, small enough for dozens on a page."""
 
 
 def render(template: str, **context: Any) -> str:
-    """A page from one of this folder's templates.
-
-    Every template finds ``style``, ``script`` and ``version`` beside its own context.
-    """
+    """Renders one of this folder's templates; ``style``, ``script`` and ``version`` are added to its context."""
     return _environment().get_template(template).render(
         style=Markup((FOLDER / "style.css").read_text(encoding="utf-8")),
         script=Markup((FOLDER / "sort.js").read_text(encoding="utf-8")),
@@ -37,7 +34,7 @@ def render(template: str, **context: Any) -> str:
 
 
 def write_page(text: str, out: Path) -> Path:
-    """Write a page as a whole or not at all; its folder is made where it does not exist.
+    """Writes a page atomically, and creates its folder if needed.
 
     Raises:
         ValueError: the file cannot be written there.
@@ -67,14 +64,14 @@ def fit(image: Image.Image, *, side: int = PICTURE_SIDE) -> tuple[Image.Image, f
 
 
 def data_uri(image: Image.Image) -> str:
-    """The image as a JPEG inside a ``data:`` address."""
+    """The image as a ``data:`` URL of a JPEG."""
     stream = io.BytesIO()
     image.convert("RGB").save(stream, format="JPEG", quality=80, optimize=True)
     return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 
 def breakable(text: str) -> Markup:
-    """The text with possible line breaks after ``+ _ . /`` and before brackets: names of losses are long.
+    """The text with optional line breaks after ``+ _ . /`` and before parentheses, as names of losses are long.
 
     Example:
         >>> str(breakable("focal+concordance(0.3)"))

@@ -1,4 +1,4 @@
-"""The pictures of a page: the same images under every run, and pairs of boxes in the wrong order."""
+"""The pictures of a page: sample images with each run's detections, and pairs of boxes in the wrong order."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from concordet.report.page import data_uri, fit
 ALLOW: Final = "move the file, or allow it with allow_outside=True (--allow_outside)"
 
 MAX_WIDTH: Final = 1_000_000
-"""Pixels from which the width that a ground truth gives is not believed."""
+"""Widths of images in a ground truth from this number of pixels on are ignored as implausible."""
 
 PICTURE_BUDGET: Final = 30
-"""Pictures of whole images on one page: about 40 kB each."""
+"""Largest number of pictures of whole images on one page: about 40 kB each."""
 
 
 def sample_pictures(runs: Sequence[Run], *, limit: int = 6) -> list[dict[str, Any]]:
-    """One row per evaluation image: the objects, then the detections of each run, drawn."""
+    """One row per sample image: a picture of the objects, then one of each run's detections."""
     able = [run for run in runs if run.samples and run.analysis is not None]
     if not able:
         return []
@@ -66,7 +66,7 @@ def sample_pictures(runs: Sequence[Run], *, limit: int = 6) -> list[dict[str, An
 
 
 def disagreement_pictures(run: Run, *, limit: int = 3) -> list[dict[str, Any]]:
-    """Cut-outs of the sample images in which a looser box ranks above a tighter one on the same object."""
+    """Crops of sample images in which a looser box ranks above a tighter one on the same object."""
     if not run.samples or run.analysis is None or run.ground_truth is None:
         return []
     pictures: list[dict[str, Any]] = []
@@ -82,17 +82,17 @@ def disagreement_pictures(run: Run, *, limit: int = 3) -> list[dict[str, Any]]:
 
 
 def disagreement_picture(case: Mapping[str, Any], image: Image.Image, scale: float) -> dict[str, Any]:
-    """One object, drawn: the box that ranks first (1), the better one below it (2), the object as white dashes.
+    """The picture of one object, in white dashes, with the box that ranks first (1) and the better one below it (2).
 
     Args:
-        case: an entry of ``disagreements`` of an analysis.
-        image: the whole image, as :func:`open_sample` gives it.
+        case: an entry of an analysis's ``disagreements``.
+        image: the whole image, from :func:`open_sample`.
         scale: pixels of ``image`` per pixel of the ground truth's image.
     """
     first, better = case["first"], case["better"]
     boxes = corners([first["bbox"], better["bbox"]]) * scale
-    held = corners(case["object"]) * scale
-    window = _window(np.concatenate([boxes, held]), image.size)
+    outline = corners(case["object"]) * scale
+    window = _window(np.concatenate([boxes, outline]), image.size)
     cut, factor = fit(image.crop(window))
     offset = np.array([window[0], window[1], window[0], window[1]], float)
     drawn = draw_detections(
@@ -101,7 +101,7 @@ def disagreement_picture(case: Mapping[str, Any], image: Image.Image, scale: flo
         [2, 1],
         [first["score"], better["score"]],
         ["second", "first"],
-        ground_truth={"boxes": (held - offset) * factor},
+        ground_truth={"boxes": (outline - offset) * factor},
         score_threshold=0,
     )
     return {
@@ -114,7 +114,7 @@ def disagreement_picture(case: Mapping[str, Any], image: Image.Image, scale: flo
 
 
 def open_sample(path: Path, ground_truth: Mapping[str, Any], image_id: Any) -> tuple[Image.Image, float]:
-    """A sample at the size that pages show, and its pixels per pixel of the ground truth's image.
+    """A sample resized for a page, and its pixels per pixel of the ground truth's image.
 
     Raises:
         ValueError: the picture cannot be read.
@@ -132,7 +132,7 @@ class Pictures:
     Args:
         folder: Folder of the images.
         records: Image id to its record in the ground truth.
-        allow_outside: Whether names and links may lead out of the folder.
+        allow_outside: Whether names and links may lead outside of the folder.
     """
 
     def __init__(self, folder: Path, records: Mapping[Any, Mapping[str, Any]], *, allow_outside: bool = False) -> None:
@@ -148,7 +148,7 @@ class Pictures:
         draw: Callable[[Any, Image.Image, float], dict[str, Any]],
         limit: int,
     ) -> list[dict[str, Any]]:
-        """The first ``limit`` entries whose image can be read, drawn.
+        """Pictures by ``draw`` of the first ``limit`` entries whose image can be read.
 
         Raises:
             ValueError: the only file of an image is outside of the folder.
@@ -171,7 +171,7 @@ class Pictures:
         return pictures
 
     def notes(self, wanted: Sequence[Mapping[str, Any]]) -> list[str]:
-        """A note where images of these entries could not be read."""
+        """A note if images of these entries could not be read."""
         ids = {entry["image_id"] for entry in wanted}
         gone = [entry for entry in wanted if entry["image_id"] in self.missing]
         if not gone:
@@ -184,7 +184,7 @@ class Pictures:
         ]
 
     def path(self, entry: Mapping[str, Any]) -> Path | None:
-        """File of an entry's image, None where the folder has none.
+        """File of an entry's image, None if the folder has none.
 
         Raises:
             ValueError: the only file is outside of the folder.
@@ -215,13 +215,13 @@ def category_labels(ground_truth: Mapping[str, Any]) -> tuple[list[str], dict[An
 def above_threshold(
     detections: Iterable[Mapping[str, Any]], run: Run, names: Sequence[str], labels: Mapping[Any, int]
 ) -> list[Mapping[str, Any]]:
-    """Detections that a user would keep: above their class's threshold."""
+    """Detections from their class's threshold on."""
     limits = {ident: run.threshold(names[label - 1]) for ident, label in labels.items()}
     return [d for d in detections if d["category_id"] in limits and d["score"] >= limits[d["category_id"]]]
 
 
 def corners(bbox: Any) -> np.ndarray:
-    """``[n, 4]`` xyxy of COCO's xywh."""
+    """``[n, 4]`` xyxy boxes from COCO's xywh."""
     boxes = np.asarray(bbox, dtype=float).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
@@ -241,7 +241,7 @@ def _columns(
 
 
 def _window(boxes: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The part of an image around boxes, half their extent wider, as near to 4:3 as the image allows."""
+    """The crop (x1, y1, x2, y2) around boxes with a margin, in the shape 4:3 unless it reaches the image's border."""
     low, high = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
     wide = 1.5 * max(high[0] - low[0], (high[1] - low[1]) * 4 / 3)
     extent = np.minimum(np.maximum(np.ceil([wide, wide * 3 / 4]), 8), size).astype(int)

@@ -1,4 +1,4 @@
-"""Plots as inline SVG that takes its colors from the page: one drawing serves light, dark and print."""
+"""Plots as inline SVG with CSS variables for colors, so that they follow the page's light, dark and print styles."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
 
 SLOTS: Final = 8
-"""How many run colors the style sheet has; further runs share them and differ by dashes."""
+"""Number of colors for runs in the style sheet; further runs share them and differ by dashes."""
 
 DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.6)), (0, (1.4, 1.2)), (0, (6, 1.5, 1.4, 1.5)))
 
-# Colors that stand for the page's variables until the SVG is written.
+# Placeholder colors: matplotlib accepts no CSS variables, so _svg replaces these in the text.
 INK, MUTED, GRID = "#0a0001", "#0a0002", "#0a0003"
 _VARIABLES: Final = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
     f"#0b000{slot}": f"var(--run-{slot})" for slot in range(SLOTS)
@@ -57,7 +57,7 @@ _SETTINGS: Final[dict[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a plot: its name (for the description), its color slot, and its points."""
+    """One line of a plot: its name in the description, the index of its color, and its points."""
 
     name: str
     slot: int
@@ -66,7 +66,7 @@ class Line:
 
 
 def slot_color(slot: int) -> str:
-    """Stand-in for the color of a run; runs beyond :data:`SLOTS` share colors."""
+    """Placeholder of a run's color; runs beyond :data:`SLOTS` share colors."""
     return f"#0b000{slot % SLOTS}"
 
 
@@ -84,19 +84,19 @@ def line_plot(
     shares: bool = False,
     x_end: float | None = None,
 ) -> Markup:
-    """Lines over a common axis, above bands that each lie between two further lines.
+    """Lines with common axes, drawn over bands between pairs of further lines.
 
     Args:
-        lines: Lines, first below.
+        lines: Lines in drawing order.
         title: Beginning of the description for screen readers.
         x_label, y_label: Labels of the axes.
-        y_from_zero: Whether the axis of y starts at 0.
+        y_from_zero: Whether the y axis starts at 0.
         markers: Whether to mark every point.
         bands: Pairs of lines to fill between.
         mark: x of a dashed vertical line.
         points: Points to mark with a ring.
-        shares: Whether y runs from 0 to 1.
-        x_end: End of an axis of x that starts at 0.
+        shares: Whether y is a fraction, so that its axis ends at 0 and 1.
+        x_end: End of the x axis, which then starts at 0.
     """
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(shares=shares)
@@ -129,10 +129,10 @@ def line_plot(
 
 
 def density_plot(scores: Any, ious: Any, *, slot: int, title: str, bins: int = 32) -> Markup:
-    """Number of predictions with this score and this IoU, darker for more, with the diagonal on which both agree.
+    """Two-dimensional histogram of predictions by score and IoU, with the diagonal on which both agree.
 
-    The line is the mean IoU at each score, over cells of at least five predictions. Where all scores are low, as those
-    of ranking losses are, the axis of the scores ends at the highest one.
+    The line is the mean IoU of each bin of scores with at least five predictions. If all scores are low, as ranking
+    losses make them, the axis of scores ends at the highest one.
     """
     scores, ious = np.asarray(scores, float), np.asarray(ious, float)
     top = axis_end(scores)
@@ -162,7 +162,7 @@ def density_plot(scores: Any, ious: Any, *, slot: int, title: str, bins: int = 3
 def calibration_plot(bins: Sequence[tuple[float, float, int]], *, slot: int, title: str) -> Markup:
     """Mean IoU of detections by score, from bins of (mean score, mean IoU, number), with the diagonal.
 
-    Where all scores are low, the axis of the scores ends at the highest one.
+    If all scores are low, the axis of scores ends at the highest one.
     """
     with matplotlib.rc_context(_SETTINGS):
         figure, axes = _figure(height=3.3, shares=True)
@@ -178,8 +178,31 @@ def calibration_plot(bins: Sequence[tuple[float, float, int]], *, slot: int, tit
         return _svg(figure, f"{title}: mean IoU of detections by score, with the diagonal")
 
 
+def forest_plot(rows: Sequence[tuple[str, float, float, float]], *, title: str, x_label: str) -> Markup:
+    """Differences with their intervals, one row each from top to bottom, and a line at 0.
+
+    Args:
+        rows: Name, value, lower and upper end of each.
+        title: Beginning of the description for screen readers.
+        x_label: Label of the axis.
+    """
+    with matplotlib.rc_context(_SETTINGS):
+        figure, axes = _figure(height=0.7 + 0.28 * len(rows))
+        axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        heights = np.arange(len(rows))[::-1]
+        for height, (_, value, low, high) in zip(heights, rows, strict=True):
+            axes.plot([low, high], [height, height], color=slot_color(0), linewidth=1.6)
+            axes.plot([value], [height], color=slot_color(0), marker="o", markersize=4.5)
+        axes.set_yticks(heights, [name for name, *_ in rows])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.grid(False, axis="y")
+        axes.set_xlabel(x_label)
+        described = ", ".join(f"{name} {value:+.1f} ({low:+.1f} to {high:+.1f})" for name, value, low, high in rows)
+        return _svg(figure, f"{title}: {described}")
+
+
 def thin(x: Sequence[float], y: Sequence[float], *, points: int = 120) -> tuple[list[float], list[float]]:
-    """Means over equal runs of points, so that long noisy curves stay small and readable.
+    """Means of consecutive chunks of points, so that long noisy curves become short and readable.
 
     Example:
         >>> thin([0, 1, 2, 3], [1.0, 3.0, 5.0, 7.0], points=2)
@@ -193,7 +216,7 @@ def thin(x: Sequence[float], y: Sequence[float], *, points: int = 120) -> tuple[
 
 
 def _figure(*, height: float = 2.6, shares: bool = False) -> tuple[Figure, Axes]:
-    # labels of shares have a known width, and a layout that measures them takes as long as drawing
+    # Tick labels of fractions have a known width; a layout that measures labels takes as long as drawing.
     if shares:
         figure = Figure(figsize=(3.9, height))
         figure.subplots_adjust(left=0.14, right=0.97, bottom=0.45 / height, top=1 - 0.1 / height)
@@ -248,11 +271,11 @@ def _svg(figure: Figure, description: str) -> Markup:
     text = re.sub(r' xmlns(:xlink)?="[^"]*"| transform="rotate\(-0 [^"]*\)"', "", text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", text)
-    # A hundredth of a point is below what screens show; numbers between tags are labels and stay.
+    # Coordinates need no more than hundredths of a point; only tags are rounded, as text between them is labels.
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text)
     text = re.sub(r'id="density\d"', 'class="density"', text)
     used = set(re.findall(r"#([\w.-]+)", text))
-    prefix = f"p{zlib.crc32((description + text).encode()):08x}-"  # identifiers are shared by all plots of a page
+    prefix = f"p{zlib.crc32((description + text).encode()):08x}-"  # identifiers must be unique in the page
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r"(url\(#|href=\"#)", rf"\1{prefix}", text)
     text = re.sub(r"\s*\n\s*", " ", text)
@@ -263,26 +286,3 @@ def _svg(figure: Figure, description: str) -> Markup:
         f'<svg class="plot" role="img" aria-label="{html.escape(description)}" viewBox="0 0 {width:g} {height:g}">'
     )
     return Markup(re.sub(r"<svg[^>]*>", lambda _: opening, text, count=1).strip())
-
-
-def forest_plot(rows: Sequence[tuple[str, float, float, float]], *, title: str, x_label: str) -> Markup:
-    """Differences with their intervals, one row each from top to bottom, and a line at 0.
-
-    Args:
-        rows: Name, value, lower and upper end of each.
-        title: Beginning of the description for screen readers.
-        x_label: Label of the axis.
-    """
-    with matplotlib.rc_context(_SETTINGS):
-        figure, axes = _figure(height=0.7 + 0.28 * len(rows))
-        axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        heights = np.arange(len(rows))[::-1]
-        for height, (_, value, low, high) in zip(heights, rows, strict=True):
-            axes.plot([low, high], [height, height], color=slot_color(0), linewidth=1.6)
-            axes.plot([value], [height], color=slot_color(0), marker="o", markersize=4.5)
-        axes.set_yticks(heights, [name for name, *_ in rows])
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.grid(False, axis="y")
-        axes.set_xlabel(x_label)
-        described = ", ".join(f"{name} {value:+.1f} ({low:+.1f} to {high:+.1f})" for name, value, low, high in rows)
-        return _svg(figure, f"{title}: {described}")

@@ -1,4 +1,4 @@
-"""The page of a study: which loss is better, how sure that is, and everything it rests on."""
+"""The page of a study: differences between losses with intervals, and the metrics of all runs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_study(report: Mapping[str, Any], out: Path, *, title: str, summary: st
     """Writes one self-contained page.
 
     Args:
-        report: What :func:`concordet.study.compare_study` gives.
+        report: Result of :func:`concordet.study.compare_study`.
         out: The HTML file; written under a temporary name, then renamed.
         title: Heading of the page.
         summary: Sentence at the top.
@@ -92,7 +92,7 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _curves(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One plot per loss beside the reference, which is in each, so that bands do not cover one another."""
+    """One plot per loss, together with the reference: bands of all losses in one plot would cover each other."""
     reference, *others = entries
     if len(reference["curve"]) < 2:
         return []

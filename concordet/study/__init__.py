@@ -1,4 +1,4 @@
-"""Which loss for these data?  A grid of detectors, losses and seeds, trained by several processes and compared."""
+"""Studies: a grid of detectors, losses and seeds, trained in parallel and compared with intervals."""
 
 from concordet.errors import requires
 

@@ -1,4 +1,4 @@
-"""The cells of a study: detectors x losses x settings x seeds, each a run in a folder of its own."""
+"""The grid of a study: detectors x losses x settings x seeds, with a run folder for each cell."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Cell:
     Attributes:
         detector: Name of the detector.
         loss: Name of the loss.
-        settings: Settings of this cell beside the study's configuration, by dotted name.
+        settings: Settings that differ from the study's configuration, as pairs of dotted name and value.
         seed: Seed of the run.
 
     Example:
@@ -39,7 +39,7 @@ class Cell:
 
     @property
     def variant(self) -> str:
-        """The settings in words; "" without any."""
+        """The settings as text; "" without any."""
         return ", ".join(f"{name}={value}" for name, value in self.settings)
 
     @property
@@ -65,10 +65,10 @@ class Study:
         seeds: Seeds of the runs.
         vary: Dotted name of a setting to its values.
         config: Settings of all runs.
-        resamples: Bootstrap draws of images behind the intervals.
+        resamples: Number of bootstrap draws of images for the intervals.
 
     Raises:
-        UsageError: a list is empty or repeats a value, or ``vary`` names what is no setting.
+        UsageError: a list is empty or repeats a value, or ``vary`` names an unknown setting.
 
     Example:
         >>> rates = {"optim.lr": (0.01, 0.02)}
@@ -101,7 +101,7 @@ class Study:
                 raise UsageError(f"vary must give values of a setting besides detector, loss and seed, got {name}")
 
     def cells(self) -> list[Cell]:
-        """All cells; losses alternate within a seed, so that a drift of the machine's speed meets all of them."""
+        """All cells; losses alternate within a seed, so that a drift of the machine's speed affects all of them."""
         settings = [tuple(zip(self.vary, values, strict=True)) for values in product(*self.vary.values())]
         return [
             Cell(detector, loss, chosen, seed)
@@ -127,7 +127,7 @@ class Study:
         """Writes the definition of the study into its folder.
 
         Raises:
-            UsageError: the folder has another study.
+            UsageError: the folder has a study with other settings.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / NAME).exists():

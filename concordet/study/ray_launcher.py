@@ -23,13 +23,13 @@ def run_study_on_ray(
     retry_failed: bool = False,
     report: Callable[[str, Cell, State], None] | None = None,
 ) -> dict[State, int]:
-    """Trains all cells that are not finished, each as a task of one processor and, where the cluster has any, one GPU.
+    """Trains all cells that are not finished, each as a task of one processor and, if the cluster has any, one GPU.
 
-    A task whose worker is killed or whose machine leaves is started again and resumes its run.
+    If a worker is killed or a machine leaves, its task starts again and resumes the run.
 
     Args:
-        study: The grid; its folder is one that all machines of the cluster see under the same name.
-        address: Of the cluster; "auto" is the one that this machine belongs to.
+        study: The grid; all machines of the cluster must have access to its folder under the same path.
+        address: Address of the cluster; "auto" is the one that this machine belongs to.
         retry_failed: Whether to train failed cells again.
         report: Called with "start" or "end", the cell and its state.
 
@@ -81,7 +81,7 @@ def run_study_on_ray(
 
 
 def _train_cell(folder: str, index: int) -> None:
-    """Trains one cell in this process, or resumes it: killing the worker ends the training and frees its folder."""
+    """Trains or resumes one cell in this process, so that killing Ray's worker also ends the training."""
     from concordet.engine.training.fit import train
 
     study = load_study(Path(folder))
@@ -97,5 +97,5 @@ def _train_cell(folder: str, index: int) -> None:
         try:
             train(study.config_of(cell), run, resume=(run / "config.yaml").is_file())
             read_result(study, cell)
-        except Exception as error:  # recorded as a failure of this cell; the others go on
+        except Exception as error:  # recorded as a failure of this cell; the others continue
             write_text(failure_file(study, cell), f"concordet: error: {error}\n")

@@ -1,4 +1,4 @@
-"""What a study keeps of each finished run: one small JSON file. Run folders may be deleted, and studies merged."""
+"""Results of a study: a small JSON file per finished run, so that run folders may be deleted and studies merged."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from concordet.study.grid import Cell, Study
 
 FORMAT: Final = 1
 DIGITS: Final = 6
-"""Decimals of the draws in a result: rounding them changes an interval by far less than drawing again would."""
+"""Decimals of the draws in a result: rounding changes intervals far less than another seed of the draws."""
 
 
 def result_path(study: Study, cell: Cell) -> Path:
-    """Where the result of a cell is kept."""
+    """The file of a cell's result."""
     return study.folder / "results" / f"{cell.name}.json"
 
 
 def read_result(study: Study, cell: Cell) -> dict[str, Any]:
-    """The result of a finished cell, made from its run folder where there is none yet.
+    """The result of a finished cell, computed from its run folder on the first call.
 
     Returns:
         ``metrics`` (of ``evaluation.json``), ``per_class`` (name to AP), ``curve`` (pairs of update and AP),
@@ -62,7 +62,7 @@ def _write_result(study: Study, cell: Cell) -> None:
     n = len(sample.image_ids)
     weights = [np.ones(n, np.int64), *draw_weights(n, study.resamples, seed=0)]
     draws = [evaluate_weighted(sample, w) for w in weights]
-    digits = [17] + study.resamples * [DIGITS]  # what all images give stays exact
+    digits = [17] + study.resamples * [DIGITS]  # the first row, of all images, is not rounded
     rounded = [
         [None if np.isnan(v) else round(float(v), d) for v in draw] for draw, d in zip(draws, digits, strict=True)
     ]

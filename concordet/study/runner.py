@@ -1,4 +1,4 @@
-"""Trains the cells of a study, several at a time, each in a process of its own."""
+"""Trains the cells of a study, several at a time, each in its own process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, Literal, get_args
 
 from concordet.engine.config import save_config
 from concordet.errors import UsageError
@@ -17,11 +18,12 @@ from concordet.files import read_json, write_json, write_text
 from concordet.study.grid import Cell, Study
 from concordet.study.results import read_result, result_path
 
-State = str  # "finished", "failed", "unfinished" or "new"
+State = Literal["finished", "failed", "unfinished", "new"]
+STATES: Final[tuple[State, ...]] = get_args(State)
 
 
 def state_of(study: Study, cell: Cell) -> State:
-    """Whether a cell's run is finished, failed, unfinished (it resumes) or new."""
+    """Whether a cell's run is finished, failed, unfinished (to be resumed) or new."""
     folder = study.run_folder(cell)
     if result_path(study, cell).is_file() or (folder / "evaluation.json").is_file():
         return "finished"
@@ -31,13 +33,13 @@ def state_of(study: Study, cell: Cell) -> State:
 
 
 def failure_file(study: Study, cell: Cell) -> Path:
-    """Where the message of a failed run is kept."""
+    """The file of a failed run's message."""
     folder = study.run_folder(cell)
     return folder.with_name(folder.name + ".failed.txt")
 
 
 def start_cell(study: Study, cell: Cell, *, gpu: int | None = None) -> subprocess.Popen[bytes]:
-    """Starts the training of a cell, or resumes it, with one thread; its output goes to a log beside the run folder."""
+    """Starts or resumes a cell's training with one thread; its output goes to a log next to the run folder."""
     folder = study.run_folder(cell)
     folder.parent.mkdir(parents=True, exist_ok=True)
     failure_file(study, cell).unlink(missing_ok=True)
@@ -52,16 +54,16 @@ def start_cell(study: Study, cell: Cell, *, gpu: int | None = None) -> subproces
     if gpu is not None:
         variables["CUDA_VISIBLE_DEVICES"] = str(gpu)
     with folder.with_name(folder.name + ".log").open("ab") as log:
-        # its own session: Ctrl-C reaches only the study, which passes it on
+        # In a new session, Ctrl-C reaches only the study's process, which interrupts the runs itself.
         return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=variables, start_new_session=True)
 
 
 def finish_cell(study: Study, cell: Cell, status: int) -> State:
-    """Records how the process of a cell ended."""
+    """Records the exit status of a cell's process, and returns the cell's state."""
     if state_of(study, cell) == "finished" and status == 0:
         read_result(study, cell)
         return "finished"
-    if status < 0 or status == 130:  # killed or interrupted: it resumes
+    if status < 0 or status == 130:  # killed or interrupted: to be resumed
         return "unfinished"
     folder = study.run_folder(cell)
     log = folder.with_name(folder.name + ".log")
@@ -71,7 +73,7 @@ def finish_cell(study: Study, cell: Cell, status: int) -> State:
 
 
 def run_cell(study: Study, index: int) -> State:
-    """Trains the cell with this number (from 1), as one job of a scheduler's array.
+    """Trains one cell, for job arrays of a scheduler.
 
     Args:
         study: The grid.
@@ -112,7 +114,7 @@ def check_cell(study: Study, index: int) -> None:
 
 @dataclass
 class Running:
-    """A process at work."""
+    """A running process, and the index of its slot among ``jobs``."""
 
     cell: Cell
     process: subprocess.Popen[bytes]
@@ -133,13 +135,13 @@ def run_study(
 
     Args:
         study: The grid.
-        jobs: Processes at a time, each with one thread; GPUs are dealt out in turn where there are some.
+        jobs: Number of parallel processes, each with one thread; if there are GPUs, processes use them in turn.
         retry_failed: Whether to train failed cells again.
         report: Called with "start" or "end", the cell and its state.
-        poll: Seconds between looks at the processes.
+        poll: Seconds between checks of the processes.
 
     Returns:
-        How many cells are in each state.
+        Number of cells by state.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, after the processes have stopped; the study continues where it was.
@@ -180,7 +182,7 @@ def run_study(
 
 
 def unfinished(study: Study, *, retry_failed: bool) -> list[Cell]:
-    """Cells that are still to be trained, in the order of the grid."""
+    """Cells to train, in the order of the grid."""
     done = ("finished",) if retry_failed else ("finished", "failed")
     return [cell for cell in study.cells() if state_of(study, cell) not in done]
 
@@ -188,11 +190,11 @@ def unfinished(study: Study, *, retry_failed: bool) -> list[Cell]:
 def count_states(study: Study) -> dict[State, int]:
     """Number of cells by state."""
     states = [state_of(study, cell) for cell in study.cells()]
-    return {state: states.count(state) for state in ("finished", "failed", "unfinished", "new")}
+    return {state: states.count(state) for state in STATES}
 
 
 def stop(processes: Iterable[subprocess.Popen[bytes]], patience: float = 30.0) -> None:
-    """Interrupts processes as Ctrl-C does, so that they keep their last checkpoint, and kills those that go on."""
+    """Interrupts processes as Ctrl-C does, so that they save a checkpoint, and kills those that do not stop in time."""
     alive = [p for p in processes if p.poll() is None]
     for process in alive:
         if sys.platform != "win32":  # there, Ctrl-C reaches all processes of a console, and none can be sent to one
@@ -206,16 +208,16 @@ def stop(processes: Iterable[subprocess.Popen[bytes]], patience: float = 30.0) -
 
 
 def count_gpus() -> int:
-    """GPUs that runs can use."""
+    """Number of GPUs for runs."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def estimate_seconds(study: Study) -> tuple[float, str] | None:
-    """Seconds that the unfinished cells take one after the other, and what the estimate rests on.
+    """Seconds that the unfinished cells take one after the other, and the basis of the estimate.
 
-    None where no run of the study is finished.
+    None if no run of the study is finished.
     """
     cells = study.cells()
     finished = [cell for cell in cells if state_of(study, cell) == "finished"]
@@ -241,7 +243,7 @@ def _children_seconds() -> float:
 
 
 def _add_times(study: Study, before: float, wall: float) -> None:
-    """Adds the processor time of the runs, and the wall time, to the records of a study."""
+    """Adds the processor time of the runs and the elapsed time to the study's ``times.json``."""
     path = study.folder / "times.json"
     times = read_json(path) if path.is_file() else {"runs_s": 0.0, "wall_s": 0.0}
     times["runs_s"] += _children_seconds() - before

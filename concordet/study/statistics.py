@@ -1,4 +1,4 @@
-"""Differences between losses with intervals that count the spread of seeds and that of images."""
+"""Differences between losses, with intervals that include the variance over seeds and over images."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from concordet.measures.metrics import BY_KEY, METRICS
 from concordet.measures.reading.arrays import Floats
 from concordet.study.grid import Cell, Study
 from concordet.study.results import draws_of, read_result, result_path
-from concordet.study.runner import failure_file, state_of
+from concordet.study.runner import count_states, failure_file, state_of
 
 DETECTABLE: Final = 0.005
-"""The difference in AP for which the number of seeds is given: half a point."""
+"""Difference in AP, half a point, for which the number of seeds needed is reported."""
 
 POWER: Final = 0.8
 
 
 def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
-    """Every loss against the first one, per detector and variant.
+    """Compares every loss with the first one, per detector and variant.
 
-    Runs are paired by seed and image. A draw takes seeds and images with replacement, the same images for all runs, so
-    that the interval of a difference counts both; deviations of seeds are widened by sqrt(n / (n - 1)), since a
-    bootstrap of n values underestimates their spread by its inverse. With one seed the interval counts images only.
-    Verdicts are corrected for the number of losses compared (Holm 1979).
+    Runs are paired by seed and image. Each bootstrap draw samples seeds and images with replacement, the same images
+    for all runs, so that intervals of differences include both sources of variance. Deviations of seeds are multiplied
+    by sqrt(n / (n - 1)), since a bootstrap of n values underestimates their standard deviation by this factor. With one
+    seed, intervals include the variance over images only. Verdicts are corrected for the number of losses (Holm 1979).
 
     Args:
-        study: A study of which some runs are finished.
-        confidence: Of the intervals, in (0, 1).
+        study: A study with some finished runs.
+        confidence: Confidence of the intervals, in (0, 1).
 
     Returns:
         Plain JSON: ``groups``, one per detector and variant, each with ``losses``: the name, the seeds, ``metrics`` and
@@ -77,7 +77,7 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
             for c in cells
             if state_of(study, c) == "failed"
         ],
-        "states": {s: sum(state_of(study, c) == s for c in cells) for s in ("finished", "failed", "unfinished", "new")},
+        "states": count_states(study),
     }
 
 
@@ -109,14 +109,14 @@ def _spreads(columns: dict[str, list[Any]]) -> dict[str, Any]:
 
 
 def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[dict[str, Any]]:
-    """AP by update over the seeds, at the updates that all of them have."""
+    """Mean and standard deviation of AP over seeds, at the updates that all of them have."""
     tables = [{int(update): ap for update, ap in curve} for curve in curves]
     shared = sorted(set.intersection(*map(set, tables))) if tables else []
     return [{"update": u} | _spreads({"": [table[u] for table in tables]})[""] for u in shared]
 
 
 def _check_images(study: Study, results: dict[Cell, dict[str, Any]]) -> None:
-    """Raises where runs were evaluated on different images: their draws would not be paired."""
+    """Raises if runs were evaluated on different images, as their draws would not be paired."""
     first = next(iter(results.values()), None)
     for cell, result in results.items():
         if first is not None and result["images"] != first["images"]:
@@ -127,24 +127,24 @@ def _check_images(study: Study, results: dict[Cell, dict[str, Any]]) -> None:
 
 
 def _paired(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats]) -> Floats:
-    """``[pairs, 1 + draws, measures]`` differences."""
+    """``[pairs, 1 + draws, measures]`` differences of paired runs."""
     return np.stack([draws[second] - draws[first] for first, second in pairs])
 
 
 def hierarchical(differences: Floats, seed: int) -> tuple[float, Floats]:
-    """The mean difference, and its draws over seeds and images.
+    """The mean difference, and its bootstrap draws over seeds and images.
 
     Args:
-        differences: ``[n, 1 + draws]`` of each seed: on all images, and on each draw of images.
-        seed: Of the draws of seeds.
+        differences: ``[n, 1 + draws]`` differences of each seed: on all images, and on each draw of images.
+        seed: Seed for drawing the seeds.
     """
     n, columns = differences.shape
-    of_images = differences[:, 1:]
-    mean = of_images.mean(0)
+    by_draw = differences[:, 1:]
+    mean = by_draw.mean(0)
     if n == 1:
         return float(differences[0, 0]), mean
     chosen = np.random.default_rng(seed).integers(0, n, (columns - 1, n))
-    drawn = np.take_along_axis(of_images, chosen.T, axis=0).mean(0)
+    drawn = np.take_along_axis(by_draw, chosen.T, axis=0).mean(0)
     return float(differences[:, 0].mean()), mean + math.sqrt(n / (n - 1)) * (drawn - mean)
 
 
@@ -167,7 +167,7 @@ def _differences(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats], 
 
 
 def _seeds_needed(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats]) -> int | None:
-    """Seeds with which a difference of half a point of AP is seen in four of five studies on these images."""
+    """Number of seeds for 80 % power to detect half a point of AP on these images."""
     if len(pairs) < 2:
         return None
     spread = float(np.std(_paired(pairs, draws)[:, 0, MEASURES.index("AP")], ddof=1))
@@ -175,11 +175,11 @@ def _seeds_needed(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats])
 
 
 def seeds_needed(spread: float, difference: float = DETECTABLE) -> int:
-    """Paired seeds that a two-sided t-test at 5 % needs to see a difference with a power of 80 %.
+    """Number of paired seeds that a two-sided t-test at 5 % needs to detect a difference with a power of 80 %.
 
     Args:
         spread: Standard deviation of the difference over seeds.
-        difference: Difference to see, in the same unit.
+        difference: Difference to detect, in the same unit.
 
     Example:
         >>> seeds_needed(0.01), seeds_needed(0.001)
@@ -196,15 +196,15 @@ def seeds_needed(spread: float, difference: float = DETECTABLE) -> int:
 def _correct(entries: Sequence[dict[str, Any]], level: float) -> None:
     """Adds verdicts by Holm's method over the losses of a group, for each measure."""
     for name in MEASURES:
-        found = [entry["differences"][name] for entry in entries if name in entry["differences"]]
-        for row, p in zip(found, holm([row["p"] for row in found]), strict=True):
+        rows = [entry["differences"][name] for entry in entries if name in entry["differences"]]
+        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_corrected"] = p
             better = (row["value"] > 0) == (BY_KEY[name].better == "higher")
             row["verdict"] = "no difference" if p > level else "better" if better else "worse"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p values corrected for their number: m p of the smallest, (m - 1) p of the next, ..., never decreasing.
+    """p values corrected for multiple tests: m p of the smallest, (m - 1) p of the next, ..., made non-decreasing.
 
     Example:
         >>> [round(p, 6) for p in holm([0.01, 0.04, 0.03])]
@@ -219,7 +219,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def sentence(report: dict[str, Any]) -> str:
-    """What a practitioner can act on, in one sentence per detector.
+    """The result of a study in one sentence, with a clause per detector and variant.
 
     Example:
         >>> row = {"value": 0.012, "low": 0.002, "high": 0.022, "verdict": "better"}

@@ -120,7 +120,7 @@ def run(words: list[str]) -> None:
 
 
 def print_metrics(values: dict[str, Any]) -> None:
-    """Prints a table of the metrics by group, with the difference to a second results file where there is one."""
+    """Prints a table of the metrics by group, with differences to a second results file if there is one."""
     from rich.console import Console
     from rich.table import Table
 

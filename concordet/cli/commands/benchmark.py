@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 from concordet.errors import UsageError, unknown
 
-# what is timed; the function run(words) of the module concordet.benchmark.KIND parses and runs it
+# benchmark to description; the module of this name in concordet.benchmark runs it
 KINDS = {
     "losses": "ranking losses, by number of logits and share of positives",
     "detectors": "training steps of every detector with several losses",
@@ -26,7 +26,7 @@ def usage() -> str:
 
 
 def run(words: list[str]) -> None:
-    """Hands over to the benchmark's own options."""
+    """Runs the benchmark that the first word names."""
     if not words or words[0] in ("-h", "--help"):
         print(usage(), end="")
         if not words:

@@ -114,7 +114,7 @@ def _apply(options: Any) -> None:
 
 
 def _inputs(options: Any) -> tuple[str, str]:
-    """Paths of the ground truth and the detections, which a run folder may stand for."""
+    """Paths of the ground truth and the detections, from the options or from a run folder."""
     if options.detections is not None:
         return options.ground_truth, options.detections
     folder = Path(options.ground_truth)
@@ -133,7 +133,7 @@ def _inputs(options: Any) -> tuple[str, str]:
 
 @contextmanager
 def _raw_results(path: str) -> Iterator[str]:
-    """A file of the same name with the detector's own scores, where this one has calibrated ones beside them."""
+    """The file, or, if it has calibrated scores, a temporary file of the same name with the detector's own scores."""
     from concordet.calibration.calibrator import raw_results
     from concordet.files import read_json, write_text
 
@@ -150,7 +150,7 @@ def _raw_results(path: str) -> Iterator[str]:
 
 
 def _update_checkpoint(run: Path, calibrator: Any) -> Path | None:
-    """Puts the calibrator of a run's evaluation into the checkpoint that was evaluated, which carries it elsewhere."""
+    """Stores the calibrator in the checkpoint of the run that was evaluated, so that it is part of later exports."""
     from concordet.files import plain, read_json
 
     report = run / "evaluation.json"
@@ -166,7 +166,7 @@ def _update_checkpoint(run: Path, calibrator: Any) -> Path | None:
 
 
 def _write_results(calibrator: Any, source: str, out: str) -> int:
-    """Writes a results file with new scores; everything else in it stays."""
+    """Writes a results file with calibrated scores, otherwise unchanged."""
     from concordet.calibration.calibrator import raw_results
     from concordet.files import read_json, write_json
 

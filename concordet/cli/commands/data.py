@@ -66,7 +66,7 @@ def run(words: list[str]) -> None:
 
 
 def print_report(sentence: str, report: dict[str, Any]) -> None:
-    """Prints what was recognized, a table of the splits and the first faults."""
+    """Prints the summary, a table of the splits and the first faults."""
     from rich.console import Console
     from rich.table import Table
 
@@ -104,7 +104,7 @@ def _size(spread: dict[str, Any] | None) -> str:
 
 
 def _photographs(splits: dict[str, Any], number: int) -> Any:
-    """Images spread over each split, as many of each as its share, with objects where there are some."""
+    """Images at even intervals of each split, as many as its share of the data set, with their objects."""
     import numpy as np
 
     from concordet.report.dataset import Photograph

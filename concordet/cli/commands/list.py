@@ -80,7 +80,7 @@ def show(kind: str | None, content: Any) -> None:
 
 
 def names(kind: str) -> list[str]:
-    """The names of one kind, in the order in which they are documented."""
+    """The names of one kind, in the order of the documentation."""
     if kind == "detectors":
         from concordet.detectors import list_detectors
 

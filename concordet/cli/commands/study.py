@@ -101,7 +101,7 @@ def run(words: list[str]) -> None:
 
 
 def _study(options: Any) -> Any:
-    """The study of the options, or the one that the folder has."""
+    """The study of the options, or the one saved in the folder."""
     from concordet.engine.config import TrainConfig, load_config
     from concordet.engine.recipes import config_path
     from concordet.study import Study, load_study
@@ -131,7 +131,7 @@ def _study(options: Any) -> Any:
 
 
 def _check_names(study: Any) -> None:
-    """Raises before anything is trained where a name is unknown."""
+    """Raises if a name is unknown, before anything is trained."""
     from concordet.detectors import list_detectors
     from concordet.engine.plugins import import_plugins
     from concordet.errors import unknown
@@ -165,7 +165,7 @@ def _show(study: Any) -> None:
 
 
 class _Display:
-    """One display for all runs: a bar on a terminal, a line per finished run elsewhere."""
+    """Progress of all runs: a bar on a terminal, otherwise a line per finished run."""
 
     def __init__(self, study: Any) -> None:
         from rich.console import Console

@@ -37,7 +37,7 @@ FIRST = (
 
 
 def parser() -> Parser:
-    """The options: every setting of a run, and where it goes."""
+    """The options: all settings of a run, and its folder."""
     options = Parser(
         "train",
         "Trains a detector, evaluates it, and writes a run folder with checkpoints, metrics and an HTML page.",
@@ -82,7 +82,7 @@ def run(words: list[str]) -> None:
         options = parser()
         folder = _folder_to_resume(words)
         if folder is not None:
-            # the run's own settings are those that are not given again
+            # settings of the resumed run are the defaults
             options.set_defaults(_dotted(to_dict(load_config(folder / "config.yaml"))))
             chosen = None
         else:
@@ -120,7 +120,7 @@ def run(words: list[str]) -> None:
 
 
 def _set_preset(options: Parser, words: list[str]) -> str | None:
-    """Makes the settings of a preset the defaults, that of --preset or the one for the data; what was taken and why."""
+    """Makes the preset of --preset, or the one for the data, the defaults; returns a message on which and why."""
     if {"--help", "-h"} & set(words):
         return None
     args = options.parse_args([word for word in words if not word.startswith("--print_config")])
@@ -166,7 +166,7 @@ def print_end(out: Path) -> None:
 
 
 def two_sides(words: list[str]) -> list[str]:
-    """Words in which ``--image_size 240 320`` is one value.
+    """Arguments with ``--image_size 240 320`` joined into one value.
 
     Example:
         >>> two_sides(["--image_size", "240", "320", "--out", "x"])
@@ -182,7 +182,7 @@ def two_sides(words: list[str]) -> list[str]:
 
 @contextmanager
 def checked_configs(words: list[str]) -> Iterator[list[str]]:
-    """Words in which every file after ``--config`` is checked, and settings have their types and present names.
+    """Arguments with every file after ``--config`` replaced by a checked copy, with current names of settings.
 
     Raises:
         UsageError: a file cannot be read, or has a setting that does not exist or is of another type.
@@ -212,7 +212,7 @@ def checked_configs(words: list[str]) -> Iterator[list[str]]:
 
 
 def _folder_to_resume(words: list[str]) -> Path | None:
-    """The folder named by --resume, or by --out where --resume has no value."""
+    """The folder of --resume, or of --out if --resume has no value."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--out")
     first.add_argument("--resume", nargs="?", const="", default=None)

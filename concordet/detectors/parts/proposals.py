@@ -175,7 +175,7 @@ def make_record(
 
     Args:
         matches: ``[n_i]`` per image: index of its object in the image, or a label without object.
-        objects: Those of the images.
+        objects: Objects of the images.
         references: ``[n_i, 4]`` per image: anchors or proposals, from which the deltas lead to boxes.
         logits: ``[n, c]``, with ``softmax`` ``[n, c + 1]``.
         deltas: ``[n, c or 1, 4]``.

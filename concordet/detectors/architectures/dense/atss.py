@@ -19,7 +19,7 @@ from concordet.losses.criteria.box import BoxTerm
 
 
 class Preset(NamedTuple):
-    """What differs between the sizes."""
+    """Settings that differ between full and nano size."""
 
     anchor_scale: int  # side of an anchor, in strides
     convs: int  # layers of each tower

@@ -27,7 +27,7 @@ __all__ = ["ARCHITECTURE", "dssd"]
 
 
 class Preset(NamedTuple):
-    """What differs between the sizes."""
+    """Settings that differ between full and nano size."""
 
     channels: int  # of the deconvolution modules
     hidden: int  # inside the prediction modules
@@ -108,7 +108,7 @@ class DeconvolutionHead(MultiBoxHead):
         self.predictions: nn.ModuleList = nn.ModuleList(Prediction(width, hidden, outputs) for width in widths)
 
     def forward(self, features: list[Tensor]) -> tuple[Tensor, Tensor, None]:
-        """As :class:`MultiBoxHead`."""
+        """Logits, regressions and no third output, as :class:`MultiBoxHead` returns them."""
         levels = [features[-1]]
         for module, skip in zip(reversed(self.deconvolutions), reversed(features[:-1]), strict=True):
             levels.insert(0, module(levels[0], skip))

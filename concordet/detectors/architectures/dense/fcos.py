@@ -18,7 +18,7 @@ from concordet.losses.criteria.box import BoxTerm
 
 
 class Preset(NamedTuple):
-    """What differs between the sizes."""
+    """Settings that differ between full and nano size."""
 
     convs: int  # layers of each tower
     bias: float  # initial, of the regression in strides

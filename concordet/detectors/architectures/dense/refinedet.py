@@ -32,7 +32,7 @@ __all__ = ["ARCHITECTURE", "refinedet", "refinedet_criterion"]
 
 
 class Preset(NamedTuple):
-    """What differs between the sizes."""
+    """Settings that differ between full and nano size."""
 
     anchor_scale: int  # side of an anchor, in strides
     channels: int  # of the second stage

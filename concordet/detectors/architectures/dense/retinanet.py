@@ -18,7 +18,7 @@ from concordet.losses.criteria.box import BoxTerm
 
 
 class Preset(NamedTuple):
-    """What differs between the sizes."""
+    """Settings that differ between full and nano size."""
 
     anchor_scale: float  # side of the smallest anchor, in strides
     octaves: int  # anchor sides per level

@@ -31,7 +31,7 @@ from concordet.losses.functional.reduction import at_least_float32
 
 
 class Preset(NamedTuple):
-    """What differs between the sizes."""
+    """Settings that differ between full and nano size."""
 
     depth: int  # convolutions before the prototypes
     prototypes: int

@@ -18,7 +18,7 @@ from concordet.losses.criteria.box import BoxTerm
 
 
 class Preset(NamedTuple):
-    """What differs between the sizes."""
+    """Settings that differ between full and nano size."""
 
     levels: int  # of the pyramid that boxes are pooled from
     side: int  # of the pooled features

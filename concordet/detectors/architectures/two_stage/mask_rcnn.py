@@ -27,7 +27,7 @@ from concordet.losses.functional.reduction import at_least_float32
 
 
 class Preset(NamedTuple):
-    """What differs between the sizes."""
+    """Settings that differ between full and nano size."""
 
     width: int  # of the fully connected layers
     layers: list[int]  # channels of the mask branch's convolutions
@@ -126,7 +126,7 @@ class MaskRCNN(TwoStageDetector):
         return add_masks(super()._checked(images, targets), images, targets)
 
     def training_records(self, rpn: RPNOutput, objects: Objects) -> tuple[list[Assigned], list[RoIOutput]]:
-        """As the base class's; ValueError for images without masks."""
+        """The base class's records and RoI outputs; ValueError for images without masks."""
         require_masks(objects.masks, "mask_rcnn")
         return super().training_records(rpn, objects)
 
