@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 from concordet.version import __version__
 
@@ -64,3 +66,19 @@ def test_issue_forms_have_what_the_format_needs(form):
     assert content["name"]
     assert content["description"]
     assert all(field["type"] in ("input", "textarea") and field["attributes"]["label"] for field in content["body"])
+
+
+def test_pinned_versions_install_with_the_oldest_python():
+    """`make` takes the python3 of the machine, which may be older than the one that the versions were recorded with."""
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    wrong = []
+    for name, version in (line.split("==") for line in pinned if "==" in line):
+        try:
+            installed = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        needed = installed.metadata["Requires-Python"]
+        if installed.version == version and needed and not SpecifierSet(needed).contains(oldest):
+            wrong.append(f"{name}=={version} needs Python {needed}")
+    assert wrong == []
