@@ -93,5 +93,5 @@ def _examples_have_a_folder(request: pytest.FixtureRequest, monkeypatch: pytest.
         text = "".join(example.source for example in request.node.dtest.examples)
         if "runs/first" in text:
             request.getfixturevalue("_run_of_examples")
-        if any(word in text for word in ("runs/", "photos", "pets-", ".yaml", ".html")):
+        if any(word in text for word in ("runs/", "photos", "pets-", ".yaml", ".html", ".torchscript")):
             monkeypatch.chdir(request.getfixturevalue("_folder_of_examples"))

@@ -79,6 +79,8 @@ predictor = Predictor(model, ["thing"], [1], device=torch.device("cpu"))
 assert len(predictor.to_supervision(detection)) == len(detection["boxes"])
 """
 RAY = """
+import os
+os.environ.pop("TMPDIR", None)  # nox's is too long for the names of Ray's sockets
 from pathlib import Path
 from concordet.study import Study, run_study_on_ray
 from concordet.engine import load_config

@@ -16,6 +16,7 @@ PACKAGES = (
     "calibration",
     "detectors",
     "engine",
+    "export",
     "report",
     "data",
     "study",

@@ -64,6 +64,13 @@ def export_detector(
     Raises:
         UsageError: the format is unknown, or does not match the file name.
         ValueError: a package is missing, or PyTorch cannot export this detector in this format.
+
+    Example:
+        >>> from concordet.detectors import build_detector
+        >>> model = build_detector("fcos", num_classes=2, size="nano")
+        >>> meta = export_detector(model, "detector.torchscript", class_names=["cat", "dog"])
+        >>> meta["outputs"], meta["category_ids"]
+        ('detections', [1, 2])
     """
     format = format_of(path, format)
     check_packages(format)

@@ -44,6 +44,12 @@ def format_of(path: str | Path, wanted: str | None = None) -> str:
 def is_exported(path: str | Path) -> bool:
     """Whether a file name has the suffix of an exported file.
 
+    Args:
+        path: Name of the file, which need not exist.
+
+    Returns:
+        Whether it ends in ``.onnx``, ``.torchscript`` or ``.pt2``.
+
     Example:
         >>> is_exported("model.onnx"), is_exported("last.ckpt")
         (True, False)

@@ -54,8 +54,25 @@ class ExportedDetector(nn.Module):
 def load_exported(path: str | Path) -> ExportedDetector:
     """Loads a file that :func:`concordet.export.export_detector` wrote, to run it on the CPU.
 
+    Args:
+        path: File whose name ends in ``.onnx``, ``.torchscript`` or ``.pt2``.
+
+    Returns:
+        A module from a list of images ``[3, h, w]``, RGB in [0, 1], to a list of detections with ``boxes``, ``labels``
+        and ``scores``; ``meta`` is the file's metadata.
+
     Raises:
         ValueError: the file does not exist, is damaged or not of this package, or a package is missing.
+
+    Example:
+        >>> from concordet.detectors import build_detector
+        >>> from concordet.export import export_detector
+        >>> model = build_detector("fcos", num_classes=2, size="nano")
+        >>> meta = export_detector(model, "loaded.torchscript", class_names=["cat", "dog"])
+        >>> detector = load_exported("loaded.torchscript")
+        >>> (detection,) = detector([torch.rand(3, 96, 128)])
+        >>> sorted(detection), detector.meta["class_names"]
+        (['boxes', 'labels', 'scores'], ['cat', 'dog'])
     """
     path = Path(path)
     format = format_of(path)
