@@ -2,11 +2,16 @@
 
     python -m studies.export                                     # all detectors and formats, nano size
     python -m studies.export --detectors fcos detr --formats onnx
-    python -m studies.export --sizes full --images 3 --detectors fcos
+    python -m studies.export --sizes full --images 2 --input 320 480 --detectors fcos
 
 Nano detectors are trained on a few digit scenes first, so that their scores differ as those of a trained detector do,
-and get a calibrator; full-size ones have random weights. Each file is read again and run on scenes of several sizes;
-ONNX files run in ONNX Runtime. Writes studies/results/export.csv row by row, and keeps its other rows.
+and get a calibrator; full-size ones have random weights, those of their classifiers enlarged. Each file is read again
+and run on scenes of several sizes; ONNX files run in ONNX Runtime. Writes studies/results/export.csv row by row, and
+keeps its other rows.
+
+Parity has two parts. Scores before calibration and boxes are compared with PyTorch's. Calibrated scores are compared
+with the calibrator's, applied to the scores of the same file without calibration: a map that is steep somewhere would
+enlarge the rounding of the network there, in every runtime.
 """
 
 from __future__ import annotations
@@ -14,22 +19,23 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 
 from concordet.benchmark.results import environment, merge_rows, write_rows
 from concordet.benchmark.results import table as markdown_table
 from concordet.calibration import Calibrator, fit_calibrator
+from concordet.calibration.maps import Isotonic
 from concordet.data import load_dataset
 from concordet.detectors import Detector, build_detector, list_detectors
 from concordet.detectors.networks.backbones import Size
 from concordet.engine.detections import batch_results
-from concordet.engine.predictor import Predictor
 from concordet.export import FORMATS, export_detector, load_exported
 from studies.overfit import together
 
@@ -41,20 +47,51 @@ SHAPES = ((96, 96), (96, 64), (72, 96), (50, 90))
 TIES = 1e-4
 """Scores nearer than this to the lowest one of an image, or IoUs to the threshold, may decide either way."""
 
+CLASSIFIERS = (
+    "cls_logits",
+    "class_logits",
+    "cls_score",
+    "classes",
+    "class_embed",
+    "class_labels_classifier",
+    "odm.classification_head",
+    "classification_head.module_list",
+)
+"""Parts of the names of parameters of classifiers."""
+
 WHAT = (
     "`python -m studies.export`: nano detectors after "
-    f"{STEPS} steps on digit scenes; largest differences of boxes (pixels) and scores from PyTorch over all images, "
-    "before and after calibration, and number of detections without a counterpart"
+    f"{STEPS} steps on digit scenes, full-size ones with random weights; largest differences of boxes (pixels) and "
+    "scores from PyTorch over all images; of calibrated scores from PyTorch and from the calibrator given the file's own "
+    "scores; detections without a counterpart, and how many lack one when PyTorch is compared with itself, with and "
+    "without oneDNN"
 )
 
 
-def learner(detector: str, size: Size) -> tuple[Detector, Any]:
+@torch.no_grad()
+def spread_scores(model: nn.Module) -> None:
+    """Enlarges the random weights of classifiers, so that few scores nearly tie, as in a trained detector."""
+    for key, value in model.named_parameters():
+        if any(part in key for part in CLASSIFIERS):
+            if key.endswith("weight"):
+                value.mul_(20)
+            elif key.endswith("cls_logits.bias"):  # a prior of 0.01 leaves too little
+                value.zero_()
+        if key.endswith("bboxes_delta.weight"):  # six random stages would enlarge rounding without bound
+            value.mul_(0.01)
+
+
+def learner(detector: str, size: Size, image_size: tuple[int, int] | None) -> tuple[Detector, Any]:
     """A detector in evaluation mode, trained if it is small, and the scenes that it has not seen."""
     torch.manual_seed(0)
     seen = load_dataset("digits", split="train", length=SCENES, size=SIDE, masks=True)
     options: dict[str, Any] = {"image_size": (SIDE, SIDE)} if size == "nano" else {}
+    if size == "full" and image_size is not None:
+        options = {"image_size": image_size}
     model = build_detector(detector, num_classes=len(seen.class_names), size=size, **options)
-    if size == "nano":
+    if size == "full":
+        spread_scores(model)
+    else:
         images, targets = together(seen, range(len(seen)))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
         for _ in range(STEPS):
@@ -105,42 +142,59 @@ def differences(got: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[fl
     return float(boxes[rows, columns].max()), float(scores[rows, columns].max()), single
 
 
-def compare(file: Path, reference: Predictor, images: Sequence[Tensor]) -> dict[str, Any]:
-    """Differences of a file's detections from the reference, over images."""
-    exported = load_exported(file)
-    box = score = 0.0
-    single = count = 0
-    for image in images:
-        expected = {key: value for key, value in reference.detect(image).items() if key != "masks"}
-        (got,) = exported([image])
-        one = differences(got, expected)
-        box, score, single = max(box, one[0]), max(score, one[1]), single + one[2]
-        count += len(expected["scores"])
-    return {"detections": count, "box": f"{box:.2g}", "score": f"{score:.2g}", "unpaired": single}
+@torch.no_grad()
+def detect(model: Callable[[list[Tensor]], Any], images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+    """Boxes, labels and scores of each image."""
+    found = [model([image])[0] for image in images]
+    return [{key: detection[key] for key in ("boxes", "labels", "scores")} for detection in found]
 
 
-def measure(detector: str, size: Size, formats: Sequence[str], count: int) -> list[dict[str, Any]]:
+def compare(got: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tensor]]) -> tuple[float, float, int]:
+    """Largest differences of boxes and scores, and the number of detections without a partner, over images."""
+    boxes, scores, singles = zip(*map(differences, got, expected), strict=True)
+    return max(boxes), max(scores), sum(singles)
+
+
+def steepest(calibrator: Calibrator) -> float:
+    """The largest slope between two knots of a calibrator's maps, with no less than 1e-6 between the knots."""
+    maps = [m for m in (calibrator.shared, *(c.map for c in calibrator.classes.values())) if isinstance(m, Isotonic)]
+    slopes = [np.diff(m.values) / np.maximum(np.diff(m.scores), 1e-6) for m in maps]
+    return float(max((s.max() for s in slopes if len(s)), default=1.0))
+
+
+def measure(
+    detector: str, size: Size, formats: Sequence[str], count: int, image_size: tuple[int, int] | None = None
+) -> list[dict[str, Any]]:
     """One row per format."""
-    model, scenes = learner(detector, size)
+    model, scenes = learner(detector, size, image_size)
     names, ids = list(scenes.class_names), list(scenes.category_ids)
+    labels = dict(enumerate(ids, 1))
     images = pictures(scenes, count) if size == "nano" else [torch.rand(3, 480, 640) for _ in range(count)]
     calibrator = calibrator_of(model, scenes) if size == "nano" else None
-    raw = Predictor(model, names, ids, device=torch.device("cpu"))
-    calibrated = Predictor(model, names, ids, device=torch.device("cpu"), calibrator=calibrator)
+    expected = detect(model, images)
+    with torch.backends.mkldnn.flags(enabled=False):
+        again = compare(detect(model, images), expected)[2]
+    common = {"detector": detector, "size": size, "images": count, "detections": sum(len(e["scores"]) for e in expected)}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in formats:
-            row: dict[str, Any] = {"detector": detector, "size": size, "file": kind, "images": count}
+            row: dict[str, Any] = {**common, "file": kind, "input": " x ".join(map(str, model.resize.size))}
             path = Path(folder) / f"model{FORMATS[kind]}"
             start = time.process_time()
             try:
                 export_detector(model, path, class_names=names, category_ids=ids)
                 row["seconds"] = f"{time.process_time() - start:.0f}"
                 row["MB"] = f"{path.stat().st_size / 1e6:.1f}"
-                row |= compare(path, raw, images)
+                raw = detect(load_exported(path), images)
+                box, score, single = compare(raw, expected)
+                row |= {"box": f"{box:.2g}", "score": f"{score:.2g}", "unpaired": single, "torch_unpaired": again}
                 if calibrator is not None and kind != "pt2":  # one graph for both is enough to export twice
                     export_detector(model, path, class_names=names, category_ids=ids, calibrator=calibrator)
-                    row["calibrated"] = compare(path, calibrated, images)["score"]
+                    got = detect(load_exported(path), images)
+                    wanted, given = ([calibrator.apply(d, labels=labels) for d in side] for side in (expected, raw))
+                    row["calibrated"] = f"{compare(got, wanted)[1]:.2g}"
+                    row["map"] = f"{compare(got, given)[1]:.2g}"
+                    row["slope"] = f"{steepest(calibrator):.3g}"
             except ValueError as error:
                 row["limit"] = str(error)[:200]
             print(row, flush=True)
@@ -150,14 +204,16 @@ def measure(detector: str, size: Size, formats: Sequence[str], count: int) -> li
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown, one row per detector and format."""
-    head = ["detector", "size", "format", "works", "images", "detections", "boxes", "scores", "calibrated", "unpaired"]
+    head = ["detector", "size", "format", "works", "images", "detections", "boxes", "scores", "calibrated"]
+    head += ["calibrated, given scores", "steepest map", "unpaired", "PyTorch unpaired"]
     order = {name: i for i, name in enumerate(list_detectors())}
     lines = []
     for row in sorted(rows, key=lambda r: (r["size"] != "nano", order.get(r["detector"], 99), r["file"])):
         if row.get("limit"):
-            lines.append([row["detector"], row["size"], row["file"], "no", *["–"] * 6])
+            lines.append([row["detector"], row["size"], row["file"], "no", *["–"] * (len(head) - 4)])
             continue
-        numbers = [row.get(key) or "–" for key in ("images", "detections", "box", "score", "calibrated", "unpaired")]
+        keys = ("images", "detections", "box", "score", "calibrated", "map", "slope", "unpaired", "torch_unpaired")
+        numbers = ["–" if row.get(key) in (None, "") else row[key] for key in keys]
         lines.append([row["detector"], row["size"], row["file"], "yes", *numbers])
     return markdown_table(head, lines, text_columns=4)
 
@@ -169,10 +225,11 @@ def main() -> None:
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=list(FORMATS))
     parser.add_argument("--sizes", nargs="+", default=["nano"], choices=get_args(Size))
     parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument("--input", type=int, nargs=2, help="image_size of full-size detectors; their own by default")
     options = parser.parse_args()
     for size in options.sizes:
         for detector in options.detectors:
-            rows = measure(detector, size, options.formats, options.images)
+            rows = measure(detector, size, options.formats, options.images, options.input and tuple(options.input))
             merged = merge_rows(RESULTS, rows, ("detector", "size", "file"))
             write_rows(RESULTS, merged, environment(packages=("torch", "onnx", "onnxruntime")))
     print(table(merge_rows(RESULTS, [], ("detector", "size", "file"))))

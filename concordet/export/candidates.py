@@ -23,6 +23,7 @@ from concordet.detectors.dense import DenseDetector
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.detectors.set_prediction import SetPredictor, class_scores
 from concordet.detectors.two_stage import TwoStageDetector
+from concordet.export.sizes import VariableSizes
 from concordet.export.suppression import best_of, keep_best, rows, suppress
 from concordet.losses.functional.reduction import at_least_float32
 
@@ -120,8 +121,9 @@ class TwoStageCandidates(nn.Module):
         deltas = at_least_float32(deltas).view(pixels.shape[0], -1, 4)
         scores, indices, groups, start = [], [], [], 0
         for level, count in enumerate(counts):
-            best, index = best_of(logits[:, start : start + count].sigmoid(), rpn.pre_nms_top_n())
-            scores.append(best)
+            # chosen by logits, as torchvision does: distinct logits may have equal sigmoids
+            best, index = best_of(logits[:, start : start + count], rpn.pre_nms_top_n(), lowest=-torch.inf)
+            scores.append(torch.where(best > -torch.inf, best.sigmoid(), -1.0))
             indices.append(index + start)
             groups.append(torch.full_like(index, level))
             start = start + count
@@ -175,7 +177,8 @@ class TransformerCandidates(nn.Module):
         network: Any = self.model.network
         height, width = pixels.shape[-2:]
         inside = (torch.arange(height) < size[0])[:, None] & (torch.arange(width) < size[1])[None]
-        out = network.model(pixels, pixel_mask=inside.long().expand(pixels.shape[0], -1, -1))
+        with VariableSizes():
+            out = network.model(pixels, pixel_mask=inside.long().expand(pixels.shape[0], -1, -1))
         if isinstance(self.model, DETR):
             states = out.intermediate_hidden_states[-1]
             logits = at_least_float32(network.class_labels_classifier(states))

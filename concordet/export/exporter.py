@@ -16,7 +16,6 @@ from torch import Tensor
 
 from concordet.calibration import Calibrator
 from concordet.detectors import Detector
-from concordet.detectors.architectures.set_prediction.deformable_detr import DeformableDETR
 from concordet.errors import missing_package
 from concordet.export.calibration import Tables
 from concordet.export.files import FORMAT, KEY, VERSION, format_of
@@ -74,11 +73,6 @@ def export_detector(
     """
     format = format_of(path, format)
     check_packages(format)
-    if isinstance(model, DeformableDETR):
-        raise ValueError(
-            f"detector must be one that can be exported for images of any size, got {type(model).__name__}, of which "
-            "only one size would work; export another detector, or its network with torch.export"
-        )
     model = model.eval()
     raw = raw or model.postprocess.nms not in IN_GRAPH
     category_ids = list(range(1, len(class_names) + 1)) if category_ids is None else list(category_ids)

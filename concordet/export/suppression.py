@@ -59,14 +59,14 @@ def keep_best(boxes: Tensor, scores: Tensor, groups: Tensor, iou_threshold: floa
     return (mask.view_as(scores) > 0) & valid
 
 
-def best_of(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest of each row ``[b, n]`` and their indices; -1 and index 0 where a row has fewer.
+def best_of(values: Tensor, count: int, *, lowest: float = -1.0) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest of each row ``[b, n]`` and their indices; ``lowest`` and index 0 where a row has fewer.
 
     Example:
         >>> best_of(torch.tensor([[0.1, 0.3]]), 3)
         (tensor([[ 0.3000,  0.1000, -1.0000]]), tensor([[1, 0, 0]]))
     """
-    padded = torch.nn.functional.pad(values, (0, count), value=-1.0)  # topk needs at least count values
+    padded = torch.nn.functional.pad(values, (0, count), value=lowest)  # topk needs at least count values
     best, index = padded.topk(count, dim=1)
     return best, torch.where(index < values.shape[1], index, torch.zeros_like(index))
 

@@ -134,15 +134,18 @@ def curves_view(analysis: Analysis, values: Mapping[str, Any]) -> dict[str, Any]
     cards = [_card(analysis, row["id"], row["name"], row) for row in rows[:CARDS]] if len(rows) > 1 else []
     whole = _card(analysis, None, "all classes", rows[0] if len(rows) == 1 else None)
     if cards:
-        curves = [analysis.curve(row["id"]).thinned(POINTS) for row in rows[:SLOTS]]
+        shown = sorted(rows, key=lambda row: -row["n_objects"])[:SLOTS]
+        curves = [analysis.curve(row["id"]).thinned(POINTS) for row in shown]
         lines = [
             Line(row["name"], slot, curve.recall.tolist(), curve.precision.tolist())
-            for slot, (row, curve) in enumerate(zip(rows, curves, strict=False))
+            for slot, (row, curve) in enumerate(zip(shown, curves, strict=True))
         ]
         plot = line_plot(
             lines, title="Precision and recall by class", x_label="recall", y_label="precision", shares=True, x_end=1.0
         )
         whole |= {"plots": [*whole["plots"], plot], "lines": [line.name for line in lines]}
+        if len(rows) > len(lines):
+            whole["left_out"] = f"The {len(lines)} of {len(rows):,} classes with most objects are shown."
     return {
         "whole": whole,
         "cards": cards,

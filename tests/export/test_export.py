@@ -24,6 +24,7 @@ from tests.export.models import assert_parity, images, spread
 
 NAMES = ["a", "b", "c"]
 FAST = [("ssd", "torchscript"), ("faster_rcnn", "torchscript"), ("yolact", "torchscript"), ("detr", "torchscript")]
+FAST += [("deformable_detr", "torchscript")]
 
 
 @pytest.mark.parametrize(("name", "kind"), FAST)
@@ -34,26 +35,12 @@ def test_a_file_detects_what_the_detector_detects(name, kind, tmp_path):
     assert_parity(path, model, images(3))
 
 
-UNSUPPORTED = ("deformable_detr", "co_detr")
-
-
-@pytest.mark.parametrize("name", UNSUPPORTED)
-@pytest.mark.parametrize("kind", FORMATS)
-def test_detectors_of_one_size_are_refused(name, kind, tmp_path):
-    path = tmp_path / f"model{FORMATS[kind]}"
-    with pytest.raises(ValueError, match="must be one that can be exported for images of any size"):
-        export_detector(spread(name), path, class_names=NAMES)
-    assert not path.exists()
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "kind"), list(product(list_detectors(), FORMATS)))
 def test_every_detector_in_every_format(name, kind, tmp_path):
     model = spread(name)
     path = tmp_path / f"model{FORMATS[kind]}"
-    if name in UNSUPPORTED:
-        pytest.skip("refused; see test_detectors_of_one_size_are_refused")
     export_detector(model, path, class_names=NAMES)
     assert_parity(path, model, images(3), atol=1e-4)
 
