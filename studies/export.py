@@ -68,15 +68,19 @@ WHAT = (
 )
 
 
+SPREAD = {"retinanet": 400.0, "foveabox": 400.0}
+"""Factors of the weights of classifiers whose scores nearly tie otherwise; 20 for the other detectors."""
+
+
 @torch.no_grad()
-def spread_scores(model: nn.Module) -> None:
+def spread_scores(model: nn.Module, detector: str) -> None:
     """Enlarges the random weights of classifiers, so that few scores nearly tie, as in a trained detector."""
     for key, value in model.named_parameters():
         if any(part in key for part in CLASSIFIERS):
             if key.endswith("weight"):
-                value.mul_(20)
-            elif key.endswith("cls_logits.bias"):  # a prior of 0.01 leaves too little
-                value.zero_()
+                value.mul_(SPREAD.get(detector, 20.0))
+            elif detector in SPREAD:
+                value.zero_()  # instead of a prior of 0.01
         if key.endswith("bboxes_delta.weight"):  # six random stages would enlarge rounding without bound
             value.mul_(0.01)
 
@@ -90,7 +94,7 @@ def learner(detector: str, size: Size, image_size: tuple[int, int] | None) -> tu
         options = {"image_size": image_size}
     model = build_detector(detector, num_classes=len(seen.class_names), size=size, **options)
     if size == "full":
-        spread_scores(model)
+        spread_scores(model, detector)
     else:
         images, targets = together(seen, range(len(seen)))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
@@ -174,7 +178,12 @@ def measure(
     expected = detect(model, images)
     with torch.backends.mkldnn.flags(enabled=False):
         again = compare(detect(model, images), expected)[2]
-    common = {"detector": detector, "size": size, "images": count, "detections": sum(len(e["scores"]) for e in expected)}
+    common = {
+        "detector": detector,
+        "size": size,
+        "images": count,
+        "detections": sum(len(e["scores"]) for e in expected),
+    }
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for kind in formats:

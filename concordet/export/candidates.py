@@ -121,9 +121,8 @@ class TwoStageCandidates(nn.Module):
         deltas = at_least_float32(deltas).view(pixels.shape[0], -1, 4)
         scores, indices, groups, start = [], [], [], 0
         for level, count in enumerate(counts):
-            # chosen by logits, as torchvision does: distinct logits may have equal sigmoids
             best, index = best_of(logits[:, start : start + count], rpn.pre_nms_top_n(), lowest=-torch.inf)
-            scores.append(torch.where(best > -torch.inf, best.sigmoid(), -1.0))
+            scores.append(torch.where(best > -torch.inf, positive(best), -1.0))
             indices.append(index + start)
             groups.append(torch.full_like(index, level))
             start = start + count
@@ -242,6 +241,18 @@ def pooled(pool: MultiScaleRoIAlign, features: dict[str, Tensor], boxes: Tensor)
         values = roi_align(x, rois[own], pool.output_size, spatial_scale=scale, sampling_ratio=pool.sampling_ratio)
         result = result.index_put((own,), values)
     return result
+
+
+def positive(logits: Tensor) -> Tensor:
+    """Positive values in the order of the logits, for suppression.
+
+    Sigmoids would not do: ONNX Runtime's is the same for all logits below -18, as those of most proposals may be.
+
+    Example:
+        >>> positive(torch.tensor([-30.0, -20.0, 0.0, 20.0]))
+        tensor([ 0.0323,  0.0476,  1.0000, 21.0000])
+    """
+    return torch.where(logits > 0, 1 + logits, 1 / (1 - logits.clamp(max=0)))
 
 
 def clipped(boxes: Tensor, size: Tensor) -> Tensor:

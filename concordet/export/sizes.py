@@ -19,7 +19,7 @@ class VariableSizes(TorchFunctionMode):
 
     Example:
         >>> with VariableSizes():
-        ...     torch.linspace(0.5, 2.5, 3), torch.as_tensor([(2, 3)]), torch.topk(torch.tensor([1.0, 2.0]), 1).indices
+        ...     torch.linspace(0.5, 2.5, 3), torch.as_tensor([(2, 3)]), torch.topk(torch.tensor([1.0, 2.0]), 1)[1]
         (tensor([0.5000, 1.5000, 2.5000]), tensor([[2, 3]]), tensor([1]))
     """
 

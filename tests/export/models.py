@@ -17,7 +17,7 @@ def spread(name, loss="default", **options):
     torch.manual_seed(0)
     options = {"image_size": (64, 96), "score_threshold": 0.02} | options
     model = build_detector(name, num_classes=3, size="nano", loss=loss, **options).eval()
-    spread_scores(model)
+    spread_scores(model, name)
     return model
 
 

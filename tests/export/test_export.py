@@ -18,8 +18,10 @@ from concordet.detectors.parts.postprocess import PostProcess, suppress
 from concordet.errors import UsageError
 from concordet.export import FORMATS, export_detector, load_exported, postprocess
 from concordet.export.calibration import Tables, calibrated
+from concordet.export.candidates import positive
 from concordet.export.graph import Calibration, input_size
 from concordet.export.suppression import IN_GRAPH, detections
+from tests.detections import assert_same_detections
 from tests.export.models import assert_parity, images, spread
 
 NAMES = ["a", "b", "c"]
@@ -84,6 +86,34 @@ def test_calibration_tables_are_the_calibrator(where):
         else:
             got = Calibration(tables)(torch.from_numpy(scores)[None], torch.from_numpy(classes)[None])[0].numpy()
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-12)
+
+
+def test_a_steep_map_is_exact_given_the_scores_of_the_file(tmp_path):
+    model = spread("ssd")
+    steep = Isotonic((0.50, 0.52, 0.521, 0.9), (0.1, 0.2, 0.7, 0.9))  # a slope of 500
+    calibrator = Calibrator("isotonic", {i: ClassCalibration(str(i), steep) for i in (1, 2, 3)}, steep)
+    files = [tmp_path / "raw.torchscript", tmp_path / "calibrated.torchscript"]
+    export_detector(model, files[0], class_names=NAMES)
+    export_detector(model, files[1], class_names=NAMES, calibrator=calibrator)
+    for image in images(3):
+        (raw,), (got,) = (load_exported(path)([image]) for path in files)
+        expected = calibrator.apply(raw, labels={i: i for i in (1, 2, 3)})
+        assert_same_detections(got, expected, atol=1e-6)
+
+
+def test_proposals_keep_their_order_in_onnx_runtime(tmp_path):
+    import onnxruntime
+
+    class Positive(torch.nn.Module):
+        def forward(self, logits):
+            return positive(logits)
+
+    logits = torch.linspace(-60, 60, 4001)[torch.randperm(4001, generator=torch.Generator().manual_seed(0))]
+    path = tmp_path / "positive.onnx"
+    torch.onnx.export(Positive(), (logits,), str(path), input_names=["logits"], dynamo=True, verbose=False)
+    (values,) = onnxruntime.InferenceSession(str(path)).run(None, {"logits": logits.numpy()})
+    assert (values > 0).all()
+    assert (np.diff(values[logits.argsort()]) > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from urllib.parse import unquote
 
 import pytest
@@ -13,6 +14,7 @@ from concordet.measures import analyze, compare
 from concordet.measures.analysis import LOSSES
 from concordet.report import write_analysis
 from concordet.report.analysis import findings
+from concordet.report.findings import curves_view
 from tests.measures.reference import box_iou
 from tests.measures.scenes import make_scene
 
@@ -187,6 +189,22 @@ def test_many_classes_have_a_list_of_confusions_and_no_matrix(tmp_path, read_pag
     assert "confusion" not in page.tables
     assert "confused" in page.tables
     assert "the 6 of " in page.text
+
+
+@pytest.mark.parametrize(("n_classes", "said"), [(8, False), (12, True)])
+def test_curves_of_many_classes_are_those_with_most_objects(n_classes, said):
+    truth, found = make_scene(0, n_classes=n_classes, n_images=30, n_objects=400, n_detections=1200)
+    analysis = analyze(truth, found)
+    view = curves_view(analysis, analysis.to_dict())
+    counts = Counter(row["category_id"] for row in truth["annotations"])
+    names = {row["id"]: row["name"] for row in truth["categories"]}
+    shown = {names[ident] for ident, _ in counts.most_common(8)}
+    assert min(counts[i] for i in counts if names[i] in shown) > max(
+        [counts[i] for i in counts if names[i] not in shown], default=0
+    )
+    assert set(view["whole"]["lines"]) == shown
+    note = f"The 8 of {n_classes} classes with most objects are shown."
+    assert (view["whole"].get("left_out") == note) == said
 
 
 def test_scores_that_cannot_be_calibrated_say_why(tmp_path, read_page):
