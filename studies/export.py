@@ -63,8 +63,8 @@ WHAT = (
     "`python -m studies.export`: nano detectors after "
     f"{STEPS} steps on digit scenes, full-size ones with random weights; largest differences of boxes (pixels) and "
     "scores from PyTorch over all images; of calibrated scores from PyTorch and from the calibrator given the file's "
-    "own scores; detections without a counterpart, and how many lack one when PyTorch is compared with itself, with and "
-    "without oneDNN"
+    "own scores; detections without a counterpart, and how many lack one when PyTorch is compared with itself, with "
+    "and without oneDNN"
 )
 
 
