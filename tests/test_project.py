@@ -78,7 +78,7 @@ def test_pinned_versions_install_with_the_oldest_python():
             installed = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        needed = installed.metadata["Requires-Python"]
+        needed = installed.metadata.get("Requires-Python")
         if installed.version == version and needed and not SpecifierSet(needed).contains(oldest):
             wrong.append(f"{name}=={version} needs Python {needed}")
     assert wrong == []

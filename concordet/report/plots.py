@@ -131,7 +131,7 @@ def line_plot(
 def density_plot(scores: Any, ious: Any, *, slot: int, title: str, bins: int = 32) -> Markup:
     """Two-dimensional histogram of predictions by score and IoU, with the diagonal on which both agree.
 
-    The line is the mean IoU of each bin of scores with at least five predictions. If all scores are low, as ranking
+    The line is the mean IoU of each score bin with at least five predictions. If all scores are low, as ranking
     losses make them, the axis of scores ends at the highest one.
     """
     scores, ious = np.asarray(scores, float), np.asarray(ious, float)

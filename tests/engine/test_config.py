@@ -61,7 +61,7 @@ def test_unknown_settings_are_refused(values, sentence):
         (OptimConfig(epochs=0), r"optim\.epochs must be at least 1, got 0"),
         (OptimConfig(steps=0), r"optim\.steps must be at least 1, got 0"),
         (OptimConfig(schedule="step", epochs=9, milestones=[8, 11]), r"within the 9 of the run, got \[8, 11\]"),
-        (OptimConfig(schedule="step", milestones=[8, 6]), r"in ascending order"),
+        (OptimConfig(schedule="step", milestones=[8, 6]), r"must be ascending epochs within the 12"),
         (
             OptimConfig(schedule="cosine", milestones=[8]),
             r"optim\.schedule must be step with optim\.milestones, got cosine",
