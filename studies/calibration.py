@@ -30,7 +30,7 @@ from studies import learning
 RESULTS = Path(__file__).parent / "results" / "calibration.csv"
 WHAT = (
     "`python -m studies.calibration`: nano detectors, isotonic maps per class, cross-fitted over 5 folds of the "
-    "evaluated images (400 scenes, 72 photographs), 95 % intervals over images; errors in percent"
+    "evaluated images (400 scenes, 87 photographs), 95 % intervals over images; errors in percent"
 )
 BCCD = Path(__file__).parent / "configs" / "bccd.yaml"
 KEYS = ("data", "detector", "loss")
