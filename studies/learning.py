@@ -44,7 +44,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sparse_rcnn": {"epochs": 6, "lr": 5e-4, "batch": 8},
     "detr": {"lr": 5e-4, "batch": 8},
     "deformable_detr": {"lr": 5e-4, "batch": 8},
-    "co_detr": {"lr": 5e-4, "batch": 8},
+    "co_detr": {"lr": 5e-4, "batch": 8, "scenes": 1600},
 }
 """Settings that differ from the demonstration: more epochs where learning is slow, fewer where a step takes long.
 
