@@ -143,9 +143,12 @@ def curves_view(analysis: Analysis, values: Mapping[str, Any]) -> dict[str, Any]
         plot = line_plot(
             lines, title="Precision and recall by class", x_label="recall", y_label="precision", shares=True, x_end=1.0
         )
-        whole |= {"plots": [*whole["plots"], plot], "lines": [line.name for line in lines]}
-        if len(rows) > len(lines):
-            whole["left_out"] = f"The {len(lines)} of {len(rows):,} classes with most objects are shown."
+        some = f"The {len(lines)} of {len(rows):,} classes with most objects are shown."
+        whole |= {
+            "plots": [*whole["plots"], plot],
+            "lines": [line.name for line in lines],
+            "left_out": some if len(rows) > len(lines) else None,
+        }
     return {
         "whole": whole,
         "cards": cards,

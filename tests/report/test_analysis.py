@@ -204,7 +204,7 @@ def test_curves_of_many_classes_are_those_with_most_objects(n_classes, said):
     )
     assert set(view["whole"]["lines"]) == shown
     note = f"The 8 of {n_classes} classes with most objects are shown."
-    assert (view["whole"].get("left_out") == note) == said
+    assert (view["whole"]["left_out"] == note) == said
 
 
 def test_scores_that_cannot_be_calibrated_say_why(tmp_path, read_page):
