@@ -87,7 +87,7 @@ def evaluate_calibration(
     limit = checked_limit(max_dets, lvis)
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     truth = coco.load(dataset)
-    matched = match_all(dataset, truth, limit)
+    matched = match_all(dataset, limit, truth)
     settings: dict[str, Any] = {"method": method, "per_class": per_class, **fit_options}
     calibrator, report = evaluate_matched(
         matched, folds=folds, n_resamples=n_resamples, confidence=confidence, seed=seed, **settings

@@ -12,7 +12,6 @@ from concordet.calibration.calibrator import Calibrator, ClassCalibration, check
 from concordet.calibration.fit import FITS, Method, fit_map
 from concordet.calibration.maps import Identity
 from concordet.errors import UsageError
-from concordet.measures import coco
 from concordet.measures.lrp import lrp
 from concordet.measures.matching import ANY_OVERLAP, Matches, match_at
 from concordet.measures.reading.arrays import Bools, Floats, Ints
@@ -20,7 +19,7 @@ from concordet.measures.reading.dataset import Dataset, checked_limit, read_data
 
 MIN_DETECTIONS: Final = 100
 MIN_MATCHED: Final = 10
-"""Fewest detections, and fewest matched detections, for which a class gets its own map; other classes share one.
+"""Minimum numbers of detections and of matched detections for a class to get its own map; other classes share one.
 
 Chosen, not tuned: an isotonic fit to fewer points would follow their noise.
 """
@@ -71,7 +70,7 @@ def fit_calibrator(
     limit = checked_limit(max_dets, lvis)
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     return fit_matched(
-        match_all(dataset, coco.load(dataset), limit),
+        match_all(dataset, limit),
         method=method,
         per_class=per_class,
         min_detections=min_detections,
@@ -125,7 +124,7 @@ class Matched:
         )
 
 
-def match_all(dataset: Dataset, truth: Any, max_dets: int) -> Matched:
+def match_all(dataset: Dataset, max_dets: int, truth: Any = None) -> Matched:
     """Matches of a data set's detections at tau = 0 and at 0.5."""
     check_scores(dataset.dt_scores, dataset.dt_file)
     return matched_columns(dataset, *match_at(dataset, truth, max_dets=max_dets, thresholds=(ANY_OVERLAP, 0.5)))

@@ -97,8 +97,7 @@ def _quantiles(draws: Floats, ends: list[float]) -> list[float] | None:
 
 def prepare(dataset: Dataset, max_dets: int) -> Sample:
     """Everything that resampling does not change: orders, ties and matches at the ten IoU thresholds."""
-    truth = coco.load(dataset)
-    overlaps, *matches = match_at(dataset, truth, max_dets=max_dets, thresholds=[ANY_OVERLAP, *coco.IOU_THRESHOLDS])
+    overlaps, *matches = match_at(dataset, max_dets=max_dets, thresholds=[ANY_OVERLAP, *coco.IOU_THRESHOLDS])
     base = matches[0]
     order = np.lexsort((base.rows, base.images, -base.scores, base.classes))
     curves: list[Curve] = []

@@ -68,7 +68,7 @@ def match_detections(
         raise ValueError(f"tau must be an IoU in [0, 1), got {tau}")
     limit = checked_limit(max_dets, lvis)
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
-    matches = match_at(dataset, coco.load(dataset), max_dets=limit, thresholds=[tau or ANY_OVERLAP])[0]
+    matches = match_at(dataset, max_dets=limit, thresholds=[tau or ANY_OVERLAP])[0]
     return MatchedDetections(
         rows=dataset.dt_rows[matches.rows],
         image_ids=dataset.image_ids[matches.images],
@@ -119,23 +119,23 @@ class MatchedDetections:
     n_objects: dict[int, int]
 
 
-def match(dataset: Dataset, truth: Any, *, max_dets: int = 100) -> Matches:
-    """pycocotools' matches at IoU 0.5, over all areas, of the detections that ``max_dets`` keeps."""
-    return match_at(dataset, truth, max_dets=max_dets, thresholds=coco.IOU_THRESHOLDS[:1])[0]
-
-
-def match_both(dataset: Dataset, truth: Any, *, max_dets: int) -> tuple[Matches, Matches]:
+def match_both(dataset: Dataset, truth: Any = None, *, max_dets: int) -> tuple[Matches, Matches]:
     """Matches at IoU 0.5 and at tau = 0, where any overlap counts; both hold the same detections in the same order."""
-    overlaps, matches = match_at(dataset, truth, max_dets=max_dets, thresholds=[ANY_OVERLAP, coco.IOU_THRESHOLDS[0]])
+    thresholds = [ANY_OVERLAP, coco.IOU_THRESHOLDS[0]]
+    overlaps, matches = match_at(dataset, truth, max_dets=max_dets, thresholds=thresholds)
     return matches, overlaps
 
 
-def match_at(dataset: Dataset, truth: Any, *, max_dets: int, thresholds: Sequence[float]) -> list[Matches]:
-    """pycocotools' matches at each IoU threshold; all hold the same detections in the same order."""
+def match_at(dataset: Dataset, truth: Any = None, *, max_dets: int, thresholds: Sequence[float]) -> list[Matches]:
+    """pycocotools' matches at each IoU threshold; all hold the same detections in the same order.
+
+    ``truth`` is the data set in hotcoco's form; without it, it is made where it is needed.
+    """
     if dataset.iou_type == "bbox" and not dataset.lvis:
         rows = kept_rows(dataset, max_dets)
         pairs = overlapping_pairs(dataset, rows)
         return match_pairs(dataset, pairs, dataset.dt_scores[rows], thresholds)
+    truth = coco.load(dataset) if truth is None else truth
     return match_by_hotcoco(dataset, truth, max_dets=max_dets, thresholds=thresholds)
 
 
@@ -166,8 +166,8 @@ def match_by_hotcoco(dataset: Dataset, truth: Any, *, max_dets: int, thresholds:
 
 def kept_rows(dataset: Dataset, max_dets: int) -> Ints:
     """Rows of the detections that pycocotools judges: the ``max_dets`` highest of each image and class, ascending."""
-    group = dataset.dt_images * max(len(dataset.class_ids), 1) + dataset.dt_classes
-    return np.sort(highest_by_group(group, dataset.dt_scores, max_dets))
+    groups = _image_class(dataset, dataset.dt_images, dataset.dt_classes)
+    return np.sort(highest_by_group(groups, dataset.dt_scores, max_dets))
 
 
 def overlapping_pairs(dataset: Dataset, rows: Ints) -> Pairs:
@@ -226,13 +226,18 @@ def _turns(dataset: Dataset, rows: Ints, scores: Floats, which: Ints) -> Ints:
     in_pair = np.zeros(len(rows), bool)
     in_pair[which] = True
     asking = np.flatnonzero(in_pair)
-    group = (dataset.dt_images * max(len(dataset.class_ids), 1) + dataset.dt_classes)[rows[asking]]
+    group = _image_class(dataset, dataset.dt_images[rows[asking]], dataset.dt_classes[rows[asking]])
     order = np.lexsort((-scores[asking], group))
     group = group[order]
     first = np.flatnonzero(np.append(True, group[1:] != group[:-1])) if len(group) else _NONE
     turn = np.zeros(len(rows), np.int64)
     turn[asking[order]] = np.arange(len(group)) - np.repeat(first, np.diff(np.append(first, len(group))))
     return turn[which]
+
+
+def _image_class(dataset: Dataset, images: Ints, classes: Ints) -> Ints:
+    # one number for each pair of image and class
+    return images * max(len(dataset.class_ids), 1) + classes
 
 
 def _beyond_all_areas(areas: Floats) -> Bools:
@@ -320,11 +325,10 @@ def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
 
 def _pairs(dataset: Dataset, rows: Ints, objects: Ints) -> Iterator[tuple[Ints, Ints]]:
     # (index in rows, object) for all objects of the detection's image and class, a limited number at a time
-    n_classes = max(len(dataset.class_ids), 1)
-    keys = dataset.gt_images[objects] * n_classes + dataset.gt_classes[objects]
+    keys = _image_class(dataset, dataset.gt_images[objects], dataset.gt_classes[objects])
     order = np.argsort(keys, kind="stable")
     objects, keys = objects[order], keys[order]
-    wanted = dataset.dt_images[rows] * n_classes + dataset.dt_classes[rows]
+    wanted = _image_class(dataset, dataset.dt_images[rows], dataset.dt_classes[rows])
     first = np.searchsorted(keys, wanted)
     count = np.searchsorted(keys, wanted, side="right") - first
     total = np.cumsum(count)

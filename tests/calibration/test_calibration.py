@@ -223,11 +223,10 @@ def test_intervals_are_those_of_resampled_data_sets():
     """The weighted sums of a draw equal the errors of a data set in which images stand as often as they were drawn."""
     truth, results = scenes(seed=7, n_images=5)
     from concordet.calibration import evaluation, fitting
-    from concordet.measures import coco
     from concordet.measures.reading.dataset import read_dataset
 
     dataset = read_dataset(truth, results)
-    matched = fitting.match_all(dataset, coco.load(dataset), 100)
+    matched = fitting.match_all(dataset, 100)
     times = np.array([2.0, 0.0, 1.0, 3.0, 0.0])
     got = evaluation._errors(matched, matched.scores, np.ones(len(matched.scores), bool), times[None])
     again = {"images": [], "annotations": [], "categories": truth["categories"]}

@@ -8,7 +8,7 @@ from scipy import stats
 
 from concordet.measures import analyze, coco
 from concordet.measures.bounds import permuted_ranks, ranks
-from concordet.measures.matching import match
+from concordet.measures.matching import match_both
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import box_iou, coco_figures, matched_pairs, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene
@@ -65,7 +65,7 @@ def test_bounds_bracket_ap_and_leave_ap50(scene):
 @given(separate_scenes())
 def test_agreeing_scores_are_their_own_upper_bound_and_reversed_ones_their_lower(scene):
     truth, found = scene
-    result = match(data := read_dataset(truth, found), coco.load(data))
+    result = match_both(read_dataset(truth, found), max_dets=100)[0]
     hits = {int(row): float(iou) for row, iou in zip(result.rows, result.ious, strict=True) if iou > 0}
     for sign, side in ((1, "upper"), (-1, "lower")):
         scored = [{**d, "score": 0.5 + sign * 0.4 * hits[i]} if i in hits else d for i, d in enumerate(found)]
@@ -82,7 +82,7 @@ def test_ranks_evaluate_as_the_scores_do(shape):
     truth, found = make_scene(3, **SHAPES[shape])
     dataset = read_dataset(truth, found)
     loaded = coco.load(dataset)
-    matches = match(dataset, loaded)
+    matches = match_both(dataset, max_dets=100)[0]
     plain = coco.average_precision(dataset, loaded, all_areas=False).ap
     ranked = coco.average_precision(dataset.only(matches.rows), loaded, scores=ranks(matches), all_areas=False).ap
     np.testing.assert_allclose(ranked, plain, atol=1e-12)
@@ -91,7 +91,7 @@ def test_ranks_evaluate_as_the_scores_do(shape):
 def permuted_by_hand(truth, found, best):
     """Table 2's operation on pycocotools' own matches: sort each class's scores and IoUs, and pair them."""
     dataset = read_dataset(truth, found)
-    matches = match(dataset, coco.load(dataset))
+    matches = match_both(dataset, max_dets=100)[0]
     iou = dict(zip((matches.rows + 1).tolist(), matches.ious.tolist(), strict=True))
     pairs = matched_pairs(run_pycocotools(truth, found))
     changed = [dict(d) for d in found]
@@ -150,7 +150,7 @@ def test_beta_cls_of_permuted_scores_with_duplicates():
 @pytest.mark.parametrize("shape", ["exact_boxes", "ties"])
 def test_detections_of_equal_iou_keep_their_order(shape, best):
     truth, found = make_scene(3, **SHAPES[shape] | {"jitter": 0.0})
-    matches = match(dataset := read_dataset(truth, found), coco.load(dataset))
+    matches = match_both(read_dataset(truth, found), max_dets=100)[0]
     assert set(matches.ious[matches.true_positive].round(9)) == {1.0}
     before = ranks(matches)
     assert len(set(before)) == len(before)

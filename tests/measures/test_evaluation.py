@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from concordet.measures import Value, analyze, coco, evaluate_detections, metrics, summary
-from concordet.measures.matching import match, paired_iou
+from concordet.measures import Value, analyze, evaluate_detections, metrics, summary
+from concordet.measures.matching import match_both, paired_iou
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import best_lrp, box_iou, coco_figures, matched_pairs, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene, write_scene
@@ -44,7 +44,7 @@ def test_any_number_of_detections_per_image(max_dets):
 def test_matches_are_pycocotools(shape):
     truth, found = make_scene(2, **SHAPES[shape])
     dataset = read_dataset(truth, found)
-    matches = match(dataset, coco.load(dataset))
+    matches = match_both(dataset, max_dets=100)[0]
     theirs = matched_pairs(run_pycocotools(truth, found))
     assert sorted(matches.rows + 1) == sorted(theirs)
     for k, row in enumerate(matches.rows):

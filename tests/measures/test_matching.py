@@ -91,7 +91,7 @@ def test_matches_are_hotcocos(shape, seed, max_dets):
         record["score"] = round(record["score"], 1)  # ties
     dataset = read_dataset(truth, found, iou_type="bbox", lvis=False, max_dets=max_dets)
     thresholds = (ANY_OVERLAP, 0.3, 0.5, 0.75, 1.0)
-    ours = match_at(dataset, None, max_dets=max_dets, thresholds=thresholds)
+    ours = match_at(dataset, max_dets=max_dets, thresholds=thresholds)
     theirs = match_by_hotcoco(dataset, coco.load(dataset), max_dets=max_dets, thresholds=thresholds)
     for a, b in zip(ours, theirs, strict=True):
         for name in ("rows", "images", "classes", "scores", "ious", "objects", "true_positive", "ignored", "n_objects"):
