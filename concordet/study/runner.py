@@ -194,11 +194,11 @@ def count_states(study: Study) -> dict[State, int]:
 
 
 def stop(processes: Iterable[subprocess.Popen[bytes]], patience: float = 30.0) -> None:
-    """Interrupts processes as Ctrl-C does, so that they save a checkpoint, and kills those that do not stop in time."""
+    """Asks processes to save a checkpoint and stop, and kills those that do not stop in time."""
     alive = [p for p in processes if p.poll() is None]
     for process in alive:
         if sys.platform != "win32":  # there, Ctrl-C reaches all processes of a console, and none can be sent to one
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)  # acts like Ctrl-C, which background jobs of a shell ignore
     for process in alive:
         try:
             process.wait(patience)

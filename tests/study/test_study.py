@@ -3,6 +3,8 @@
 import json
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -19,7 +21,7 @@ from concordet.measures import evaluate_detections
 from concordet.measures.bootstrap import MEASURES
 from concordet.study import Study, compare_study, load_study, run_cell, run_study
 from concordet.study.results import draws_of, read_result, result_path
-from concordet.study.runner import estimate_seconds, failure_file, state_of
+from concordet.study.runner import estimate_seconds, failure_file, state_of, stop
 
 from ..trained import tiny
 
@@ -191,6 +193,22 @@ def test_an_interrupted_study_goes_on_to_the_same_table(study, tmp_path):
     for first, second in zip(*metrics, strict=True):
         assert first["metrics"]["AP"] == second["metrics"]["AP"]
         assert first["differences"] == second["differences"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="processes on Windows cannot be asked to stop")
+def test_runs_that_ignore_ctrl_c_are_asked_to_stop():
+    # as of a study that a shell started in the background
+    code = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
+print(flush=True)
+signal.pause()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert process.stdout.readline()
+    stop([process])
+    assert process.returncode == 130
 
 
 def test_cells_alternate_losses_and_have_folders_of_their_own(tmp_path):
