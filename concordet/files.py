@@ -181,6 +181,31 @@ def locked(folder: str | Path, fix: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(folder: str | Path) -> bool:
+    """Whether another process is in a :func:`locked` block of this folder.
+
+    Not for a process that holds the lock itself: systems release it when any descriptor of its file is closed.
+
+    Example:
+        >>> is_locked(tempfile.mkdtemp())
+        False
+    """
+    try:
+        import fcntl
+
+        file = (Path(folder) / ".lock").open("r+b")
+    except (ImportError, OSError):  # Windows, or no lock
+        return False
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # a file system without locks
+            return False
+    return False
+
+
 def plain(value: Any) -> Any:
     """``value`` for strict JSON: NaN and infinities become None, tuples lists, NumPy and torch scalars numbers."""
     if isinstance(value, dict):

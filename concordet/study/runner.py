@@ -14,7 +14,7 @@ from typing import Final, Literal, get_args
 
 from concordet.engine.config import save_config
 from concordet.errors import UsageError
-from concordet.files import read_json, write_json, write_text
+from concordet.files import is_locked, read_json, write_json, write_text
 from concordet.study.grid import Cell, Study
 from concordet.study.results import read_result, result_path
 
@@ -63,9 +63,9 @@ def finish_cell(study: Study, cell: Cell, status: int) -> State:
     if state_of(study, cell) == "finished" and status == 0:
         read_result(study, cell)
         return "finished"
-    if status < 0 or status == 130:  # killed or interrupted: to be resumed
-        return "unfinished"
     folder = study.run_folder(cell)
+    if status < 0 or status == 130 or is_locked(folder):  # to be resumed, or another process trains it
+        return "unfinished"
     log = folder.with_name(folder.name + ".log")
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     write_text(failure_file(study, cell), (lines[-1] if lines else f"exit status {status}") + "\n")
@@ -131,13 +131,15 @@ def run_study(
 ) -> dict[State, int]:
     """Trains all cells that are not finished.
 
-    Finished runs are kept, unfinished ones resume, failures are recorded and do not stop the others.
+    Finished runs are kept, unfinished ones resume, failures are recorded and do not stop the others. Runs that another
+    process is training, such as one that outlived a killed study, are waited for.
 
     Args:
         study: The grid.
         jobs: Number of parallel processes, each with one thread; if there are GPUs, processes use them in turn.
         retry_failed: Whether to train failed cells again.
-        report: Called with "start" or "end", the cell and its state.
+        report: Called with "start" or "end", the cell and its state, and with "wait" where only runs of other processes
+            are left.
         poll: Seconds between checks of the processes.
 
     Returns:
@@ -162,19 +164,26 @@ def run_study(
     waiting = unfinished(study, retry_failed=retry_failed)
     n_gpus = count_gpus()
     free, running = list(range(jobs)), list[Running]()
-    before, start = _children_seconds(), time.monotonic()
+    before, start, waited = _children_seconds(), time.monotonic(), False
     try:
         while waiting or running:
-            while waiting and free:
-                cell, slot = waiting.pop(0), free.pop(0)
-                report("start", cell, state_of(study, cell))
+            while free and (cell := next((c for c in waiting if not is_locked(study.run_folder(c))), None)):
+                waiting.remove(cell)
+                report("start", cell, state := state_of(study, cell))
+                if state == "finished":  # by another process
+                    report("end", cell, finish_cell(study, cell, 0))
+                    continue
+                slot = free.pop(0)
                 gpu = slot % n_gpus if n_gpus else None
                 running.append(Running(cell, start_cell(study, cell, gpu=gpu), slot))
+            if waiting and not running and not waited:
+                waited = True
+                report("wait", waiting[0], state_of(study, waiting[0]))
             for item in [r for r in running if r.process.poll() is not None]:
                 running.remove(item)
                 free.append(item.slot)
                 report("end", item.cell, finish_cell(study, item.cell, item.process.returncode))
-            time.sleep(poll if running else 0)
+            time.sleep(poll if running or waiting else 0)
     finally:
         stop(item.process for item in running)
         _add_times(study, before, time.monotonic() - start)

@@ -21,7 +21,7 @@ from concordet.measures import evaluate_detections
 from concordet.measures.bootstrap import MEASURES
 from concordet.study import Study, compare_study, load_study, run_cell, run_study
 from concordet.study.results import draws_of, read_result, result_path
-from concordet.study.runner import estimate_seconds, failure_file, state_of, stop
+from concordet.study.runner import estimate_seconds, failure_file, finish_cell, state_of, stop
 
 from ..trained import tiny
 
@@ -189,10 +189,56 @@ def test_an_interrupted_study_goes_on_to_the_same_table(study, tmp_path):
     timer.join()
     for number in range(1, 5):
         assert run_cell(grid, number) == "finished"
-    metrics = [compare_study(g)["groups"][0]["losses"] for g in (study, grid)]
-    for first, second in zip(*metrics, strict=True):
-        assert first["metrics"]["AP"] == second["metrics"]["AP"]
-        assert first["differences"] == second["differences"]
+    assert_same_table(study, grid)
+
+
+@pytest.mark.slow
+def test_a_study_killed_ten_times_goes_on_to_the_same_table(study, tmp_path):
+    """The study's process is killed; runs that outlive it are waited for, as after ``kill -9`` of the study alone."""
+    grid = replace(study, folder=tmp_path / "killed")
+    grid.save()
+    words = [sys.executable, "-m", "concordet", "study", "--out", str(grid.folder), "--jobs", "2"]
+    moments = np.random.default_rng(0).uniform(2.0, 15.0, 10)
+    for number, seconds in enumerate(moments):
+        process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        if number % 2:  # the runs too
+            subprocess.run(["pkill", "-KILL", "-f", f"concordet train .*{grid.folder}"], check=False)
+    assert run_study(grid, jobs=2) == {"finished": 4, "failed": 0, "unfinished": 0, "new": 0}
+    assert_same_table(study, grid)
+
+
+def assert_same_table(*studies):
+    first, second = (compare_study(s)["groups"][0]["losses"] for s in studies)
+    for a, b in zip(first, second, strict=True):
+        assert a["metrics"]["AP"] == b["metrics"]["AP"]
+        assert a["differences"] == b["differences"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked on Windows")
+def test_a_run_of_another_process_is_waited_for(study, tmp_path):
+    grid = replace(study, folder=tmp_path / "shared", losses=LOSSES[:1], seeds=(1,))
+    (cell,) = grid.cells()
+    folder = grid.run_folder(cell)
+    folder.mkdir(parents=True)
+    code = f"from concordet.files import locked\nwith locked({str(folder)!r}, ''): print(flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline()
+    assert finish_cell(grid, cell, 1) == "unfinished"  # the other's run is no failure
+    events = []
+
+    def report(event, cell, state):
+        events.append((event, state))
+        if event == "wait":
+            shutil.copytree(study.run_folder(cell), folder, dirs_exist_ok=True)
+            other.communicate(b"\n")
+
+    assert run_study(grid, report=report)["finished"] == 1
+    assert events == [("wait", "unfinished"), ("start", "finished"), ("end", "finished")]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="processes on Windows cannot be asked to stop")

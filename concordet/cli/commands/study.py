@@ -193,7 +193,10 @@ class _Display:
         self.progress.stop()
 
     def report(self, event: str, cell: Any, state: str) -> None:
-        """Updates the display when a run starts or ends."""
+        """Updates the display when a run starts or ends, or is waited for."""
+        if event == "wait":
+            self.console.print(f"waiting for {cell.name}, which another process trains", highlight=False)
+            return
         if event == "start":
             self.running.append(cell.name)
         else:
