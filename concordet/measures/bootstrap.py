@@ -95,8 +95,15 @@ def _quantiles(draws: Floats, ends: list[float]) -> list[float] | None:
     return np.quantile(draws, ends).tolist() if len(draws) else None
 
 
-def prepare(dataset: Dataset, max_dets: int) -> Sample:
-    """Everything that resampling does not change: orders, ties and matches at the ten IoU thresholds."""
+def prepare(dataset: Dataset, max_dets: int, *, calibrated: Floats | None = None) -> Sample:
+    """Everything that resampling does not change: orders, ties and matches at the ten IoU thresholds.
+
+    Args:
+        dataset: Detections and objects.
+        max_dets: Detections kept per image and class.
+        calibrated: Scores of the kept detections, in the order of their rows, for the calibration errors only; None for
+            the scores of the data set.
+    """
     overlaps, *matches = match_at(dataset, max_dets=max_dets, thresholds=[ANY_OVERLAP, *coco.IOU_THRESHOLDS])
     base = matches[0]
     order = np.lexsort((base.rows, base.images, -base.scores, base.classes))
@@ -122,7 +129,7 @@ def prepare(dataset: Dataset, max_dets: int) -> Sample:
         hit_classes=base.classes[hit],
         score_runs=_runs(by_class["scores"], base.classes[hit]),
         iou_runs=_runs(by_class["ious"], base.classes[hit]),
-        calibration=_calibration(base, overlaps),
+        calibration=_calibration(base, overlaps, base.scores if calibrated is None else calibrated),
     )
 
 
@@ -196,22 +203,22 @@ def _olrp(sample: Sample, weights: Ints, objects: Floats) -> Floats:
     return best
 
 
-def _calibration(base: Matches, overlaps: Matches) -> Calibration | None:
+def _calibration(base: Matches, overlaps: Matches, scores: Floats) -> Calibration | None:
     # the summands of the errors; None if a score is outside [0, 1]
-    if len(base.scores) and (base.scores.min() < 0 or base.scores.max() > 1):
+    if len(scores) and (scores.min() < 0 or scores.max() > 1):
         return None
     counted, judged = ~overlaps.ignored, ~base.ignored
     classes = overlaps.classes[counted]
-    gaps = overlaps.scores[counted] - overlaps.targets()[counted]
+    gaps = (scores - overlaps.targets())[counted]
     return Calibration(
         images=overlaps.images[counted],
         classes=classes,
-        cells=classes * LAECE_BINS + bin_index(overlaps.scores[counted], LAECE_BINS),
+        cells=classes * LAECE_BINS + bin_index(scores[counted], LAECE_BINS),
         gaps=gaps,
         distances=np.abs(gaps),
         judged_images=base.images[judged],
-        judged_bins=bin_index(base.scores[judged], D_ECE_BINS),
-        judged_gaps=base.scores[judged] - base.true_positive[judged],
+        judged_bins=bin_index(scores[judged], D_ECE_BINS),
+        judged_gaps=scores[judged] - base.true_positive[judged],
     )
 
 

@@ -16,8 +16,6 @@ import numpy as np
 
 from concordet.files import read_yaml
 from concordet.measures.analysis import Analysis, analyze
-from concordet.measures.bootstrap import affordable_resamples, prepare
-from concordet.measures.compare import compare_samples
 from concordet.measures.correlation import pooled_correlation
 from concordet.measures.metrics import is_missing, metrics_of, pick
 from concordet.measures.reading.run_files import (
@@ -57,6 +55,8 @@ class Run:
         per_class: One mapping per class, with "name".
         class_names: Names of the classes; index i is label i + 1.
         environment: Versions and device, as text.
+        cross_fitted: Whether the scores are calibrated on the evaluated images themselves; calibration errors among the
+            metrics are then those of cross-fitted scores.
         settings: Configuration, flattened to dotted names.
         curves: (steps, values) by column of ``metrics.csv``.
         positives: Columns (scores, IoUs and others) of the positives before NMS, or None.
@@ -77,6 +77,7 @@ class Run:
     per_class: list[dict[str, Any]]
     class_names: list[str]
     environment: dict[str, str]
+    cross_fitted: bool = False
     settings: dict[str, str] = field(default_factory=dict)
     curves: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     positives: dict[str, np.ndarray] | None = None
@@ -150,6 +151,7 @@ def read_run(folder: Path) -> Run:
         per_class=_named_classes(evaluation["per_class"], class_names),
         class_names=class_names,
         environment={str(key): str(value) for key, value in flatten(evaluation["environment"]).items()},
+        cross_fitted=evaluation.get("calibration") is not None,
     )
     run.settings = _read_settings(run)
     run.curves = _read_curves(run)
@@ -187,37 +189,6 @@ def comparison_rows(run_folders: Sequence[Path]) -> list[dict[str, Any]]:
         | pick(metrics, run.metrics)
         for run in runs
     ]
-
-
-def run_differences(
-    runs: Sequence[Run], *, n_resamples: int | None = None, confidence: float = 0.95, seed: int = 0
-) -> list[dict[str, Any] | None]:
-    """Comparisons of every other run with the first, as by :func:`concordet.measures.compare`.
-
-    Args:
-        runs: Runs with their analyses, from :func:`read_runs`.
-        n_resamples: Number of draws; None for 1000, and fewer from 40,000 detections on.
-        confidence: Confidence of the intervals, in (0, 1).
-        seed: Seed of the draws.
-
-    Returns:
-        One entry per run but the first; None if one of the two has no detections, or their ground truths differ.
-    """
-    if len(runs) < 2 or runs[0].analysis is None:
-        return [None] * (len(runs) - 1)
-    samples = [
-        None if run.analysis is None else prepare(run.analysis.evidence.dataset, run.analysis.evidence.max_dets)
-        for run in runs
-    ]
-    first = samples[0]
-    differences: list[dict[str, Any] | None] = []
-    for run, second in zip(runs[1:], samples[1:], strict=True):
-        if first is None or second is None or not same_ground_truth([runs[0], run]):
-            differences.append(None)
-            continue
-        draws = n_resamples or affordable_resamples(len(first.images) + len(second.images))
-        differences.append(compare_samples(first, second, n_resamples=draws, confidence=confidence, seed=seed))
-    return differences
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

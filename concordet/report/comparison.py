@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from concordet.calibration.runs import run_differences
 from concordet.measures.metrics import BY_KEY, Metric, is_missing, metrics_of, number
 from concordet.measures.metrics import table as metrics_table
-from concordet.measures.runs import Run, read_runs, run_differences, same_ground_truth, setting_differences
+from concordet.measures.runs import Run, read_runs, same_ground_truth, setting_differences
 from concordet.report.findings import difference_rows
 from concordet.report.page import listed, render, write_page
 from concordet.report.pictures import disagreement_pictures, sample_pictures
@@ -44,7 +45,7 @@ def write_comparison(run_folders: Sequence[Path], out: Path) -> Path:
 
 
 def comparison_page(runs: Sequence[Run], differences: Sequence[Mapping[str, Any] | None]) -> str:
-    """The page as text; ``differences`` are those of :func:`concordet.measures.runs.run_differences`."""
+    """The page as text; ``differences`` are those of :func:`concordet.calibration.runs.run_differences`."""
     sample_rows = sample_pictures(runs)
     return render(
         "comparison.html.jinja",

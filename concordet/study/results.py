@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from concordet.calibration.runs import run_sample
+from concordet.engine.detections import is_federated
 from concordet.files import read_json, write_text
-from concordet.measures.bootstrap import MEASURES, draw_weights, evaluate_weighted, prepare
+from concordet.measures.bootstrap import MEASURES, draw_weights, evaluate_weighted
 from concordet.measures.reading.arrays import Floats
-from concordet.measures.reading.dataset import read_dataset
 from concordet.study.grid import Cell, Study
 
 FORMAT: Final = 1
@@ -58,7 +59,12 @@ def draws_of(result: dict[str, Any]) -> Floats:
 def _write_result(study: Study, cell: Cell) -> None:
     folder = study.run_folder(cell)
     evaluation = read_json(folder / "evaluation.json")
-    sample = prepare(read_dataset(folder / "ground_truth.json", folder / "detections.json"), 100)
+    sample = run_sample(
+        truth := read_json(folder / "ground_truth.json"),
+        read_json(folder / "detections.json"),
+        lvis=is_federated(truth),
+        cross_fit=evaluation.get("calibration") is not None,
+    )
     n = len(sample.image_ids)
     weights = [np.ones(n, np.int64), *draw_weights(n, study.resamples, seed=0)]
     draws = [evaluate_weighted(sample, w) for w in weights]

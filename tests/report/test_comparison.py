@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+from concordet.calibration.runs import run_differences
 from concordet.measures import analyze, compare
 from concordet.measures.metrics import METRICS
-from concordet.measures.runs import read_runs, run_differences, setting_differences
+from concordet.measures.runs import read_runs, setting_differences
 from concordet.report import comparison_rows, write_comparison
 from concordet.report.comparison import cautions, summary
 from concordet.report.page import breakable

@@ -27,11 +27,12 @@ def run(words: list[str]) -> None:
     """Parses and runs."""
     args = parser().parse_args(words)
 
+    from concordet.calibration.runs import run_differences
     from concordet.cli.outputs import check_outputs, messages
     from concordet.cli.tables import print_runs
     from concordet.files import free_name, write_json
     from concordet.measures.compare import comparison_sentence
-    from concordet.measures.runs import read_runs, run_differences
+    from concordet.measures.runs import read_runs
     from concordet.report import comparison_rows
     from concordet.report.comparison import comparison_page
     from concordet.report.page import write_page
