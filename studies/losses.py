@@ -83,7 +83,7 @@ def _gradient(data: Data, loss: str, method: functional.Method, own: float) -> t
 
 
 def _plot_exactness(rows: list[dict[str, Any]], path: Path) -> None:
-    figure, axes = _subplots(1, 2, 9, 3.4, sharey=True)
+    figure, axes = subplots(1, 2, 9, 3.4, sharey=True)
     for axis, loss in zip(axes, ("AP", "RS"), strict=True):
         cells = [(regime, p) for regime in REGIMES for p in (5, 50, 500)]
         for method in ("exact", "bucketed"):
@@ -99,7 +99,7 @@ def _plot_exactness(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_ylim(1e-17, 1)
     axes[0].set_ylabel("relative L2 error of the gradient")
     axes[0].legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 # --- the thesis's synthetic study -----------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def _update(data: Data, method: functional.Method) -> None:
 
 
 def _plot_synthetic(rows: list[dict[str, Any]], path: Path) -> None:
-    figure, axes = _subplots(1, 2, 9, 3.4)
+    figure, axes = subplots(1, 2, 9, 3.4)
     cells = list(dict.fromkeys((row["logits"], row["share"]) for row in rows))
     for axis, column, unit in zip(axes, ("seconds", "operations"), ("seconds", "elements written"), strict=True):
         for case in ("loop", "bucketed", "exact"):
@@ -174,7 +174,7 @@ def _plot_synthetic(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(range(len(cells)), [f"{n:.0e}, {s:.1%}" for n, s in cells], rotation=45, ha="right")
         axis.set_ylabel(unit)
     axes[0].legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 # --- Spearman's strength --------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def _beta(generator: torch.Generator, n: int, a: int, b: int) -> Tensor:
 
 
 def _plot_spearman(rows: list[dict[str, Any]], path: Path) -> None:
-    figure, axes = _subplots(1, 3, 11, 3.4)
+    figure, axes = subplots(1, 3, 11, 3.4)
     titles = (
         "distance to the rank correlation",
         "share of scores with gradient",
@@ -248,7 +248,7 @@ def _plot_spearman(rows: list[dict[str, Any]], path: Path) -> None:
         axis.axvline(functional.RELATIVE_STRENGTH, color=COLORS["bucketed"], lw=1)
     axes[0].set_ylim(1e-5, 1)
     axes[0].legend(fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 # --- balance of gradients -------------------------------------------------------------------------------------------
@@ -271,14 +271,14 @@ def balance(options: Options) -> list[dict[str, Any]]:
             (gradient,) = torch.autograd.grad(value, data.logits)
             negative, positive = (float(gradient[data.labels == y].double().abs().sum()) for y in (0, 1))
             rows.append({"progress": part, "loss": loss, "ratio": negative / positive})
-    figure, (axis,) = _subplots(1, 1, 6, 3.4)
+    figure, (axis,) = subplots(1, 1, 6, 3.4)
     for name in dict.fromkeys(row["loss"] for row in rows):
         own = [row for row in rows if row["loss"] == name]
         axis.semilogy([row["progress"] for row in own], [row["ratio"] for row in own], label=name)
     axis.set_xlabel("from one distribution to separated ones")
     axis.set_ylabel("gradient of negatives / of positives")
     axis.legend()
-    _save(figure, options.out.with_suffix(".svg"))
+    save(figure, options.out.with_suffix(".svg"))
     return rows
 
 
@@ -339,7 +339,7 @@ def surfaces(options: Options) -> list[dict[str, Any]]:
 
 
 def _plot_surface(name: str, score: Tensor, iou: Tensor, loss: Tensor, gradient: Tensor, path: Path) -> None:
-    figure, axes = _subplots(1, 2, 8, 3.2)
+    figure, axes = subplots(1, 2, 8, 3.2)
     bound = float(gradient.abs().quantile(0.95))
     drawn = axes[0].contourf(score, iou, loss, levels=24, cmap="viridis")
     figure.colorbar(drawn, ax=axes[0])
@@ -353,13 +353,14 @@ def _plot_surface(name: str, score: Tensor, iou: Tensor, loss: Tensor, gradient:
         axis.set_title(title)
         axis.set_xlabel("score")
         axis.set_ylabel("IoU")
-    _save(figure, path)
+    save(figure, path)
 
 
 # --- drawing --------------------------------------------------------------------------------------------------------
 
 
-def _subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
+def subplots(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure of this many inches, and its axes row by row."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -370,7 +371,8 @@ def _subplots(rows: int, columns: int, width: float, height: float, **options: A
     return figure, list(axes.flatten())
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """Writes a figure whole or not at all, and closes it."""
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,6 @@ from studies import (
     calibration,
     compare_losses,
     detection_transformers,
-    environments,
     export,
     gpu,
     learning,
@@ -73,6 +72,35 @@ def analyze(rows: Sequence[Mapping[str, str]]) -> str:
     ]
     head = ["program", "images", "classes", "detections", "processor seconds", "peak MB"]
     return markdown_table(head, lines)
+
+
+VERSION_COLUMNS = {
+    "session": "session",
+    "tests": "result",
+    "python": "Python",
+    "torch": "torch",
+    "torchvision": "torchvision",
+    "transformers": "transformers",
+    "numpy": "NumPy",
+    "scipy": "SciPy",
+    "lightning": "Lightning",
+    "jsonargparse": "jsonargparse",
+    "pillow": "Pillow",
+    "hotcoco": "hotcoco",
+    "date": "date",
+}
+"""Column of the results file of nox sessions, and its heading."""
+
+
+def versions(rows: Sequence[Mapping[str, str]]) -> str:
+    """One row per session; a dash stands for a package that the session does not install.
+
+    Example:
+        >>> print(versions([{"session": "lowest", "tests": "9 passed", "torch": "2.6.0"}]).splitlines()[2][:25])
+        | lowest | 9 passed | – |
+    """
+    lines = [[row.get(column) or "–" for column in VERSION_COLUMNS] for row in rows]
+    return markdown_table(list(VERSION_COLUMNS.values()), lines, text_columns=len(VERSION_COLUMNS))
 
 
 def parameters() -> str:
@@ -123,7 +151,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "analyze": lambda: measured("analyze", "`concordet benchmark analyze`, from files to metrics", analyze),
     "export": lambda: measured("export", export.WHAT, export.table),
     "gpu": gpu.text,
-    "environments": lambda: environments.table(read_rows(RESULTS / "environments.csv")),
+    "environments": lambda: versions(read_rows(RESULTS / "environments.csv")),
     "parameters": parameters,
 }
 """Every table that a page can include."""

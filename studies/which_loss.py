@@ -1,0 +1,177 @@
+"""Tables and figures of the studies that compare all losses, from the results in studies/results/which_loss.
+
+    python -m studies.which_loss                # draws the figures again
+    python -m studies.which_loss runs/digits    # first copies the results of the study in runs/digits
+
+The folders of results/which_loss are studies: ``concordet study --out FOLDER`` shows one, and trains what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from concordet.benchmark.results import caption
+from concordet.benchmark.results import table as markdown_table
+from concordet.measures.metrics import BY_KEY
+from concordet.study import compare_study, load_study
+from concordet.study.results import read_result
+from studies.losses import save, subplots
+
+FOLDER = Path(__file__).parent / "results" / "which_loss"
+SHOWN = ("AP50", "AP75", "AP90", "oLRP", "beta_cls", "LaECE0")
+"""Metrics in the tables beside AP."""
+
+COUPLED = re.compile(r"(?P<name>.+)\((?P<weight>[\d.]+)\)")
+
+
+@cache
+def report(name: str) -> dict[str, Any]:
+    """The comparison of a study, with the environment of its runs."""
+    study = load_study(FOLDER / name)
+    cells = [cell for cell in study.cells() if (study.folder / "results" / f"{cell.name}.json").is_file()]
+    environments = [read_result(study, cell)["environment"] for cell in cells]
+    return compare_study(study) | {"environment": [{k: str(v) for k, v in e.items()} for e in environments]}
+
+
+def trained(name: str) -> list[str]:
+    """The detectors whose reference has finished runs."""
+    return [g["detector"] for g in report(name)["groups"] if g["losses"][0]["seeds"]]
+
+
+def group(name: str, detector: str) -> list[dict[str, Any]]:
+    """The losses of a detector that have finished runs, the reference first, then by AP."""
+    (losses,) = (g["losses"] for g in report(name)["groups"] if g["detector"] == detector)
+    reference, *others = [entry for entry in losses if entry["seeds"]]
+    return [reference, *sorted(others, key=lambda entry: -entry["metrics"]["AP"]["mean"])]
+
+
+def where(name: str) -> str:
+    """What was measured with which versions."""
+    return caption(report(name)["environment"])
+
+
+def difference(entry: dict[str, Any], key: str = "AP") -> str:
+    """A difference to the reference with its interval, as text; bold where the verdict is not "no difference"."""
+    row = entry["differences"].get(key)
+    if row is None:
+        return "–"
+    metric = BY_KEY[key]
+    value, low, high = (format(row[end] * metric.scale, f"+.{metric.decimals}f") for end in ("value", "low", "high"))
+    text = f"{value} ({low} to {high})"
+    return text if row["verdict"] == "no difference" else f"**{text}**"
+
+
+def spread(entry: dict[str, Any], key: str) -> str:
+    """Mean and standard deviation over seeds, as text."""
+    values = entry["metrics"].get(key)
+    if values is None:
+        return "–"
+    metric = BY_KEY[key]
+    mean = format(values["mean"] * metric.scale, f".{metric.decimals}f")
+    return mean if values["std"] is None else f"{mean} ± {values['std'] * metric.scale:.{metric.decimals}f}"
+
+
+def losses(name: str, detector: str) -> str:
+    """All losses of a detector: AP, its difference to the reference, and other metrics."""
+    entries = group(name, detector)
+    head = ["loss", "seeds", "AP ↑", "difference", *(f"{BY_KEY[k].title} {BY_KEY[k].arrow}" for k in SHOWN)]
+    rows = [
+        [
+            f"`{entry['loss']}`",
+            len(entry["seeds"]),
+            spread(entry, "AP"),
+            difference(entry) if i else "reference",
+            *(spread(entry, key) for key in SHOWN),
+        ]
+        for i, entry in enumerate(entries)
+    ]
+    return markdown_table(head, rows)
+
+
+def short(name: str) -> str:
+    """Differences in AP by loss and detector."""
+    detectors = trained(name)
+    by_detector = {d: {entry["loss"]: entry for entry in group(name, d)} for d in detectors}
+    names = dict.fromkeys(loss for entries in by_detector.values() for loss in entries)
+    rows = [
+        [f"`{loss}`", *(cell(by_detector[d], loss, report(name)["reference"]) for d in detectors)] for loss in names
+    ]
+    return markdown_table(["loss", *detectors], rows)
+
+
+def cell(entries: dict[str, dict[str, Any]], loss: str, reference: str) -> str:
+    """AP of the reference, or the difference of another loss."""
+    if loss not in entries:
+        return "–"
+    return f"AP {spread(entries[loss], 'AP')}" if loss == reference else difference(entries[loss])
+
+
+def weights(name: str = "weights") -> str:
+    """Differences in AP of couplings at each weight, by detector, and their mean."""
+    detectors = trained(name)
+    table: dict[str, dict[str, list[float]]] = {}
+    for detector in detectors:
+        for entry in group(name, detector)[1:]:
+            match = COUPLED.fullmatch(entry["loss"])
+            if match and "AP" in entry["differences"]:
+                value = 100 * entry["differences"]["AP"]["value"]
+                table.setdefault(match["name"], {}).setdefault(match["weight"], []).append(value)
+    columns = sorted({w for of_name in table.values() for w in of_name}, key=float)
+
+    def text(values: list[float]) -> str:
+        each = ", ".join(f"{v:+.1f}" for v in values)
+        return f"{sum(values) / len(values):+.1f} ({each})" if len(values) == len(detectors) else "–"
+
+    rows = [[f"`{loss}`", *(text(of_name.get(w, [])) for w in columns)] for loss, of_name in sorted(table.items())]
+    return markdown_table(["coupling", *(f"weight {w}" for w in columns)], rows)
+
+
+def draw(name: str) -> Path:
+    """One panel per detector: difference in AP with its interval for each loss."""
+    detectors = trained(name)
+    entries = {d: [e for e in group(name, d)[1:] if "AP" in e["differences"]] for d in detectors}
+    height = 0.9 + 0.27 * max(len(e) for e in entries.values())
+    figure, axes = subplots(1, len(detectors), 4.6 * len(detectors), height)
+    for axis, detector in zip(axes, detectors, strict=True):
+        axis.axvline(0, color="0.5", linewidth=1, linestyle="--")
+        for y, entry in enumerate(reversed(entries[detector])):
+            row = entry["differences"]["AP"]
+            color = {"better": "tab:green", "worse": "tab:red"}.get(row["verdict"], "0.35")
+            axis.plot([100 * row["low"], 100 * row["high"]], [y, y], color=color, linewidth=1.6)
+            axis.plot([100 * row["value"]], [y], color=color, marker="o", markersize=4.5)
+        axis.set_yticks(range(len(entries[detector])), [e["loss"] for e in reversed(entries[detector])], fontsize=8)
+        axis.set_title(f"{detector}: AP of default {spread(group(name, detector)[0], 'AP')}", fontsize=9)
+        axis.set_xlabel("difference in points of AP", fontsize=8)
+    path = FOLDER / f"{name}.svg"
+    save(figure, path)
+    return path
+
+
+def copy(folder: Path) -> str:
+    """Copies a study's definition and results, without its runs; returns its name."""
+    target = FOLDER / folder.name
+    (target / "results").mkdir(parents=True, exist_ok=True)
+    for name in ("study.json", "config.yaml"):
+        shutil.copy(folder / name, target / name)
+    for path in (folder / "results").glob("*.json"):
+        shutil.copy(path, target / "results" / path.name)
+    return folder.name
+
+
+def main() -> None:
+    """Copies results if asked, and draws the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("studies", type=Path, nargs="*", help="folders of studies to copy results from")
+    for folder in parser.parse_args().studies:
+        print(f"copied {copy(folder)}")
+    for path in sorted(FOLDER.glob("*/study.json")):
+        print(f"drawn: {draw(path.parent.name)}")
+
+
+if __name__ == "__main__":
+    main()
