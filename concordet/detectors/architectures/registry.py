@@ -16,6 +16,7 @@ from concordet.detectors.architectures.set_prediction import co_detr, deformable
 from concordet.detectors.architectures.two_stage import cascade_rcnn, faster_rcnn, mask_rcnn
 from concordet.detectors.base import Detector
 from concordet.detectors.networks.backbones import Size
+from concordet.detectors.networks.weights import is_torchvision_name
 from concordet.detectors.parts.postprocess import PostProcess
 from concordet.errors import UsageError, unknown
 from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
@@ -131,7 +132,8 @@ def build_detector(
             for SSD and RefineDet VGG-16. Nano detectors have one small backbone and take no other.
         weights: File or torchvision enumeration, for the whole detector or for its backbone, for DETR and
             Deformable DETR also a folder written by Transformers' ``save_pretrained``; None starts from scratch.
-            With weights, batch norms and the first two stages are frozen, as in torchvision.
+            With weights, batch norms and the first two stages are frozen, as in torchvision. Nano detectors take only
+            weights of the same detector.
         image_size: Size of the network's input in pixels. Most detectors keep the shape of images: (shorter, longer)
             are the most that their sides may have, one number is the shorter side, with the longer one in the same
             proportion as the default's; None is (800, 1333), nano (240, 320). SSD, DSSD, RefineDet and YOLACT stretch
@@ -167,6 +169,11 @@ def build_detector(
         raise ValueError(unknown("size", size, get_args(Size)))
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}; count foreground classes only")
+    if size == "nano" and (isinstance(weights, WeightsEnum) or is_torchvision_name(weights)):
+        raise UsageError(
+            f"weights must be a checkpoint of the same detector where size is nano, got {weights}, of a full-size"
+            " network; leave weights out, or use size full"
+        )
     defaults = entry.options(size)
     known = [*defaults, *(f.name for f in fields(PostProcess))]
     for option in options:

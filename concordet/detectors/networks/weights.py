@@ -43,8 +43,18 @@ def load_weights(model: nn.Module, weights: str | Path | WeightsEnum) -> None:
         _copy(body, state, name)
 
 
+def is_torchvision_name(weights: object) -> bool:
+    """Whether this is the name of a torchvision enumeration.
+
+    Example:
+        >>> is_torchvision_name("ResNet50_Weights.IMAGENET1K_V1"), is_torchvision_name("last.ckpt")
+        (True, False)
+    """
+    return isinstance(weights, str) and not Path(weights).exists() and "_Weights." in weights
+
+
 def _read(weights: str | Path | WeightsEnum) -> Mapping[str, Tensor]:
-    if isinstance(weights, str) and not Path(weights).exists() and "_Weights." in weights:
+    if is_torchvision_name(weights):
         try:
             weights = get_weight(weights)
         except (ValueError, KeyError, AttributeError) as error:

@@ -135,7 +135,8 @@ class TrainConfig:
         loss: Name of the loss, optionally with couplings, such as focal+concordance(0.3); see `concordet list losses`.
         backbone: Name of the backbone; by default the published one.
         weights: Initial weights: a checkpoint of the same detector, size and classes, a file with torchvision's
-            weights, or their name (ResNet50_Weights.IMAGENET1K_V1); by default random.
+            weights, or their name (ResNet50_Weights.IMAGENET1K_V1); by default random. Nano detectors take only a
+            checkpoint.
         image_size: Size of the network's input in pixels: [shorter, longer] side for detectors that keep the aspect
             ratio, [height, width] for SSD, DSSD, RefineDet and YOLACT, or one number; the default depends on the
             detector.

@@ -194,7 +194,7 @@ def _resume(config: TrainConfig, out: Path) -> ResumePoint | None:
         if name not in MAY_CHANGE and before[name] != value:
             raise UsageError(
                 f"{name} must be {before[name]}, with which the run in {out} was started, got {value}; leave it out, "
-                "or start another run with another --out"
+                f"or start another run from its weights with --out NEW --weights {out}"
             )
     return resume_point(out)
 
