@@ -56,8 +56,7 @@ def table(rows: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> 
     losses, seeds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("loss", "seed"))
     lines = []
     for metric in METRICS:
-        timing = metric.key == "seconds_per_iteration"  # depends on what else the machine did
-        if timing or metric.key not in rows[0] or (keys is not None and metric.key not in keys):
+        if metric.is_timing or metric.key not in rows[0] or (keys is not None and metric.key not in keys):
             continue
         first: list[float] | None = None
         cells = []

@@ -45,6 +45,7 @@ class Metric:
         significant: Significant digits to print instead of ``decimals``.
         of_true_positives: Function that computes it, for all classes together and for each class; None for a metric
             that :mod:`concordet.measures.summary` computes in another way.
+        is_timing: Whether it depends on what else the machine did, so that no value is called better.
 
     Example:
         >>> ap = METRICS[0]
@@ -63,6 +64,7 @@ class Metric:
     tables: tuple[Table, ...] = ()
     significant: int | None = None
     of_true_positives: OfTruePositives | None = None
+    is_timing: bool = False
 
     @property
     def arrow(self) -> str:
@@ -259,7 +261,7 @@ TABLE: Final[tuple[Metric, ...]] = (
     Metric("lrp_threshold", "Threshold", "neither", 1, 3, "",
            "Score at which LRP is lowest: the best score threshold.", "", ("classes",), significant=3),
     Metric("seconds_per_iteration", "s / iteration", "lower", 1, 3, "seconds",
-           "Seconds per training step, on the machine that trained the run.", "", ("runs",)),
+           "Seconds per training step, on the machine that trained the run.", "", ("runs",), is_timing=True),
 )  # fmt: skip
 """Every metric that concordet reports."""
 
@@ -306,8 +308,9 @@ def metrics_of(runs: Iterable[Mapping[str, Any]]) -> tuple[Metric, ...]:
 
 
 def present(metrics: Sequence[Metric], values: Mapping[str, object]) -> tuple[Metric, ...]:
-    """The metrics that the values contain, defined or not: APr only with LVIS, for example."""
-    return tuple(metric for metric in metrics if metric.key in values)
+    """The metrics that the values contain, defined or not: with LVIS also APr, for example, and AR300 for AR100."""
+    replaced = {"AR100"} if "AR300" in values else set()
+    return tuple(metric for metric in metrics if metric.key in values and metric.key not in replaced)
 
 
 def class_csv(per_class: Sequence[Mapping[str, Any]]) -> str:

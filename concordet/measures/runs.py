@@ -65,6 +65,7 @@ class Run:
         detections: COCO results, or None.
         analysis: Analysis of the detections, or None if they or the ground truth are missing, or were not analyzed.
         samples: Picture file by image id.
+        scores: Whether scores are calibrated, in words; "" if it was not recorded.
         notes: One sentence for each thing that cannot be shown.
     """
 
@@ -86,6 +87,7 @@ class Run:
     detections: list[dict[str, Any]] | None = None
     analysis: Analysis | None = None
     samples: dict[int | str, Path] = field(default_factory=dict)
+    scores: str = ""
     notes: list[str] = field(default_factory=list)
 
     def threshold(self, class_name: str) -> float:
@@ -146,6 +148,7 @@ def read_run(folder: Path) -> Run:
         name=folder.name,
         loss=str(evaluation.get("loss", folder.name)),
         detector=str(evaluation.get("detector", "detector")),
+        scores=str(evaluation.get("scores", "")),
         metrics=evaluation["metrics"],
         reasons={str(key): str(reason) for key, reason in evaluation["reasons"].items()},
         per_class=_named_classes(evaluation["per_class"], class_names),

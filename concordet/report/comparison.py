@@ -82,7 +82,7 @@ def summary(runs: Sequence[Run]) -> list[str]:
     first, others = runs[0], runs[1:]
     ap = BY_KEY["AP"]
     if not others:
-        known = [m for m in _agreement() if not is_missing(first.metrics.get(m.key))]
+        known = [m for m in _agreement([first]) if not is_missing(first.metrics.get(m.key))]
         agreement = listed([f"{m.title} {m.text(first.metrics[m.key])}" for m in known])
         sentences = [f"{first.detector} with {first.name} reaches {ap.text(first.metrics.get('AP'))} AP."]
         return sentences + ([f"Agreement of score and IoU: {agreement}."] if known else [])
@@ -90,7 +90,7 @@ def summary(runs: Sequence[Run]) -> list[str]:
         sentences = [_ap_sentence(first, run) for run in others]
         sentences += [sentence for run in others if (sentence := _agreement_sentence(first, run))]
     else:
-        sentences = [text for metric in (ap, *_agreement()) if (text := _best_sentence(metric, runs))]
+        sentences = [text for metric in (ap, *_agreement(runs)) if (text := _best_sentence(metric, runs))]
     return sentences
 
 
@@ -212,7 +212,7 @@ def class_table(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _cells(metric: Metric, values: Sequence[Any], reasons: Sequence[str | None] = ()) -> list[dict[str, Any]]:
-    best = metric.best(values)
+    best = set() if metric.is_timing else metric.best(values)
     return [
         {
             "value": "" if (shown := number(value)) is None else repr(shown),
@@ -220,11 +220,16 @@ def _cells(metric: Metric, values: Sequence[Any], reasons: Sequence[str | None] 
             "interval": "",
             "best": i in best,
             "difference": metric.difference(values[0], value) if i else "",
-            "verdict": metric.verdict(values[0], value) if i else "unknown",
+            "verdict": _verdict(metric, values[0], value) if i else "unknown",
             "reason": (reasons[i] if reasons else None) if is_missing(value) else None,
         }
         for i, value in enumerate(values)
     ]
+
+
+def _verdict(metric: Metric, reference: Any, value: Any) -> str:
+    verdict = metric.verdict(reference, value)
+    return "same" if metric.is_timing and verdict != "unknown" else verdict
 
 
 def _reason(run: Run, key: str) -> str:
@@ -247,7 +252,7 @@ def _ap_sentence(first: Run, run: Run) -> str:
 
 def _agreement_sentence(first: Run, run: Run) -> str | None:
     parts: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
-    for metric in _agreement():
+    for metric in _agreement([first, run]):
         before, after = first.metrics.get(metric.key), run.metrics.get(metric.key)
         verdict = metric.verdict(before, after)
         if verdict == "same":
@@ -269,8 +274,11 @@ def _best_sentence(metric: Metric, runs: Sequence[Run]) -> str | None:
     return f"{metric.title} is best for {names}: {metric.text(values[best[0]])}{own}."
 
 
-def _agreement() -> list[Metric]:
-    return [BY_KEY[key] for key in ("beta_img", "beta_cls", "AIC_mean")]
+def _agreement(runs: Sequence[Run]) -> list[Metric]:
+    # scores of ranking losses have no scale until they are calibrated
+    raw = any(run.scores.startswith("not calibrated") for run in runs)
+    scale = [] if raw and len({run.loss for run in runs}) > 1 else ["AIC_mean"]
+    return [BY_KEY[key] for key in ("beta_img", "beta_cls", *scale)]
 
 
 def _facts(runs: Sequence[Run]) -> list[str]:

@@ -14,7 +14,7 @@ from concordet.measures import analyze, compare
 from concordet.measures.metrics import METRICS
 from concordet.measures.runs import read_runs, setting_differences
 from concordet.report import comparison_rows, write_comparison
-from concordet.report.comparison import cautions, summary
+from concordet.report.comparison import cautions, metrics_table_rows, summary
 from concordet.report.page import breakable
 
 
@@ -53,6 +53,25 @@ def test_the_summary_says_what_is_worse_as_plainly_as_what_is_better(run_folders
     assert "rank_sort and focal reach the same AP, 41.2." in summary(read_runs([run_folders[0], equal]))
     undefined = build_run(tmp_path / "undefined", loss="ap", metrics={"AP": None})
     assert "cannot be compared" in summary(read_runs([run_folders[0], undefined]))[0]
+
+
+def test_raw_scores_of_different_losses_are_not_compared_by_scale(run_folders):
+    for folder in run_folders:
+        path = folder / "evaluation.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": "not calibrated"}))
+    (sentence,) = [s for s in summary(read_runs(run_folders)) if "agree with IoUs" in s]
+    assert "beta_img" in sentence
+    assert "AIC" not in sentence
+
+
+def test_times_are_not_called_better_or_worse(run_folders, build_run, tmp_path):
+    slower = build_run(tmp_path / "slower", loss="ap", metrics={"seconds_per_iteration": 0.3044, "AP": 0.3})
+    rows = {row["metric"].key: row["cells"] for row in metrics_table_rows(read_runs([run_folders[0], slower]))}
+    cells = rows["seconds_per_iteration"]
+    assert [(cell["text"], cell["difference"]) for cell in cells] == [("0.210", ""), ("0.304", "+0.094")]
+    assert [cell["verdict"] for cell in cells] == ["unknown", "same"]
+    assert not any(cell["best"] for cell in cells)
+    assert rows["AP"][1]["verdict"] == "worse"
 
 
 def test_different_objects_are_no_comparison(run_folders):
