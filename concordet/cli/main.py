@@ -63,9 +63,10 @@ def usage() -> str:
         "other options:\n"
         "  --version      print the version\n\n"
         "exit status:\n"
-        "  0  done\n"
-        "  1  failed: a file, the data, a package or a device is missing or at fault\n"
-        "  2  bad usage: an option is unknown or missing, its value cannot be, or options contradict each other\n\n"
+        "  0    done\n"
+        "  1    failed: a file, the data, a package or a device is missing or at fault\n"
+        "  2    bad usage: an option is unknown or missing, its value cannot be, or options contradict each other\n"
+        "  130  stopped by Ctrl-C or SIGTERM\n\n"
         f"example:\n  {EXAMPLE}\n"
     )
 
@@ -98,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             import_module(f"concordet.cli.commands.{words[0]}").run(words[1:])
         # errors of buffered output must be raised here, where they change the exit status
         sys.stdout.flush()
+    except BrokenPipeError:
+        # otherwise Python would report the closed output when it exits; like other programs before head, say nothing
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException as error:
@@ -167,10 +172,6 @@ def complain(message: str, status: int) -> int:
 
 def sentence(error: BaseException) -> str:
     """The error as one line for the user."""
-    if isinstance(error, BrokenPipeError):
-        # otherwise Python would report the closed output again when it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return "the output was closed before everything was written"
     if isinstance(error, KeyboardInterrupt) or _is_stopped_worker(error):
         return "stopped"
     text = " ".join(_original(str(error)).split())

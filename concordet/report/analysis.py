@@ -127,7 +127,7 @@ def analysis_page(
     """The page as text; arguments are those of :func:`write_analysis`, and ``folder``, which links are relative to."""
     values = analysis.to_dict()
     cases, worst = values["disagreements"], values["images"]
-    notes = [str(note) for note in values["notes"]]
+    notes, doubts = [str(note) for note in values["notes"]], analysis.evidence.dataset.doubts
     pictures, image_pictures, source = [], [], None
     if images is not None:
         source = Pictures(Path(images), analysis.images, allow_outside=allow_outside)
@@ -172,6 +172,7 @@ def analysis_page(
         image_rows=image_rows(values, linker(source, folder)),
         cases=[_case(case) for case in cases[:CASES]],
         notes=notes,
+        doubts=doubts,
     )  # fmt: skip
 
 

@@ -322,7 +322,7 @@ def test_sigterm_is_ctrl_c(capsys, monkeypatch):
 
 
 def test_output_that_nobody_reads(capfd, monkeypatch):
-    """`concordet list | head -1`: no second complaint when Python closes the output."""
+    """`concordet list | head -1`: no complaint, also none when Python closes the output."""
 
     def fail(words):
         raise BrokenPipeError(32, "Broken pipe")
@@ -330,4 +330,4 @@ def test_output_that_nobody_reads(capfd, monkeypatch):
     monkeypatch.setattr("concordet.cli.commands.list.run", fail)
     monkeypatch.setattr("os.dup2", lambda first, second: None)
     assert main(["list"]) == 1
-    assert "the output was closed" in capfd.readouterr().err
+    assert capfd.readouterr() == ("", "")

@@ -180,7 +180,7 @@ def test_duplicate_ids_lose_no_object():
     report = evaluate_detections(truth, found)
     assert report["AP"] == expected["AP"]
     assert report["n_objects"] == expected["n_objects"]
-    assert [note.split(" repeat")[0] for note in report["notes"]] == ["1 images", "1 categories", "79 annotations"]
+    assert [note.split(" repeat")[0] for note in report["notes"]] == ["1 image", "1 category", "79 annotations"]
 
 
 def test_ids_of_zero_are_as_good_as_any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def run(words: list[str]) -> None:
 
             print(comparison_sentence(difference, names["title"], names["other"]))
         print(analysis.sentence)
-        print_metrics(values)
+        print_metrics(values, analysis.evidence.dataset.doubts)
         if args.html is not None:
             print(f"page: {args.html}")
         if args.csv is not None:
@@ -132,8 +133,13 @@ def _is_calibrated(path: Path) -> bool:
         return b'"raw_score"' in file.read(2000)
 
 
-def print_metrics(values: dict[str, Any]) -> None:
-    """Prints a table of the metrics by group, with differences to a second results file if there is one."""
+def print_metrics(values: dict[str, Any], doubts: Sequence[str] = ()) -> None:
+    """Prints a table of the metrics by group, with differences to a second results file if there is one.
+
+    Args:
+        values: Values by metric, and notes.
+        doubts: Notes that suggest a mistake in the input; red on a terminal.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -160,9 +166,12 @@ def print_metrics(values: dict[str, Any]) -> None:
             if len(headings) > 1:
                 cells.append("" if not ends else " to ".join(map(metric.text, ends)))
             table.add_row(metric.heading, *cells)
-    Console().print(table)
+    console = Console()
+    console.print(table)
     for metric in present(ANALYSIS, values):
         if values[metric.key] is None and metric.key in values.get("reasons", {}):
             print(f"{metric.title} is undefined: {values['reasons'][metric.key]}")
     for note in values.get("notes") or []:
-        print(f"note: {note}")
+        console.print(
+            f"note: {note}", style="red" if note in doubts else None, markup=False, highlight=False, soft_wrap=True
+        )

@@ -124,10 +124,15 @@ def run(words: list[str]) -> None:
         for reason in done.unreadable.values():
             note(f"skipped: {reason}", min_verbosity=QUIET)
         scores = "calibrated scores" if done.calibrated else "raw scores"
-        print(f"{len(done.results)} detections in {done.images} images, {scores}")
+        print(f"{_count(len(done.results), 'detection')} in {_count(done.images, 'image')}, {scores}")
         if done.pictures:
-            print(f"pictures: {done.pictures[0].parent}, {done.drawn} detections drawn {done.drawn_from}")
+            drawn = f"{_count(done.drawn, 'detection')} drawn {done.drawn_from}"
+            print(f"pictures: {done.pictures[0].parent}, {drawn}")
         if out is not None and out != "-":
             print(f"results: {out}")
     if out is not None:
         write_json(out, done.results, indent=None)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -38,10 +38,11 @@ def read_dataset(
     if iou_type not in ("bbox", "segm"):
         raise ValueError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
     notes: list[str] = []
+    doubts: list[str] = []
     truth, gt_name = _truth(ground_truth, notes)
     gt = annotation_columns(truth["annotations"], f"{gt_name}: annotation", scored=False)
     truth = {key: value for key, value in truth.items() if key != "annotations"}  # a gigabyte for a million records
-    dt, dt_name = _detections(detections, truth, gt_name, notes)
+    dt, dt_name = _detections(detections, truth, gt_name, doubts)
     images = _images(truth, gt_name, gt, dt, notes)
     classes = _classes(truth, gt_name, gt, dt, notes)
     if lvis:
@@ -53,18 +54,19 @@ def read_dataset(
     _require_known(gt_images, gt.image_ids, f"{gt_name}: annotation", "image_id", "images")
     _require_known(gt_classes, gt.class_ids, f"{gt_name}: annotation", "category_id", "categories")
     dt_images, dt_classes = _indices(dt.image_ids, image_ids), _indices(dt.class_ids, class_ids)
-    rows = _known_rows(dt, dt_images, dt_classes, dt_name, gt_name, notes)
-    notes += lvis_notes(images, lvis)
-    notes += box_notes(gt.boxes, gt_images, images, "annotations")
-    notes += box_notes(dt.boxes[rows], dt_images[rows], images, "detections") + score_notes(dt.scores[rows])
+    rows = _known_rows(dt, dt_images, dt_classes, dt_name, gt_name, doubts)
+    doubts += lvis_notes(images, lvis)
+    doubts += box_notes(gt.boxes, gt_images, images, "annotations")
+    doubts += box_notes(dt.boxes[rows], dt_images[rows], images, "detections") + score_notes(dt.scores[rows])
     if iou_type == "bbox" and len(dt) and not dt.has_boxes:
         notes.append("the detections have masks and no boxes: the boxes around the masks are evaluated")
     if gt.n_duplicate_ids:
-        notes.append(f"{gt.n_duplicate_ids} annotations repeat an id; each counts as a separate object")
+        notes.append(f"{_repeats(gt.n_duplicate_ids, 'annotation')} an id; each counts as a separate object")
     if gt.n_ignore:
+        verbs = ("has", "counts as an object") if gt.n_ignore == 1 else ("have", "count as objects")
         notes.append(
-            f"{gt.n_ignore} annotations have ignore without iscrowd and count as objects, as in pycocotools;"
-            " give them iscrowd 1 to leave their regions out"
+            f"{_count(gt.n_ignore, 'annotation')} {verbs[0]} ignore without iscrowd and {verbs[1]}, as in pycocotools;"
+            " iscrowd 1 would leave out the region"
         )
     if iou_type == "segm":
         _require_sizes(images, gt_name)
@@ -102,14 +104,15 @@ def read_dataset(
         iou_type=iou_type,
         lvis=lvis,
         n_read=n_read,
-        notes=notes,
+        notes=[*doubts, *notes],
+        doubts=doubts,
         dt_file=dt_name if isinstance(detections, str | os.PathLike) else "",
     )
     return whole if len(rows) == len(dt) else whole.only(rows)
 
 
-def _known_rows(dt: Columns, dt_images: Ints, dt_classes: Ints, dt_name: str, gt_name: str, notes: list[str]) -> Ints:
-    # detections on images and of classes that the ground truth lists; a note counts the others
+def _known_rows(dt: Columns, dt_images: Ints, dt_classes: Ints, dt_name: str, gt_name: str, doubts: list[str]) -> Ints:
+    # detections on images and of classes that the ground truth lists; a doubt counts the others
     on_image = dt_images >= 0
     if len(dt) and not on_image.any():
         raise ValueError(
@@ -124,7 +127,7 @@ def _known_rows(dt: Columns, dt_images: Ints, dt_classes: Ints, dt_name: str, gt
         )
     if not on_image.all():
         missing = len(np.unique(dt.image_ids[~on_image]))
-        notes.append(
+        doubts.append(
             f"{_count(int((~on_image).sum()), 'detection')} on {_count(missing, 'image')} that the ground truth lacks"
             f" {_were(int((~on_image).sum()))} left out"
         )
@@ -133,7 +136,7 @@ def _known_rows(dt: Columns, dt_images: Ints, dt_classes: Ints, dt_name: str, gt
         ids, counts = np.unique(dt.class_ids[unknown], return_counts=True)
         names = [_class_name(dt, ident) for ident in ids[np.argsort(-counts, kind="stable")].tolist()]
         listed = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
-        notes.append(
+        doubts.append(
             f"{_count(len(unknown), 'detection')} of {_count(len(ids), 'category', 'categories')} that the ground truth"
             f" lacks ({listed}) {_were(len(unknown))} left out"
         )
@@ -146,6 +149,10 @@ def _class_name(dt: Columns, ident: int) -> str:
 
 def _count(n: int, noun: str, plural: str | None = None) -> str:
     return f"{n} {noun}" if n == 1 else f"{n} {plural or noun + 's'}"
+
+
+def _repeats(n: int, noun: str, plural: str | None = None) -> str:
+    return f"{_count(n, noun, plural)} {'repeats' if n == 1 else 'repeat'}"
 
 
 def _were(n: int) -> str:
@@ -183,13 +190,13 @@ def _truth(source: Any, notes: list[str]) -> tuple[dict[str, Any], str]:
     return truth, name
 
 
-def _detections(source: Any, truth: dict[str, Any], gt_name: str, notes: list[str]) -> tuple[Columns, str]:
+def _detections(source: Any, truth: dict[str, Any], gt_name: str, doubts: list[str]) -> tuple[Columns, str]:
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         images, classes = _listed(truth, "images", gt_name), _listed(truth, "categories", gt_name)
         if images is None or classes is None:
             raise ValueError(f"{gt_name} must list images and categories, which text files name; add both lists")
         columns, own = read_text_folder(Path(source), images, classes)
-        notes += own
+        doubts += own
         return columns, Path(source).name
     if isinstance(source, str | os.PathLike):
         name = Path(source).name
@@ -239,7 +246,7 @@ def _images(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: l
         return [{"id": int(i)} for i in np.union1d(gt.image_ids, dt.image_ids)]
     unique = {record["id"]: record for record in reversed(records)}
     if len(unique) < len(records):
-        notes.append(f"{len(records) - len(unique)} images repeat an id; the first of each is used")
+        notes.append(f"{_repeats(len(records) - len(unique), 'image')} an id; the first of each is used")
     return [unique[i] for i in sorted(unique)]
 
 
@@ -257,7 +264,9 @@ def _classes(truth: dict[str, Any], name: str, gt: Columns, dt: Columns, notes: 
                 f"{name}: category id {record['id']} must have one name, got {known!r} and {label!r}; split it"
             )
     if len(unique) < len(records):
-        notes.append(f"{len(records) - len(unique)} categories repeat an id; the first of each is used")
+        notes.append(
+            f"{_repeats(len(records) - len(unique), 'category', 'categories')} an id; the first of each is used"
+        )
     return [unique[i] for i in sorted(unique)]
 
 
@@ -304,7 +313,8 @@ def _with_mask_areas(gt: Columns, areas: Floats, images: list[dict[str, Any]]) -
 def _require_lvis(images: list[dict[str, Any]], name: str) -> None:
     if not any("neg_category_ids" in image for image in images):
         raise ValueError(
-            f"{name}: images must have neg_category_ids, got none; give a file of LVIS or judge without its rules"
+            f"{name}: images must have neg_category_ids, got none; name an LVIS annotation file, or"
+            " evaluate without LVIS's rules"
         )
     for image in images:
         for key in ("neg_category_ids", "not_exhaustive_category_ids"):
@@ -329,7 +339,9 @@ def _require_sizes(images: list[dict[str, Any]], name: str) -> None:
 class Dataset:
     """Aligned columns: ``*_images`` and ``*_classes`` index ``image_ids`` and ``class_ids``; boxes are xywh.
 
-    ``dt_file`` is the name of the file of the detections, for messages; "" if they are not from a file.
+    ``notes`` says what was done with the input. ``doubts`` are those of them that suggest a mistake, such as
+    detections on unknown images. ``dt_file`` is the name of the file of the detections, for messages; "" if they are
+    not from a file.
     """
 
     images: list[dict[str, Any]]
@@ -353,6 +365,7 @@ class Dataset:
     lvis: bool
     n_read: int
     notes: list[str]
+    doubts: list[str]
     dt_file: str = ""
 
     @property

@@ -39,7 +39,8 @@ def read_text_truth(folder: Path) -> tuple[dict[str, Any], list[str]]:
     n_difficult = sum(difficult for *_, difficult in rows)
     notes = []
     if n_difficult:
-        notes.append(f"{n_difficult} difficult objects count as crowd regions: detections there are ignored")
+        count = "object counts as a crowd region" if n_difficult == 1 else "objects count as crowd regions"
+        notes.append(f"{n_difficult} difficult {count}: detections there are ignored")
     truth = {
         "images": [{"id": i, "file_name": file.stem} for i, file in enumerate(files, 1)],
         "categories": [{"id": i, "name": name} for name, i in names.items()],
