@@ -124,10 +124,15 @@ def test_the_readme_names_checkpoints_in_one_way_and_prediction_in_python():
         "its AIC says nothing",
         "Names add up",
         "in models that you already have",
+        "says what AP the same boxes would have",
+        "the auxiliary heads that couplings replace",
+        "is done again",
+        "may be given anew",
     ],
 )
 def test_sentences_that_made_a_reader_stumble_are_gone(sentence):
-    assert sentence not in " ".join(README.split())
+    for text in (README, (ROOT / "docs" / "training.md").read_text(encoding="utf-8")):
+        assert sentence not in " ".join(text.split())
 
 
 @pytest.mark.parametrize(
@@ -171,6 +176,18 @@ def test_near_misses_are_named(words, sentence, tmp_path, capsys):
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert sentence in error
     assert "unexpected" not in error
+
+
+def test_nano_detectors_take_no_weights_of_full_size_networks(tmp_path, capsys, monkeypatch):
+    def download(*args, **kwargs):
+        raise AssertionError("nothing is downloaded for a network that cannot take it")
+
+    monkeypatch.setattr("torchvision.models.WeightsEnum.get_state_dict", download)
+    root = str(voc_one_folder(tmp_path / "pets"))
+    words = ["--size", "nano", "--weights", "ResNet50_Weights.IMAGENET1K_V1", "--out", str(tmp_path / "run")]
+    assert main(["train", root, *words]) == 2
+    assert "weights must be a checkpoint of the same detector where size is nano" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("words", [["--image_size", "64"], ["--image_size", "48", "64"], ["--image_size", "[48, 64]"]])
@@ -238,6 +255,37 @@ def test_resuming_says_where_it_goes_on(watched, tmp_path, capsys):
     assert f"{copied}: all 6 updates are done" in capsys.readouterr().err
 
 
+def test_more_epochs_are_another_run_from_the_weights_of_this_one(watched, tmp_path, capsys):
+    assert main(["train", "--resume", str(watched[0]), "--optim.epochs", "4"]) == 2
+    error = capsys.readouterr().err
+    assert f"optim.epochs must be 3, with which the run in {watched[0]} was started, got 4" in error
+    assert f"start another run from its weights with --out NEW --weights {watched[0]}" in error
+
+
+def test_work_on_images_is_counted_where_there_is_no_bar(capsys, monkeypatch):
+    from concordet.engine.evaluation import progress
+
+    monkeypatch.setattr("concordet.engine.evaluation.seconds_between_lines", lambda: 0.0)
+    monkeypatch.setattr("concordet.engine.evaluation.shows_bars", lambda: False)
+    assert list(progress("abc", "detecting")) == ["a", "b", "c"]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.rpartition(",")[0] for line in lines] == [f"detecting: {done} of 3" for done in range(3)]
+    assert all(line.endswith(" left") for line in lines)
+
+
+def test_prediction_says_from_which_score_it_draws(watched, tmp_path, capsys):
+    image = str(tmp_path / "new.png")
+    Image.new("RGB", (64, 48)).save(image)
+    for more, words in (
+        ([], "above the threshold of their class"),
+        (["--threshold", "1"], "with a score of at least 1"),
+    ):
+        assert main(["predict", str(watched[0]), image, "--draw", str(tmp_path / "drawn"), *more]) == 0
+        out = capsys.readouterr().out
+        assert "in 1 image, " in out
+        assert re.search(rf"\d+ detections? drawn {words}", out)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_have_the_status_of_a_shell(number, monkeypatch, capsys):
     import os
@@ -263,6 +311,11 @@ def test_a_wrapped_model_is_answered_with_what_to_do():
     model = torch.nn.DataParallel(fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3))
     with pytest.raises(ValueError, match="module"):
         install(model, "rank_sort")
+
+
+def test_the_guide_to_existing_models_names_the_package_of_the_trainer():
+    guide = " ".join((ROOT / "docs" / "install.md").read_text(encoding="utf-8").split())
+    assert "the `Trainer` also needs the package `accelerate`" in guide
 
 
 def test_bool_labels_are_labels():

@@ -72,6 +72,11 @@ def rank_sort_gradients(record, factor=1.0):
     return torch.autograd.grad(factor * (ranking + box * (ranking / box).detach()), (logits, boxes))
 
 
+def test_the_box_term_of_rank_sort_has_the_value_of_its_classification_terms():
+    terms = losses_of(install(torchvision_model("FCOS"), "rank_sort").train(), *batch(3))
+    torch.testing.assert_close(terms["loss_box"], terms["loss_ranking"] + terms["loss_sorting"])
+
+
 @pytest.mark.parametrize("name", TORCHVISION)
 class TestEveryModel:
     def test_ours_alone_trains(self, name, no_own_loss):
