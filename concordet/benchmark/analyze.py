@@ -106,14 +106,14 @@ def run_cases(cases: list[Case], *, repeats: int = 3, slow_up_to: int = 500_000)
 
 def run(words: list[str]) -> None:
     """``concordet benchmark analyze``: runs the cases, prints them, and writes the files asked for."""
-    parser = Parser(
-        prog="concordet benchmark analyze",
-        description=__doc__,
-        epilog="example: concordet benchmark analyze --cases small --json analyze.json",
+    parser = Parser("concordet benchmark analyze", __doc__ or "", "--cases small --json analyze.json")
+    parser.add_outputs("CSV file to write.")
+    parser.add_argument(
+        "--cases", nargs="+", choices=sorted(CASES), default=list(CASES), help="Sizes of the data (default: all)."
     )
-    parser.add_outputs("CSV file to write")
-    parser.add_argument("--cases", nargs="+", choices=sorted(CASES), default=list(CASES), help="sizes (default: all)")
-    parser.add_argument("--repeats", type=as_count, default=3, help="runs per case; pycocotools runs once (default: 3)")
+    parser.add_argument(
+        "--repeats", type=as_count, default=3, metavar="N", help="Runs per case; pycocotools runs once (default: 3)."
+    )
     options = parser.parse_args(words)
     check_files(options.out, options.json, force=options.force)
     rows = run_cases([CASES[name] for name in options.cases], repeats=options.repeats)

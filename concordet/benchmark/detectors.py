@@ -200,24 +200,37 @@ def run(words: list[str]) -> None:
     from concordet.losses import build_criterion
 
     default = Options(tuple(list_detectors()))
-    parser = Parser(
-        prog="concordet benchmark detectors",
-        description=__doc__,
-        epilog="example: concordet benchmark detectors --size nano --detectors fcos atss",
+    parser = Parser("concordet benchmark detectors", __doc__ or "", "--size nano --detectors fcos atss")
+    parser.add_argument(
+        "--detectors",
+        nargs="+",
+        choices=default.detectors,
+        default=default.detectors,
+        metavar="NAME",
+        help="Detectors (default: all).",
     )
     parser.add_argument(
-        "--detectors", nargs="+", choices=default.detectors, default=default.detectors, help="detectors (default: all)"
+        "--losses", nargs="+", default=default.losses, metavar="NAME", help="Losses to compare with the default one."
     )
-    parser.add_argument("--losses", nargs="+", default=default.losses, help="losses to compare with the default one")
-    parser.add_argument("--size", choices=("full", "nano"), default=default.size, help="default: full")
-    parser.add_argument("--side", type=as_count, help="image side in pixels (default: 256, nano 128)")
-    parser.add_argument("--batch", type=as_count, default=default.batch, help="images per step (default: 2)")
-    parser.add_argument("--classes", type=as_count, default=default.classes, help="number of classes (default: 80)")
-    parser.add_argument("--rounds", type=as_count, default=default.rounds, help="steps per loss (default: 7)")
-    parser.add_argument("--threads", type=as_count, default=default.threads, help="PyTorch threads (default: 2)")
-    parser.add_argument("--device", type=as_device, default=default.device, help="cpu or cuda")
-    parser.add_outputs("CSV file (default: detectors.csv, or the next free name)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print this CSV file as a table")
+    parser.add_argument(
+        "--size", choices=("full", "nano"), default=default.size, help="Size of the detectors (default: full)."
+    )
+    parser.add_argument("--side", type=as_count, metavar="PIXELS", help="Side of the images (default: 256, nano 128).")
+    parser.add_argument(
+        "--batch", type=as_count, default=default.batch, metavar="N", help="Images per step (default: 2)."
+    )
+    parser.add_argument(
+        "--classes", type=as_count, default=default.classes, metavar="N", help="Number of classes (default: 80)."
+    )
+    parser.add_argument(
+        "--rounds", type=as_count, default=default.rounds, metavar="N", help="Steps per loss (default: 7)."
+    )
+    parser.add_argument(
+        "--threads", type=as_count, default=default.threads, metavar="N", help="Number of PyTorch threads (default: 2)."
+    )
+    parser.add_argument("--device", type=as_device, default=default.device, help="cpu or cuda (default: cpu).")
+    parser.add_outputs("CSV file to write (default: detectors.csv, or the next free name).")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="Measure nothing; print this CSV file as a table.")
     values = vars(parser.parse_args(words))
     if source := values.pop("table"):
         print(markdown(read_rows(source, "detector", "concordet benchmark detectors")))

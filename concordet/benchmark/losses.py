@@ -207,24 +207,33 @@ def main(options: Options, json_out: Path | None = None) -> list[dict[str, Any]]
 def run(words: list[str]) -> None:
     """``concordet benchmark losses``."""
     default = Options()
-    parser = Parser(
-        prog="concordet benchmark losses",
-        description=__doc__,
-        epilog="example: concordet benchmark losses --logits 100000 --shares 0.01 --budget 1",
-    )
+    parser = Parser("concordet benchmark losses", __doc__ or "", "--logits 100000 --shares 0.01 --budget 1")
     parser.add_argument(
         "--study", choices=list(STUDIES), default=default.study,
-        help="grid of sizes, or one large case of 100 million logits (default: grid)",
+        help="Grid of sizes, or one large case of 100 million logits (default: grid).",
     )  # fmt: skip
-    parser.add_argument("--logits", type=as_count, nargs="+", default=default.logits, help="numbers of logits")
     parser.add_argument(
-        "--shares", type=as_share, nargs="+", default=default.shares, help="shares of positives, 0 to 1"
+        "--logits", type=as_count, nargs="+", default=default.logits, metavar="N", help="Numbers of logits."
     )
-    parser.add_argument("--threads", type=as_count, default=default.threads, help="PyTorch threads (default: 2)")
-    parser.add_argument("--budget", type=as_seconds, default=default.budget, help="seconds per cell (default: 3)")
-    parser.add_argument("--device", type=as_device, default=default.device, help="cpu, or cuda for the grid on a GPU")
-    parser.add_outputs("CSV file (default: losses[_STUDY].csv, or the next free name)")
-    parser.add_argument("--table", type=Path, metavar="FILE", help="measure nothing; print this CSV file as a table")
+    parser.add_argument(
+        "--shares",
+        type=as_share,
+        nargs="+",
+        default=default.shares,
+        metavar="NUMBER",
+        help="Shares of positives, 0 to 1.",
+    )
+    parser.add_argument(
+        "--threads", type=as_count, default=default.threads, metavar="N", help="Number of PyTorch threads (default: 2)."
+    )
+    parser.add_argument(
+        "--budget", type=as_seconds, default=default.budget, metavar="SECONDS", help="Time per cell (default: 3)."
+    )
+    parser.add_argument(
+        "--device", type=as_device, default=default.device, help="cpu, or cuda for the grid on a GPU (default: cpu)."
+    )
+    parser.add_outputs("CSV file to write (default: losses[_STUDY].csv, or the next free name).")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="Measure nothing; print this CSV file as a table.")
     values = vars(parser.parse_args(words))
     suffix = "" if values["study"] == "grid" else f"_{values['study']}"
     out = values.pop("out") or free_name(f"losses{suffix}.csv")

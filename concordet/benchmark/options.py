@@ -13,13 +13,29 @@ from concordet.files import check_new, writable
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser; a mistake in the options is a :class:`~concordet.errors.UsageError`."""
+    """argparse's parser with help as in the other commands; a mistake in the options is a
+    :class:`~concordet.errors.UsageError`.
+
+    Args:
+        program: Name of the command.
+        description: What it measures; the docstring of its module.
+        example: Arguments of an example.
+    """
+
+    def __init__(self, program: str, description: str, example: str) -> None:
+        super().__init__(
+            prog=program,
+            description=description.replace("``", ""),
+            epilog=f"example: {program} {example}",
+            add_help=False,
+        )
+        self.add_argument("-h", "--help", action="help", help="Show this help and exit.")
 
     def add_outputs(self, out_help: str) -> None:
         """Adds the files to write, and whether they may replace others."""
         self.add_argument("--out", type=Path, metavar="FILE", help=out_help)
-        self.add_argument("--json", type=Path, metavar="FILE", help="JSON file with the environment and the rows")
-        self.add_argument("--force", action="store_true", help="overwrite files that exist")
+        self.add_argument("--json", type=Path, metavar="FILE", help="JSON file for the environment and the rows.")
+        self.add_argument("--force", action="store_true", help="Overwrite files that exist.")
 
     def error(self, message: str) -> NoReturn:
         """Raises, where argparse would print the usage and exit."""

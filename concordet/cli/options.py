@@ -28,11 +28,13 @@ _TYPES = {
 
 # last part of an option's name to the metavar in its help
 _VALUES = {
-    **dict.fromkeys(("config", "json", "html", "plugins", "weights", "annotations", "apply", "raw", "compare"), "FILE"),
+    **dict.fromkeys(("config", "json", "html", "csv", "plugins", "weights", "annotations"), "FILE"),
+    **dict.fromkeys(("apply", "raw", "compare", "results"), "FILE"),
     **dict.fromkeys(("train_annotations", "val_annotations"), "FILE"),
     **dict.fromkeys(("images", "train_images", "val_images", "root", "draw"), "FOLDER"),
     **dict.fromkeys(("detector", "loss", "backbone", "preset", "name", "method", "iou_type", "logger"), "NAME"),
-    **dict.fromkeys(("train_split", "val_split", "split"), "NAME"),
+    **dict.fromkeys(("train_split", "val_split", "split", "accelerator", "format", "which"), "NAME"),
+    **dict.fromkeys(("losses", "detectors"), "NAME"),
     **dict.fromkeys(("options", "train_options", "val_options", "paper"), "'{NAME: VALUE}'"),
     "classes": "NAMES",
     "image_size": "PIXELS",
@@ -147,7 +149,8 @@ class Parser(ArgumentParser):
             "--max_dets",
             "--max-dets",
             type=int | None,
-            help="Maximum number of detections per image; by default 100, with --lvis 300.",
+            help="Number of detections to keep, highest scores first; by default 100 per image and class, with --lvis "
+            "300 per image.",
         )
 
     def add_reading(self) -> None:

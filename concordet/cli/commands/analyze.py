@@ -18,7 +18,7 @@ def parser() -> Parser:
         "concordet analyze instances_val2017.json results.json --images val2017 --html report.html --json out.json",
         "concordet analyze annotations.json ours.json --compare theirs.json",
     )
-    options.add_argument("ground_truth", type=str, help="COCO annotation file.")
+    options.add_argument("ground_truth", type=str, help="COCO annotation file, or a folder of text files.")
     options.add_argument("detections", type=str, help="COCO results file, or a folder of text files.")
     options.add_argument("--html", type=str | None, help="HTML page to write.")
     options.add_argument("--images", type=str | None, help="Folder with the images, to show pictures on the page.")

@@ -20,8 +20,10 @@ def usage() -> str:
     lines = "\n".join(f"  {name:<10} {text}" for name, text in KINDS.items())
     return (
         "usage: concordet benchmark KIND ...\n\n"
-        "Measures the speed of losses, training steps and analyses, compared with the alternatives.\n\n"
-        f"kinds:\n{lines}\n\nexample:\n  concordet benchmark losses\n"
+        "Measures the speed of losses, training steps and analyses, compared with alternatives.\n\n"
+        f"kinds:\n{lines}\n\n"
+        "concordet benchmark KIND --help shows its options.\n\n"
+        "example:\n  concordet benchmark losses\n"
     )
 
 
