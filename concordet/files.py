@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 STANDARD_OUTPUT = ("-", "/dev/stdout")
 """Names of standard output."""
@@ -236,37 +236,48 @@ def write_json(path: str | Path, value: Any, *, indent: int | None = 1) -> None:
 
 
 def read_text(path: str | Path) -> str:
-    """The content of a text file in UTF-8, with or without a byte order mark.
+    """The content of a text file in UTF-8, with or without a byte order mark; lines end with a newline.
 
     Raises:
         ValueError: there is no such file, or it cannot be read as text; the message names it.
     """
-    path = Path(path)
+    return _decoded(_read_bytes(Path(path)), path).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_all(file: BinaryIO) -> bytes:
+    return file.read()
+
+
+def _read_bytes(path: Path, read: Callable[[BinaryIO], bytes] = _read_all) -> bytes:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} must be text in UTF-8, got other bytes at {error.start}; name another file"
-        ) from error
+        with path.open("rb") as file:
+            return read(file)
     except OSError as error:
         raise ValueError(f"{path} must be a readable file, got: {error.strerror}; check the name") from error
     except ValueError as error:  # null byte in the name
         raise ValueError(f"{str(path)!r} must be the name of a file, got: {error}; check the name") from error
 
 
-def read_json(path: str | Path, *, edit: Callable[[str], str] | None = None) -> Any:
+def _decoded(content: bytes, path: str | Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} must be text in UTF-8, got other bytes at {error.start}; name another file"
+        ) from error
+
+
+def read_json(path: str | Path, *, read: Callable[[BinaryIO], bytes] = _read_all) -> Any:
     """The content of a JSON file.
 
     Args:
         path: JSON file.
-        edit: Function of the text before it is parsed, such as one that takes out what is not needed.
+        read: Reads the open file, for example without what is not needed.
 
     Raises:
         ValueError: there is no such file, or it is not valid JSON; the message names the file and the position.
     """
-    text = read_text(path)
-    if edit is not None:
-        text = edit(text)
+    text = _decoded(_read_bytes(Path(path), read), path)
     try:
         with no_garbage_collection():
             return json.loads(text)

@@ -1,5 +1,6 @@
 """Annotation files in COCO's form."""
 
+import io
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from concordet.data import CocoFolder, load_dataset, to_original
+from concordet.data.formats import coco_annotations
 from concordet.data.masks import decode_segmentation, encode_mask
 
 
@@ -228,6 +230,24 @@ def test_missing_files(coco):
     (root / "tiny" / "a.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.jpg: the image file is missing"):
         CocoFolder(root, "tiny", check_images=False)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 40, 10**6])
+def test_polygons_are_left_out_wherever_a_chunk_ends(monkeypatch, chunk):
+    annotations = [
+        {"id": 1, "segmentation": [[1, 2, 3, 4, 5, 6], [7.5, 8e1, 9, 1, 2, 3]], "note": '"segmentation": [[1]]'},
+        {"id": 2, "segmentation": {"counts": [3, 4], "size": [7, 1]}},
+        {"id": 3, "segmentation": [], "bbox": [1, 2, 3, 4]},
+        {"id": 4, "note": "a name without"},
+    ]
+    monkeypatch.setattr(coco_annotations, "_CHUNK", chunk)
+    for text in (json.dumps(annotations), json.dumps(annotations, indent=2), json.dumps(annotations[3:]), "[]"):
+        read = json.loads(coco_annotations._without_polygons(io.BytesIO(text.encode())))
+        expected = json.loads(text)
+        for entry in expected:
+            if entry["id"] == 1:
+                entry["segmentation"] = True
+        assert read == expected
 
 
 def test_files_elsewhere(coco):

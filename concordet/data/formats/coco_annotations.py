@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,12 @@ from concordet.data.masks import check_segmentation
 from concordet.data.paths import Listing
 from concordet.data.records import Annotations, Record
 from concordet.data.splits import split_of
-from concordet.files import read_json
+from concordet.files import no_garbage_collection, read_json
 from concordet.paths import ALLOW, require_file
 
-_POLYGONS: Final = re.compile(r'"segmentation":\s*+\[(?:\s*+\[[0-9eE+\-.,\s]*+\]\s*+,?+)++\]')
+_KEY: Final = b'"segmentation"'
+_CHUNK: Final = 2**24
+_POLYGONS: Final = re.compile(_KEY + rb":\s*+\[(?:\s*+\[[0-9eE+\-.,\s]*+\]\s*+,?+)++\]")
 
 _MAX_ID: Final = 2**63 - 1
 _MAX_SIDE: Final = 10**6
@@ -102,7 +104,7 @@ def read_coco_json(file: Path, masks: bool = True) -> dict[str, Any]:
         file: Annotation file.
         masks: Whether segmentations are needed, which take most of the memory.
     """
-    data = read_json(file, edit=None if masks else _without_polygons)
+    data = read_json(file) if masks else read_json(file, read=_without_polygons)
     for key in ("images", "annotations", "categories"):
         if not isinstance(data, dict) or not isinstance(data.get(key), list):
             raise ValueError(f"{file}: no list {key!r}, which an annotation file in COCO format has; add it")
@@ -111,18 +113,28 @@ def read_coco_json(file: Path, masks: bool = True) -> dict[str, Any]:
     return data
 
 
-def _without_polygons(text: str) -> str:
-    """The text of an annotation file with ``true`` in place of polygons, whose parsing takes most of the time.
+def _without_polygons(file: BinaryIO) -> bytes:
+    """The content of an annotation file with ``true`` in place of polygons, whose parsing takes most of the time.
 
     Only plain lists of polygons are replaced. Strings stay as they are, since quotes within them are escaped.
 
     Example:
-        >>> _without_polygons('{"id": 1, "segmentation": [[1, 2.5, 3, 4, 5, 6], [7, 8]], "name": "[[1]]"}')
-        '{"id": 1, "segmentation": true, "name": "[[1]]"}'
+        >>> import io
+        >>> content = b'{"id": 1, "segmentation": [[1, 2.5, 3, 4, 5, 6], [7, 8]], "name": "[[1]]"}'
+        >>> _without_polygons(io.BytesIO(content))
+        b'{"id": 1, "segmentation": true, "name": "[[1]]"}'
     """
-    return _POLYGONS.sub('"segmentation": true', text)
+    parts, rest = [], b""
+    while chunk := file.read(_CHUNK):
+        rest += chunk
+        cut = rest.rfind(_KEY)  # its polygons may continue in the next chunk
+        cut = max(len(rest) - len(_KEY), 0) if cut < 0 else cut
+        parts.append(_POLYGONS.sub(_KEY + b": true", rest[:cut]))
+        rest = rest[cut:]
+    return b"".join([*parts, _POLYGONS.sub(_KEY + b": true", rest)])
 
 
+@no_garbage_collection()
 def read_annotations(data: dict[str, Any], finder: ImageFinder, masks: bool) -> Annotations:
     """Records in the order of the file's images, and its categories in the order of their ids."""
     file = finder.file
