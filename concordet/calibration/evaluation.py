@@ -20,7 +20,7 @@ from concordet.measures.calibration import (
     localization_aware_ece,
     reliability_bins,
 )
-from concordet.measures.reading.arrays import Bools, Floats
+from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import checked_limit, read_dataset
 from concordet.measures.summary import CALIBRATION_ERRORS, ap_metrics
 
@@ -93,11 +93,27 @@ def evaluate_calibration(
         matched, folds=folds, n_resamples=n_resamples, confidence=confidence, seed=seed, **settings
     )
     calibrated = calibrator.calibrate(dataset.dt_scores, dataset.class_ids[dataset.dt_classes])
-    for side, scores in (("before", None), ("after", calibrated)):
+    for side, scores in (("before", dataset.dt_scores), ("after", calibrated)):
+        if side == "after" and same_order(dataset.dt_scores, calibrated, dataset.dt_classes):
+            report[side]["AP"] = report["before"]["AP"]  # depends on the order within each class only
+            continue
         precision = coco.average_precision(dataset, truth, scores=scores, max_dets=limit, all_areas=False)
         report[side]["AP"] = ap_metrics(precision, slice(None))["AP"]
     report["notes"] = list(dataset.notes)
     return calibrator, report
+
+
+def same_order(first: Floats, second: Floats, classes: Ints) -> bool:
+    """Whether two columns of scores put the detections of each class in the same order, with the same ties.
+
+    Example:
+        >>> same_order(np.array([0.2, 0.9, 0.2]), np.array([0.1, 0.3, 0.1]), np.array([0, 0, 0]))
+        True
+    """
+    order = np.lexsort((first, classes))
+    a, b, c = first[order], second[order], classes[order]
+    same_class = c[1:] == c[:-1]
+    return bool(np.array_equal(np.sign(np.diff(a))[same_class], np.sign(np.diff(b))[same_class]))
 
 
 def evaluate_analysis(
@@ -203,7 +219,8 @@ def compare_scores(
     weights = np.concatenate([np.ones((1, len(matched.image_ids))), weights])  # the first is the value itself
     sides = {"before": before, "after": after}
     report: dict[str, Any] = {side: {} for side in sides} | {"reasons": {}, "intervals": {}}
-    draws = {side: _errors(matched, scores, kept, weights) for side, scores in sides.items()}
+    sums = _Sums(matched, kept, weights)
+    draws = {side: sums.errors(scores) for side, scores in sides.items()}
     for name in METRICS:
         for side in sides:
             value = draws[side][name][0]
@@ -230,39 +247,50 @@ def _interval(draws: Floats, value: float | None, confidence: float) -> list[flo
     return np.quantile(centered, [(1 - confidence) / 2, (1 + confidence) / 2]).tolist()
 
 
-def _errors(matched: Matched, scores: Floats, kept: Bools, weights: Floats) -> dict[str, Floats]:
-    # Each metric is [draws]: sums per image and cell are linear, so a draw is a weighted sum over images.
-    n_images, n_classes = len(matched.image_ids), len(matched.class_ids)
+class _Sums:
+    """Errors of every draw at once: sums per image and cell are linear, so a draw is a weighted sum over images."""
 
-    def totals(rows: Bools, cells: Any, n_cells: int, values: Floats) -> Floats:
-        sums = csr_matrix((values[rows], (matched.images[rows], cells[rows])), shape=(n_images, n_cells))
-        return np.asarray((sums.T @ weights.T).T)  # [draws, cells]
-
-    ones = np.ones(len(scores))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        rows = matched.counted & kept
-        cells = matched.classes * LAECE_BINS + bin_index(scores, LAECE_BINS)
-        gaps = np.abs(totals(rows, cells, n_classes * LAECE_BINS, matched.targets - scores))
-        counts = totals(rows, matched.classes, n_classes, ones)
-        objects = csr_matrix(
-            (np.ones(len(matched.object_classes)), (matched.object_images, matched.object_classes)),
-            shape=(n_images, n_classes),
+    def __init__(self, matched: Matched, kept: Bools, weights: Floats) -> None:
+        self.matched, self.weights = matched, weights
+        self.counted, self.judged, self.hits = (rows & kept for rows in (matched.counted, matched.judged, matched.hits))
+        n_classes, ones = len(matched.class_ids), np.ones(len(kept))
+        self.n_counted = self._by_cell(self.counted, matched.classes, n_classes, ones)  # [draws, classes]
+        objects = self._weighted(
+            matched.object_images, matched.object_classes, n_classes, np.ones(len(matched.object_classes))
         )
-        present = (counts > 0) & (np.asarray((objects.T @ weights.T).T) > 0)
-        by_class = gaps.reshape(len(weights), n_classes, LAECE_BINS).sum(2) / counts
-        absolute = totals(rows, matched.classes, n_classes, np.abs(matched.targets - scores)) / counts
-        rows = matched.judged & kept
-        pooled = totals(rows, bin_index(scores, D_ECE_BINS), D_ECE_BINS, matched.hits - scores)
-        total = totals(rows, np.zeros(len(scores), np.int64), 1, ones)[:, 0]
-        rows = matched.hits & kept
-        apart = totals(rows, np.zeros(len(scores), np.int64), 1, np.abs(matched.hit_ious - scores))[:, 0]
-        hits = totals(rows, np.zeros(len(scores), np.int64), 1, ones)[:, 0]
-        return {
-            "LaECE0": np.where(present, by_class, 0).sum(1) / present.sum(1),
-            "LaACE0": np.where(present, absolute, 0).sum(1) / present.sum(1),
-            "D_ECE": np.abs(pooled).sum(1) / total,
-            "AIC_mean": apart / hits,
-        }
+        self.present = (self.n_counted > 0) & (objects > 0)
+        self.n_judged, self.n_hits = self._sum(self.judged, ones), self._sum(self.hits, ones)
+
+    def errors(self, scores: Floats) -> dict[str, Floats]:
+        """``[draws]`` values of each of :data:`METRICS`."""
+        m, n_classes = self.matched, len(self.matched.class_ids)
+        cells = m.classes * LAECE_BINS + bin_index(scores, LAECE_BINS)
+        gaps = np.abs(self._by_cell(self.counted, cells, n_classes * LAECE_BINS, m.targets - scores))
+        gaps = gaps.reshape(len(gaps), n_classes, LAECE_BINS).sum(2)
+        distances = self._by_cell(self.counted, m.classes, n_classes, np.abs(m.targets - scores))
+        pooled = self._by_cell(self.judged, bin_index(scores, D_ECE_BINS), D_ECE_BINS, m.hits - scores)
+        apart = self._sum(self.hits, np.abs(m.hit_ious - scores))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {
+                "LaECE0": self._mean_over_classes(gaps),
+                "LaACE0": self._mean_over_classes(distances),
+                "D_ECE": np.abs(pooled).sum(1) / self.n_judged,
+                "AIC_mean": apart / self.n_hits,
+            }
+
+    def _mean_over_classes(self, totals: Floats) -> Floats:
+        return np.where(self.present, totals / self.n_counted, 0).sum(1) / self.present.sum(1)
+
+    def _by_cell(self, rows: Bools, cells: Ints, n_cells: int, values: Floats) -> Floats:
+        return self._weighted(self.matched.images[rows], cells[rows], n_cells, values[rows])
+
+    def _weighted(self, images: Ints, cells: Ints, n_cells: int, values: Floats) -> Floats:
+        sums = csr_matrix((values, (images, cells)), shape=(self.weights.shape[1], n_cells))
+        return np.asarray((sums.T @ self.weights.T).T)  # [draws, cells]
+
+    def _sum(self, rows: Bools, values: Floats) -> Floats:
+        by_image = np.bincount(self.matched.images[rows], values[rows], self.weights.shape[1])
+        return np.asarray(self.weights @ by_image)  # [draws]
 
 
 def _class_errors(matched: Matched, scores: Floats) -> list[float | None]:

@@ -228,7 +228,8 @@ def test_intervals_are_those_of_resampled_data_sets():
     dataset = read_dataset(truth, results)
     matched = fitting.match_all(dataset, 100)
     times = np.array([2.0, 0.0, 1.0, 3.0, 0.0])
-    got = evaluation._errors(matched, matched.scores, np.ones(len(matched.scores), bool), times[None])
+    sums = evaluation._Sums(matched, np.ones(len(matched.scores), bool), times[None])
+    got = sums.errors(matched.scores)
     again = {"images": [], "annotations": [], "categories": truth["categories"]}
     copies = []
     for image, count in zip(truth["images"], times.astype(int), strict=True):
