@@ -106,7 +106,8 @@ def _rows(report: Mapping[str, Any]) -> list[dict[str, str]]:
         cells = {side: metric.text(report[side][name]) for side in ("before", "after")}
         for side in ("before", "after", "difference"):
             ends = intervals.get(side)
-            cells[f"{side}_interval"] = "" if ends is None else " to ".join(map(metric.text, ends))
+            texts = [metric.difference(0.0, end) if side == "difference" else metric.text(end) for end in ends or ()]
+            cells[f"{side}_interval"] = " to ".join(texts)
         rows.append({"name": name, "title": metric.title, **cells, "reason": report["reasons"].get(name, "")})
     return rows
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from concordet.calibration.runs import run_differences
 from concordet.measures.metrics import BY_KEY, Metric, is_missing, metrics_of, number
 from concordet.measures.metrics import table as metrics_table
-from concordet.measures.runs import Run, read_runs, same_ground_truth, setting_differences
+from concordet.measures.runs import DEFAULT_LOSS, Run, read_runs, same_ground_truth, setting_differences
 from concordet.report.findings import difference_rows
 from concordet.report.page import listed, render, write_page
 from concordet.report.pictures import disagreement_pictures, sample_pictures
@@ -49,7 +49,7 @@ def comparison_page(runs: Sequence[Run], differences: Sequence[Mapping[str, Any]
     sample_rows = sample_pictures(runs)
     return render(
         "comparison.html.jinja",
-        runs=[{"name": run.name, "slot": i} for i, run in enumerate(runs)],
+        runs=[{"name": run.name, "in_text": _in_text(run), "slot": i} for i, run in enumerate(runs)],
         facts=_facts(runs),
         summary=summary(runs),
         cautions=cautions(runs),
@@ -84,7 +84,7 @@ def summary(runs: Sequence[Run]) -> list[str]:
     if not others:
         known = [m for m in _agreement([first]) if not is_missing(first.metrics.get(m.key))]
         agreement = listed([f"{m.title} {m.text(first.metrics[m.key])}" for m in known])
-        sentences = [f"{first.detector} with {first.name} reaches {ap.text(first.metrics.get('AP'))} AP."]
+        sentences = [f"{first.detector} with {_in_text(first)} reaches {ap.text(first.metrics.get('AP'))} AP."]
         return sentences + ([f"Agreement of score and IoU: {agreement}."] if known else [])
     if len(runs) <= MAX_COMPARED_TO_FIRST:
         sentences = [_ap_sentence(first, run) for run in others]
@@ -178,7 +178,7 @@ def threshold_curves(runs: Sequence[Run]) -> dict[str, Any] | None:
         ap = BY_KEY["AP"]
         perfect.append(
             {
-                "name": run.name,
+                "in_text": _in_text(run),
                 "slot": slot,
                 "upper": ap.text(summary["AP_upper"]),
                 "left": ap.difference(summary["AP"], summary["AP_upper"]),
@@ -236,17 +236,27 @@ def _reason(run: Run, key: str) -> str:
     return run.reasons.get(key, "not measured, or undefined on these data")
 
 
+def _in_text(run: Run) -> str:
+    """The name of a run in a sentence: the default loss has an article, names of other losses have none."""
+    return f"the {run.name}" if run.name.startswith(DEFAULT_LOSS) else run.name
+
+
+def _capital(text: str) -> str:
+    return f"The {text[4:]}" if text.startswith("the ") else text
+
+
 def _ap_sentence(first: Run, run: Run) -> str:
     ap = BY_KEY["AP"]
     before, after = first.metrics.get("AP"), run.metrics.get("AP")
     verdict = ap.verdict(before, after)
     if verdict == "unknown":
-        return f"AP of {run.name} and {first.name} cannot be compared: it is undefined for one of them."
+        return f"AP of {_in_text(run)} and {_in_text(first)} cannot be compared: it is undefined for one of them."
     if verdict == "same":
-        return f"{run.name} and {first.name} reach the same AP, {ap.text(after)}."
+        return _capital(f"{_in_text(run)} and {_in_text(first)} reach the same AP, {ap.text(after)}.")
     step = ap.difference(before, after).lstrip("+−")
-    return (
-        f"{run.name} reaches {ap.text(after)} AP where {first.name} reaches {ap.text(before)}: {step} points {verdict}."
+    return _capital(
+        f"{_in_text(run)} reaches {ap.text(after)} AP where {_in_text(first)} reaches {ap.text(before)}: "
+        f"{step} points {verdict}."
     )
 
 
@@ -261,7 +271,9 @@ def _agreement_sentence(first: Run, run: Run) -> str | None:
             change = f"{metric.title} {metric.text(before)} → {metric.text(after)}"
             parts[verdict].append(change.replace(" ", NO_BREAK))
     said = [f"{'the same' if word == 'same' else word} by {listed(items)}" for word, items in parts.items() if items]
-    return f"Compared with {first.name}, scores of {run.name} agree with IoUs {listed(said)}." if said else None
+    if not said:
+        return None
+    return f"Compared with {_in_text(first)}, scores of {_in_text(run)} agree with IoUs {listed(said)}."
 
 
 def _best_sentence(metric: Metric, runs: Sequence[Run]) -> str | None:
@@ -269,8 +281,8 @@ def _best_sentence(metric: Metric, runs: Sequence[Run]) -> str | None:
     best = sorted(metric.best(values))
     if not best:
         return None
-    names = listed([runs[i].name for i in best])
-    own = "" if 0 in best else f", {metric.text(values[0])} for {runs[0].name}"
+    names = listed([_in_text(runs[i]) for i in best])
+    own = "" if 0 in best else f", {metric.text(values[0])} for {_in_text(runs[0])}"
     return f"{metric.title} is best for {names}: {metric.text(values[best[0]])}{own}."
 
 

@@ -143,7 +143,7 @@ def _array(values: Any) -> np.ndarray:
 
 def _label_text(label: int, class_names: Sequence[str], score: float | None) -> str:
     name = class_names[label - 1] if 0 < label <= len(class_names) else str(label)
-    return name if score is None else f"{name} {score:.2f}"
+    return name if score is None else f"{name} {score_text(score)}"
 
 
 def _rectangle(box: np.ndarray) -> list[float]:
@@ -215,3 +215,15 @@ def _dashes(pen: ImageDraw.ImageDraw, box: np.ndarray, width: int) -> None:
                 fill=GROUND_TRUTH,
                 width=width,
             )
+
+
+def score_text(score: float) -> str:
+    """A score in two decimals, or two significant digits if it is low.
+
+    Example:
+        >>> score_text(0.5), score_text(0.0234), score_text(0.0001)
+        ('0.50', '0.023', '<0.001')
+    """
+    if score < 0.001:
+        return "<0.001"
+    return f"{score:.2f}" if score >= 0.0995 else f"{score:.2g}"

@@ -16,7 +16,7 @@ from concordet.measures import Analysis
 from concordet.measures.analysis import LOSSES
 from concordet.measures.metrics import BY_KEY, METRICS, MISSING, is_missing
 from concordet.report.calibration import calibration_view
-from concordet.report.draw import draw_errors
+from concordet.report.draw import draw_errors, score_text
 from concordet.report.page import data_uri, fit
 from concordet.report.pictures import Pictures, corners
 from concordet.report.plots import SLOTS, Line, axis_end, calibration_plot, line_plot
@@ -250,7 +250,7 @@ def image_picture(row: Mapping[str, Any], image: Image.Image, scale: float) -> d
         image,
         [(box, entry["class_name"]) for box, entry in zip(boxes(row["missed"]), row["missed"], strict=True)],
         [
-            (box, f"{entry['class_name']} {entry['score']:.2g}")
+            (box, f"{entry['class_name']} {score_text(entry['score'])}")
             for box, entry in zip(boxes(row["false_positives"]), row["false_positives"], strict=True)
         ],
         boxes(row["true_positives"]),

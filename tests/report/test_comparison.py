@@ -55,6 +55,17 @@ def test_the_summary_says_what_is_worse_as_plainly_as_what_is_better(run_folders
     assert "cannot be compared" in summary(read_runs([run_folders[0], undefined]))[0]
 
 
+def test_the_default_loss_has_an_article_in_sentences(run_folders, build_run, tmp_path, read_page):
+    default = build_run(tmp_path / "own", loss="default")
+    runs = read_runs([default, run_folders[1]])
+    assert summary(runs)[0].endswith("where the default loss reaches 41.2: 1.4 points worse.")
+    assert summary(runs[::-1])[0].startswith("The default loss reaches 41.2 AP where focal+concordance(0.3) reaches")
+    page = read_page(write_comparison([default, run_folders[1]], tmp_path / "p.html").read_text(encoding="utf-8"))
+    text = " ".join(page.text.split())
+    assert "differences from the default loss." in text
+    assert re.search(r"would give [\d.]+ AP \(.*?\) for the default loss and [\d.]+ AP \(.*?\) for focal\+", text)
+
+
 def test_raw_scores_of_different_losses_are_not_compared_by_scale(run_folders):
     for folder in run_folders:
         path = folder / "evaluation.json"
