@@ -1,4 +1,4 @@
-"""Heads with Correlation Loss beside those of its authors: ATSS, PAA, RetinaNet and Sparse R-CNN."""
+"""Heads with Correlation Loss beside those of its authors: dense ones and set predictors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from mmdet.models.dense_heads.paa_head import EPS, levels_to_images
 from mmdet.models.utils import images_to_levels, multi_apply
 from mmdet.registry import MODELS
-from mmdet.structures.bbox import bbox_overlaps
+from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
 from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor
@@ -22,13 +22,32 @@ from concordet.detectors.dense import DenseDetector
 from oracles.clones import definition
 from oracles.comparison import Comparison, largest
 from oracles.correlations import BIASED, soft_ranks
-from oracles.dense import Case, use_ours
-from oracles.heads import CONFIGS, HEADS, RETINANET, STRIDES, TOLERANCE, Head, ours, predictions
+from oracles.dense import YOLACT, Case, detector, maps, oracle, records_of, scaled, use_ours
+from oracles.heads import CONFIGS, HEADS, RETINANET, STRIDES, TOLERANCE, Fixed, Head, flat, ours, predictions
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
-from oracles.sets import QUERIES, SparseOracle, sparse_model, sparse_record
+from oracles.sets import (
+    QUERIES,
+    SparseOracle,
+    layer_oracle,
+    layer_predictions,
+    layer_terms,
+    sparse_model,
+    sparse_record,
+)
 
 REPOSITORY = "CorrLoss"
-DENSE = {"atss": "CorrATSSHead", "paa": "CorrPAAHead", "retinanet": "CorrRetinaHead"}
+DENSE = {
+    "atss": ("atss", "CorrATSSHead", ("loss", "loss_single", "centerness_target")),
+    "paa": ("paa", "CorrPAAHead", ("loss",)),
+    "foveabox": (
+        "fovea", "CorrFoveaHead", ("loss", "get_points", "get_bbox_targets", "get_targets", "_get_target_single"),
+    ),
+    "retinanet": ("retina", "CorrRetinaHead", ("loss", "loss_single")),
+    "yolact": ("yolact", "CorrYOLACTHead", ("loss", "loss_single_OHEM")),
+}  # fmt: skip
+"""Name of the file, class, and methods that are the authors'."""
+
+LAYERS = {"detr": "CorrDETRHead", "deformable_detr": "CorrDeformableDETRHead"}
 SPARSE = "mmdet/models/roi_heads/bbox_heads/dii_head.py"
 WEIGHT = 0.3
 LOSSES = {
@@ -39,6 +58,7 @@ LOSSES = {
 """Coefficients, with the published strength of soft ranks."""
 
 BY_LEVEL = "one coefficient over all levels, as in the paper's text; published configuration: one per level, averaged"
+BY_IMAGE = "one coefficient over the batch, as in the paper's text; published code: one per image, added"
 Pairs = dict[str, list[tuple[Tensor, Tensor]]]
 
 
@@ -50,11 +70,17 @@ def compare() -> Iterator[Comparison]:
     pairs = [b for b in batches(2) if min(len(s.boxes) for s in b)]
     for coefficient, loss in LOSSES.items():
         reason = BIASED if coefficient == "concordance" else ""
-        for head in (*(h for h in HEADS if h.detector in DENSE), RETINANET):
+        for head in (*HEADS, RETINANET):
             yield from rows(f"{head.detector}, {coefficient}", _dense(head, coefficient, loss, pairs, ranks), reason)
+        single = _yolact(coefficient, loss, [[scene] for batch in pairs for scene in batch], ranks)
+        yield from rows(f"yolact, {coefficient}, one image", single, reason)
+        for name in LAYERS:
+            yield from rows(f"{name}, {coefficient}", _layer(name, coefficient, loss, pairs, ranks), reason)
         yield from rows(f"sparse_rcnn, {coefficient}", _sparse(coefficient, loss, pairs, ranks), reason)
     found = _dense(RETINANET, "spearman", LOSSES["spearman"], pairs, ranks, by_level=True)
     yield from rows("retinanet, spearman by level", found, BY_LEVEL)
+    found = _yolact("spearman", LOSSES["spearman"], pairs, ranks)
+    yield from rows("yolact, spearman by image", found, BY_IMAGE)
 
 
 def rows(what: str, found: Pairs, reason: str) -> Iterator[Comparison]:
@@ -91,6 +117,7 @@ class Published:
         scope = {
             "torchsort": torchsort(ranks),
             "bbox_overlaps": bbox_overlaps,
+            "bbox_cxcywh_to_xyxy": bbox_cxcywh_to_xyxy,
             "images_to_levels": images_to_levels,
             "levels_to_images": levels_to_images,
             "multi_apply": multi_apply,
@@ -112,9 +139,18 @@ class Published:
         return self.head.get_anchors(sizes, metas, device="cpu")
 
     def get_targets(self, anchors: Any, flags: Any, boxes: Any, metas: Any, **given: Any) -> Any:
-        """mmdetection's targets; numbers of positives and negatives come last, as in its second version."""
-        found = self.head.get_targets(anchors, flags, self.batch, batch_img_metas=metas)
-        return found if hasattr(self.head, "paa_reassign") else (*found[:-1], found[-1], 0)
+        """mmdetection's targets; the number of negatives comes after that of positives, as in its second version."""
+        kept = {name: given[name] for name in ("unmap_outputs", "return_sampling_results") if name in given}
+        found = self.head.get_targets(anchors, flags, self.batch, batch_img_metas=metas, **kept)
+        return found if hasattr(self.head, "paa_reassign") else (*found[:5], 0, *found[5:])
+
+
+def dense(detector: str, head: Any, coefficient: str, ranks: types.ModuleType) -> Published:
+    """The authors' head on mmdetection's."""
+    name, owner, methods = DENSE[detector]
+    published = Published(f"mmdet/models/dense_heads/corr_{name}_head.py", owner, head, methods, ranks)
+    published.corr_type = coefficient
+    return published
 
 
 def _dense(
@@ -132,16 +168,8 @@ def _dense(
     config = Config.fromfile(CONFIGS / head.config).model
     settings = config.bbox_head
     settings.update(num_classes=CLASSES, train_cfg=config.train_cfg, test_cfg=config.test_cfg)
-    name = "retina" if head.detector == "retinanet" else head.detector
-    methods = (
-        ("loss", "loss_single", "centerness_target")
-        if name == "atss"
-        else ("loss",) + ("loss_single",) * (name == "retina")
-    )
-    published = Published(
-        f"mmdet/models/dense_heads/corr_{name}_head.py", DENSE[head.detector], MODELS.build(settings), methods, ranks
-    )
-    published.corr_type, published.use_loss_single = coefficient, int(by_level)
+    published = dense(head.detector, MODELS.build(settings), coefficient, ranks)
+    published.use_loss_single = int(by_level)
     cells = [(-(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
     case = Case(head.detector, head.config, (HEIGHT, WIDTH), cells, [head.per_location] * 5)
     metas = {"img_shape": (HEIGHT, WIDTH), "pad_shape": (HEIGHT, WIDTH)}
@@ -151,7 +179,7 @@ def _dense(
         for m in maps[0]:
             m.requires_grad_()
         mine, _ = ours(head, model, maps, batch)
-        if name == "retina":
+        if head.detector == "retinanet":
             outcome = DenseDetector._predict(model, [torch.rand(3, HEIGHT, WIDTH) for _ in batch], None)
             use_ours(published.head, case, outcome.stages[-1].anchors[0], model.assigner)
         published.batch = [InstanceData(bboxes=s.boxes, labels=s.labels) for s in batch]
@@ -163,11 +191,63 @@ def _dense(
     return found
 
 
+def _yolact(coefficient: str, loss: str, batches: list[list[Scene]], ranks: types.ModuleType) -> Pairs:
+    """With concordet's anchors and matching; the published term is the sum of those of the images.
+
+    In float64, and encoded by concordet's coder, since mmdetection's has float32: the authors decode their targets, and
+    thin boxes lose two digits on the way.
+    """
+    model, head = detector(YOLACT, loss), oracle(YOLACT)
+    head.bbox_coder.encode = lambda anchors, boxes: model.codec.encode(boxes, anchors)
+    model.predict = lambda batch, features: DenseDetector.predict(model, batch, features)  # without masks
+    published = dense("yolact", head, coefficient, ranks)
+    metas = {"img_shape": YOLACT.size, "pad_shape": YOLACT.size}
+    found: Pairs = {"value": [], "gradient": []}
+    for seed, scenes in enumerate(batches):
+        batch = [scaled(Scene(s.kind, s.boxes.double(), s.labels), YOLACT.size) for s in scenes]
+        logits = [m.double().requires_grad_() for m in maps(YOLACT, seed, YOLACT.columns, len(batch))]
+        deltas = [m.double() for m in maps(YOLACT, 100 + seed, 4, len(batch))]
+        model.backbone = Fixed({str(i): m for i, m in enumerate(logits)})
+        model.head = Fixed((flat(logits, YOLACT.columns), flat(deltas, 4), None))
+        mine = model.criterion(records_of(model, YOLACT, batch))
+        outcome = DenseDetector._predict(model, [torch.rand(3, *YOLACT.size) for _ in batch], None)
+        use_ours(head, YOLACT, outcome.stages[-1].anchors[0], model.assigner)
+        published.batch = [InstanceData(bboxes=s.boxes, labels=s.labels) for s in batch]
+        objects = [s.boxes for s in batch], [s.labels for s in batch]
+        theirs, _ = published.loss(logits, deltas, *objects, [metas] * len(batch))
+        _add(found, mine[coefficient], sum(theirs["loss_corr"]), logits)
+    return found
+
+
 def _add(found: Pairs, mine: Tensor, other: Tensor, inputs: list[Tensor]) -> None:
     found["value"].append((mine, other))
     gradients = (torch.autograd.grad(x, inputs, allow_unused=True, materialize_grads=True) for x in (mine, other))
     one, two = (torch.cat([g.flatten() for g in each]) for each in gradients)
     found["gradient"].append((one, two))
+
+
+class PublishedLayer(Published):
+    """One decoder layer, whose term the published code does not weight."""
+
+    def get_targets(self, logits: Any, boxes: Any, *given: Any) -> Any:  # type: ignore[override]  # its second version's
+        """mmdetection's targets."""
+        return self.head.get_targets(logits, boxes, self.batch, [{"img_shape": (HEIGHT, WIDTH)}] * len(logits))
+
+
+def _layer(name: str, coefficient: str, loss: str, pairs: list[list[Scene]], ranks: types.ModuleType) -> Pairs:
+    model = build_detector(name, num_classes=CLASSES, size="nano", loss=loss)
+    path = f"mmdet/models/dense_heads/corr_{name}_head.py"
+    published = PublishedLayer(path, LAYERS[name], layer_oracle(name), ("loss_single",), ranks)
+    published.corr_type = coefficient
+    found: Pairs = {"value": [], "gradient": []}
+    for seed, batch in enumerate(pairs):
+        logits, boxes = layer_predictions(model, seed, len(batch))
+        logits.requires_grad_()
+        published.batch = [InstanceData(bboxes=s.boxes, labels=s.labels) for s in batch]
+        metas = [{"img_shape": (HEIGHT, WIDTH, 3)}] * len(batch)
+        *_, theirs = published.loss_single(logits, boxes, None, None, metas, None)
+        _add(found, layer_terms(model, logits, boxes, batch)[coefficient], WEIGHT * theirs, [logits])
+    return found
 
 
 def _sparse(coefficient: str, loss: str, pairs: list[list[Scene]], ranks: types.ModuleType) -> Pairs:

@@ -82,10 +82,10 @@ def maps(case: Case, seed: int, channels: int, count: int = 2, shift: float = 0.
     ]
 
 
-def detector(case: Case) -> DenseDetector:
+def detector(case: Case, loss: str = "default") -> DenseDetector:
     """concordet's."""
     settings: dict[str, Any] = {} if case.detector == "ssd" else {"backbone": "resnet18"}
-    return build_detector(case.detector, num_classes=CLASSES, image_size=case.size, loss="default", **settings).train()
+    return build_detector(case.detector, num_classes=CLASSES, image_size=case.size, loss=loss, **settings).train()
 
 
 def oracle(case: Case) -> Any:

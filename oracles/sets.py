@@ -34,34 +34,18 @@ SETS = {
 def compare() -> Iterator[Comparison]:
     """Classification, L1 and GIoU terms."""
     pairs = [b for b in batches(2) if min(len(s.boxes) for s in b)]
-    for name, (path, reason) in SETS.items():
-        model = build_detector(name, num_classes=CLASSES, size="nano", loss="default")
-        stage = list(model.criterion.stages)[-1]
-        config = Config.fromfile(CONFIGS / path).model
-        settings = config.bbox_head
-        settings.update(num_classes=CLASSES, train_cfg=config.train_cfg)
-        if name == "deformable_detr":
-            settings.update(share_pred_layer=True, num_pred_layer=1, as_two_stage=False)
-        head = MODELS.build(settings)
+    for name, (_, reason) in SETS.items():
+        model, head = build_detector(name, num_classes=CLASSES, size="nano", loss="default"), layer_oracle(name)
         terms = {"classification": 0, "l1": 1, "box": 2}
         found: dict[str, list[tuple[Tensor, Tensor]]] = {term: [] for term in terms}
         for seed, batch in enumerate(pairs):
-            generator = torch.Generator().manual_seed(seed)
-            width = CLASSES + bool(model.criterion.needs.softmax)
-            logits = torch.randn(len(batch), QUERIES, width, generator=generator)
-            boxes = 0.1 + 0.8 * torch.rand(len(batch), QUERIES, 4, generator=generator)
-            boxes[..., 2:] *= 0.3
-            size = (HEIGHT, WIDTH)
-            objects = Objects.of([s.boxes for s in batch], [s.labels for s in batch])
-            layer = Stage(stage, logits, to_pixels(boxes, [size] * len(batch)))
-            outcome = Outcome([layer], [size] * len(batch), objects)
-            (record,) = model._records(outcome, trained=True)
-            mine = model.criterion.stages[stage](record)
+            logits, boxes = layer_predictions(model, seed, len(batch))
+            mine = layer_terms(model, logits, boxes, batch)
             theirs = head.loss_by_feat_single(
                 logits,
                 boxes,
                 [InstanceData(bboxes=s.boxes, labels=s.labels) for s in batch],
-                [{"img_shape": size}] * len(batch),
+                [{"img_shape": (HEIGHT, WIDTH)}] * len(batch),
             )
             for term, index in terms.items():
                 found[term].append((mine[term], theirs[index]))
@@ -77,6 +61,35 @@ def compare() -> Iterator[Comparison]:
                     f"{name}: {term} term, doubled", "mmdet 3.3.0", len(values), deviation, "relative", TOLERANCE
                 )
     yield from _sparse(pairs)
+
+
+def layer_oracle(name: str) -> Any:
+    """mmdetection's head of DETR or Deformable DETR."""
+    config = Config.fromfile(CONFIGS / SETS[name][0]).model
+    settings = config.bbox_head
+    settings.update(num_classes=CLASSES, train_cfg=config.train_cfg)
+    if name == "deformable_detr":
+        settings.update(share_pred_layer=True, num_pred_layer=1, as_two_stage=False)
+    return MODELS.build(settings)
+
+
+def layer_predictions(model: SetPredictor, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Logits, and boxes as shares of the image, of one decoder layer."""
+    generator = torch.Generator().manual_seed(seed)
+    width = CLASSES + bool(model.criterion.needs.softmax)
+    logits = torch.randn(count, QUERIES, width, generator=generator)
+    boxes = 0.1 + 0.8 * torch.rand(count, QUERIES, 4, generator=generator)
+    boxes[..., 2:] *= 0.3
+    return logits, boxes
+
+
+def layer_terms(model: SetPredictor, logits: Tensor, boxes: Tensor, batch: list[Scene]) -> dict[str, Tensor]:
+    """concordet's terms of the last decoder layer with these predictions."""
+    stage, sizes = list(model.criterion.stages)[-1], [(HEIGHT, WIDTH)] * len(batch)
+    objects = Objects.of([s.boxes for s in batch], [s.labels for s in batch])
+    outcome = Outcome([Stage(stage, logits, to_pixels(boxes, sizes))], sizes, objects)
+    (record,) = model._records(outcome, trained=True)
+    return model.criterion.stages[stage](record)
 
 
 def _sparse(pairs: list[list[Scene]]) -> Iterator[Comparison]:
