@@ -98,6 +98,24 @@ def test_sparse_rcnn_has_the_warm_up_of_mmdetection():
     assert warmups == {500}
 
 
+def test_weights_of_correlation_loss_are_stated_or_those_of_the_published_configurations():
+    """Sec. 5.1 of the paper, and configs/CorrLoss of the authors' repository (FoveaBox 02, YOLACT 04)."""
+    losses = {name.split("/")[1]: config.loss for name, config in RECIPES.items() if name.startswith("correlation")}
+    stated = {
+        "retinanet_r50_spearman": "spearman(0.1)",
+        "foveabox_r50_concordance": "concordance(0.2)",
+        "atss_r50_concordance": "concordance(0.3)",
+        "paa_r50_concordance": "concordance(0.3)",
+        "sparse_rcnn_r50_concordance": "concordance(0.3)",
+        "sparse_rcnn_r50_spearman": "spearman(0.2)",
+        "sparse_rcnn_r50_spearman_cityscapes": "spearman(0.6)",
+        "yolact_r50_spearman": "spearman(0.5)",
+    }
+    published = {"foveabox_r50_spearman": "spearman(0.2)", "yolact_r50_concordance": "concordance(0.4)"}
+    for name, coupling in (stated | published).items():
+        assert losses[name].split("+")[1] == coupling, name
+
+
 def test_rows_of_alrp_that_are_not_marked_as_multi_scale_train_at_one_size():
     """Of the rows of Table 4 that are quoted, FCOS's and DR Loss's have the mark."""
     marked = {name for name, config in RECIPES.items() if name.startswith("alrp_loss") and config.options}
