@@ -26,6 +26,7 @@ from oracles import (
     lrp,
     measures,
     published,
+    ranked_heads,
     ranked_regions,
     regions,
     sets,
@@ -40,6 +41,7 @@ SECTIONS = {
     "Losses, coders and anchors": losses,
     "Heads": heads,
     "Heads with other anchors, points or matching": dense,
+    "Heads with ranking losses": ranked_heads,
     "Two-stage heads": regions,
     "Two-stage heads with RS Loss": ranked_regions,
     "Set predictors": sets,
@@ -57,8 +59,8 @@ HEADING = """# Fidelity: concordet compared with the published implementations
 repositories of the losses' authors, pycocotools, lvis, netcal and SciPy. Of {count} comparisons {equal} are equal and
 {departures} are departures.
 
-* **equal**: rounding explains the deviation. Inputs are float32 (relative deviations of about 1e-7), losses alone
-  float64.
+* **equal**: rounding explains the deviation. Inputs are float32 (relative deviations of about 1e-7); of losses alone
+  and of some heads they are float64.
 * **departure**: the two differ on purpose, for the reason given. Where a variant of the same comparison without that
   difference exists, it is in the table, too. [Departures](detectors/departures.md) describes those of detectors.
 * **deviation**: the largest of all cases. A relative one is the largest difference of a pair of values or gradients

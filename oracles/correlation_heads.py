@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from mmdet.models.dense_heads.paa_head import EPS, levels_to_images
 from mmdet.models.utils import images_to_levels, multi_apply
-from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy, bbox_overlaps
-from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor
 from torch.autograd.function import Function
@@ -23,7 +21,19 @@ from oracles.clones import definition
 from oracles.comparison import Comparison, largest
 from oracles.correlations import BIASED, soft_ranks
 from oracles.dense import YOLACT, Case, detector, maps, oracle, records_of, scaled, use_ours
-from oracles.heads import CONFIGS, HEADS, RETINANET, STRIDES, TOLERANCE, Fixed, Head, flat, ours, predictions
+from oracles.heads import (
+    HEADS,
+    RETINANET,
+    STRIDES,
+    TOLERANCE,
+    AuthorsHead,
+    Fixed,
+    Head,
+    flat,
+    ours,
+    predictions,
+    published_head,
+)
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
 from oracles.sets import (
     QUERIES,
@@ -109,11 +119,10 @@ def torchsort(operators: types.ModuleType) -> SimpleNamespace:
     return SimpleNamespace(soft_rank=soft_rank)
 
 
-class Published:
-    """mmdetection's head with the authors' losses; ``methods`` are theirs, everything else is mmdetection's."""
+class Published(AuthorsHead):
+    """mmdetection's head with the authors' losses and coefficients."""
 
     def __init__(self, path: str, owner: str, head: Any, methods: tuple[str, ...], ranks: types.ModuleType) -> None:
-        self.head, self.batch = head, []
         scope = {
             "torchsort": torchsort(ranks),
             "bbox_overlaps": bbox_overlaps,
@@ -125,24 +134,9 @@ class Published:
             "accuracy": lambda *given: None,
             "EPS": EPS,
         }
-        for name in (*methods, "pearsonr", "concordancer", "spearmanr"):
-            method = definition(REPOSITORY, path, name, scope, owner=owner)
-            setattr(self, name, types.MethodType(method, self))
+        methods = (*methods, "pearsonr", "concordancer", "spearmanr")
+        super().__init__(REPOSITORY, path, owner, head, methods, scope)
         self.corr_w, self.corr_threshold, self.regul_strength, self.use_loss_single = WEIGHT, 1, 1.0, 0
-        self.sampling = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.head, name)
-
-    def get_anchors(self, sizes: Any, metas: Any, device: Any) -> Any:
-        """mmdetection's anchors of each image and level."""
-        return self.head.get_anchors(sizes, metas, device="cpu")
-
-    def get_targets(self, anchors: Any, flags: Any, boxes: Any, metas: Any, **given: Any) -> Any:
-        """mmdetection's targets; the number of negatives comes after that of positives, as in its second version."""
-        kept = {name: given[name] for name in ("unmap_outputs", "return_sampling_results") if name in given}
-        found = self.head.get_targets(anchors, flags, self.batch, batch_img_metas=metas, **kept)
-        return found if hasattr(self.head, "paa_reassign") else (*found[:5], 0, *found[5:])
 
 
 def dense(detector: str, head: Any, coefficient: str, ranks: types.ModuleType) -> Published:
@@ -165,10 +159,7 @@ def _dense(
     model = build_detector(
         head.detector, num_classes=CLASSES, backbone="resnet18", image_size=(HEIGHT, WIDTH), loss=loss
     )
-    config = Config.fromfile(CONFIGS / head.config).model
-    settings = config.bbox_head
-    settings.update(num_classes=CLASSES, train_cfg=config.train_cfg, test_cfg=config.test_cfg)
-    published = dense(head.detector, MODELS.build(settings), coefficient, ranks)
+    published = dense(head.detector, published_head(head), coefficient, ranks)
     published.use_loss_single = int(by_level)
     cells = [(-(-HEIGHT // s), -(-WIDTH // s)) for s in STRIDES]
     case = Case(head.detector, head.config, (HEIGHT, WIDTH), cells, [head.per_location] * 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from mmengine.config import Config
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from concordet.assigned import Assigned
 from concordet.detectors import build_detector
 from concordet.detectors.base import Detector
+from oracles.clones import definition
 from oracles.comparison import Comparison, largest
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
 
@@ -117,25 +120,70 @@ def ours(
     head: Head, model: Detector, maps: list[list[Tensor]], batch: list[Scene]
 ) -> tuple[dict[str, Tensor], list[int]]:
     """concordet's terms, and how many positives each image has."""
+    record = record_of(head, model, maps, batch)
+    positives = torch.bincount(record.image_ids, minlength=len(batch)).tolist()
+    return model.criterion(record), positives
+
+
+def record_of(head: Head, model: Detector, maps: list[list[Tensor]], batch: list[Scene]) -> Assigned:
+    """The record that concordet's loss sees."""
     logits, regressions, quality = maps
     model.backbone = Fixed({str(i): m for i, m in enumerate(logits)})
     model.head = Fixed(
         (flat(logits, CLASSES), flat(regressions, 4), flat(quality, 1).squeeze(-1) if head.quality else None)
     )
-    images = [torch.rand(3, HEIGHT, WIDTH) for _ in batch]
+    images = [torch.rand(3, HEIGHT, WIDTH, dtype=logits[0].dtype) for _ in batch]
     targets = [{"boxes": s.boxes, "labels": s.labels + 1} for s in batch]
-    records = model.train().assigned(images, targets)
-    positives = torch.bincount(records[-1].image_ids, minlength=len(batch)).tolist()
-    return model.criterion(records[-1]), positives
+    return model.train().assigned(images, targets)[-1]
+
+
+def published_head(head: Head, **changes: Any) -> Any:
+    """mmdetection's head, with its configuration and ``changes``."""
+    config = Config.fromfile(CONFIGS / head.config).model
+    settings = config.bbox_head
+    settings.update(num_classes=CLASSES, train_cfg=config.train_cfg, test_cfg=config.test_cfg, **changes)
+    return MODELS.build(settings)
+
+
+class AuthorsHead:
+    """mmdetection's head with methods of the authors; what they read otherwise is mmdetection's.
+
+    Args:
+        repository: name of the repository.
+        path: file of the authors' head.
+        owner: its class.
+        head: mmdetection's head.
+        methods: names of the authors' methods.
+        scope: what these find as global names.
+    """
+
+    def __init__(
+        self, repository: str, path: str, owner: str, head: Any, methods: tuple[str, ...], scope: dict[str, Any]
+    ) -> None:
+        self.head, self.batch, self.sampling = head, [], False
+        for name in methods:
+            setattr(self, name, types.MethodType(definition(repository, path, name, scope, owner=owner), self))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.head, name)
+
+    def get_anchors(self, sizes: Any, metas: Any, device: Any) -> Any:
+        """mmdetection's anchors of each image and level."""
+        return self.head.get_anchors(sizes, metas, device="cpu")
+
+    def get_targets(self, anchors: Any, flags: Any, boxes: Any, metas: Any, **given: Any) -> Any:
+        """mmdetection's targets; the number of negatives comes after that of positives, as in its second version."""
+        kept = {name: given[name] for name in ("unmap_outputs", "return_sampling_results") if name in given}
+        found = self.head.get_targets(anchors, flags, self.batch, batch_img_metas=metas, **kept)
+        if hasattr(self.head, "paa_reassign"):
+            return found
+        last = 6 if hasattr(self.head, "centerness_target") else 5  # ATSS's begin with the anchors
+        return (*found[:last], 0, *found[last:])
 
 
 def theirs(head: Head, maps: list[list[Tensor]], batch: list[Scene]) -> dict[str, Tensor]:
-    """mmdetection's terms, with its configuration."""
-    config = Config.fromfile(CONFIGS / head.config)
-    settings = config.model.bbox_head
-    settings.num_classes = CLASSES
-    settings.train_cfg, settings.test_cfg = config.model.train_cfg, config.model.test_cfg
-    module = MODELS.build(settings)
+    """mmdetection's terms."""
+    module = published_head(head)
     meta = {"img_shape": (HEIGHT, WIDTH), "pad_shape": (HEIGHT, WIDTH), "batch_input_shape": (HEIGHT, WIDTH)}
     objects = [InstanceData(bboxes=s.boxes, labels=s.labels) for s in batch]
     raw = maps if head.quality else maps[:2]

@@ -33,11 +33,11 @@ def paa(
 
     Follows mmdetection's ``paa_r50_fpn``: a Gaussian mixture (scikit-learn's) of two components keeps the better ones
     of each object's nine best candidates per level, by focal loss plus 1.3 times GIoU loss, whatever loss the detector
-    is trained with; the IoU branch's loss has weight 0.5, scores are geometric means of class probability and predicted
-    IoU, and detections are refined by score voting (``score_voting=False`` turns it off). Departures: an object with
-    one candidate keeps it (there it is lost); losses are normalized by the batch's positives (there: at least the
-    number of images). 32.3 M parameters at ResNet-50 and 80 classes with the IoU branch, as there; nano: levels P3..P5
-    and anchors 4 times the stride, 0.6 M at 3 classes.
+    is trained with (the published configurations with ranking losses: 1 times); the IoU branch's loss has weight 0.5,
+    scores are geometric means of class probability and predicted IoU, and detections are refined by score voting
+    (``score_voting=False`` turns it off). Departures: an object with one candidate keeps it (there it is lost); losses
+    are normalized by the batch's positives (there: at least the number of images). 32.3 M parameters at ResNet-50 and
+    80 classes with the IoU branch, as there; nano: levels P3..P5 and anchors 4 times the stride, 0.6 M at 3 classes.
     """
     features, head, anchors = atss_parts(criterion, num_classes, size, backbone, pretrained)
     return DenseDetector(
