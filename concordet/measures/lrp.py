@@ -30,7 +30,7 @@ def lrp(
     (Oksuz et al. 2018 and 2021; aLRP Loss, Eq. 6). At the optimum: ``loc`` is the mean of 1 - IoU over the true
     positives, ``fp`` is 1 - precision, ``fn`` is 1 - recall. Every distinct score is tried; of thresholds with equal
     error the highest is taken. The published code (LRP-Error) also cuts between detections of equal score, which no
-    threshold can do, so its values differ where scores are tied (by up to 0.04 in the mean over classes).
+    threshold can do, so its values differ where scores are tied (by up to 0.08 in the mean over classes).
 
     Args:
         scores: ``[n]`` confidences of all kept detections that are not ignored.

@@ -203,6 +203,16 @@ class TestBoxTerms:
         criterion = build_criterion("focal", LossDefaults("focal", BoxTerm("giou", 2.0, weighting)))
         assert criterion(assigned)["box"].item() == pytest.approx(expected, rel=1e-5)
 
+    def test_tiny_weights_give_a_mean_too(self):
+        """At the start of training all scores may be near 0."""
+        assigned = record()
+        logits = assigned.logits.detach().double() - 30
+        tiny = replace(assigned, logits=logits)
+        weights = logits[assigned.positive].amax(1).exp()  # sigmoid(x) = e^x (1 - 1e-12)
+        expected = (weights * box_losses("giou", tiny)).sum() / weights.sum()
+        box = build_criterion("focal", LossDefaults("focal", BoxTerm("giou", 1.0, "score")))(tiny)["box"]
+        assert box.item() == pytest.approx(expected.item(), rel=1e-6)
+
     @pytest.mark.parametrize("name", ["ap", "bucketed_ap"])
     @pytest.mark.parametrize(("defaults", "weight"), [({}, 2.0), ({"ap_box_weight": 1.0}, 1.0)])
     def test_ap_weighs_boxes_by_score(self, name, defaults, weight):
@@ -316,12 +326,13 @@ class TestSoftmax:
                 total += math.log(sum(map(math.exp, row))) - row[3 if label == BACKGROUND else label]
         assert build_criterion("default", self.DEFAULTS)(assigned)["classification"].item() == pytest.approx(total / 5)
 
-    def test_a_weight_of_background_makes_it_a_weighted_mean(self):
-        assigned = self.softmax_record()
+    @pytest.mark.parametrize(("scale", "positives"), [(0.1, 5), (1e-5, 0)])
+    def test_a_weight_of_background_makes_it_a_weighted_mean(self, scale, positives):
+        assigned = self.softmax_record() if positives else replace(record(0, classes=4), softmax=True)
         labels = torch.where(assigned.labels == BACKGROUND, 3, assigned.labels)
-        weights = torch.tensor([1.0, 1.0, 1.0, 0.1])
+        weights = torch.tensor([1.0, 1.0, 1.0, scale])
         expected = F.cross_entropy(assigned.logits, labels, weights, ignore_index=IGNORED)
-        got = build_criterion("ce", replace(self.DEFAULTS, no_object_weight=0.1))(assigned)["classification"]
+        got = build_criterion("ce", replace(self.DEFAULTS, no_object_weight=scale))(assigned)["classification"]
         torch.testing.assert_close(got, expected)
 
     def test_scores_and_harmonic_use_the_softmax(self):
