@@ -13,6 +13,8 @@ from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 
+import torch
+
 import oracles.environment  # noqa: F401  (first: it prepares mmcv for mmdet)
 from concordet.files import replacing
 from oracles import (
@@ -28,6 +30,7 @@ from oracles import (
     published,
     ranked_heads,
     ranked_regions,
+    ranked_yolact,
     regions,
     sets,
     suppression,
@@ -42,6 +45,7 @@ SECTIONS = {
     "Heads": heads,
     "Heads with other anchors, points or matching": dense,
     "Heads with ranking losses": ranked_heads,
+    "YOLACT with RS Loss": ranked_yolact,
     "Two-stage heads": regions,
     "Two-stage heads with RS Loss": ranked_regions,
     "Set predictors": sets,
@@ -109,6 +113,7 @@ def main() -> int:
     for title, module in SECTIONS.items():
         if options.only and title not in options.only:
             continue
+        torch.manual_seed(0)  # networks start at random, whichever sections come before
         rows = []
         for row in module.compare():
             print(f"{row.verdict:9} {row.what} ({row.oracle}): {row.deviation:.3g} {row.unit}", flush=True)

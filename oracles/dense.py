@@ -88,12 +88,13 @@ def detector(case: Case, loss: str = "default") -> DenseDetector:
     return build_detector(case.detector, num_classes=CLASSES, image_size=case.size, loss=loss, **settings).train()
 
 
-def oracle(case: Case) -> Any:
-    """mmdetection's head."""
+def oracle(case: Case, **changes: Any) -> Any:
+    """mmdetection's head, with its configuration and ``changes``."""
     config = Config.fromfile(CONFIGS / case.config).model
     settings = config.bbox_head
-    settings.num_classes = CLASSES
-    settings.train_cfg, settings.test_cfg = config.get("train_cfg"), config.test_cfg
+    settings.update(
+        {"num_classes": CLASSES, "train_cfg": config.get("train_cfg"), "test_cfg": config.test_cfg} | changes
+    )
     return MODELS.build(settings)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,6 +34,16 @@ def module(name: str, *, stable: bool = False) -> types.ModuleType | None:
     return loaded
 
 
+@contextmanager
+def float64_buffers() -> Iterator[None]:
+    """Lets the published code, which makes its buffers in the default type, compute in float64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def case(seed: int, n: int = 400, positives: int = 25, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, labels and qualities."""
     generator = torch.Generator().manual_seed(seed)
@@ -59,15 +70,12 @@ def kinds() -> dict[str, list[tuple[Tensor, Tensor, Tensor]]]:
 
 def compare() -> Iterator[Comparison]:
     """Every loss of both repositories that runs on the CPU, value and gradient, in float64."""
-    torch.set_default_dtype(torch.float64)  # the published code makes its buffers in the default type
-    try:
+    with float64_buffers():
         for repository in REPOSITORIES:
             for stable in (False, True):
                 loaded = module(repository, stable=stable)
                 if loaded is not None:
                     yield from _compare_module(repository, loaded, stable=stable)
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 def _compare_module(repository: str, loaded: types.ModuleType, *, stable: bool = False) -> Iterator[Comparison]:

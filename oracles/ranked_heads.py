@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.models.dense_heads.paa_head import EPS, levels_to_images
 from mmdet.models.losses import GIoULoss
@@ -23,7 +24,7 @@ from concordet.losses.functional import ap_loss
 from oracles.clones import definition
 from oracles.comparison import Comparison, largest
 from oracles.heads import HEADS, TOLERANCE, AuthorsHead, Head, predictions, published_head, record_of
-from oracles.published import module
+from oracles.published import float64_buffers, module
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
 
 FUNCTIONS = {
@@ -43,7 +44,7 @@ METHODS = {
 """File, class, and methods that are the authors'."""
 
 COST = "positives are chosen with 1.3 times the GIoU loss, as in PAA with its own loss; published configuration: 1"
-CHOSEN = ", positives chosen by the {} weight"
+CHOSEN = ", {} choice of positives"
 APART = "published code counts a positive of IoU 0 as a negative; concordet as a positive"
 INTERPOLATED = "the paper's precision; published code interpolates it"
 
@@ -96,22 +97,25 @@ class RankedHead(AuthorsHead):
         """The published terms."""
         self.batch = [InstanceData(bboxes=s.boxes, labels=s.labels) for s in batch]
         metas = [{"img_shape": (HEIGHT, WIDTH), "pad_shape": (HEIGHT, WIDTH)}] * len(batch)
-        torch.set_default_dtype(torch.float64)  # buffers have the default type
-        try:
+        with float64_buffers():
             return self.loss(logits, deltas, [s.boxes for s in batch], [s.labels for s in batch], metas)
-        finally:
-            torch.set_default_dtype(torch.float32)
 
 
-def _published(repository: str, head: Head, loss: str, cost: float, model: Detector) -> RankedHead:
-    file, owner, methods = METHODS[head.detector]
-    scope = {
+def names(repository: str) -> dict[str, Any]:
+    """What the authors' methods find as global names."""
+    return {
         "bbox_overlaps": bbox_overlaps,
         "levels_to_images": levels_to_images,
         "multi_apply": multi_apply,
         "vectorize_labels": definition(repository, "mmdet/core/utils/misc.py", "vectorize_labels"),
+        "np": np,
         "EPS": EPS,
     }
+
+
+def _published(repository: str, head: Head, loss: str, cost: float, model: Detector) -> RankedHead:
+    file, owner, methods = METHODS[head.detector]
+    scope = names(repository)
     changes = {"reg_decoded_bbox": False} if head.detector == "atss" else {}  # the authors decode its targets
     path = f"mmdet/models/dense_heads/{file}"
     found = RankedHead(repository, path, owner, published_head(head, **changes), methods, scope)
@@ -166,13 +170,13 @@ def _terms(
     raw = [[m.double().requires_grad_() for m in maps] for maps in predictions(head, seed, len(batch))]
     record = record_of(head, model, raw, batch)
     mine, theirs = model.criterion(record), published.terms(raw[0], raw[1], batch)
-    names = {"ranking": "loss_rank", "sorting": "loss_sort"} if "rank_sort" in loss else {"ranking": "loss_rank"}
+    terms = {"ranking": "loss_rank", "sorting": "loss_sort"} if "rank_sort" in loss else {"ranking": "loss_rank"}
     # the published first term has the gradient of both
-    ranked, box = (sum(mine[name] for name in names), theirs["loss_rank"]), (mine["box"], theirs["loss_bbox"])
+    ranked, box = (sum(mine[name] for name in terms), theirs["loss_rank"]), (mine["box"], theirs["loss_bbox"])
     gradients = []
     for side in range(2):
         parts = torch.autograd.grad(ranked[side], raw[0], retain_graph=True), torch.autograd.grad(box[side], raw[1])
         gradients.append([torch.cat([g.flatten() for g in part]) for part in parts])
-    values = {name: (mine[name], theirs[other]) for name, other in names.items()} | {"box": box}
+    values = {name: (mine[name], theirs[other]) for name, other in terms.items()} | {"box": box}
     values |= dict(zip(("gradient of ranking", "gradient of box"), zip(*gradients, strict=True), strict=True))
     return values, bool((paired_iou(record.boxes, record.gt_boxes) == 0).any())

@@ -1,4 +1,4 @@
-"""RoI heads with RS Loss: the authors' loss methods, run from a clone, on mmdetection's assignment."""
+"""Two-stage heads with RS Loss: the authors' loss methods, run from a clone."""
 
 from __future__ import annotations
 
@@ -6,18 +6,27 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from mmdet.models.losses import GIoULoss
 from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox_overlaps
+from mmengine.config import Config
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
+from torchvision.models.detection.image_list import ImageList
 
+from concordet.boxes import paired_iou
 from concordet.detectors import build_detector
-from concordet.detectors.parts.proposals import RoIOutput
+from concordet.detectors.parts.objects import Objects
+from concordet.detectors.parts.proposals import RoIOutput, RPNOutput
 from oracles.clones import definition
 from oracles.comparison import Comparison, largest
-from oracles.heads import TOLERANCE, Fixed
-from oracles.published import module
+from oracles.dense import Case, maps, use_ours
+from oracles.heads import CONFIGS, TOLERANCE, AuthorsHead, Fixed, flat
+from oracles.published import float64_buffers, module
+from oracles.ranked_heads import APART
 from oracles.regions import MASK_SIDE, Stage, objects_of, proposals
 from oracles.scenes import CLASSES, HEIGHT, WIDTH, Scene, batches
 
@@ -44,6 +53,7 @@ def compare() -> Iterator[Comparison]:
     for name in ("faster_rcnn", "cascade_rcnn"):
         yield from _stages(name, pairs, loss, losses)
     yield from _masks(pairs, loss, losses)
+    yield from _proposals(pairs, names, losses)
 
 
 class PublishedStage:
@@ -148,3 +158,63 @@ def _masks(pairs: list[list[Scene]], loss: Any, losses: types.ModuleType) -> Ite
         "relative",
         TOLERANCE,
     )
+
+
+def _proposals(pairs: list[list[Scene]], names: dict[str, Any], losses: types.ModuleType) -> Iterator[Comparison]:
+    """The region proposal network, in float64, with concordet's anchors and matching."""
+    model, strides, size = detector("faster_rcnn"), (4, 8, 16, 32, 64), (HEIGHT, WIDTH)
+    levels = [(-(-HEIGHT // s), -(-WIDTH // s)) for s in strides]
+    count = model.rpn.anchor_generator.num_anchors_per_location()[0]
+    case = Case("faster_rcnn", TARGETS["faster_rcnn"], size, levels, [count] * len(levels))
+    config = Config.fromfile(CONFIGS / case.config).model
+    settings, training = config.rpn_head, config.train_cfg.rpn
+    settings.bbox_coder.target_stds = (0.1, 0.1, 0.2, 0.2)  # as in the published configuration
+    training.sampler = {"type": "PseudoSampler"}
+    settings.update(train_cfg=training, test_cfg=config.test_cfg.rpn)
+    path, scope = "mmdet/models/dense_heads/rank_based_rpn_head.py", {**names, "np": np}
+    head = AuthorsHead(
+        REPOSITORY, path, "RankBasedRPNHead", MODELS.build(settings), ("loss", "delta2bbox"), scope
+    )  # fmt: skip
+    head.rank_loss_type, head.loss_rank, head.head_weight = "RankSort", losses.RankSort, 0.2
+    head.loss_bbox = GIoULoss(reduction="none")
+    head.head.bbox_coder.encode = lambda anchors, boxes: model.rpn.box_coder.encode_single(boxes, anchors)
+    like = [torch.zeros(len(pairs[0]), 1, *level, dtype=torch.float64) for level in levels]
+    images = ImageList(torch.zeros(len(pairs[0]), 3, *size, dtype=torch.float64), [size] * len(pairs[0]))
+    anchors = model.rpn.anchor_generator(images, like)
+    sizes = [count * rows * columns for rows, columns in levels]
+    use_ours(head.head, case, anchors[0], lambda priors, boxes, given: _matching(model, priors, boxes, sizes))
+    head.anchor_generator = head.head.prior_generator
+    found: dict[tuple[bool, str], list[tuple[Tensor, Tensor]]] = {}
+    for seed, scenes in enumerate(pairs):
+        batch = [Scene(s.kind, s.boxes.double(), torch.zeros_like(s.labels)) for s in scenes]
+        logits = [m.double().requires_grad_() for m in maps(case, seed, 1, shift=-2.0)]
+        deltas = [m.double() for m in maps(case, 100 + seed, 4)]
+        objects = Objects.of([s.boxes for s in batch], [s.labels for s in batch])
+        outputs = RPNOutput(
+            {}, [size] * len(batch), size, flat(logits, 1).squeeze(-1), flat(deltas, 4), anchors, [], sizes
+        )
+        record = model.rpn_record(outputs, objects, model.match_anchors(outputs, objects))
+        apart = bool((paired_iou(record.boxes, record.gt_boxes) == 0).any())
+        weight = model.criterion.weights.get("rpn", 1.0)
+        ours = {k: weight * v for k, v in model.criterion.stages["rpn"](record).items()}
+        head.batch = [InstanceData(bboxes=s.boxes, labels=s.labels) for s in batch]
+        metas = [{"img_shape": size, "pad_shape": size}] * len(batch)
+        with float64_buffers():
+            expected = head.loss(logits, deltas, [s.boxes for s in batch], metas)
+        for term, other in (("ranking", "loss_rpn_rank"), ("sorting", "loss_rpn_sort"), ("box", "loss_rpn_bbox")):
+            found.setdefault((apart, term), []).append((ours[term], expected[other]))
+        each = (ours["ranking"] + ours["sorting"], expected["loss_rpn_rank"])  # it has the gradient of both
+        mine, other = (torch.cat([g.flatten() for g in torch.autograd.grad(x, logits)]) for x in each)
+        found.setdefault((apart, "gradient of ranking and sorting"), []).append((mine, other))
+    for (apart, what), values in found.items():
+        deviation = max(largest([pair]) for pair in values)
+        kind = ", a positive of IoU 0" if apart else ""
+        yield Comparison(
+            f"faster_rcnn with RS Loss, stage rpn{kind}: {what}", REPOSITORY, len(values), deviation, "relative",
+            TOLERANCE, APART if apart else "",
+        )  # fmt: skip
+
+
+def _matching(model: Any, anchors: Tensor, boxes: Tensor, sizes: list[int]) -> Tensor:
+    objects = Objects.of([boxes], [torch.zeros(len(boxes), dtype=torch.int64)])
+    return model.match_anchors(types.SimpleNamespace(anchors=[anchors], level_sizes=sizes), objects)[0]
