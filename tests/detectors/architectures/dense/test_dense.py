@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import generalized_box_iou_loss
 
 from concordet.detectors import build_detector
 from tests.detectors.scenes import batch, build
@@ -36,6 +37,17 @@ class TestEveryOneStage:
 def test_ap_in_paa_has_half_the_step():
     assert build("paa", "ap").criterion.core.classification.delta == 0.5
     assert build("atss", "ap").criterion.core.classification.delta == 1.0
+
+
+@pytest.mark.parametrize("loss", ["ap", "bucketed_ap"])
+@pytest.mark.parametrize(("name", "weight"), [("atss", 2.0), ("paa", 1.0)])
+def test_ap_has_the_published_weight_of_boxes(name, weight, loss):
+    model = build(name, loss)
+    (record,) = model.assigned(*batch(1, 2))
+    scores = record.logits[record.positive].amax(1).sigmoid()
+    errors = generalized_box_iou_loss(record.boxes, record.gt_boxes)
+    expected = weight * (scores * errors).sum() / scores.sum()
+    torch.testing.assert_close(model.criterion(record)["box"], expected)
 
 
 def test_foveabox_has_the_published_focal_loss():
