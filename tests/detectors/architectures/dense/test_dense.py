@@ -1,5 +1,6 @@
 """Dense detectors: batches, many objects, and what ATSS, PAA and FoveaBox have of their own."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -48,6 +49,19 @@ def test_ap_has_the_published_weight_of_boxes(name, weight, loss):
     errors = generalized_box_iou_loss(record.boxes, record.gt_boxes)
     expected = weight * (scores * errors).sum() / scores.sum()
     torch.testing.assert_close(model.criterion(record)["box"], expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "center", "side"),
+    [("retinanet", 1.0, 1.0), ("atss", 0.1, 0.2), ("paa", 0.1, 0.2), ("ssd", 0.1, 0.2), ("yolact", 0.1, 0.2)],
+)
+def test_regressions_have_the_published_standard_deviations(name, center, side):
+    """Regressions of 1 move the center by standard deviations of a side, and the side by e to the power of its own."""
+    (box,) = build(name).codec.decode(torch.ones(1, 4), torch.tensor([[0.0, 0.0, 100.0, 50.0]])).tolist()
+    sides = box[2] - box[0], box[3] - box[1]
+    assert sides == pytest.approx((100 * math.exp(side), 50 * math.exp(side)))
+    middle = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+    assert middle == pytest.approx((50 + 100 * center, 25 + 50 * center))
 
 
 def test_foveabox_has_the_published_focal_loss():
