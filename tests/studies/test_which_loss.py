@@ -1,0 +1,113 @@
+"""The comparison of all losses: its tables, and that it can be repeated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from statistics import mean, stdev
+
+import pytest
+
+from concordet.measures.bootstrap import MEASURES
+from concordet.study import Study, load_study, run_study
+from concordet.study.results import read_result, result_path
+from studies import which_loss
+
+AP = {  # by loss, one value per seed
+    "default": (0.40, 0.42, 0.44),
+    "default+pse(0.1)": (0.41, 0.43, 0.452),
+    "default+pse(1)": (0.38, 0.41, 0.42),
+    "ap": (0.50, 0.519, 0.541),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A finished study of four losses, two detectors and three seeds; every draw of images gives the value itself."""
+    study = Study(tmp_path / "weights", ("atss", "fcos"), tuple(AP), (1, 2, 3), resamples=4)
+    study.save()
+    for cell in study.cells():
+        value = AP[cell.loss][cell.seed - 1] + (0.1 if cell.detector == "fcos" else 0)
+        result = {
+            "format": 1,
+            "seed": cell.seed,
+            "metrics": {"AP": value, "AP50": value + 0.2},
+            "per_class": {"a": value},
+            "curve": [],
+            "processor_ms": 10.0,
+            "environment": {"torch": "2.14.1", "threads": 1},
+            "images": "0",
+            "draws": 5 * [[value, value + 0.2, *([None] * (len(MEASURES) - 2))]],
+        }
+        path = result_path(study, cell)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result))
+    monkeypatch.setattr(which_loss, "FOLDER", tmp_path)
+    which_loss.report.cache_clear()
+    yield tmp_path
+    which_loss.report.cache_clear()
+
+
+def rows(table):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+
+
+def test_losses_are_sorted_with_the_reference_first(folder):
+    head, _, *lines = rows(which_loss.losses("weights", "atss"))
+    assert [line[0] for line in lines] == ["`default`", "`ap`", "`default+pse(0.1)`", "`default+pse(1)`"]
+    assert [line[1] for line in lines] == ["3"] * 4
+    for line in lines:
+        values = [100 * v for v in AP[line[0].strip("`")]]
+        assert line[head.index("AP ↑")] == f"{mean(values):.1f} ± {stdev(values):.1f}"
+    differences = [100 * (a - b) for a, b in zip(AP["ap"], AP["default"], strict=True)]
+    assert lines[1][head.index("difference")].startswith(f"**{mean(differences):+.1f} (")  # ten points are seen
+    assert lines[0][head.index("difference")] == "reference"
+    assert lines[1][head.index("AP75 ↑")] == "–"
+
+
+def test_weights_show_each_detector_and_the_mean(folder):
+    head, _, line = rows(which_loss.weights())
+    assert head == ["coupling", "weight 0.1", "weight 1"]
+    gains = [
+        100 * mean(a - b for a, b in zip(AP[f"default+pse({w})"], AP["default"], strict=True)) for w in ("0.1", "1")
+    ]
+    assert line == ["`default+pse`", *(f"{g:+.1f} ({g:+.1f}, {g:+.1f})" for g in gains)]
+
+
+def test_the_short_table_has_a_column_per_detector(folder):
+    head, _, *lines = rows(which_loss.short("weights"))
+    assert head == ["loss", "atss", "fcos"]
+    assert lines[0] == ["`default`", "AP 42.0 ± 2.0", "AP 52.0 ± 2.0"]
+
+
+def test_detectors_without_runs_are_left_out(folder):
+    for path in (folder / "weights" / "results").glob("fcos-*"):
+        path.unlink()
+    assert rows(which_loss.short("weights"))[0] == ["loss", "atss"]
+    assert which_loss.draw("weights").read_text().startswith("<?xml")
+
+
+def test_results_are_copied_without_runs(folder, tmp_path, monkeypatch):
+    (folder / "weights" / "runs").mkdir()
+    monkeypatch.setattr(which_loss, "FOLDER", tmp_path / "elsewhere")
+    assert which_loss.copy(folder / "weights") == "weights"
+    copied = sorted(p.name for p in (tmp_path / "elsewhere" / "weights").iterdir())
+    assert copied == ["config.yaml", "results", "study.json"]
+    assert load_study(tmp_path / "elsewhere" / "weights").losses == tuple(AP)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(p.parent.name for p in which_loss.FOLDER.glob("*/study.json")))
+def test_a_tenth_can_be_repeated(tmp_path, name):
+    """Trained again, runs reach the AP of the results; other processors round differently, as other seeds do."""
+    whole = load_study(which_loss.FOLDER / name)
+    if whole.config.data.name != "digits":
+        pytest.skip("its photographs are not part of the project")
+    done = [cell for cell in whole.cells() if result_path(whole, cell).is_file()]
+    tenth = done[: -(-len(done) // 10)]
+    losses = tuple(dict.fromkeys(cell.loss for cell in tenth))
+    again = replace(whole, folder=tmp_path / name, detectors=whole.detectors[:1], losses=losses, seeds=whole.seeds[:1])
+    assert run_study(again, jobs=2)["finished"] == len(again.cells())
+    for cell in again.cells():
+        before, after = (read_result(study, cell)["metrics"]["AP"] for study in (whole, again))
+        assert after == pytest.approx(before, abs=0.05)
