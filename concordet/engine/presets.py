@@ -43,7 +43,7 @@ _NANO: Final = {"lr": 0.002, "weight_decay": 0.05, "warmup": 0.1, "ema": 0.99}
 PRESETS: Final[dict[str, Preset]] = {
     "thumbnails": Preset(
         "images of up to 200 pixels",
-        "0.03 s of a CPU core per image and epoch: 1,000 images take a quarter of an hour of one core",
+        "0.03 s of a CPU core per image and epoch: 1,000 images take a quarter of an hour on one core",
         {
             "size": "nano",
             "image_size": [128, 192],
@@ -54,7 +54,7 @@ PRESETS: Final[dict[str, Preset]] = {
     ),
     "small_photos": Preset(
         "up to 3,000 photographs, on a CPU",
-        "0.07 s of a CPU core per image and epoch: 300 photographs take a quarter of an hour of one core",
+        "0.07 s of a CPU core per image and epoch: 300 photographs take a quarter of an hour on one core",
         {
             "size": "nano",
             "image_size": [240, 320],
@@ -69,7 +69,7 @@ PRESETS: Final[dict[str, Preset]] = {
     ),
     "photos": Preset(
         "more than 3,000 photographs, on a CPU",
-        "0.07 s of a CPU core per image and epoch: 10,000 photographs take two and a half hours of one core",
+        "0.07 s of a CPU core per image and epoch: 10,000 photographs take two and a half hours on one core",
         {
             "size": "nano",
             "image_size": [240, 320],

@@ -70,13 +70,27 @@ def show(kind: str | None, content: Any) -> None:
         print_recipes(content)
     elif kind == "presets":
         for preset in content:
-            settings = ", ".join(f"{name} {value}" for name, value in preset["settings"].items())
+            settings = " ".join(f"--{name} {as_option(value)}" for name, value in preset["settings"].items())
             print(f"{preset['name']}: {preset['about']}\n  cost: {preset['cost']}\n  settings: {settings}")
     elif kind is not None:
         print("\n".join(content))
     else:
         content = content | {"recipes": [f"{len(content['recipes'])} of them: concordet list recipes"]}
         print("\n".join(f"{kind}:\n" + "\n".join(f"  {name}" for name in content[kind]) for kind in KINDS))
+
+
+def as_option(value: Any) -> str:
+    """A setting as it is written on the command line.
+
+    Example:
+        >>> as_option({"cache": True, "max_size": 320}), as_option([240, 320]), as_option("nano")
+        ("'{cache: true, max_size: 320}'", "'[240, 320]'", 'nano')
+    """
+    import yaml
+
+    if isinstance(value, dict | list):
+        return f"'{yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000).strip()}'"
+    return str(value)
 
 
 def names(kind: str) -> list[str]:
