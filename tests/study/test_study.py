@@ -194,6 +194,19 @@ def test_an_interrupted_study_goes_on_to_the_same_table(study, tmp_path):
     assert_same_table(study, grid)
 
 
+def test_finished_runs_are_compared_without_training_the_others(study, tmp_path, capsys):
+    grid = replace(study, folder=tmp_path / "half")
+    grid.save()
+    shutil.copytree(study.folder / "results", grid.folder / "results")
+    result_path(grid, grid.cells()[-1]).unlink()
+    assert main(["study", "--out", str(grid.folder), "--report"]) == 0
+    assert "3 finished, 1 new" in capsys.readouterr().out
+    assert not (grid.folder / "runs").exists()
+    shutil.rmtree(grid.folder / "results")
+    assert main(["study", "--out", str(grid.folder), "--report"]) == 1
+    assert "no run of this study has finished" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_study_killed_ten_times_goes_on_to_the_same_table(study, tmp_path):
     """The study's process is killed; runs that outlive it are waited for, as after ``kill -9`` of the study alone."""

@@ -18,6 +18,7 @@ def parser() -> Parser:
         "concordet study --config run.yaml --losses default rank_sort --seeds 5 --jobs 2 --out studies/x",
         "concordet study --out studies/x                # continues the study, or shows its result",
         "concordet study --out studies/x --cell 7       # trains one run: for a job array of a cluster",
+        "concordet study --out studies/x --report       # compares the runs that are finished so far",
     )
     options.add_argument("--out", type=str | None, help="Folder of the study.")
     options.add_argument("--config", type=str | None, help="YAML file or recipe with the settings of all runs.")
@@ -38,6 +39,9 @@ def parser() -> Parser:
     options.add_argument(
         "--dry_run", action="store_true", help="List the runs and the estimated time left; train nothing."
     )
+    options.add_argument(
+        "--report", action="store_true", help="Compare the finished runs, even while others train; train nothing."
+    )
     options.add_argument("--retry_failed", action="store_true", help="Train failed runs again.")
     options.add_argument("--resamples", type=int | None, help="Bootstrap samples for the intervals; by default 400.")
     options.add_argument(
@@ -52,8 +56,8 @@ def run(words: list[str]) -> None:
     """Parses and runs."""
     from concordet.cli.outputs import check_outputs, messages
     from concordet.files import write_json
-    from concordet.study import compare_study, run_cell, run_study, run_study_on_ray
-    from concordet.study.runner import check_cell, state_of
+    from concordet.study import compare_study, run_cell
+    from concordet.study.runner import check_cell, count_states, state_of
     from concordet.study.statistics import sentence
 
     options = parser().parse_args(words)
@@ -77,17 +81,10 @@ def run(words: list[str]) -> None:
             if state == "failed":
                 raise ValueError(f"the run {cell.name} failed; see its log in {study.folder}/runs")
             return
-        display = _Display(study)
-        with display:
-            if options.launcher == "ray":
-                states = run_study_on_ray(
-                    study, address=options.address, retry_failed=options.retry_failed, report=display.report
-                )
-            else:
-                states = run_study(study, jobs=options.jobs, retry_failed=options.retry_failed, report=display.report)
+        states = count_states(study) if options.report else _train(study, options)
         print(", ".join(f"{count} {state}" for state, count in states.items() if count))
         if not any(state_of(study, cell) == "finished" for cell in study.cells()):
-            raise ValueError(f"no run of this study has finished; see the logs in {study.folder}/runs")
+            raise ValueError(f"no run of this study has finished; see {study.folder}/runs")
         report = compare_study(study)
         page = Path(options.html) if options.html else study.folder / "study.html"
         from concordet.report import write_study
@@ -98,6 +95,19 @@ def run(words: list[str]) -> None:
         print(f"page: {page}")
     if options.json is not None:
         write_json(options.json, report)
+
+
+def _train(study: Any, options: Any) -> Any:
+    """Trains the runs that are not finished; the number of runs by state."""
+    from concordet.study import run_study, run_study_on_ray
+
+    display = _Display(study)
+    with display:
+        if options.launcher == "ray":
+            return run_study_on_ray(
+                study, address=options.address, retry_failed=options.retry_failed, report=display.report
+            )
+        return run_study(study, jobs=options.jobs, retry_failed=options.retry_failed, report=display.report)
 
 
 def _study(options: Any) -> Any:
