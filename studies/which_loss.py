@@ -56,14 +56,14 @@ def where(name: str) -> str:
 
 
 def difference(entry: dict[str, Any], key: str = "AP") -> str:
-    """A difference to the reference with its interval, as text; bold where the verdict is not "no difference"."""
+    """A difference to the reference with its interval, as text; bold where the verdict is not "may be chance"."""
     row = entry["differences"].get(key)
     if row is None:
         return "–"
     metric = BY_KEY[key]
     value, low, high = (format(row[end] * metric.scale, f"+.{metric.decimals}f") for end in ("value", "low", "high"))
     text = f"{value} ({low} to {high})"
-    return text if row["verdict"] == "no difference" else f"**{text}**"
+    return text if row["verdict"] == "may be chance" else f"**{text}**"
 
 
 def spread(entry: dict[str, Any], key: str) -> str:

@@ -39,7 +39,7 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
         Plain JSON: ``groups``, one per detector and variant, each with ``losses``: the name, the seeds, ``metrics`` and
         ``per_class`` AP (mean, standard deviation and values per seed), ``curve`` (AP by update), ``processor_ms`` per
         update, and ``differences`` of :data:`concordet.measures.bootstrap.MEASURES` (value, low, high, p, verdict:
-        better, worse or no difference); ``seeds_needed`` to see half a point of AP in four of five studies;
+        better, worse or may be chance); ``seeds_needed`` to see half a point of AP in four of five studies;
         ``settings`` of all runs; ``failures``.
 
     Example:
@@ -200,7 +200,7 @@ def _correct(entries: Sequence[dict[str, Any]], level: float) -> None:
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_corrected"] = p
             better = (row["value"] > 0) == (BY_KEY[name].better == "higher")
-            row["verdict"] = "no difference" if p > level else "better" if better else "worse"
+            row["verdict"] = "may be chance" if p > level else "better" if better else "worse"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -226,7 +226,7 @@ def sentence(report: dict[str, Any]) -> str:
         >>> entry = {"loss": "rank_sort", "n_pairs": 5, "differences": {"AP": row}}
         >>> group = {"detector": "atss", "variant": "", "losses": [{"loss": "default"}, entry]}
         >>> sentence({"reference": "default", "groups": [group]})
-        'atss: rank_sort is best, 1.2 points of AP above default over 5 seeds.'
+        'atss: rank_sort is best, 1.2 points of AP above default (0.2 to 2.2) over 5 seeds.'
     """
     parts = []
     for group in report["groups"]:
@@ -236,14 +236,15 @@ def sentence(report: dict[str, Any]) -> str:
             parts.append(f"{name}: nothing to compare yet")
             continue
         seeds = max(e["n_pairs"] for e in rows)
-        over = "over one seed" if seeds == 1 else f"over {seeds} seeds"
+        over = "over one seed, and other seeds may differ" if seeds == 1 else f"over {seeds} seeds"
         better = [e for e in rows if e["differences"]["AP"]["verdict"] == "better"]
         if better:
             best = max(better, key=lambda e: e["differences"]["AP"]["value"])
-            gain = 100 * best["differences"]["AP"]["value"]
-            parts.append(f"{name}: {best['loss']} is best, {gain:.1f} points of AP above {report['reference']} {over}")
+            gain, low, high = (f"{100 * best['differences']['AP'][key]:.1f}" for key in ("value", "low", "high"))
+            above = f"{gain} points of AP above {report['reference']} ({low} to {high})"
+            parts.append(f"{name}: {best['loss']} is best, {above} {over}")
         elif all(e["differences"]["AP"]["verdict"] == "worse" for e in rows):
             parts.append(f"{name}: all other losses are worse than {report['reference']} {over}")
         else:
-            parts.append(f"{name}: no loss is significantly better than {report['reference']} {over}")
+            parts.append(f"{name}: no loss can be seen to be better than {report['reference']} {over}")
     return "; ".join(parts) + "."

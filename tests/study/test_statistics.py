@@ -87,14 +87,18 @@ def test_so_many_seeds_have_the_power(spread):
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
-        (["better", "no difference"], "a is best, 2.0 points of AP above default over 4 seeds"),
-        (["no difference", "worse"], "no loss is significantly better than default over 4 seeds"),
+        (["better", "may be chance"], "a is best, 2.0 points of AP above default (1.0 to 3.0) over 4 seeds"),
+        (["may be chance", "worse"], "no loss can be seen to be better than default over 4 seeds"),
         (["worse", "worse"], "all other losses are worse than default over 4 seeds"),
     ],
 )
 def test_the_sentence_says_what_the_verdicts_say(verdicts, expected):
     entries = [
-        {"loss": name, "n_pairs": 4, "differences": {"AP": {"value": value, "verdict": verdict}}}
+        {
+            "loss": name,
+            "n_pairs": 4,
+            "differences": {"AP": {"value": value, "low": value - 0.01, "high": value + 0.01, "verdict": verdict}},
+        }
         for name, value, verdict in zip("ab", (0.02, 0.01), verdicts, strict=True)
     ]
     group = {"detector": "atss", "variant": "", "losses": [{"loss": "default"}, *entries]}
