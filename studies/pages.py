@@ -36,6 +36,7 @@ from studies import (
     overfit,
     prior,
     rematching,
+    which_loss,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -134,6 +135,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits": lambda: measured("digits", compare_losses.what("digits", "examples/digits.yaml"), compare_losses.table),
     "digits, short": lambda: compare_losses.table(read_rows(RESULTS / "digits.csv"), SHORT),
     "bccd": lambda: measured("bccd", compare_losses.what("bccd", "examples/bccd.yaml"), compare_losses.table),
+    **{
+        f"which loss, digits, {detector}": partial(which_loss.losses, "digits", detector)
+        for detector in ("atss", "retinanet")
+    },
     "prior": lambda: measured("prior", prior.WHAT, prior.table),
     "calibration": lambda: measured("calibration", calibration.WHAT, calibration.table),
     "learning": lambda: measured("learning", learning.WHAT, learning.table),

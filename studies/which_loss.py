@@ -23,7 +23,7 @@ from concordet.study.results import read_result
 from studies.losses import save, subplots
 
 FOLDER = Path(__file__).parent / "results" / "which_loss"
-SHOWN = ("AP50", "AP75", "AP90", "oLRP", "beta_cls", "LaECE0")
+SHOWN = ("AP50", "AP75", "AP90", "APs", "APm", "oLRP", "beta_cls", "LaECE0")
 """Metrics in the tables beside AP."""
 
 COUPLED = re.compile(r"(?P<name>.+)\((?P<weight>[\d.]+)\)")

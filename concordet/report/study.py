@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from concordet.measures.bootstrap import MEASURES
-from concordet.measures.metrics import BY_KEY, METRICS, MISSING, Metric
+from concordet.measures.metrics import BY_KEY, MISSING, Metric
 from concordet.report.page import render, write_page
 from concordet.report.plots import SLOTS, Line, forest_plot, line_plot
 
@@ -59,7 +59,7 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
         if "AP" in e["differences"]
     ]
     rows.sort(key=lambda row: -row[1])
-    shown = [m for m in METRICS if "runs" in m.tables and any(m.key in e["metrics"] for e in group["losses"])]
+    shown = [m for m in BY_KEY.values() if any(m.key in e["metrics"] for e in group["losses"])]
     return {
         "name": group["detector"] + (f", {group['variant']}" if group["variant"] else ""),
         "plot": forest_plot(rows, title="Difference in AP", x_label="points of AP") if rows else None,

@@ -22,6 +22,9 @@ DETECTABLE: Final = 0.005
 
 POWER: Final = 0.8
 
+SHOWN: Final = (*METRICS, *(BY_KEY[key] for key in ("APs", "APm", "APl")))
+"""Metrics of every loss: those of a comparison of runs, and AP by the size of objects."""
+
 
 def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
     """Compares every loss with the first one, per detector and variant.
@@ -87,7 +90,7 @@ def _loss(loss: str, results: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
     return {
         "loss": loss,
         "seeds": [cell.seed for cell in results],
-        "metrics": _spreads({m.key: [report.get(m.key) for report in reports] for m in METRICS}),
+        "metrics": _spreads({m.key: [report.get(m.key) for report in reports] for m in SHOWN}),
         "per_class": _spreads({name: [r["per_class"].get(name) for r in results.values()] for name in classes}),
         "curve": _mean_curve([result["curve"] for result in results.values()]),
         "processor_ms": _spreads({"": [r["processor_ms"] for r in results.values()]}).get(""),

@@ -129,6 +129,7 @@ def test_the_command_shows_a_finished_study(study, tmp_path, capsys):
     assert [entry["loss"] for entry in report["groups"][0]["losses"]] == list(LOSSES)
     page = (study.folder / "study.html").read_text(encoding="utf-8")
     assert "Difference in AP" in page
+    assert "AP, small" in page
     assert main(["study", "--out", str(study.folder), "--dry_run"]) == 0
     listed = capsys.readouterr().out
     assert "4 runs" in listed
@@ -231,7 +232,9 @@ def assert_same_table(*studies):
     first, second = (compare_study(s)["groups"][0]["losses"] for s in studies)
     for a, b in zip(first, second, strict=True):
         assert a["metrics"]["AP"] == b["metrics"]["AP"]
-        assert a["differences"] == b["differences"]
+        assert a["differences"].keys() == b["differences"].keys()
+        for name, row in a["differences"].items():  # some runs of the fixture share a process, which rounds differently
+            assert row == pytest.approx(b["differences"][name], abs=1e-6)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="folders are not locked on Windows")
