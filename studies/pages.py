@@ -139,6 +139,7 @@ TABLES: dict[str, Callable[[], str]] = {
         f"which loss, digits, {detector}": partial(which_loss.losses, "digits", detector)
         for detector in ("atss", "retinanet")
     },
+    "which loss, weights": which_loss.weights,
     "prior": lambda: measured("prior", prior.WHAT, prior.table),
     "calibration": lambda: measured("calibration", calibration.WHAT, calibration.table),
     "learning": lambda: measured("learning", learning.WHAT, learning.table),

@@ -124,8 +124,10 @@ def weights(name: str = "weights") -> str:
     columns = sorted({w for of_name in table.values() for w in of_name}, key=float)
 
     def text(values: list[float]) -> str:
+        if len(values) < len(detectors):
+            return "–"
         each = ", ".join(f"{v:+.1f}" for v in values)
-        return f"{sum(values) / len(values):+.1f} ({each})" if len(values) == len(detectors) else "–"
+        return f"{sum(values) / len(values):+.1f} ({each})" if len(values) > 1 else each
 
     rows = [[f"`{loss}`", *(text(of_name.get(w, [])) for w in columns)] for loss, of_name in sorted(table.items())]
     return markdown_table(["coupling", *(f"weight {w}" for w in columns)], rows)
@@ -169,8 +171,9 @@ def main() -> None:
     parser.add_argument("studies", type=Path, nargs="*", help="folders of studies to copy results from")
     for folder in parser.parse_args().studies:
         print(f"copied {copy(folder)}")
-    for path in sorted(FOLDER.glob("*/study.json")):
-        print(f"drawn: {draw(path.parent.name)}")
+    for name in sorted(path.parent.name for path in FOLDER.glob("*/study.json")):
+        if name != "weights":  # of which a table says more
+            print(f"drawn: {draw(name)}")
 
 
 if __name__ == "__main__":
