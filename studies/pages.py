@@ -136,7 +136,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits, short": lambda: compare_losses.table(read_rows(RESULTS / "digits.csv"), SHORT),
     "bccd": lambda: measured("bccd", compare_losses.what("bccd", "examples/bccd.yaml"), compare_losses.table),
     **{
-        f"which loss, digits, {detector}": partial(which_loss.losses, "digits", detector)
+        f"which loss, digits, {detector}": partial(which_loss.measured, "digits", detector)
         for detector in ("atss", "retinanet")
     },
     "which loss, weights": which_loss.weights,

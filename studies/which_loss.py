@@ -50,11 +50,6 @@ def group(name: str, detector: str) -> list[dict[str, Any]]:
     return [reference, *sorted(others, key=lambda entry: -entry["metrics"]["AP"]["mean"])]
 
 
-def where(name: str) -> str:
-    """What was measured with which versions."""
-    return caption(report(name)["environment"])
-
-
 def difference(entry: dict[str, Any], key: str = "AP") -> str:
     """A difference to the reference with its interval, as text; bold where the verdict is not "may be chance"."""
     row = entry["differences"].get(key)
@@ -93,22 +88,9 @@ def losses(name: str, detector: str) -> str:
     return markdown_table(head, rows)
 
 
-def short(name: str) -> str:
-    """Differences in AP by loss and detector."""
-    detectors = trained(name)
-    by_detector = {d: {entry["loss"]: entry for entry in group(name, d)} for d in detectors}
-    names = dict.fromkeys(loss for entries in by_detector.values() for loss in entries)
-    rows = [
-        [f"`{loss}`", *(cell(by_detector[d], loss, report(name)["reference"]) for d in detectors)] for loss in names
-    ]
-    return markdown_table(["loss", *detectors], rows)
-
-
-def cell(entries: dict[str, dict[str, Any]], loss: str, reference: str) -> str:
-    """AP of the reference, or the difference of another loss."""
-    if loss not in entries:
-        return "–"
-    return f"AP {spread(entries[loss], 'AP')}" if loss == reference else difference(entries[loss])
+def measured(name: str, detector: str) -> str:
+    """The versions that a study was trained with, and its table of a detector."""
+    return f"Trained with {caption(report(name)['environment'])}.\n\n{losses(name, detector)}"
 
 
 def weights(name: str = "weights") -> str:

@@ -93,12 +93,14 @@ def evaluate_calibration(
         matched, folds=folds, n_resamples=n_resamples, confidence=confidence, seed=seed, **settings
     )
     calibrated = calibrator.calibrate(dataset.dt_scores, dataset.class_ids[dataset.dt_classes])
-    for side, scores in (("before", dataset.dt_scores), ("after", calibrated)):
-        if side == "after" and same_order(dataset.dt_scores, calibrated, dataset.dt_classes):
-            report[side]["AP"] = report["before"]["AP"]  # depends on the order within each class only
-            continue
+
+    def ap(scores: Floats | None) -> float | None:
         precision = coco.average_precision(dataset, truth, scores=scores, max_dets=limit, all_areas=False)
-        report[side]["AP"] = ap_metrics(precision, slice(None))["AP"]
+        return ap_metrics(precision, slice(None))["AP"]
+
+    report["before"]["AP"] = before = ap(None)
+    same = same_order(dataset.dt_scores, calibrated, dataset.dt_classes)  # on which alone AP depends
+    report["after"]["AP"] = before if same else ap(calibrated)
     report["notes"] = list(dataset.notes)
     return calibrator, report
 
