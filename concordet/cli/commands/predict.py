@@ -101,6 +101,7 @@ def run(words: list[str]) -> None:
     from concordet.console import QUIET, note
     from concordet.engine.plugins import import_plugins
     from concordet.engine.prediction import find_images, predict
+    from concordet.errors import counted
     from concordet.files import write_json
 
     paths = find_images(args.images, videos=args.annotations is None)
@@ -124,15 +125,11 @@ def run(words: list[str]) -> None:
         for reason in done.unreadable.values():
             note(f"skipped: {reason}", min_verbosity=QUIET)
         scores = "calibrated scores" if done.calibrated else "raw scores"
-        print(f"{_count(len(done.results), 'detection')} in {_count(done.images, 'image')}, {scores}")
+        print(f"{counted(len(done.results), 'detection')} in {counted(done.images, 'image')}, {scores}")
         if done.pictures:
-            drawn = f"{_count(done.drawn, 'detection')} drawn {done.drawn_from}"
+            drawn = f"{counted(done.drawn, 'detection')} drawn {done.drawn_from}"
             print(f"pictures: {done.pictures[0].parent}, {drawn}")
         if out is not None and out != "-":
             print(f"results: {out}")
     if out is not None:
         write_json(out, done.results, indent=None)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

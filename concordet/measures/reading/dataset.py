@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from concordet.errors import UsageError
+from concordet.errors import UsageError, counted
 from concordet.files import no_garbage_collection, read_json
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
 from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
@@ -65,7 +65,7 @@ def read_dataset(
     if gt.n_ignore:
         verbs = ("has", "counts as an object") if gt.n_ignore == 1 else ("have", "count as objects")
         notes.append(
-            f"{_count(gt.n_ignore, 'annotation')} {verbs[0]} ignore without iscrowd and {verbs[1]}, as in pycocotools;"
+            f"{counted(gt.n_ignore, 'annotation')} {verbs[0]} ignore without iscrowd and {verbs[1]}, as in pycocotools;"
             " iscrowd 1 would leave out the region"
         )
     if iou_type == "segm":
@@ -128,7 +128,7 @@ def _known_rows(dt: Columns, dt_images: Ints, dt_classes: Ints, dt_name: str, gt
     if not on_image.all():
         missing = len(np.unique(dt.image_ids[~on_image]))
         doubts.append(
-            f"{_count(int((~on_image).sum()), 'detection')} on {_count(missing, 'image')} that the ground truth lacks"
+            f"{counted(int((~on_image).sum()), 'detection')} on {counted(missing, 'image')} that the ground truth lacks"
             f" {_were(int((~on_image).sum()))} left out"
         )
     unknown = np.flatnonzero(on_image & (dt_classes < 0))
@@ -137,8 +137,8 @@ def _known_rows(dt: Columns, dt_images: Ints, dt_classes: Ints, dt_name: str, gt
         names = [_class_name(dt, ident) for ident in ids[np.argsort(-counts, kind="stable")].tolist()]
         listed = ", ".join([*names[:5], *(["..."] if len(names) > 5 else [])])
         doubts.append(
-            f"{_count(len(unknown), 'detection')} of {_count(len(ids), 'category', 'categories')} that the ground truth"
-            f" lacks ({listed}) {_were(len(unknown))} left out"
+            f"{counted(len(unknown), 'detection')} of {counted(len(ids), 'category', 'categories')}"
+            f" that the ground truth lacks ({listed}) {_were(len(unknown))} left out"
         )
     return rows
 
@@ -147,12 +147,8 @@ def _class_name(dt: Columns, ident: int) -> str:
     return dt.class_names.get(ident, str(ident))
 
 
-def _count(n: int, noun: str, plural: str | None = None) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {plural or noun + 's'}"
-
-
 def _repeats(n: int, noun: str, plural: str | None = None) -> str:
-    return f"{_count(n, noun, plural)} {'repeats' if n == 1 else 'repeat'}"
+    return f"{counted(n, noun, plural)} {'repeats' if n == 1 else 'repeat'}"
 
 
 def _were(n: int) -> str:
