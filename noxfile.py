@@ -54,14 +54,14 @@ SHOWN = ["torch", "torchvision", "transformers", "numpy", "scipy", "lightning", 
 def lowest(session: nox.Session) -> None:
     """The lowest versions that pyproject.toml admits, with the oldest Python."""
     install(session, ".[dev]", "--resolution=lowest-direct")
-    suite(session)
+    suite(session, quick=[*QUICK, ADAPTERS])
 
 
 @nox.session(python=PYTHON)
 def newest(session: nox.Session) -> None:
     """The newest version of everything, with the oldest Python."""
     install(session, ".[dev]", "--upgrade")
-    suite(session)
+    suite(session, quick=[*QUICK, ADAPTERS])
 
 
 @nox.session(python=["3.12", "3.13"])

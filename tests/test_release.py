@@ -79,6 +79,20 @@ def test_what_workflows_run_exists(path):
     assert set(named) <= set(sessions())
 
 
+def test_the_weekly_workflow_lists_more_than_the_default_sessions():
+    """``nox --list`` prints the sessions of ``nox.options.sessions`` only, unless some are selected."""
+    content = yaml.safe_load((ROOT / ".github" / "workflows" / "versions.yml").read_text(encoding="utf-8"))
+    jobs = content["jobs"]
+    (command,) = [step["run"] for step in jobs["list"]["steps"] if step.get("id") == "sessions"]
+    assert "--list --json --keywords" in command
+    assert jobs["session"]["strategy"]["matrix"]["session"] == "${{ fromJSON(needs.list.outputs.sessions) }}"
+
+
+def test_actions_have_one_version_each():
+    uses = {step for path in WORKFLOWS for step in re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8"))}
+    assert len(uses) == len({action.partition("@")[0] for action in uses})
+
+
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
     """File names in the sdist and the wheel, without their first folder, and the text of the wheel's metadata."""
