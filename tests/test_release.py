@@ -20,6 +20,7 @@ from .test_readme import links
 
 ROOT = Path(__file__).parent.parent
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TEXT = {".cff", ".css", ".html", ".j2", ".js", ".md", ".py", ".rst", ".toml", ".txt", ".yaml", ".yml"}
 BUILD = "from setuptools import build_meta as b; b.build_sdist({0!r}); b.build_wheel({0!r})"
 
 
@@ -91,6 +92,20 @@ def test_the_weekly_workflow_lists_more_than_the_default_sessions():
 def test_actions_have_one_version_each():
     uses = {step for path in WORKFLOWS for step in re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8"))}
     assert len(uses) == len({action.partition("@")[0] for action in uses})
+
+
+def test_files_end_as_the_hooks_want():
+    """With one line break, and lines without spaces at their ends: `pre-commit run --all-files` is a workflow."""
+    folders = ("concordet", "docs", "examples", "oracles", "studies", "tests", ".github")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*")] + list(ROOT.glob("*"))
+    wrong = []
+    for path in paths:
+        excluded = path.parent.name == "notebooks" or path.is_relative_to(ROOT / "studies" / "results")
+        if path.suffix in TEXT and path.is_file() and not excluded:
+            text = path.read_bytes()
+            if (text and not re.search(rb"[^\n]\n\Z", text)) or re.search(rb"[ \t\r]\n", text):
+                wrong.append(str(path.relative_to(ROOT)))
+    assert wrong == []
 
 
 @pytest.fixture(scope="module")
