@@ -10,6 +10,7 @@ from typing import Any
 
 from docutils import nodes
 from docutils.utils.math import latex2mathml
+from sphinx import addnodes
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent
@@ -97,6 +98,20 @@ def _readable_defaults(
     return (signature and signature.replace("<factory>", "...")), returns
 
 
+def _link_files(app: Sphinx, page: nodes.document) -> None:
+    """Links the files that the README names as plain text, since links to files would be dead on a package index."""
+    if app.env.docname != root_doc:
+        return
+    for name in list(page.findall(nodes.literal)):
+        target = name.astext().removesuffix(".md")
+        if name.astext().endswith(".md") and target in app.env.found_docs:
+            link = addnodes.pending_xref(
+                refdomain="std", reftype="doc", reftarget=f"/{target}", refexplicit=True, refwarn=True
+            )
+            name.replace_self(link)
+            link += name
+
+
 def _import_lazy_names() -> None:
     """Imports what packages import when it is first used; autodoc documents only what is there."""
     for page in sorted((ROOT / "docs" / "reference").glob("*.rst")):
@@ -109,4 +124,5 @@ def setup(app: Sphinx) -> None:
     _import_lazy_names()
     app.connect("autodoc-process-signature", _readable_defaults)
     app.connect("autodoc-skip-member", _skip_undocumented_fields)
+    app.connect("doctree-read", _link_files)
     app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))

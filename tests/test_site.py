@@ -80,6 +80,16 @@ def test_the_site_has_every_exported_name_and_search(site):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_the_front_page_links_the_pages_that_the_readme_names(site):
+    html = (site / "docs" / "index.html").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"`docs/([\w/]+)\.md`", readme))
+    assert "which_loss" in names
+    assert [name for name in names if f'href="{name}.html"><span class="doc">docs/{name}.md</span>' not in html] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_pages_fit_a_telephone_and_load_nothing_from_elsewhere(site):
     driver = pytest.importorskip("playwright.sync_api")
     executable = shutil.which("chromium")
