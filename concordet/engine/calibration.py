@@ -12,9 +12,9 @@ from concordet.calibration.calibrator import check_scores
 from concordet.calibration.evaluation import METRICS, evaluate_matched
 from concordet.calibration.fitting import Matched, fit_matched, matched_columns
 from concordet.calibration.runs import FOLDS
-from concordet.engine.detections import is_federated
 from concordet.files import read_json
 from concordet.measures.evaluation import MatchedEvaluation, match_evaluation
+from concordet.measures.reading.records import is_federated
 
 NAME = "calibrator.json"
 """Name of the calibrator's file in a run folder."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from concordet.data import to_original
 from concordet.data.masks import encode_mask, masks_to_original
 from concordet.errors import missing_package
+from concordet.measures.reading.records import is_federated
 
 MASK_METRICS = ("AP", "AP50", "AP75")
 
@@ -128,14 +129,3 @@ def mask_metrics(ground_truth: Any, detections: list[dict[str, Any]]) -> tuple[d
         return dict.fromkeys(names), dict.fromkeys(names, str(error))
     values = {f"{name}_mask": measured[name] for name in MASK_METRICS}
     return values, {f"{name}_mask": measured["reasons"][name] for name in MASK_METRICS if measured[name] is None}
-
-
-def is_federated(ground_truth: Any) -> bool:
-    """Whether the annotations are federated, so that LVIS's rules apply.
-
-    Example:
-        >>> is_federated({"images": [{"id": 1, "neg_category_ids": [3]}]})
-        True
-    """
-    images = ground_truth.get("images", []) if isinstance(ground_truth, dict) else []
-    return any("neg_category_ids" in image for image in images)

@@ -18,6 +18,7 @@ from concordet.files import read_yaml
 from concordet.measures.analysis import Analysis, analyze
 from concordet.measures.correlation import pooled_correlation
 from concordet.measures.metrics import is_missing, metrics_of, pick
+from concordet.measures.reading.records import is_federated
 from concordet.measures.reading.run_files import (
     AGAIN,
     read_detections,
@@ -227,7 +228,7 @@ def _measure(run: Run) -> None:
     if run.positives is not None and len(run.positives["scores"]):
         run.spearman = pooled_correlation(run.positives["scores"], run.positives["ious"], "spearman").value
     if run.ground_truth is not None and run.detections is not None:
-        federated = any("neg_category_ids" in image for image in run.ground_truth.get("images", []))
+        federated = is_federated(run.ground_truth)
         every = max(len(run.detections), 1)  # those of the sample images may have any rank
         try:
             run.analysis = analyze(run.ground_truth, run.detections, lvis=federated, n_disagreements=every)

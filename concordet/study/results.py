@@ -11,10 +11,10 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.calibration.runs import run_sample
-from concordet.engine.detections import is_federated
 from concordet.files import read_json, write_text
 from concordet.measures.bootstrap import MEASURES, draw_weights, evaluate_weighted
 from concordet.measures.reading.arrays import Floats
+from concordet.measures.reading.records import is_federated
 from concordet.study.grid import Cell, Study
 
 FORMAT: Final = 1

@@ -86,6 +86,24 @@ def test_other_modules_that_are_missing_are_not_ours():
     assert type(error.value) is ModuleNotFoundError
 
 
+@pytest.mark.parametrize(
+    ("names", "blocked"),
+    [
+        (
+            ["concordet.measures", "concordet.calibration", "concordet.study"],
+            ("torchvision", "sklearn", "PIL", "matplotlib", "jinja2", "lightning", "jsonargparse", "yaml", "rich"),
+        ),
+        (
+            ["concordet.report", "concordet.cli.commands.analyze", "concordet.cli.commands.compare"],
+            ("torchvision", "sklearn", "transformers", "timm", "lightning", "tensorboard"),
+        ),
+    ],
+    ids=["measures", "report"],
+)
+def test_packages_import_with_the_extra_that_they_need(names, blocked):
+    assert run(f"import {', '.join(names)}", *blocked) == (0, "")
+
+
 def test_losses_need_torch_only():
     code = (
         "import torch\nfrom concordet.losses import build_criterion\n"

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from concordet.engine import evaluate_run, load_detector, predict, train
 from concordet.engine.config import DataConfig, load_config
 from concordet.engine.data import build_dataset
-from concordet.engine.detections import coco_results, is_federated
+from concordet.engine.detections import coco_results
 from concordet.engine.evaluation import run_detector
 from concordet.engine.prediction import find_images, image_ids
 from concordet.engine.training.launch import Launch
@@ -239,12 +239,6 @@ def test_an_evaluation_of_an_earlier_checkpoint_is_made_again(tmp_path):
     os.utime(run / "checkpoints" / "last.ckpt", (later, later))
     train(tiny(evaluate=True), run, resume=True)
     assert (run / "evaluation.json").stat().st_mtime_ns > early
-
-
-def test_federated_ground_truth_is_known_by_its_images():
-    assert is_federated({"images": [{"id": 1}, {"id": 2, "neg_category_ids": []}]})
-    assert not is_federated({"images": [{"id": 1}]})
-    assert not is_federated(None)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from concordet.measures import analyze, evaluate_detections
+from concordet.measures.reading.records import is_federated
 from tests.measures.reference import coco_figures, run_pycocotools
 from tests.measures.scenes import make_scene, write_scene
 
@@ -374,3 +375,9 @@ def test_boxes_around_masks_are_noted():
         x, y, w, h = d["bbox"]
         masks.append({k: v for k, v in d.items() if k != "bbox"} | {"segmentation": [[x, y, x + w, y, x + w, y + h]]})
     assert suspicious(evaluate_detections(truth, masks)["notes"], "have masks and no boxes: the boxes around the masks")
+
+
+def test_federated_ground_truth_is_known_by_its_images():
+    assert is_federated({"images": [{"id": 1}, {"id": 2, "neg_category_ids": []}]})
+    assert not is_federated({"images": [{"id": 1}]})
+    assert not is_federated(None)

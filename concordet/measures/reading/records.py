@@ -205,6 +205,17 @@ def is_number(value: Any) -> bool:
         return False
 
 
+def is_federated(ground_truth: Any) -> bool:
+    """Whether the annotations are federated, so that LVIS's rules apply.
+
+    Example:
+        >>> is_federated({"images": [{"id": 1, "neg_category_ids": [3]}]})
+        True
+    """
+    images = ground_truth.get("images", []) if isinstance(ground_truth, dict) else []
+    return any("neg_category_ids" in image for image in images)
+
+
 def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:59] + "…"
