@@ -34,6 +34,7 @@ from oracles import (
     regions,
     sets,
     suppression,
+    tide,
 )
 from oracles.clones import ADDRESSES, versions
 from oracles.comparison import Comparison
@@ -56,11 +57,12 @@ SECTIONS = {
     "Suppression, voting and centerness": suppression,
     "Measures": measures,
     "LRP error": lrp,
+    "TIDE": tide,
 }
 HEADING = """# Fidelity: concordet compared with the published implementations
 
 `make oracles` runs published code and concordet on the same inputs and writes this page: mmdetection {mmdet}, the
-repositories of the losses' authors, pycocotools, lvis, netcal and SciPy. Of {count} comparisons {equal} are equal and
+authors' repositories, pycocotools, lvis, netcal and SciPy. Of {count} comparisons {equal} are equal and
 {departures} are departures.
 
 * **equal**: rounding explains the deviation. Inputs are float32 (relative deviations of about 1e-7); of losses alone

@@ -19,6 +19,7 @@ ADDRESSES = {
     "fast-soft-sort": "https://github.com/google-research/fast-soft-sort",
     "Co-DETR": "https://github.com/Sense-X/Co-DETR",
     "LRP-Error": "https://github.com/kemaloksuz/LRP-Error",
+    "tide": "https://github.com/dbolya/tide",
 }
 FOLDER = Path(".oracles")
 """Folder of clones; `ORACLES_CLONES` names a folder with bare clones `...NAME/repo` to read instead."""

@@ -15,6 +15,7 @@ from concordet.measures.evaluation import match_evaluation
 from concordet.measures.findings.confusion import confusion
 from concordet.measures.findings.curves import ThresholdCurve, threshold_curve
 from concordet.measures.findings.disagreements import worst_disagreements
+from concordet.measures.findings.errors import error_gains
 from concordet.measures.findings.images import by_size, worst_images
 from concordet.measures.matching import Matches, match_both
 from concordet.measures.reading.arrays import Bools, Floats, Ints
@@ -85,12 +86,12 @@ def analyze(
     limit = checked_limit(max_dets, lvis)
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     truth = coco.load(dataset)
-    precision = coco.average_precision(dataset, truth, max_dets=limit, errors=True)
+    precision = coco.average_precision(dataset, truth, max_dets=limit)
     matches, overlaps = match_both(dataset, truth, max_dets=limit)
     upper, lower = reranking_bounds(dataset, truth, matches, max_dets=limit)
     report = summarize(dataset, precision, matches, overlaps)
     _add_bounds(report, upper, lower)
-    report["gains"] = _gains(report, precision)
+    report["gains"] = _gains(report, dataset, matches)
     report["costs"] = _costs(report)
     report["ap_by_threshold"] = {
         "iou": list(coco.IOU_THRESHOLDS),
@@ -156,11 +157,11 @@ def evaluate_detections(
     return match_evaluation(ground_truth, detections, iou_type=iou_type, max_dets=max_dets, lvis=lvis).metrics()
 
 
-def _gains(report: dict[str, Any], precision: coco.Precision) -> dict[str, float] | None:
+def _gains(report: dict[str, Any], dataset: Dataset, matches: Matches) -> dict[str, float] | None:
     """Gains of AP50 without each type of error, and of AP with a perfect ranking; None without any object."""
     if report["AP"] is None:
         return None
-    return precision.gains | {"ranking": max(report["AP_upper"] - report["AP"], 0.0)}
+    return error_gains(dataset, matches) | {"ranking": max(report["AP_upper"] - report["AP"], 0.0)}
 
 
 def _costs(report: dict[str, Any]) -> dict[str, float] | None:

@@ -13,14 +13,6 @@ from concordet.measures.reading.dataset import Dataset
 from concordet.measures.reading.masks import mask_areas
 
 IOU_THRESHOLDS: Final = tuple(np.linspace(0.5, 0.95, 10).tolist())
-TIDE_ERRORS: Final = {
-    "classification": "Cls",
-    "localization": "Loc",
-    "both": "Both",
-    "duplicates": "Dupe",
-    "background": "Bkg",
-    "missed": "Miss",
-}
 ALL_AREAS: Final = [0.0, 1e10]
 
 
@@ -118,39 +110,29 @@ def average_precision(
     scores: Floats | None = None,
     max_dets: int = 100,
     all_areas: bool = True,
-    errors: bool = False,
 ) -> Precision:
-    """AP and AR of every IoU threshold, class and area range, at ``max_dets`` detections per image and class.
-
-    With ``errors`` also the gain of AP50 if all errors of one type were fixed (TIDE, Bolya et al., ECCV 2020).
-    """
+    """AP and AR of every IoU threshold, class and area range, at ``max_dets`` detections per image and class."""
     counts = [max_dets] if dataset.lvis else sorted({1, 10, 100, max_dets})
     result = evaluator(dataset, truth, scores=scores, max_dets=counts, all_areas=all_areas, thresholds=IOU_THRESHOLDS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result.accumulate()
-        gains = result.tide_errors()["delta_ap"] if errors else {}
     precision = result.eval["precision"][..., counts.index(max_dets)]  # [T, R, K, A]
     recall = result.eval["recall"]  # [T, K, A, M]
     return Precision(
         ap=np.where(precision[:, 0] > -1, precision.mean(1), np.nan),
         recall=np.where(recall > -1, recall, np.nan)[:, :, 0],
         counts=counts,
-        gains={name: float(gains[key]) for name, key in TIDE_ERRORS.items() if key in gains},
     )
 
 
 @dataclass(frozen=True)
 class Precision:
-    """AP ``[T, K, A]`` and recall ``[T, K, M]`` by IoU threshold, class, area and detection count; NaN is undefined.
-
-    ``gains`` are the gains of AP50 without the errors of each type of :data:`TIDE_ERRORS`.
-    """
+    """AP ``[T, K, A]`` and recall ``[T, K, M]`` by IoU threshold, class, area and detection count; NaN is undefined."""
 
     ap: Floats
     recall: Floats
     counts: list[int]
-    gains: dict[str, float]
 
     def mean(self, thresholds: Any, area: int) -> float | None:
         """Mean AP over IoU thresholds and classes with objects of this size (0 for any); None if there are none."""

@@ -173,7 +173,7 @@ def kept_rows(dataset: Dataset, max_dets: int) -> Ints:
 def overlapping_pairs(dataset: Dataset, rows: Ints) -> Pairs:
     """Every pair of one of these detections and an annotation of its image and class whose boxes overlap."""
     parts = []
-    for which, held in _pairs(dataset, rows, np.arange(len(dataset.gt_images))):
+    for which, held in candidate_pairs(dataset, rows, np.arange(len(dataset.gt_images))):
         near = np.flatnonzero(_common_sides(dataset, rows[which], held).min(1) > 0)
         which, held = which[near], held[near]
         parts.append((which, held, paired_iou(dataset, rows[which], held)))
@@ -187,7 +187,7 @@ def match_pairs(dataset: Dataset, pairs: Pairs, scores: Floats, thresholds: Sequ
     Of each image and class one detection at a time takes an annotation, highest score first: all first ones at once,
     then all second ones. Objects that count come before those that do not, then the larger IoU, then the later one.
     """
-    counts = ~(dataset.gt_crowd | _beyond_all_areas(dataset.gt_areas))
+    counts = counted_objects(dataset)
     near = np.flatnonzero(pairs.ious >= min(min(thresholds), _MOST_IOU))
     turn = _turns(dataset, pairs.rows, scores, pairs.which[near])
     order = near[
@@ -238,6 +238,11 @@ def _turns(dataset: Dataset, rows: Ints, scores: Floats, which: Ints) -> Ints:
 def _image_class(dataset: Dataset, images: Ints, classes: Ints) -> Ints:
     # one number for each pair of image and class
     return images * max(len(dataset.class_ids), 1) + classes
+
+
+def counted_objects(dataset: Dataset) -> Bools:
+    """``[m]`` whether each annotation is an object to find: no crowd region, and of an area within COCO's bounds."""
+    return ~(dataset.gt_crowd | _beyond_all_areas(dataset.gt_areas))
 
 
 def _beyond_all_areas(areas: Floats) -> Bools:
@@ -292,20 +297,15 @@ def _common_sides(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
 def _paired_mask_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
     from hotcoco import mask as masks
 
-    rle: dict[tuple[str, int], Any] = {}
-
-    def encoded(side: str, index: int, segmentation: Any, size: tuple[int, int]) -> Any:
-        if (side, index) not in rle:
-            rle[side, index] = encode(segmentation, size)
-        return rle[side, index]
-
-    gt_masks, dt_masks = dataset.gt_masks or [], dataset.dt_masks or []
-    ious = np.zeros(len(detections))
-    for i, (d, g) in enumerate(zip(detections.tolist(), objects.tolist(), strict=True)):
-        image = dataset.images[dataset.gt_images[g]]
+    dt_masks, gt_masks, ious = dataset.dt_masks or [], dataset.gt_masks or [], np.zeros(len(detections))
+    images = dataset.gt_images[objects]
+    order = np.argsort(images, kind="stable")
+    for pairs in np.split(order, np.flatnonzero(np.diff(images[order])) + 1) if len(order) else []:
+        image = dataset.images[images[pairs[0]]]
         size = image["height"], image["width"]
-        pair = encoded("d", d, dt_masks[d], size), encoded("g", g, gt_masks[g], size)
-        ious[i] = masks.iou([pair[0]], [pair[1]], [bool(dataset.gt_crowd[g])])[0, 0]
+        (d, row), (g, column) = (np.unique(x[pairs], return_inverse=True) for x in (detections, objects))
+        found, held = ([encode(m[i], size) for i in of.tolist()] for m, of in ((dt_masks, d), (gt_masks, g)))
+        ious[pairs] = masks.iou(found, held, dataset.gt_crowd[g].tolist())[row, column]
     return ious
 
 
@@ -313,7 +313,7 @@ def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
     """``[n]`` object (no crowd) of the same image and class with the largest IoU, -1 without one; and that IoU."""
     objects = np.full(len(rows), -1, np.int64)
     ious = np.zeros(len(rows))
-    for which, candidates in _pairs(dataset, rows, np.flatnonzero(~dataset.gt_crowd)):
+    for which, candidates in candidate_pairs(dataset, rows, np.flatnonzero(~dataset.gt_crowd)):
         pair_iou = np.round(paired_iou(dataset, rows[which], candidates), 12)
         near = np.flatnonzero(pair_iou > 0)
         which, candidates, pair_iou = which[near], candidates[near], pair_iou[near]
@@ -323,12 +323,16 @@ def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
     return objects, ious
 
 
-def _pairs(dataset: Dataset, rows: Ints, objects: Ints) -> Iterator[tuple[Ints, Ints]]:
-    # (index in rows, object) for all objects of the detection's image and class, a limited number at a time
-    keys = _image_class(dataset, dataset.gt_images[objects], dataset.gt_classes[objects])
+def candidate_pairs(
+    dataset: Dataset, rows: Ints, objects: Ints, *, any_class: bool = False
+) -> Iterator[tuple[Ints, Ints]]:
+    """Index in ``rows``, and object, of all pairs of an image and a class, or of an image; a limited number at once."""
+    keys, wanted = dataset.gt_images[objects], dataset.dt_images[rows]
+    if not any_class:
+        keys = _image_class(dataset, keys, dataset.gt_classes[objects])
+        wanted = _image_class(dataset, wanted, dataset.dt_classes[rows])
     order = np.argsort(keys, kind="stable")
     objects, keys = objects[order], keys[order]
-    wanted = _image_class(dataset, dataset.dt_images[rows], dataset.dt_classes[rows])
     first = np.searchsorted(keys, wanted)
     count = np.searchsorted(keys, wanted, side="right") - first
     total = np.cumsum(count)
