@@ -83,7 +83,7 @@ import os
 os.environ.pop("TMPDIR", None)  # nox's is too long for the names of Ray's sockets
 from pathlib import Path
 from concordet.study import Study, run_study_on_ray
-from concordet.engine import load_config
+from concordet.engine import load_config, train  # what the run below was trained with
 study = Study(Path("study"), ("fcos",), ("default",), (1,), config=load_config(Path("run/config.yaml")))
 assert run_study_on_ray(study, address="local")["finished"] == 1
 """
