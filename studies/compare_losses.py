@@ -46,17 +46,16 @@ def spread(values: list[float], form: str) -> str:
     return mean if len(values) == 1 else f"{mean} ± {format(statistics.stdev(values), form.lstrip('+'))}"
 
 
-def table(rows: Sequence[dict[str, Any]], keys: Sequence[str] | None = None) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: mean and standard deviation over seeds, and the paired difference to the first loss.
 
     Args:
         rows: Rows of a results file.
-        keys: Metrics to show; None for all that the rows have.
     """
     losses, seeds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("loss", "seed"))
     lines = []
     for metric in METRICS:
-        if metric.is_timing or metric.key not in rows[0] or (keys is not None and metric.key not in keys):
+        if metric.is_timing or metric.key not in rows[0]:
             continue
         first: list[float] | None = None
         cells = []

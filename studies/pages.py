@@ -41,8 +41,6 @@ from studies import (
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "studies" / "results"
-SHORT = ("AP", "AP50", "AP75", "oLRP")
-"""Metrics in the README's table."""
 
 
 def measured(name: str, what: str, table: Callable[[list[dict[str, str]]], str]) -> str:
@@ -133,12 +131,12 @@ STEPS = (
 )
 TABLES: dict[str, Callable[[], str]] = {
     "digits": lambda: measured("digits", compare_losses.what("digits", "examples/digits.yaml"), compare_losses.table),
-    "digits, short": lambda: compare_losses.table(read_rows(RESULTS / "digits.csv"), SHORT),
     "bccd": lambda: measured("bccd", compare_losses.what("bccd", "examples/bccd.yaml"), compare_losses.table),
     **{
         f"which loss, digits, {detector}": partial(which_loss.measured, "digits", detector)
         for detector in ("atss", "retinanet")
     },
+    "which loss, summary": lambda: which_loss.summary("digits"),
     "which loss, weights": which_loss.weights,
     "prior": lambda: measured("prior", prior.WHAT, prior.table),
     "calibration": lambda: measured("calibration", calibration.WHAT, calibration.table),

@@ -50,14 +50,14 @@ def group(name: str, detector: str) -> list[dict[str, Any]]:
     return [reference, *sorted(others, key=lambda entry: -entry["metrics"]["AP"]["mean"])]
 
 
-def difference(entry: dict[str, Any], key: str = "AP") -> str:
-    """A difference to the reference with its interval, as text; bold where the verdict is not "may be chance"."""
+def difference(entry: dict[str, Any], key: str = "AP", *, interval: bool = True) -> str:
+    """A difference to the reference, with its interval, as text; bold where the verdict is not "may be chance"."""
     row = entry["differences"].get(key)
     if row is None:
         return "–"
     metric = BY_KEY[key]
     value, low, high = (format(row[end] * metric.scale, f"+.{metric.decimals}f") for end in ("value", "low", "high"))
-    text = f"{value} ({low} to {high})"
+    text = f"{value} ({low} to {high})" if interval else value
     return text if row["verdict"] == "may be chance" else f"**{text}**"
 
 
@@ -86,6 +86,19 @@ def losses(name: str, detector: str) -> str:
         for i, entry in enumerate(entries)
     ]
     return markdown_table(head, rows)
+
+
+def summary(name: str) -> str:
+    """AP of each loss and its difference to the reference, one column per detector, the best on average first."""
+    entries = {detector: {e["loss"]: e for e in group(name, detector)} for detector in trained(name)}
+    reference, *others = (loss for loss in load_study(FOLDER / name).losses if all(loss in e for e in entries.values()))
+    others.sort(key=lambda loss: -sum(e[loss]["metrics"]["AP"]["mean"] for e in entries.values()))
+    rows = [
+        [f"`{loss}`", *(f"{spread(e[loss], 'AP')}, {difference(e[loss], interval=False)}" for e in entries.values())]
+        for loss in others
+    ]
+    first = [f"`{reference}`", *(spread(e[reference], "AP") for e in entries.values())]
+    return markdown_table(["AP ↑", *entries], [first, *rows])
 
 
 def measured(name: str, detector: str) -> str:
