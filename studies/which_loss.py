@@ -88,14 +88,14 @@ def losses(name: str, detector: str) -> str:
     return markdown_table(head, rows)
 
 
-def summary(name: str) -> str:
-    """AP of each loss and its difference to the reference, one column per detector, the best on average first."""
+def summary(name: str, n_best: int = 4) -> str:
+    """AP of the reference and of the losses that are best on average, with differences; one column per detector."""
     entries = {detector: {e["loss"]: e for e in group(name, detector)} for detector in trained(name)}
     reference, *others = (loss for loss in load_study(FOLDER / name).losses if all(loss in e for e in entries.values()))
     others.sort(key=lambda loss: -sum(e[loss]["metrics"]["AP"]["mean"] for e in entries.values()))
     rows = [
         [f"`{loss}`", *(f"{spread(e[loss], 'AP')}, {difference(e[loss], interval=False)}" for e in entries.values())]
-        for loss in others
+        for loss in others[:n_best]
     ]
     first = [f"`{reference}`", *(spread(e[reference], "AP") for e in entries.values())]
     return markdown_table(["AP ↑", *entries], [first, *rows])
