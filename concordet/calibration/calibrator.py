@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from mmap import ACCESS_READ, mmap
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final
@@ -241,6 +242,14 @@ def raw_results(records: Any) -> Any:
     return [
         {**r, "score": r["raw_score"]} if isinstance(r, dict) and r.get("raw_score") is not None else r for r in records
     ]
+
+
+def has_raw_scores(path: str | PathLike[str]) -> bool:
+    """Whether a results file has the detector's own scores beside calibrated ones, as those of runs do."""
+    if not Path(path).is_file() or not Path(path).stat().st_size:
+        return False
+    with open(path, "rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        return content.find(b'"raw_score"') >= 0
 
 
 def check_scores(scores: Any, file: str = "") -> Floats:

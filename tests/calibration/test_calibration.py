@@ -10,6 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LinearRegression
 
 from concordet.calibration import Calibrator, evaluate_calibration, fit_calibrator, fit_map
+from concordet.calibration.calibrator import has_raw_scores
 from concordet.calibration.maps import MAPS, Isotonic, Linear, Platt, Temperature, strictly_increasing
 from concordet.measures import analyze
 from concordet.measures.calibration import bin_index
@@ -435,3 +436,14 @@ def test_errors_equal_those_of_the_measures():
     expected = analyze(truth, results).to_dict()
     for name in ("LaECE0", "LaACE0", "D_ECE", "AIC_mean"):
         assert report["before"][name] == pytest.approx(expected[name], abs=1e-12), name
+
+
+def test_raw_scores_are_found_wherever_they_are_in_a_file(tmp_path):
+    record = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1], "score": 0.5}
+    for records, expected in (([record] * 100, False), ([record] * 100 + [record | {"raw_score": 0.1}], True)):
+        path = tmp_path / f"{expected}.json"
+        path.write_text(json.dumps(records))
+        assert has_raw_scores(path) is expected
+    (tmp_path / "empty.json").touch()
+    for path in (tmp_path / "empty.json", tmp_path / "none.json", tmp_path):
+        assert not has_raw_scores(path)

@@ -59,11 +59,12 @@ def run(words: list[str]) -> None:
     if args.images is not None and not Path(args.images).is_dir():
         raise ValueError(f"images must be a folder, got {args.images}; name the folder that contains the images")
 
+    from concordet.calibration.calibrator import has_raw_scores
     from concordet.measures import analyze, compare
 
     rules: dict[str, Any] = {"iou_type": args.iou_type, "lvis": args.lvis, "max_dets": args.max_dets}
     analysis = analyze(args.ground_truth, args.detections, raw_detections=args.raw, **rules)
-    if _is_calibrated(Path(args.detections)):
+    if has_raw_scores(args.detections):
         analysis.summary["notes"].append(
             "the scores are calibrated (the records have a raw_score too): on the images of the fit, the calibration "
             "errors are smaller than on others; evaluation.json of the run has cross-fitted ones"
@@ -123,14 +124,6 @@ def run(words: list[str]) -> None:
         from concordet.measures.metrics import class_csv
 
         write_text(args.csv, class_csv(values["per_class"]))
-
-
-def _is_calibrated(path: Path) -> bool:
-    """Whether the records of a results file have the detector's own score too, as those of runs do."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return b'"raw_score"' in file.read(2000)
 
 
 def print_metrics(values: dict[str, Any], doubts: Sequence[str] = ()) -> None:

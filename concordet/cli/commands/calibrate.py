@@ -134,10 +134,10 @@ def _inputs(options: Any) -> tuple[str, str]:
 @contextmanager
 def _raw_results(path: str) -> Iterator[str]:
     """The file, or, if it has calibrated scores, a temporary file of the same name with the detector's own scores."""
-    from concordet.calibration.calibrator import raw_results
+    from concordet.calibration.calibrator import has_raw_scores, raw_results
     from concordet.files import read_json, write_text
 
-    if not Path(path).is_file() or b'"raw_score"' not in Path(path).read_bytes():
+    if not has_raw_scores(path):
         yield path
         return
     content = read_json(path)
