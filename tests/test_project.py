@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -58,6 +59,11 @@ def test_the_citation_names_this_version_and_the_papers():
     assert citation["license"] == PROJECT["license"]
     assert len(citation["references"]) == 5
     assert all(paper["title"] and paper["authors"] and paper["year"] for paper in citation["references"])
+
+
+def test_the_readme_names_the_wheel_of_this_version():
+    wheels = re.findall(r"concordet-[^ ]+\.whl", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(wheels) == {f"concordet-{__version__}-py3-none-any.whl"}
 
 
 @pytest.mark.parametrize("form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml")), ids=lambda p: p.stem)
