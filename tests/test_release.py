@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import re
 import shutil
 import subprocess
@@ -60,6 +61,14 @@ def test_every_extra_of_users_has_a_session():
     section = text.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
     extras = set(re.findall(r"^(\w+) = \[", section, flags=re.MULTILINE)) - {"dev", "docs"}
     assert {f"extras(extra={extra!r})" for extra in extras} <= set(sessions())
+
+
+def test_every_session_has_passed():
+    with (ROOT / "studies" / "results" / "environments.csv").open(encoding="utf-8", newline="") as file:
+        rows = {row["session"]: row for row in csv.DictReader(file)}
+    assert sorted(rows) == sorted(sessions())
+    assert {name: row["outcome"] for name, row in rows.items() if row["outcome"] != "passed"} == {}
+    assert [name for name, row in rows.items() if not re.match(r"[1-9]\d* .*, 0 (failed|not)$", row["tests"])] == []
 
 
 def test_contributing_has_a_command_for_every_kind_of_session():
