@@ -82,6 +82,8 @@ def read_detections(path: Path) -> list[dict[str, Any]]:
         _require(path, f"detection {index} (from 0)", record, isinstance(record, dict), "an object")
         _require_box(path, f"detection {index} (from 0)", record)
         _require_value(path, f"detection {index} (from 0)", record, "score", is_number, "a number")
+        if record.get("raw_score") is not None:
+            _require_value(path, f"detection {index} (from 0)", record, "raw_score", _is_fraction, "between 0 and 1")
     return content
 
 
@@ -175,6 +177,10 @@ def _is_box(value: Any) -> bool:
 
 def _is_value(value: Any) -> bool:
     return is_number(value) and abs(value) < 1e15  # printable in pages, which scale it
+
+
+def _is_fraction(value: Any) -> bool:
+    return is_number(value) and 0 <= value <= 1
 
 
 def _is_side(value: Any) -> bool:
