@@ -85,6 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     level = verbosity_of(words)
     words = [word for word in words if word not in ("--debug", *_QUIET, *_VERBOSE)]
+    if any("\0" in word for word in words):
+        return complain(
+            f"arguments must have no null byte, got {next(w for w in words if chr(0) in w)!r}; correct it", 2
+        )
     if not words or words[0] in ("-h", "--help"):
         print(usage(), end="")
         return 0 if words else 2
@@ -185,7 +189,7 @@ def sentence(error: BaseException) -> str:
         return f"this needs the package {error.name}; install it"
     if isinstance(error, UnicodeError):
         return f"a text file must be in UTF-8, got other bytes ({text}); --debug shows which file"
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _CPU_MEMORY in text:
         return "out of memory; use a smaller --data.batch_size, or smaller images"
     if "DataLoader worker" in text and "killed by signal" in text:
         return "a process that loads images was killed, probably for lack of memory; use fewer --data.workers"
@@ -196,6 +200,10 @@ def sentence(error: BaseException) -> str:
 
 _NAMED = ("DecompressionBombError", "DataLoaderError", "ParseError", "Error")
 """Classes of errors with self-explanatory messages, by name as their libraries (Pillow, XML, CSV) are not imported."""
+
+
+_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"
+"""Part of PyTorch's message, which is a plain RuntimeError on a CPU."""
 
 
 def _original(message: str) -> str:

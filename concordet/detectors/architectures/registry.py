@@ -18,6 +18,7 @@ from concordet.detectors.base import Detector
 from concordet.detectors.networks.backbones import Size
 from concordet.detectors.networks.weights import is_torchvision_name
 from concordet.detectors.parts.postprocess import PostProcess
+from concordet.detectors.parts.resize import MAX_IMAGE_SIDE
 from concordet.errors import UsageError, unknown
 from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
 
@@ -222,6 +223,6 @@ def _train_at(model: Detector, sides: Sequence[int], name: str) -> None:
     """Makes torchvision's transform draw the shorter side in training; in evaluation it uses the last one."""
     if not model.resize.keeps_shape:
         raise ValueError(f"train_sizes must be empty for {name}, which resizes all images to one size; leave it out")
-    if any(side < 1 for side in sides):
-        raise ValueError(f"train_sizes must be shorter sides in pixels, from 1 on, got {list(sides)}")
+    if not all(1 <= side <= MAX_IMAGE_SIDE for side in sides):
+        raise ValueError(f"train_sizes must be shorter sides from 1 to {MAX_IMAGE_SIDE} pixels, got {list(sides)}")
     model.transform.min_size = (*sides, model.transform.min_size[-1])

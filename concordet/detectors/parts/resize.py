@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
+MAX_IMAGE_SIDE = 16_384
+"""Longest side of the network's input in pixels."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -34,8 +37,11 @@ class Resize:
 
     def __post_init__(self) -> None:
         sides = "(shorter, longer)" if self.keeps_shape else "(height, width)"
-        if any(side < 1 for side in self.size):
-            raise ValueError(f"image_size must be one side or {sides} in pixels, from 1 on, got {self.size}")
+        if not all(1 <= side <= MAX_IMAGE_SIDE for side in self.size):
+            raise ValueError(
+                f"image_size must be one side or {sides}, from 1 to {MAX_IMAGE_SIDE} pixels, got {self.size}; choose "
+                "another"
+            )
         if self.keeps_shape and self.size[0] > self.size[1]:
             raise ValueError(
                 f"image_size must be (shorter, longer) for a detector that keeps the shape of images, got {self.size}; "

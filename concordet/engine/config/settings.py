@@ -10,6 +10,9 @@ from concordet.errors import UsageError
 
 Schedule = Literal["onecycle", "cosine", "step", "constant"]
 
+MAX_WORKERS = 256
+"""Largest number of processes that load images; thousands of them would stop most machines."""
+
 MAX_IMAGE_SIDE = 16_384
 """Largest side of images in pixels; larger numbers are probably typing errors."""
 
@@ -222,6 +225,11 @@ class TrainConfig:
         ):
             if not minimum <= value < math.inf:
                 raise UsageError(f"{name} must be at least {minimum}, got {value}; choose another number")
+        if self.data.workers > MAX_WORKERS:
+            raise UsageError(
+                f"data.workers must be at most {MAX_WORKERS}, got {self.data.workers}; each is a process, and one per "
+                "processor core is enough"
+            )
         milestones = self.optim.milestones or []
         if milestones != sorted(set(milestones)) or not all(0 < m < self.optim.epochs for m in milestones):
             raise UsageError(

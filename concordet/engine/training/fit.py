@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import warnings
 from contextlib import ExitStack
@@ -37,6 +38,9 @@ from concordet.engine.training.observers import WatchLosses
 from concordet.engine.training.progress import LastEpochEvaluation, Progress
 from concordet.errors import InterruptedRun, LostProcess, UsageError, unknown
 from concordet.files import check_new, locked, new_folder, writable, write_json
+
+MAX_CPU_PROCESSES = 16
+"""Largest number of processes on a machine with fewer processor cores."""
 
 CONFIG = "config.yaml"
 IN_USE = "wait until it ends, or name another --out"
@@ -344,6 +348,9 @@ def _check_devices(config: TrainConfig, launch: Launch) -> None:
     device = pick_device(config.accelerator)
     if device.type == "cpu" and config.sync_batchnorm:
         raise ValueError("sync_batchnorm must be false on a CPU, got true; leave it out")
+    most = max(os.cpu_count() or 1, MAX_CPU_PROCESSES)
+    if device.type == "cpu" and launch.devices > most:
+        raise ValueError(f"devices must be at most {most} on the CPU of this machine, got {launch.devices}; give fewer")
     if device.type == "cuda" and launch.devices > torch.cuda.device_count():
         raise ValueError(
             f"devices must be at most the {torch.cuda.device_count()} GPUs of this machine, got {launch.devices}; "
