@@ -10,6 +10,8 @@ from concordet.data.paths import Listing
 from concordet.data.registry import dataset_class, list_datasets
 from concordet.data.targets import DetectionDataset, Layout
 from concordet.errors import UsageError, unknown
+from concordet.files import read_json
+from concordet.paths import require_file
 
 _ARCHIVES: Final = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz")
 
@@ -144,11 +146,21 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
         if listing.skipped:
             links = f" ({listing.skipped[0]} leads outside and was not followed; --data.allow_outside true follows it)"
         raise ValueError(
-            f"{path} must hold a data set, got {_files(len(listing.files))} without one{links}; needed is one of: "
-            f"{looked}"
+            f"{path} must hold a data set, got {_files(len(listing.files))} without one{links}{_damaged(listing)}; "
+            f"needed is one of: {looked}"
         )
     ((recognized, layout),) = layouts.items()
     return DataSource(path, recognized, layout)
+
+
+def _damaged(listing: Listing) -> str:
+    """What is wrong with the first JSON file that cannot be read, in parentheses; "" if there is none."""
+    for path in listing.with_suffix(".json")[:10]:
+        try:
+            read_json(require_file(path, "the annotation file"))
+        except (OSError, ValueError) as error:
+            return f" ({error})"
+    return ""
 
 
 def _files(number: int) -> str:
