@@ -14,8 +14,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-STANDARD_OUTPUT = ("-", "/dev/stdout")
+STANDARD_OUTPUT = ("-", "/dev/stdout", "/dev/fd/1")
 """Names of standard output."""
+
+_DESCRIPTOR = re.compile(r"/dev/(stderr|fd/\d+)|/proc/self/fd/\d+")
 
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp(\.[^.]*)?")
 
@@ -28,6 +30,16 @@ def is_standard_output(path: str | Path | None) -> bool:
         (True, False)
     """
     return str(path) in STANDARD_OUTPUT
+
+
+def is_descriptor(path: str | Path) -> bool:
+    """Whether an output is an open file of this process, such as a shell's ``>(gzip > report.json.gz)``.
+
+    Example:
+        >>> is_descriptor("/dev/stderr"), is_descriptor("/dev/fd/63"), is_descriptor("/dev/null")
+        (True, True, False)
+    """
+    return _DESCRIPTOR.fullmatch(str(path)) is not None
 
 
 @contextmanager
@@ -52,12 +64,12 @@ def replacing(path: str | Path) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise ValueError(f"{path} must be a file, got a folder; name a file in it")
-    if is_standard_output(path) or (target.exists() and not target.is_file()):
+    if is_standard_output(path) or is_descriptor(path) or (target.exists() and not target.is_file()):
         with _copied_into(path) as temporary:
             yield temporary
         return
-    # with the suffix, by which some writers choose the format
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.tmp{target.suffix}")
+    # with the suffix, by which some writers choose the format; no longer than the name itself may be
+    temporary = target.with_name(f".{target.stem[:40]}.{os.getpid()}.tmp{target.suffix[:15]}")
     try:
         yield temporary
         _flush(temporary)
@@ -90,8 +102,13 @@ def _copied_into(path: Path) -> Iterator[Path]:
             binary.write(content)
         sys.stdout.flush()
         return
-    with path.open("wb", buffering=0) as device:
-        device.write(content)
+    try:
+        # appending keeps what else a redirected standard error holds
+        with path.open("ab" if is_descriptor(path) else "wb", buffering=0) as device:
+            device.write(content)
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _flush(path: Path) -> None:
@@ -142,7 +159,8 @@ def _is_running(process: int) -> bool:
 def locked(folder: str | Path, fix: str) -> Iterator[None]:
     """Keeps other processes out of a folder while the block runs.
 
-    The lock is the operating system's: it ends with the process, however that ends.
+    The lock is the operating system's: it ends with the process, however that ends. A process that holds it may enter
+    again.
 
     Raises:
         ValueError: another process holds the lock; the message ends with ``fix``.
@@ -155,6 +173,10 @@ def locked(folder: str | Path, fix: str) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # Windows
+        yield
+        return
+    name = os.path.realpath(folder)
+    if name in _held:
         yield
         return
     path = Path(folder) / ".lock"
@@ -171,14 +193,29 @@ def locked(folder: str | Path, fix: str) -> Iterator[None]:
         except OSError:  # a file system without locks
             yield
             return
+        if not _is_open_as(descriptor, path):  # another process has just ended its lock and removed the file
+            raise ValueError(f"{folder} must not be in use, got one that a process writes to; {fix}")
         os.truncate(descriptor, 0)
         os.write(descriptor, f"process {os.getpid()}".encode())
+        _held.add(name)
         try:
             yield
         finally:
+            _held.discard(name)
             path.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+_held: set[str] = set()
+"""Folders that this process has locked: a second lock on one would end the first when it is released."""
+
+
+def _is_open_as(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
 
 
 def is_locked(folder: str | Path) -> bool:

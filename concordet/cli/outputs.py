@@ -11,31 +11,42 @@ from pathlib import Path
 
 from concordet.console import QUIET, verbosity
 from concordet.errors import UsageError
-from concordet.files import is_standard_output, writable
+from concordet.files import is_descriptor, is_standard_output, writable
+from concordet.paths import is_inside
 
 _HEAD = 65_536  # bytes that are searched for the signs of our files
 
 _OURS = (
     r'^\s*<!doctype html>.*name="generator" content="concordet',  # pages
-    r'^\s*\{\s*"AP": ',  # analyze
-    r'^\s*\{\s*"metrics": \{\s*"AP": ',  # train and evaluate
-    r'^\s*\[\s*\{\s*"name": [^{}]*"folder": ',  # compare
-    r'^\s*\{\s*"format": "concordet ',  # calibrators
-    r'^\s*\{\s*"before": \{.*"after": \{',  # calibrate
-    r'^\s*\{\s*"page": .*"runs": ',  # demo
+    r'^\s*\{\s*("metrics": \{\s*)?"AP": [^,]*,\s*"AP50": [^,]*,\s*"AP75": [^,]*,\s*"AP90": ',  # analyze, evaluate
+    r"^id,name,n_objects,n_detections,n_true_positives,AP,",  # analyze --csv
+    r'^\s*\[\s*\{\s*"name": [^{}]*"folder": [^{}]*"AP90": ',  # compare
+    r'^\s*\{\s*"format": "concordet ',  # calibrators, metadata of exported files
+    r'^\s*\{\s*"before": \{[^{}]*"LaECE0": [^{}]*\},\s*"after": \{',  # calibrate
+    r'^\s*\{\s*"format": "\w+",\s*"description": "[^"]*",\s*"splits": ',  # data
+    r'^\s*\{\s*"page": [^{}]*"runs": \[\s*\{\s*"run": ',  # demo
     r'^\s*\[\s*\{"image_id": [^{}]*"file_name": ',  # predict
     r"^\s*\[\s*\]\s*$",  # predict, without detections
-    r'^\s*\{\s*"detectors": \[',  # list
-    r'^\s*\[\s*"[\w+()]+"\s*[,\]]',  # list, one kind
-    r'^\s*\[\s*\{\s*"name": "[\w/]+",\s*"(file|about)": ',  # list recipes, list presets
+    r'^\s*\{\s*"detectors": \[\s*"retinanet"',  # list
+    r'^\s*\[\s*("retinanet",\s*"fcos"|"default",\s*"focal"|"AP",\s*"AP50"|"cityscapes",\s*"coco"),',  # list, one kind
+    r'^\s*\[\s*\{\s*"name": "\w+/\w+",\s*"file": [^{}]*"loss": ',  # list recipes
+    r'^\s*\[\s*\{\s*"name": "\w+",\s*"about": [^{}]*"cost": ',  # list presets
 )
 """Patterns by which files that concordet wrote are recognized."""
 
-_RUN_FILES = ("config.yaml", "data.json", "evaluation.json", "detections.json", "ground_truth.json", "timing.json")
+_RUN_FILES = {
+    *("config.yaml", "data.json", "evaluation.json", "detections.json", "ground_truth.json", "timing.json"),
+    *("metrics.csv", "positives.npz", "calibrator.json"),
+}
+_RUN_FOLDERS = {"checkpoints", "samples", "tensorboard"}
 
 
 def check_outputs(
-    outputs: Mapping[str, str | Path | None], inputs: Iterable[str | Path | None] = (), *, force: bool = False
+    outputs: Mapping[str, str | Path | None],
+    inputs: Iterable[str | Path | None] = (),
+    *,
+    force: bool = False,
+    own: str | None = None,
 ) -> None:
     """Refuses outputs that would overwrite inputs or files of others, before anything is computed.
 
@@ -43,9 +54,10 @@ def check_outputs(
         outputs: Option to the file that it names; None is not written.
         inputs: Files and folders that the command reads.
         force: Whether files that concordet did not write may be overwritten.
+        own: Name of the file of a run that this command writes.
 
     Raises:
-        UsageError: an output is an input or another output.
+        UsageError: an output is an input, a file in an input folder that concordet did not write, or another output.
         ValueError: an output is a folder, a file that concordet did not write or a part of a run, or its folder cannot
             be written.
     """
@@ -63,7 +75,7 @@ def check_outputs(
         if real in read:
             raise UsageError(f"{name} must not be an input of the command, got {output}; name another file")
         written[real] = name
-        if real == "-":
+        if real == "-" or is_descriptor(output):
             continue
         if path.is_dir():
             raise ValueError(f"{name} must be a file, got the folder {output}; name a file in it")
@@ -72,9 +84,16 @@ def check_outputs(
                 writable(Path(real).parent)
             continue
         writable(Path(real).parent)
-        if _is_of_a_run(Path(real)):
+        if Path(real).name != own and _is_of_a_run(Path(real)):
             raise ValueError(f"{name} must not be a file of a run, got {output}; name another file")
-        if not (force or is_ours(path)):
+        if is_ours(path):
+            continue
+        folder = next((path for other, path in read.items() if is_inside(real, other)), None)
+        if folder is not None:
+            raise UsageError(
+                f"{name} must not be a file in {folder}, an input of the command, got {output}; name another file"
+            )
+        if not force:
             raise ValueError(
                 f"{name} must be a new file or one that concordet wrote, got {output}; name another one, or add --force"
             )
@@ -88,9 +107,13 @@ def is_ours(path: Path) -> bool:
 
 
 def _is_of_a_run(path: Path) -> bool:
-    if path.parent.name == "checkpoints" and (path.parent.parent / "config.yaml").is_file():
-        return True
-    return path.name in _RUN_FILES and (path.parent / "config.yaml").is_file()
+    """Whether a resolved path is a file that training or evaluation has written to a run folder."""
+    for folder in path.parents:
+        first = path.relative_to(folder).parts[0]
+        own = path.parent == folder and path.name in _RUN_FILES
+        if (own or first in _RUN_FOLDERS) and (folder / "config.yaml").is_file():
+            return True
+    return False
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from concordet.engine.data import build_dataset, eval_loader
 from concordet.engine.detections import batch_results, mask_metrics
 from concordet.engine.plugins import import_plugins
 from concordet.errors import UsageError, unknown
-from concordet.files import new_folder, plain, read_json, replacing, writable, write_json
+from concordet.files import locked, new_folder, plain, read_json, replacing, writable, write_json
 from concordet.measures.evaluation import MatchedEvaluation
 from concordet.measures.metrics import number
 from concordet.version import __version__
@@ -230,7 +230,8 @@ def evaluate_run(
         The content of ``evaluation.json``.
 
     Raises:
-        ValueError: ``run`` is not a run folder, the checkpoint has other classes, or ``out`` has another evaluation.
+        ValueError: ``run`` is not a run folder, the checkpoint has other classes, ``out`` has another evaluation, or
+            another process writes to it.
 
     Example:
         >>> report = evaluate_run("runs/first", checkpoint="best", out="runs/first-best", accelerator="cpu")
@@ -259,45 +260,48 @@ def evaluate_run(
     }
     device = pick_device(accelerator)
     _check_out(out, run, asked)
-    output = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
-    ground_truth = dataset.ground_truth()
-    matched = match_run(ground_truth, output.detections)
-    calibrated = calibrated_results(
-        matched,
-        output.detections,
-        own_data=evaluated_data(data) == evaluated_data(config.data),
-        held_out=config.calibration.fraction > 0,
-        carried=carried_calibrator(meta, run, path),
-        raw_scores=raw_scores,
-    )
-    output = replace(output, detections=calibrated.detections)
-    values = cross_fitted_metrics(measure(ground_truth, output, matched), calibrated.report)
-    timing = run / "timing.json"
-    timed = read_json(timing) if timing.is_file() else {}
-    values["seconds_per_iteration"] = number(timed.get("seconds_per_iteration")) if isinstance(timed, dict) else None
-    report = {
-        "metrics": {k: v for k, v in values.items() if k not in ("per_class", "reasons", "notes")},
-        "per_class": values["per_class"],
-        "reasons": values["reasons"],
-        "notes": values["notes"],
-        "loss": meta["loss"],
-        "detector": meta["detector"],
-        "size": meta["size"],
-        "class_names": meta["class_names"],
-        "evaluated": asked,
-        "scores": calibrated.scores,
-        "calibration": calibrated.report,
-        "environment": environment(device),
-    }
-    if out.resolve() != run.resolve():
-        shutil.copyfile(run / "config.yaml", out / "config.yaml")
-    if calibrated.calibrator is not None:
-        calibrated.calibrator.save(out / CALIBRATOR)
-        if "calibrator" not in meta and path.parent == run / "checkpoints" and out.resolve() == run.resolve():
-            # the checkpoint of a run without evaluations between epochs needs it if it is copied elsewhere
-            add_to_description(path, calibrator=plain(calibrated.calibrator.to_dict()))
-    write_evaluation(out, dataset, ground_truth, output, report)
-    return report
+    with locked(out, "wait until it ends, or name another --out"):
+        output = run_detector(model, dataset, device=device, batch_size=data.batch_size, workers=data.workers)
+        ground_truth = dataset.ground_truth()
+        matched = match_run(ground_truth, output.detections)
+        calibrated = calibrated_results(
+            matched,
+            output.detections,
+            own_data=evaluated_data(data) == evaluated_data(config.data),
+            held_out=config.calibration.fraction > 0,
+            carried=carried_calibrator(meta, run, path),
+            raw_scores=raw_scores,
+        )
+        output = replace(output, detections=calibrated.detections)
+        values = cross_fitted_metrics(measure(ground_truth, output, matched), calibrated.report)
+        timing = run / "timing.json"
+        timed = read_json(timing) if timing.is_file() else {}
+        values["seconds_per_iteration"] = (
+            number(timed.get("seconds_per_iteration")) if isinstance(timed, dict) else None
+        )
+        report = {
+            "metrics": {k: v for k, v in values.items() if k not in ("per_class", "reasons", "notes")},
+            "per_class": values["per_class"],
+            "reasons": values["reasons"],
+            "notes": values["notes"],
+            "loss": meta["loss"],
+            "detector": meta["detector"],
+            "size": meta["size"],
+            "class_names": meta["class_names"],
+            "evaluated": asked,
+            "scores": calibrated.scores,
+            "calibration": calibrated.report,
+            "environment": environment(device),
+        }
+        if out.resolve() != run.resolve():
+            shutil.copyfile(run / "config.yaml", out / "config.yaml")
+        if calibrated.calibrator is not None:
+            calibrated.calibrator.save(out / CALIBRATOR)
+            if "calibrator" not in meta and path.parent == run / "checkpoints" and out.resolve() == run.resolve():
+                # the checkpoint of a run without evaluations between epochs needs it if it is copied elsewhere
+                add_to_description(path, calibrator=plain(calibrated.calibrator.to_dict()))
+        write_evaluation(out, dataset, ground_truth, output, report)
+        return report
 
 
 def calibrate_checkpoints(run: Path, dataset: Any, *, accelerator: str = "auto") -> None:

@@ -6,10 +6,12 @@ import os
 import pytest
 
 from concordet.cli import main
+from concordet.cli.commands.list import KINDS
 from concordet.cli.main import COMMANDS
 from concordet.cli.outputs import check_outputs, is_ours
 from concordet.errors import UsageError
 
+from ..data.forms import coco_published
 from ..trained import snapshot
 
 
@@ -20,6 +22,10 @@ def files(tmp_path, finished):
     for name, source in zip(names, ("ground_truth.json", "detections.json"), strict=True):
         name.write_bytes((finished / source).read_bytes())
     return [str(name) for name in names]
+
+
+def own_files(run):
+    return [str(run / name) for name in ("ground_truth.json", "detections.json")]
 
 
 @pytest.mark.parametrize("option", ["--json", "--html"])
@@ -45,6 +51,49 @@ def test_files_of_others_need_force(files, capsys, tmp_path):
     assert main(["analyze", *files, "--json", str(out)]) == 0  # it is ours now
 
 
+@pytest.mark.parametrize(
+    "content",
+    ['["cat", "dog"]', '{"AP": 0.5, "mine": 3}', '{"detectors": ["mine"]}', '{"before": {}, "after": {}}', "[1]"],
+)
+def test_files_of_others_are_not_taken_for_ours(content, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="--json must be a new file or one that concordet wrote"):
+        check_outputs({"--json": path})
+
+
+def test_files_in_input_folders_are_never_overwritten(tmp_path, capsys):
+    root = coco_published(tmp_path / "pets")
+    before = snapshot(root)
+    for words in (
+        ["convert", str(root), "--out", str(root / "annotations" / "instances_val2017.json")],
+        ["data", str(root), "--json", str(root / "annotations" / "captions_train2017.json")],
+        ["data", str(root), "--html", str(root / "train2017" / "a.jpg")],
+    ):
+        assert main([*words, "--force"]) == 2
+        assert f"must not be a file in {root}, an input of the command" in capsys.readouterr().err
+    assert snapshot(root) == before
+    page = tmp_path / "pets" / "report.html"
+    for _ in range(2):  # what concordet wrote there may be replaced
+        assert main(["data", str(root), "--html", str(page)]) == 0
+
+
+def test_plugins_and_configurations_are_inputs(finished, tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text("x = 1\n")
+    sample = str(next((finished / "samples").iterdir()))
+    for words in (
+        ["predict", str(finished), sample, "--plugins", str(own), "--out", str(own)],
+        ["evaluate", str(finished), "--plugins", str(own), "--json", str(own)],
+        ["export", str(finished), "--plugins", str(own), "--out", "x.onnx", "--json", str(own)],
+        ["train", "--plugins", str(own), "--out", str(tmp_path / "run"), "--json", str(own)],
+        ["train", "--config", str(finished / "config.yaml"), "--json", str(finished / "config.yaml"), "--out", "x"],
+    ):
+        assert main([*words, "--force"]) == 2
+        assert "must not be an input of the command" in capsys.readouterr().err
+    assert own.read_text() == "x = 1\n"
+
+
 def test_what_commands_write_is_known_again(files, finished, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
@@ -55,11 +104,14 @@ def test_what_commands_write_is_known_again(files, finished, tmp_path):
         ["predict", str(finished), samples, "--out", f"{out}/predict.json"],
         ["predict", str(finished), samples, "--threshold", "1", "--out", f"{out}/nothing.json"],
         ["evaluate", str(finished), "--json", f"{out}/evaluate.json", "--workers", "0"],
-        *(["list", kind, "--json", f"{out}/{kind}.json"] for kind in ("detectors", "losses", "measures", "recipes")),
+        *(["list", kind, "--json", f"{out}/{kind}.json"] for kind in KINDS),
         ["list", "--json", f"{out}/list.json"],
+        ["analyze", *files, "--csv", f"{out}/classes.csv"],
+        ["calibrate", *files, "--resamples", "5", "--json", f"{out}/cal.json", "--out", f"{out}/calibrator.json"],
+        ["data", str(coco_published(tmp_path / "pets")), "--json", f"{out}/data.json"],
     ):
         assert main(words) == 0
-    assert len(list(out.iterdir())) == 12
+    assert len(list(out.iterdir())) == 12 + len(KINDS)
     assert [path.name for path in out.iterdir() if not is_ours(path)] == []
     assert not is_ours(tmp_path / "truth.json")
 
@@ -70,6 +122,17 @@ def test_files_of_a_run_are_never_overwritten(finished, capsys):
         words = ["predict", str(finished), str(finished / "samples"), "--out", str(finished / name), "--force"]
         assert main(words) == 1
         assert "--out must not be a file of a run" in capsys.readouterr().err
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "positives.npz", "calibrator.json", "samples", "tensorboard"])
+def test_other_files_of_a_run_are_not_overwritten_either(name, finished, capsys):
+    path = finished / name
+    if path.is_dir():
+        path = next(file for file in path.rglob("*") if file.is_file())
+    before = snapshot(finished)
+    assert main(["analyze", *own_files(finished), "--json", str(path), "--force"]) == 1
+    assert "--json must not be a file of a run" in capsys.readouterr().err
     image = next((finished / "samples").iterdir())
     assert main(["predict", str(finished), str(image), "--out", str(image), "--force"]) == 2
     assert snapshot(finished) == before
@@ -83,6 +146,38 @@ def test_outputs_that_cannot_be_files(tmp_path):
     with pytest.raises(UsageError, match="--out must be another file than --json"):
         check_outputs({"--json": "-", "--out": "/dev/stdout"})
     check_outputs({"--json": os.devnull, "--out": "-"})
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("option", ["--json", "--csv", "--html"])
+def test_a_full_device_is_named(option, files, capsys):
+    assert main(["analyze", *files, option, "/dev/full"]) == 1
+    said = capsys.readouterr().err
+    assert "/dev/full" in said
+    assert "No space left on device" in said
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/fd"), reason="this system has no /dev/fd")
+def test_a_shells_pipe_is_written_to(files, tmp_path):
+    """As in ``--json >(gzip > out.json.gz)``."""
+    read, write = os.pipe()
+    with os.fdopen(read) as reading, os.fdopen(write, "w") as writing:
+        assert main(["list", "losses", "--json", f"/dev/fd/{write}"]) == 0
+        writing.close()
+        assert "focal" in json.load(reading)
+    path = tmp_path / "redirected"
+    with path.open("w") as file:
+        file.write("before ")
+        file.flush()
+        assert main(["list", "losses", "--json", f"/dev/fd/{file.fileno()}"]) == 0
+    assert path.read_text().startswith("before [")
+
+
+@pytest.mark.parametrize("length", [240, 250])
+def test_long_names_are_written(length, tmp_path):
+    name = tmp_path / ("a" * length + ".json")
+    assert main(["list", "losses", "--json", str(name)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [name.name]
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,10 +62,11 @@ def run(words: list[str]) -> None:
     outputs = {name: getattr(options, name) for name in ("out", "results", "json", "html")}
     if not any(outputs.values()):
         raise UsageError("an output must be named, got none; add --out CALIBRATOR.json, --results, --json or --html")
-    check_outputs({f"--{name}": path for name, path in outputs.items()}, [truth, detections], force=options.force)
+    named = {f"--{name}": path for name, path in outputs.items()}
+    check_outputs(named, [truth, detections], force=options.force, own="calibrator.json")
 
     from concordet.calibration import evaluate_calibration
-    from concordet.files import write_json
+    from concordet.files import locked, write_json
 
     with _raw_results(detections) as raw:
         calibrator, report = evaluate_calibration(
@@ -79,9 +80,12 @@ def run(words: list[str]) -> None:
             lvis=options.lvis,
             max_dets=options.max_dets,
         )
-    if options.out is not None:
-        calibrator.save(options.out)
-    updated = _update_checkpoint(Path(truth).parent, calibrator) if of_run else None
+    folder = Path(truth).parent
+    # a training that wrote a checkpoint meanwhile would lose it to the one with this calibrator
+    with locked(folder, "wait until it ends") if of_run else nullcontext():
+        if options.out is not None:
+            calibrator.save(options.out)
+        updated = _update_checkpoint(folder, calibrator) if of_run else None
     if options.results is not None:
         _write_results(calibrator, detections, options.results)
     if options.json is not None:
@@ -156,8 +160,10 @@ def _update_checkpoint(run: Path, calibrator: Any) -> Path | None:
     report = run / "evaluation.json"
     evaluated = read_json(report).get("evaluated") if report.is_file() else None
     name = evaluated.get("checkpoint") if isinstance(evaluated, dict) else None
-    path = run / "checkpoints" / str(name)
-    if not isinstance(name, str) or not path.is_file():
+    if not isinstance(name, str) or Path(name).name != name:  # a path would lead out of the run
+        return None
+    path = run / "checkpoints" / name
+    if not path.is_file():
         return None
     from concordet.engine.checkpoint import add_to_description
 

@@ -80,7 +80,7 @@ def run(words: list[str]) -> None:
     }
     data = replace(data, **{name: value for name, value in settings.items() if value is not None})
     replace(config, data=data)  # raises where a value is out of its range
-    check_outputs({"--json": args.json}, (args.annotations,), force=args.force)
+    check_outputs({"--json": args.json}, (args.annotations, args.images, args.root, args.plugins), force=args.force)
     import_plugins([args.plugins] if args.plugins else None)
     report = evaluate_run(
         folder,

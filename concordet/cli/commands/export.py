@@ -48,7 +48,7 @@ def run(words: list[str]) -> None:
     format_of(args.out, args.format)
     if is_exported(args.checkpoint):
         raise UsageError(f"checkpoint must be that of a run, got the exported file {args.checkpoint}; name the run")
-    check_outputs({"--out": args.out, "--json": args.json}, [args.checkpoint], force=args.force)
+    check_outputs({"--out": args.out, "--json": args.json}, [args.checkpoint, args.plugins], force=args.force)
 
     from concordet.engine.predictor import load
     from concordet.export import export_detector

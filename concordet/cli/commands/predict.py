@@ -105,7 +105,7 @@ def run(words: list[str]) -> None:
     from concordet.files import write_json
 
     paths = find_images(args.images, videos=args.annotations is None)
-    check_outputs({"--out": out}, [args.checkpoint, args.annotations, *paths], force=args.force)
+    check_outputs({"--out": out}, [args.checkpoint, args.annotations, args.plugins, *paths], force=args.force)
     if args.draw is not None and Path(args.draw).is_file():
         raise ValueError(f"draw must be a folder, got the file {args.draw}; name another")
     import_plugins([args.plugins] if args.plugins else None)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
@@ -78,6 +79,8 @@ def run(words: list[str]) -> None:
     """Parses and runs."""
     from concordet.cli.outputs import check_outputs, messages
 
+    configs = [following for word, following in pairwise(words) if word == "--config"]
+    configs += [word.partition("=")[2] for word in words if word.startswith("--config=")]
     with checked_configs(two_sides(with_recipes(words))) as words:
         options = parser()
         folder = _folder_to_resume(words)
@@ -99,7 +102,10 @@ def run(words: list[str]) -> None:
     config = TrainConfig(**settings)
     if args.json is not None and not config.evaluate:
         raise UsageError("evaluate must be true where --json is given, got false; leave one of them out")
-    check_outputs({"--json": args.json}, [args.path], force=args.force)
+    data = config.data
+    folders = (args.path, data.path, data.root, data.train_images, data.val_images)
+    files = (data.train_annotations, data.val_annotations, config.weights, *(config.plugins or ()), *configs)
+    check_outputs({"--json": args.json}, (*folders, *files), force=args.force)
 
     from concordet.console import note
     from concordet.engine.plugins import absolute
