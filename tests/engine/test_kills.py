@@ -92,9 +92,9 @@ def test_a_run_killed_ten_times_on_two_file_systems(two_file_systems, whole):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_a_run_killed_ten_times_on_one_file_system(tmp_path, whole):
+def test_a_run_killed_twenty_times_on_one_file_system(tmp_path, whole):
     (tmp_path / "temporary").mkdir()
-    check_kills((tmp_path / "run", tmp_path / "temporary"), whole, 10)
+    check_kills((tmp_path / "run", tmp_path / "temporary"), whole, 20)
 
 
 def test_a_full_disk_keeps_the_checkpoint(tmp_path, whole):

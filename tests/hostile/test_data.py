@@ -110,6 +110,16 @@ def test_deep_json(tmp_path):
         load_dataset("coco", annotations=tmp_path / "boxes.json")
 
 
+@pytest.mark.parametrize("content", ["", "[" * 200_000 + "]" * 200_000, '{"images": [', '{"a": ' + "9" * 5000 + "}"])
+def test_a_damaged_file_in_a_folder_is_named(content, tmp_path):
+    one_image(tmp_path)
+    write(tmp_path / "boxes.json", content)
+    with pytest.raises(
+        ValueError, match=r"must hold a data set, got 2 files without one \(.*boxes\.json must be valid"
+    ):
+        detect_format(tmp_path)
+
+
 def test_vocs_numbers_and_encodings(tmp_path):
     save(tmp_path, "a")
     save(tmp_path, "b")

@@ -2,10 +2,14 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from concordet.cli import main
 from concordet.engine.config import read_settings
@@ -13,6 +17,7 @@ from concordet.measures import analyze
 from concordet.measures.runs import read_runs
 
 from ..data.forms import save
+from ..trained import snapshot, tiny, words
 from .kinds import copied_run
 from .test_data import png
 
@@ -53,6 +58,16 @@ def edit(path, change):
         ("ground_truth.json", lambda c: c["images"][0].update(width="64"), "width of images.0. must be a number"),
         ("ground_truth.json", lambda c: c["categories"][0].pop("name"), "name of categories.0. must be a text"),
         ("detections.json", lambda c: c[1].update(score=None), "score of detection 1 .* must be a number"),
+        (
+            "detections.json",
+            lambda c: c[1].update(raw_score=[1]),
+            r"raw_score of detection 1 .* between 0 and 1, got \[1\]",
+        ),
+        (
+            "detections.json",
+            lambda c: c[1].update(raw_score=1.5),
+            "raw_score of detection 1 .* between 0 and 1, got 1.5",
+        ),
         ("detections.json", lambda c: c[0].update(bbox=[1, 2]), "bbox of detection 0 .* must be .x, y, w"),
     ],
 )
@@ -122,17 +137,19 @@ def test_settings_of_many_aliases(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("options", "sentence"),
     [
         (["--image_size", "0", "0"], "image_size must be between 1 and 16384 pixels, got [0, 0]"),
         (["--image_size", "[-3, 64]"], "image_size must be between 1 and 16384 pixels, got [-3, 64]"),
         (["--image_size", "1000000"], "image_size must be between 1 and 16384 pixels, got [1000000]"),
+        (["--data.workers", "100000"], "data.workers must be at most 256, got 100000; each is a process"),
+        (["--loss", "a\0b"], "arguments must have no null byte, got 'a\\x00b'"),
         (["--options", "{num_classes: 3}"], "options must be those of the detector, got num_classes"),
     ],
 )
-def test_options_of_detectors(words, sentence, tmp_path, monkeypatch, capsys):
+def test_refused_settings(options, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", *words, "--out", "run"]) == 2
+    assert main(["train", *options, "--out", "run"]) == 2
     assert sentence in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -172,3 +189,48 @@ def test_pictures_of_an_analysis_stay_inside(form, tmp_path, capsys):
     assert "data:image" in (tmp_path / "page.html").read_text()
     (images / "secret.jpg").write_bytes(secret.read_bytes())  # found by its last name
     assert main(words) == (0 if form == "name" else 1)
+
+
+@pytest.mark.parametrize("option", ["image_size", "train_sizes"])
+def test_enormous_images_of_a_checkpoint(option, finished, tmp_path, capsys):
+    content = torch.load(finished / "checkpoints" / "last.ckpt", weights_only=True)
+    content["concordet"]["options"] = {option: [10**9, 10**9]}
+    torch.save(content, tmp_path / "some.ckpt")
+    image = save(tmp_path, "a")
+    assert main(["predict", str(tmp_path / "some.ckpt"), str(image), "--out", str(tmp_path / "out.json")]) == 1
+    said = capsys.readouterr().err
+    assert re.search(rf"some\.ckpt must describe a detector .*: {option} must be .* from 1 to 16384 pixels, got", said)
+
+
+def test_thousands_of_processes(tmp_path, capsys):
+    assert main(["train", *words(tiny(devices="100000")), "--out", str(tmp_path / "run")]) == 1
+    assert re.search(r"devices must be at most \d+ on the CPU of this machine, got 100000", capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_calibrator_is_stored_in_checkpoints_of_the_run_only(finished, tmp_path):
+    """The evaluation names the checkpoint; a path in it would lead to one of another run."""
+    folder, other = copied_run(finished, tmp_path / "run"), tmp_path / "other.ckpt"
+    other.write_bytes((finished / "checkpoints" / "last.ckpt").read_bytes())
+    before = other.read_bytes()
+    for name in (str(other), "../../other.ckpt"):
+        edit(folder / "evaluation.json", lambda c, name=name: c["evaluated"].update(checkpoint=name))
+        assert main(["calibrate", str(folder), "--resamples", "5"]) == 0
+    assert other.read_bytes() == before
+
+
+def test_a_run_that_another_process_writes_to(finished, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    code = f"from concordet.files import locked\nwith locked({str(folder)!r}, ''): print('in', flush=True); input()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout.readline() == b"in\n"
+        before = snapshot(folder)
+        for command in ("evaluate", "calibrate"):
+            assert main([command, str(folder)]) == 1
+            said = capsys.readouterr().err
+            assert f"{folder} must not be in use, got one that process {process.pid} writes to; wait until" in said
+        assert snapshot(folder) == before
+        process.communicate(b"\n")
+    assert main(["evaluate", str(folder), "--workers", "0"]) == 0
