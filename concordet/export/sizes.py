@@ -1,7 +1,7 @@
 """Sizes of feature maps that stay variables in exported graphs.
 
-Transformers' deformable networks make tensors of sizes by functions that PyTorch's exporters turn into the numbers of
-the example, so that a graph would work for images of one size only.
+Transformers' networks call functions that PyTorch's exporters turn into the numbers of the example, so that a graph
+would work for images of one size, or one number of images, only.
 """
 
 from __future__ import annotations
@@ -49,8 +49,14 @@ def padded_topk(values: Tensor, k: int, dim: int = -1) -> tuple[Tensor, Tensor]:
     return best, index.clamp(max=values.shape[dim] - 1)
 
 
+def contiguous_linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``torch.nn.functional.linear``: for transposed inputs, ``torch.export`` would fix that the batch is not 1."""
+    return torch.nn.functional.linear(inputs.contiguous(), weight, bias)
+
+
 REPLACEMENTS: dict[Any, Callable[..., Any]] = {
     torch.linspace: steps_of_one,
     torch.as_tensor: stacked,
     torch.topk: padded_topk,
+    torch.nn.functional.linear: contiguous_linear,
 }
