@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from concordet.cli.options import Parser
 
 
@@ -48,6 +50,9 @@ def run(words: list[str]) -> None:
     format_of(args.out, args.format)
     if is_exported(args.checkpoint):
         raise UsageError(f"checkpoint must be that of a run, got the exported file {args.checkpoint}; name the run")
+    out = Path(args.out)
+    if out.is_file() and out.stat().st_size and not args.force:
+        raise ValueError(f"--out must be a new file, got {args.out}; name another one, or add --force")
     check_outputs({"--out": args.out, "--json": args.json}, [args.checkpoint, args.plugins], force=args.force)
 
     from concordet.engine.predictor import load
