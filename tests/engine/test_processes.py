@@ -2,6 +2,8 @@
 killed process."""
 
 import csv
+import json
+import math
 import re
 import signal
 import socket
@@ -17,12 +19,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from concordet.detectors import build_detector
 from concordet.engine import UsageError, train
+from concordet.engine.checkpoint import read_checkpoint
 from concordet.engine.data import EpochSampler
 from concordet.engine.training.launch import Launch
 from concordet.engine.training.module import evaluate_on_all
 from concordet.engine.training.schedule import learning_rate_factor
 from concordet.losses import rank_over, value_checks
 
+from ..data.forms import coco_json, save, write
 from ..processes import Command, forkserver
 from ..trained import tiny, words
 
@@ -218,8 +222,9 @@ def free_port():
 
 
 def launch(config, out, rank, port):
-    """One of two processes, with the variables that torchrun sets."""
-    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": 2, "RANK": rank, "LOCAL_RANK": rank}
+    """One of several processes, with the variables that torchrun sets."""
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}
+    variables["WORLD_SIZE"] = config.devices
     variables = {name: str(value) for name, value in variables.items()} | {"OMP_NUM_THREADS": "1"}
     return Command("train", *words(config), "--out", str(out), variables=variables)
 
@@ -257,3 +262,84 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_with_one(tmp_path, 
     assert [float(row["lr"]) for row in rows] == pytest.approx(
         [1e-3 * factor(step + 1) for step in range(45)], abs=1e-9
     )
+
+
+# --- slow processes, and processes without data ---------------------------------------------------------------------
+
+SOME = [pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 4]
+LOST = "another process of this run has failed, was killed or has not answered for"
+
+
+@pytest.fixture
+def one_with_data(tmp_path):
+    """Settings for four images, of which one has objects: at most one process has any in an update."""
+    root = tmp_path / "data"
+    for name in "abcd":
+        save(root, name)
+    content = json.loads(coco_json("abcd"))
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] == 0]
+    path = write(root / "boxes.json", json.dumps(content))
+    data = {"data_name": "coco", "data_train_annotations": str(path), "data_train_options": {}, "data_val_options": {}}
+    run = {"loss": "rank_sort+concordance(0.3)", "global_ranking": True, "val_every": 0, "evaluate": False}
+    return data | run | {"data_batch_size": 1, "optim_epochs": 1000}
+
+
+@pytest.fixture
+def group(environment, tmp_path):
+    """Starts the processes of a run; those that a failed test leaves are killed."""
+    environment()
+    started = []
+
+    def start(config):
+        port = free_port()
+        started.extend(launch(config, tmp_path / "run", rank, port) for rank in range(int(config.devices)))
+        return started
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+def check_lost(processes, run):
+    """Every process ends, with the sentence that says how to continue."""
+    for process in processes:
+        status, _, said = process.wait(100)
+        assert status == 1, said
+        assert re.search(
+            rf"concordet: error: {LOST} .*continue with: concordet train --resume {re.escape(str(run))}", said
+        )
+        assert "Traceback" not in said
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["epoch"] >= 1
+
+
+@pytest.mark.parametrize("size", SOME)
+def test_one_process_with_data_one_slow_one_killed(size, one_with_data, group, tmp_path):
+    processes = group(tiny(devices=str(size), timeout=60, **one_with_data))
+    first, *_, last = processes
+    first.wait_for("epoch 2/")
+    processes[1].send_signal(signal.SIGSTOP)
+    time.sleep(1)
+    processes[1].send_signal(signal.SIGCONT)
+    first.wait_for("update ")  # the others have waited
+    first.wait_for("update ")
+    last.send_signal(signal.SIGKILL)
+    check_lost(processes[:-1], tmp_path / "run")
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        losses = [
+            float(row[key]) for row in csv.DictReader(file) for key in row if key.startswith("train/") and row[key]
+        ]
+    assert losses
+    assert all(math.isfinite(value) for value in losses)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_a_process_that_does_not_answer(size, one_with_data, group, tmp_path):
+    """The others give up after the timeout, and it gives up when it goes on."""
+    processes = group(tiny(devices=str(size), timeout=5, **one_with_data))
+    *others, last = processes
+    others[0].wait_for("epoch 2/")
+    last.send_signal(signal.SIGSTOP)
+    check_lost(others, tmp_path / "run")
+    last.send_signal(signal.SIGCONT)
+    check_lost([last], tmp_path / "run")
