@@ -263,7 +263,8 @@ def write_text(path: str | Path, text: str) -> Path:
         OSError: the file cannot be written; the error names it.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # names of files that are not in UTF-8, as Python reads them
+        temporary.write_text(text, encoding="utf-8", errors="replace")
     return Path(path)
 
 

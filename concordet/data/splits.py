@@ -81,7 +81,7 @@ class HoldOut:
                 f"the data set must have at least 2 images to hold some out for validation, got {len(groups)}; add "
                 "images, or give a validation split"
             )
-        order = sorted(groups, key=lambda name: hashlib.sha256(f"{self.seed}/{name}".encode()).digest())
+        order = sorted(groups, key=lambda name: _digest(f"{self.seed}/{name}"))
         wanted = min(max(round(self.fraction * len(names)), 1), len(names) - 1)
         held: set[int] = set()
         for name in order[:-1]:
@@ -89,3 +89,8 @@ class HoldOut:
                 break
             held.update(groups[name])
         return [index for index in range(len(names)) if (index in held) == (self.split == "val")]
+
+
+def _digest(name: str) -> bytes:
+    """SHA-256 of a name, also of one that is not in UTF-8 on the disk."""
+    return hashlib.sha256(name.encode(errors="surrogatepass")).digest()

@@ -29,7 +29,9 @@ def load(dataset: Dataset) -> Any:
         for image, source in zip(images, dataset.images, strict=True):
             for key in ("neg_category_ids", "not_exhaustive_category_ids"):
                 image[key] = [numbers[ident] for ident in source.get(key) or [] if ident in numbers]
-    classes = [{"id": i + 1, "name": name} for i, name in enumerate(dataset.class_names)]
+    # half a character, which JSON can hold, is none for hotcoco
+    names = [name.encode("utf-8", "replace").decode() for name in dataset.class_names]
+    classes = [{"id": i + 1, "name": name} for i, name in enumerate(names)]
     return COCO.from_arrays(
         images,
         classes,

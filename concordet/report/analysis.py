@@ -324,7 +324,7 @@ def _class_table(per_class: list[dict[str, Any]], intervals: list[list[float] | 
 
 def csv_address(per_class: list[dict[str, Any]]) -> str:
     """The table of classes as a ``data:`` URL of a CSV file."""
-    return f"data:text/csv;charset=utf-8,{quote(class_csv(per_class))}"
+    return f"data:text/csv;charset=utf-8,{quote(class_csv(per_class), errors='replace')}"
 
 
 def _left(row: Mapping[str, Any]) -> float | None:

@@ -272,7 +272,8 @@ def linker(source: Pictures | None, start: Path | None) -> Callable[[Mapping[str
         path = None if source is None or start is None else source.path(record)
         if path is None or start is None:
             return None
-        return quote(Path(os.path.relpath(path.resolve(), start.resolve())).as_posix())
+        # names that are not in UTF-8 keep their bytes
+        return quote(Path(os.path.relpath(path.resolve(), start.resolve())).as_posix(), errors="surrogateescape")
 
     return link
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from concordet.cli import main
+from concordet.data import detect_format
 from concordet.engine.config import read_settings
 from concordet.measures import analyze
 from concordet.measures.runs import read_runs
 
-from ..data.forms import save
+from ..data.forms import save, voc_objects
 from ..trained import snapshot, tiny, words
 from .kinds import copied_run
 from .test_data import png
@@ -234,3 +235,31 @@ def test_a_run_that_another_process_writes_to(finished, tmp_path, capsys):
         assert snapshot(folder) == before
         process.communicate(b"\n")
     assert main(["evaluate", str(folder), "--workers", "0"]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system has only names in UTF-8")
+def test_names_that_are_not_in_utf_8(tmp_path, capsys):
+    """Images from old archives have names in Latin-1."""
+    root = tmp_path / "photos"
+    for name in ("a", "b", "c\udce9"):  # the byte E9 on the disk
+        save(root, name)
+        (root / f"{name}.xml").write_text(voc_objects(name[0]))
+    page = tmp_path / "data.html"
+    assert main(["data", str(root), "--html", str(page), "--json", str(tmp_path / "data.json")]) == 0
+    assert page.read_text(encoding="utf-8")
+    assert main(["convert", str(root), "--out", str(tmp_path / "coco.json")]) == 0
+    splits = [detect_format(root).open(split, val_fraction=0.34) for split in ("train", "val")]
+    assert sorted(map(len, splits)) == [1, 2]
+    capsys.readouterr()
+
+
+def test_half_a_character_as_the_name_of_a_class(tmp_path):
+    truth, rows = large()
+    truth["categories"][0]["name"] = "\ud800"
+    for name, content in (("truth.json", truth), ("rows.json", rows)):
+        (tmp_path / name).write_text(json.dumps(content))
+    outputs = [str(tmp_path / name) for name in ("out.json", "out.html", "out.csv")]
+    words = ["--json", outputs[0], "--html", outputs[1], "--csv", outputs[2], "--resamples", "5"]
+    assert main(["analyze", str(tmp_path / "truth.json"), str(tmp_path / "rows.json"), *words]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["per_class"][0]["name"] == "\ud800"
+    assert "</html>" in (tmp_path / "out.html").read_text(encoding="utf-8")
