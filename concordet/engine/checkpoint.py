@@ -61,7 +61,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     faulty = (
         not meta["num_classes"] == len(meta["class_names"]) == len(meta["category_ids"]) > 0
         or not all(isinstance(name, str) for name in meta["class_names"])
-        or not all(isinstance(category, int) for category in meta["category_ids"])
+        or not all(type(category) is int for category in meta["category_ids"])  # no booleans
         or not all(isinstance(name, str) for name in meta["options"])
     )
     if faulty:
