@@ -96,8 +96,8 @@ def spread_scores(model: nn.Module, detector: str) -> None:
 
 
 @torch.no_grad()
-def separate_scores(model: Detector, detector: str, image: Tensor) -> None:
-    """:func:`spread_scores`, less where most scores of an image's detections would be 0 or 1.
+def separate_scores(model: Detector, detector: str, images: Sequence[Tensor]) -> None:
+    """:func:`spread_scores`, less where many scores of an image's detections would be 0 or 1.
 
     Regressions that would enlarge anchors to 30,000 pixels, whose rounding remains after they are clipped to the image,
     are made smaller too: a trained detector changes its anchors by small factors.
@@ -107,8 +107,8 @@ def separate_scores(model: Detector, detector: str, image: Tensor) -> None:
         if key in ("rpn.head.bbox_pred.weight", "head.boxes.weight"):
             value.mul_(0.1)
     for _ in range(6):
-        scores = model([image])[0]["scores"]
-        if len(scores.unique()) >= 0.9 * len(scores):
+        scores = [detection["scores"] for detection in detect(model, images)]
+        if all(len(own.unique()) >= 0.9 * len(own) for own in scores):
             return
         for key, value in model.named_parameters():
             if key.endswith("weight") and any(part in key for part in CLASSIFIERS):
@@ -124,7 +124,7 @@ def learner(detector: str, size: Size, image_size: tuple[int, int] | None) -> tu
         options["image_size"] = (SIDE, SIDE) if size == "nano" else image_size
     model = build_detector(detector, num_classes=len(seen.class_names), size=size, **options)
     if size == "full":
-        separate_scores(model.eval(), detector, torch.rand(3, *(image_size or model.resize.size)))
+        separate_scores(model.eval(), detector, [torch.rand(3, *(image_size or model.resize.size))])
     else:
         images, targets = together(seen, range(len(seen)))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)

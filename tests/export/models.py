@@ -6,7 +6,7 @@ import torch
 
 from concordet.detectors import build_detector
 from concordet.export import load_exported
-from studies.export import spread_scores
+from studies.export import separate_scores
 from tests.detections import assert_same_detections
 
 SHAPES = ((64, 96), (100, 77), (150, 200), (80, 80))
@@ -17,7 +17,7 @@ def spread(name, loss="default", **options):
     torch.manual_seed(0)
     options = {"image_size": (64, 96), "score_threshold": 0.02} | options
     model = build_detector(name, num_classes=3, size="nano", loss=loss, **options).eval()
-    spread_scores(model, name)
+    separate_scores(model, name, images(len(SHAPES)))
     return model
 
 

@@ -44,7 +44,8 @@ def test_every_detector_in_every_format(name, kind, tmp_path):
     model = spread(name)
     path = tmp_path / f"model{FORMATS[kind]}"
     export_detector(model, path, class_names=NAMES)
-    assert_parity(path, model, images(4))
+    # six stages of random weights enlarge rounding, in TorchScript too
+    assert_parity(path, model, images(4), atol=1e-4 if name == "sparse_rcnn" else 1e-5)
 
 
 def test_several_images_at_once(tmp_path):
