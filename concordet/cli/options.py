@@ -232,7 +232,10 @@ def _missing(text: str) -> str | None:
 def _wrong_type(text: str) -> str | None:
     """jsonargparse's message about a value of the wrong type, reworded; None for other messages."""
     name = re.search(r'Parser key "([\w.]+)"', text)
-    value = re.search(r"(?:Given value|Got value): (.*)$", text)
+    config = re.search(r"Unable to load config '(.*?)'", text)
+    if name is not None and config is not None:
+        return f"{name[1]} must be settings, such as --{name[1]}.NAME VALUE, got {config[1]}"
+    value = re.search(r"(?:Given value|Got value): (.*?)(?: - Expected a .*)?$", text)
     if name is None or value is None:
         return None
     subtypes = re.search(r"Subtypes: \[(.*?)\] Errors", text)

@@ -143,6 +143,8 @@ def test_settings_of_many_aliases(text, tmp_path):
         (["--image_size", "0", "0"], "image_size must be between 1 and 16384 pixels, got [0, 0]"),
         (["--image_size", "[-3, 64]"], "image_size must be between 1 and 16384 pixels, got [-3, 64]"),
         (["--image_size", "1000000"], "image_size must be between 1 and 16384 pixels, got [1000000]"),
+        (["--image_size", "1e400"], "whole numbers such as '[240, 320]', got inf; see concordet train --help"),
+        (["--optim", "3"], "optim must be settings, such as --optim.NAME VALUE, got 3; see concordet train --help"),
         (["--data.workers", "100000"], "data.workers must be at most 256, got 100000; each is a process"),
         (["--loss", "a\0b"], "arguments must have no null byte, got 'a\\x00b'"),
         (["--options", "{num_classes: 3}"], "options must be those of the detector, got num_classes"),
