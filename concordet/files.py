@@ -1,4 +1,4 @@
-"""Atomic writes, JSON and YAML, locks, and names that are not taken yet."""
+"""Atomic writes, JSON and YAML, and names that are not taken yet."""
 
 from __future__ import annotations
 
@@ -153,94 +153,6 @@ def _is_running(process: int) -> bool:
     except OSError:
         return True
     return True
-
-
-@contextmanager
-def locked(folder: str | Path, fix: str) -> Iterator[None]:
-    """Keeps other processes out of a folder while the block runs.
-
-    The lock is the operating system's: it ends with the process, however that ends. A process that holds it may enter
-    again.
-
-    Raises:
-        ValueError: another process holds the lock; the message ends with ``fix``.
-
-    Example:
-        >>> with locked(tempfile.mkdtemp(), "name another folder"):
-        ...     print("nobody else writes here")
-        nobody else writes here
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    name = os.path.realpath(folder)
-    if name in _held:
-        yield
-        return
-    path = Path(folder) / ".lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            # not flock, whose lock is inherited by worker processes, which may outlive a killed run
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            owner = os.read(descriptor, 100).decode(errors="replace")
-            raise ValueError(
-                f"{folder} must not be in use, got one that {owner or 'a process'} writes to; {fix}"
-            ) from error
-        except OSError:  # a file system without locks
-            yield
-            return
-        if not _is_open_as(descriptor, path):  # another process has just ended its lock and removed the file
-            raise ValueError(f"{folder} must not be in use, got one that a process writes to; {fix}")
-        os.truncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()}".encode())
-        _held.add(name)
-        try:
-            yield
-        finally:
-            _held.discard(name)
-            path.unlink(missing_ok=True)
-    finally:
-        os.close(descriptor)
-
-
-_held: set[str] = set()
-"""Folders that this process has locked: a second lock on one would end the first when it is released."""
-
-
-def _is_open_as(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
-        return False
-
-
-def is_locked(folder: str | Path) -> bool:
-    """Whether another process is in a :func:`locked` block of this folder.
-
-    Not for a process that holds the lock itself: systems release it when any descriptor of its file is closed.
-
-    Example:
-        >>> is_locked(tempfile.mkdtemp())
-        False
-    """
-    try:
-        import fcntl
-
-        file = (Path(folder) / ".lock").open("r+b")
-    except (ImportError, OSError):  # Windows, or no lock
-        return False
-    with file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-        except OSError:  # a file system without locks
-            return False
-    return False
 
 
 def plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "concordet"
 
 LAYERS = [
     {"version"},
-    {"assigned", "boxes", "console", "distributed", "errors", "files", "images", "paths", "setting_types"},
+    {"assigned", "boxes", "console", "distributed", "errors", "files", "locks", "images", "paths", "setting_types"},
     {"ranking"},
     {"losses"},
     {"detectors", "data", "measures"},

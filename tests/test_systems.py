@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from concordet import files
+from concordet import files, locks
 from concordet.benchmark import memory
 from concordet.study import runner
 
@@ -76,7 +76,7 @@ def test_peak_memory_is_0_where_the_system_does_not_say(monkeypatch, tmp_path):
 
 def test_a_folder_is_not_locked_without_the_module_of_locks(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    with files.locked(tmp_path, "name another"), files.locked(tmp_path, "name another"):
+    with locks.locked(tmp_path, "name another"), locks.locked(tmp_path, "name another"):
         pass
 
 

@@ -30,7 +30,8 @@ from concordet.engine.data import build_dataset, eval_loader
 from concordet.engine.detections import batch_results, mask_metrics
 from concordet.engine.plugins import import_plugins
 from concordet.errors import UsageError, unknown
-from concordet.files import locked, new_folder, plain, read_json, replacing, writable, write_json
+from concordet.files import new_folder, plain, read_json, replacing, writable, write_json
+from concordet.locks import locked
 from concordet.measures.evaluation import MatchedEvaluation
 from concordet.measures.metrics import number
 from concordet.version import __version__

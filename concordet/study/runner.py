@@ -14,7 +14,8 @@ from typing import Final, Literal, get_args
 
 from concordet.engine.config import save_config
 from concordet.errors import UsageError
-from concordet.files import is_locked, read_json, write_json, write_text
+from concordet.files import read_json, write_json, write_text
+from concordet.locks import is_locked
 from concordet.study.grid import Cell, Study
 from concordet.study.results import read_result, result_path
 

@@ -11,7 +11,6 @@ import pytest
 
 from concordet.files import (
     free_name,
-    locked,
     new_folder,
     plain,
     read_json,
@@ -20,6 +19,7 @@ from concordet.files import (
     writable,
     write_json,
 )
+from concordet.locks import locked
 
 
 def test_what_fails_halfway_leaves_the_old_file(tmp_path):
@@ -145,7 +145,7 @@ def test_temporary_files_of_ended_processes_are_removed(tmp_path):
 
 
 def test_a_folder_has_one_writer(tmp_path):
-    code = f"from concordet.files import locked\nwith locked({str(tmp_path)!r}, 'wait'): print('in', flush=True)"
+    code = f"from concordet.locks import locked\nwith locked({str(tmp_path)!r}, 'wait'): print('in', flush=True)"
     with locked(tmp_path, "wait"):
         with locked(tmp_path, "wait"):
             pass  # a process may enter again, and keeps the lock

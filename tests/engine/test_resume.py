@@ -240,7 +240,7 @@ def test_a_failed_write_keeps_the_previous_checkpoint(tmp_path, monkeypatch, num
 def test_a_run_has_one_process_that_writes(tmp_path, finished):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    code = f"from concordet.files import locked\nwith locked({str(run)!r}, ''): print('in', flush=True); input()"
+    code = f"from concordet.locks import locked\nwith locked({str(run)!r}, ''): print('in', flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], text=True, env=ENVIRONMENT, **pipes) as other:
         other.stdout.readline()

@@ -225,7 +225,7 @@ def test_a_calibrator_is_stored_in_checkpoints_of_the_run_only(finished, tmp_pat
 def test_a_run_that_another_process_writes_to(finished, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
-    code = f"from concordet.files import locked\nwith locked({str(folder)!r}, ''): print('in', flush=True); input()"
+    code = f"from concordet.locks import locked\nwith locked({str(folder)!r}, ''): print('in', flush=True); input()"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
         assert process.stdout.readline() == b"in\n"

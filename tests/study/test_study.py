@@ -243,7 +243,7 @@ def test_a_run_of_another_process_is_waited_for(study, tmp_path):
     (cell,) = grid.cells()
     folder = grid.run_folder(cell)
     folder.mkdir(parents=True)
-    code = f"from concordet.files import locked\nwith locked({str(folder)!r}, ''): print(flush=True); input()"
+    code = f"from concordet.locks import locked\nwith locked({str(folder)!r}, ''): print(flush=True); input()"
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert other.stdout.readline()
     assert finish_cell(grid, cell, 1) == "unfinished"  # the other's run is no failure

@@ -66,7 +66,8 @@ def run(words: list[str]) -> None:
     check_outputs(named, [truth, detections], force=options.force, own="calibrator.json")
 
     from concordet.calibration import evaluate_calibration
-    from concordet.files import locked, write_json
+    from concordet.files import write_json
+    from concordet.locks import locked
 
     with _raw_results(detections) as raw:
         calibrator, report = evaluate_calibration(

@@ -37,7 +37,8 @@ from concordet.engine.training.module import DetectionModule
 from concordet.engine.training.observers import WatchLosses
 from concordet.engine.training.progress import LastEpochEvaluation, Progress
 from concordet.errors import InterruptedRun, LostProcess, UsageError, unknown
-from concordet.files import check_new, locked, new_folder, writable, write_json
+from concordet.files import check_new, new_folder, writable, write_json
+from concordet.locks import locked
 
 MAX_CPU_PROCESSES = 16
 """Largest number of processes on a machine with fewer processor cores."""
