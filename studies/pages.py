@@ -52,11 +52,6 @@ def measured(name: str, what: str, table: Callable[[list[dict[str, str]]], str])
     return f"{wrapped}\n\n{table(rows)}"
 
 
-def one_thread(rows: list[dict[str, str]]) -> str:
-    """The grid of losses by processor time."""
-    return losses.markdown(rows, "cpu_ms", milliseconds=False)
-
-
 def large(rows: Sequence[Mapping[str, str]]) -> str:
     """Memory with 100 million logits."""
     lines = [[r["case"], f"{int(r['logits']):,}", f"{int(r['positives']):,}", r["peak_mb"]] for r in rows]
@@ -120,14 +115,16 @@ def millions(name: str, size: Size) -> float:
 
 
 LOSS_GRID = (
-    "`concordet benchmark losses --threads 1`: processor time of a forward and backward pass, the shortest of all "
-    "runs, "
-    "as a multiple of torchvision's `sigmoid_focal_loss` on the same logits"
+    "`concordet benchmark losses --threads 1`: processor time of a forward and backward pass as a multiple of "
+    "torchvision's `sigmoid_focal_loss` on the same logits, median (quartiles) of rounds in which all losses take turns"
 )
 STEPS = (
-    "`concordet benchmark detectors --detectors faster_rcnn cascade_rcnn mask_rcnn --side 1024 --batch 1`: training "
-    "step at full size as a multiple of the step with the default loss, median (quartiles) of rounds in which all "
-    "losses take turns; the last column is the number of predictions without sampling, as a multiple of that with it"
+    "training step at full size as a multiple of the step with the default loss, median (quartiles) of rounds in which "
+    "all losses take turns; the last column is the number of predictions in the losses, as a multiple of the default's"
+)
+TWO_STAGE = (
+    "`concordet benchmark detectors --detectors faster_rcnn cascade_rcnn mask_rcnn --side 1024 --batch 1 --threads 1`: "
+    f"{STEPS}"
 )
 TABLES: dict[str, Callable[[], str]] = {
     "digits": lambda: measured("digits", compare_losses.what("digits", "examples/digits.yaml"), compare_losses.table),
@@ -149,9 +146,9 @@ TABLES: dict[str, Callable[[], str]] = {
         for section, table in detection_transformers.TABLES.items()
     },
     "rematching": lambda: measured("rematching", rematching.WHAT, rematching.table),
-    "losses": lambda: measured("losses_one_thread", LOSS_GRID, one_thread),
+    "losses": lambda: measured("losses_one_thread", LOSS_GRID, losses.markdown),
     "large": lambda: measured("losses_large", "`concordet benchmark losses --study large`: peak memory", large),
-    "steps, two-stage": lambda: measured("detectors_two_stage", STEPS, detectors.markdown),
+    "steps, two-stage": lambda: measured("detectors_two_stage", TWO_STAGE, detectors.markdown),
     "analyze": lambda: measured("analyze", "`concordet benchmark analyze`, from files to metrics", analyze),
     "export": lambda: measured("export", export.OVERVIEW, export.overview),
     "export, parity": lambda: measured("export", export.WHAT, export.table),

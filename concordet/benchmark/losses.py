@@ -64,6 +64,11 @@ def measure(
         threads: PyTorch threads.
         loop: Whether to time the loop over positives too.
         device: "cpu" or "cuda".
+
+    Returns:
+        One row per loss: wall time in ms, the shortest processor time, and ``ratio``: the median and the quartiles over
+        rounds of its time as a multiple of focal loss's in the same round (processor time on a CPU, where other
+        processes disturb it less, wall time on a GPU).
     """
     torch.set_num_threads(threads)
     data = Data.make(n, share, device=device)
@@ -87,10 +92,12 @@ def measure(
         _wait(device)
         scale = positives / visited
         runs["AP loop"] = [((time.perf_counter() - clock) * scale, (time.process_time() - cpu) * scale)]
-    focal = torch.tensor([w for w, _ in runs[FOCAL]], dtype=torch.float64) * 1e3
     rows = []
     for case, times in runs.items():
         wall = torch.tensor([w for w, _ in times], dtype=torch.float64) * 1e3
+        compared = 0 if device != "cpu" else 1
+        rounds = [run[compared] / focal[compared] for run, focal in zip(times, runs[FOCAL], strict=False)]
+        ratio = torch.tensor(rounds, dtype=torch.float64)
         rows.append(
             {
                 "logits": n,
@@ -102,8 +109,9 @@ def measure(
                 "q75_ms": round(float(wall.quantile(0.75)), 3),
                 "min_ms": round(float(wall.min()), 3),
                 "cpu_ms": round(min(c for _, c in times) * 1e3, 3),
-                "times_focal": round(float(wall.median() / focal.median()), 2),
-                "times_focal_min": round(float(wall.min() / focal.min()), 2),
+                "ratio": round(float(ratio.median()), 3),
+                "ratio_q25": round(float(ratio.quantile(0.25)), 3),
+                "ratio_q75": round(float(ratio.quantile(0.75)), 3),
                 "peak_mb": round(peaks.get(case, 0)),
             }
         )
@@ -140,33 +148,35 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def markdown(rows: list[dict[str, str]], time_column: str = "median_ms", *, milliseconds: bool = True) -> str:
-    """The grid as a Markdown table: each case's time as a multiple of focal loss's.
+def markdown(rows: list[dict[str, str]]) -> str:
+    """The grid as a Markdown table: each case's time as a multiple of focal loss's, median (quartiles) of all rounds.
 
     Args:
         rows: Rows of a results file.
-        time_column: Which time is compared: "median_ms" (wall clock) or "cpu_ms" (the shortest processor time of all
-            runs, which other work on the machine changes least).
-        milliseconds: Whether focal loss's own time is shown.
 
     Example:
-        >>> row = {"logits": "1000", "positives": "10", "median_ms": "2.0", "peak_mb": "300"}
-        >>> print(markdown([row | {"case": "torchvision focal"}, row | {"case": "AP exact", "median_ms": "3.0"}]))
+        >>> row = {"logits": "1000", "positives": "10", "ratio": "1", "ratio_q25": "1", "ratio_q75": "1"}
+        >>> row |= {"median_ms": "2.0", "peak_mb": "300"}
+        >>> ap = row | {"case": "AP exact", "ratio": "1.5", "ratio_q25": "1.4", "ratio_q75": "1.62"}
+        >>> print(markdown([row | {"case": "torchvision focal"}, ap]))
         | logits | positives | focal, ms | AP exact | peak MB |
         |---:|---:|---:|---:|---:|
-        | 1,000 | 10 | 2.0 | 1.50 | 300 |
+        | 1,000 | 10 | 2.0 | 1.50 (1.40–1.62) | 300 |
     """
     cases = [case for case in dict.fromkeys(row["case"] for row in rows) if case != FOCAL]
     lines = []
     for n, positives in dict.fromkeys((row["logits"], row["positives"]) for row in rows):
         cell = {row["case"]: row for row in rows if (row["logits"], row["positives"]) == (n, positives)}
-        focal = float(cell[FOCAL][time_column])
-        ratios = [f"{float(cell[case][time_column]) / focal:.2f}" if case in cell else "" for case in cases]
+        ratios = [_ratio(cell[case]) if case in cell else "" for case in cases]
         peak = max(int(row["peak_mb"]) for row in cell.values())
-        shown = [f"{focal:.1f}"] if milliseconds else []
-        lines.append([f"{int(n):,}", f"{int(positives):,}", *shown, *ratios, peak])
-    title = ["focal, ms"] if milliseconds else []
-    return table(["logits", "positives", *title, *cases, "peak MB"], lines, text_columns=0)
+        lines.append([f"{int(n):,}", f"{int(positives):,}", f"{float(cell[FOCAL]['median_ms']):.1f}", *ratios, peak])
+    return table(["logits", "positives", "focal, ms", *cases, "peak MB"], lines, text_columns=0)
+
+
+def _ratio(row: dict[str, str]) -> str:
+    """One cell: the loop over positives, which is timed once and scaled up, has no quartiles."""
+    ratio, low, high = (float(row[key]) for key in ("ratio", "ratio_q25", "ratio_q75"))
+    return f"{ratio:.0f}" if low == high else f"{ratio:.2f} ({low:.2f}–{high:.2f})"
 
 
 def run_grid(options: Options) -> list[dict[str, Any]]:
@@ -185,7 +195,7 @@ def run_grid(options: Options) -> list[dict[str, Any]]:
                 device=options.device,
             )
             rows += cell
-            times = ", ".join(f"{row['case']} {row['median_ms']:.1f} ms ({row['times_focal']:.2f})" for row in cell)
+            times = ", ".join(f"{row['case']} {row['median_ms']:.1f} ms ({row['ratio']:.2f})" for row in cell)
             print(f"{n} logits, {share:.1%} positives: {times}", flush=True)
     return rows
 

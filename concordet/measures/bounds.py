@@ -25,7 +25,8 @@ def reranking_bounds(dataset: Dataset, truth: Any, matches: Matches, *, max_dets
     (so that ties stay broken in the same way) and the ranks of true positives at IoU 0.5 permuted among them.
     False positives and boxes stay as they are (Correlation Loss, Kahraman et al. 2023, Analysis Setup).
     """
-    kept, original = dataset.only(matches.rows), ranks(matches)
+    every = len(matches.rows) == dataset.n_detections
+    kept, original = dataset if every else dataset.only(matches.rows), ranks(matches)  # a copy needs memory
     upper, lower = (
         average_precision(
             kept, truth, scores=permuted_ranks(matches, original, best=best), max_dets=max_dets, all_areas=False
