@@ -363,16 +363,17 @@ def _updates(
     above_minimum = _stack([threshold(term.pmf_denominator, term.min_denominator, torch.inf) for term in terms])
     coefficients = _stack([term.error for term in terms]) * scale / above_minimum
     errors = coefficients * denominators
-    rows = []
-    for term, row, error in zip(terms, coefficients, errors, strict=True):
+    if len(terms) == 1 and terms[0].support is Support.NEGATIVES:
+        return placement.subtract(counts.spread_to_negatives(coefficients[0])[None], errors)
+    updates = keys.new_zeros(len(terms), len(keys))  # filled row by row: stacked rows would need twice the memory
+    for term, row, error, update in zip(terms, coefficients, errors, updates, strict=True):
         if term.support is Support.NEGATIVES:
-            rows.append(counts.spread_to_negatives(row))
+            update.copy_(counts.spread_to_negatives(row))
         elif aux is not None:
-            rows.append(torch.zeros_like(keys))
             error.sub_(counts.spread_to_worse(row, aux))
         else:
             raise ValueError("support must be NEGATIVES in a loss without auxiliary input, got WORSE_POSITIVES")
-    return placement.subtract(_stack(rows), errors)
+    return placement.subtract(updates, errors)
 
 
 def _positives(labels: Tensor, n_positives: int) -> Tensor:
