@@ -224,5 +224,7 @@ def _train_at(model: Detector, sides: Sequence[int], name: str) -> None:
     if not model.resize.keeps_shape:
         raise ValueError(f"train_sizes must be empty for {name}, which resizes all images to one size; leave it out")
     if not all(1 <= side <= MAX_IMAGE_SIDE for side in sides):
-        raise ValueError(f"train_sizes must be shorter sides from 1 to {MAX_IMAGE_SIDE} pixels, got {list(sides)}")
+        raise ValueError(
+            f"train_sizes must be shorter sides from 1 to {MAX_IMAGE_SIDE} pixels, got {list(sides)}; choose others"
+        )
     model.transform.min_size = (*sides, model.transform.min_size[-1])

@@ -48,7 +48,7 @@ class TestImageSize:
         [
             ((320, 200), r"image_size must be \(shorter, longer\) .* did you mean \(200, 320\)\?"),
             ((320,), r"image_size must be one side or two sides in pixels, got \(320,\)"),
-            (0, r"image_size must be one side or \(shorter, longer\) in pixels, from 1 on"),
+            (0, r"image_size must be one side or \(shorter, longer\), from 1 to 16384 pixels"),
         ],
     )
     def test_refusals(self, size, message):
