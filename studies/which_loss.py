@@ -51,14 +51,14 @@ def group(name: str, detector: str) -> list[dict[str, Any]]:
 
 
 def difference(entry: dict[str, Any], key: str = "AP", *, interval: bool = True) -> str:
-    """A difference to the reference, with its interval, as text; bold where the verdict is not "may be chance"."""
+    """A difference to the reference, with its interval, as text; bold where several seeds say that it is no chance."""
     row = entry["differences"].get(key)
     if row is None:
         return "–"
     metric = BY_KEY[key]
     value, low, high = (format(row[end] * metric.scale, f"+.{metric.decimals}f") for end in ("value", "low", "high"))
     text = f"{value} ({low} to {high})" if interval else value
-    return text if row["verdict"] == "may be chance" else f"**{text}**"
+    return text if row["verdict"] == "may be chance" or len(entry["seeds"]) < 2 else f"**{text}**"
 
 
 def spread(entry: dict[str, Any], key: str) -> str:
@@ -89,9 +89,14 @@ def losses(name: str, detector: str) -> str:
 
 
 def summary(name: str, n_best: int = 4) -> str:
-    """AP of the reference and of the losses that are best on average, with differences; one column per detector."""
+    """AP of the reference and of the losses that are best on average, with differences; one column per detector.
+
+    Losses with one seed are left out.
+    """
     entries = {detector: {e["loss"]: e for e in group(name, detector)} for detector in trained(name)}
-    reference, *others = (loss for loss in load_study(FOLDER / name).losses if all(loss in e for e in entries.values()))
+    names = load_study(FOLDER / name).losses
+    seeds = {loss: min(len(e[loss]["seeds"]) if loss in e else 0 for e in entries.values()) for loss in names}
+    reference, *others = (loss for loss in names if seeds[loss] > 1)
     others.sort(key=lambda loss: -sum(e[loss]["metrics"]["AP"]["mean"] for e in entries.values()))
     rows = [
         [f"`{loss}`", *(f"{spread(e[loss], 'AP')}, {difference(e[loss], interval=False)}" for e in entries.values())]
