@@ -191,14 +191,15 @@ def read_text(path: str | Path) -> str:
     Raises:
         ValueError: there is no such file, or it cannot be read as text; the message names it.
     """
-    return _decoded(_read_bytes(Path(path)), path).replace("\r\n", "\n").replace("\r", "\n")
+    return _decoded(read_bytes(Path(path)), path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _read_all(file: BinaryIO) -> bytes:
     return file.read()
 
 
-def _read_bytes(path: Path, read: Callable[[BinaryIO], bytes] = _read_all) -> bytes:
+def read_bytes(path: Path, read: Callable[[BinaryIO], bytes] = _read_all) -> bytes:
+    """The content of a file; ValueError if it cannot be read, which names it."""
     try:
         with path.open("rb") as file:
             return read(file)
@@ -227,7 +228,7 @@ def read_json(path: str | Path, *, read: Callable[[BinaryIO], bytes] = _read_all
     Raises:
         ValueError: there is no such file, or it is not valid JSON; the message names the file and the position.
     """
-    text = _decoded(_read_bytes(Path(path), read), path)
+    text = _decoded(read_bytes(Path(path), read), path)
     try:
         with no_garbage_collection():
             return json.loads(text)

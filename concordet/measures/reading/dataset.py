@@ -12,10 +12,10 @@ import numpy as np
 from concordet.errors import UsageError, counted
 from concordet.files import no_garbage_collection, read_json
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
+from concordet.measures.reading.decoding import results_of_file, truth_of_file
 from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
-from concordet.measures.reading.parts import columns_of_file
 from concordet.measures.reading.records import Columns, annotation_columns, is_integer
-from concordet.measures.reading.suspicions import box_notes, lvis_notes, score_notes
+from concordet.measures.reading.suspicions import box_notes, image_sizes, lvis_notes, score_notes
 from concordet.measures.reading.text_files import read_text_folder, read_text_truth
 
 
@@ -39,10 +39,9 @@ def read_dataset(
         raise ValueError(f"iou_type must be 'bbox' or 'segm', got {iou_type!r}")
     notes: list[str] = []
     doubts: list[str] = []
-    truth, gt_name = _truth(ground_truth, notes)
-    gt = annotation_columns(truth["annotations"], f"{gt_name}: annotation", scored=False)
-    truth = {key: value for key, value in truth.items() if key != "annotations"}  # a gigabyte for a million records
-    dt, dt_name = _detections(detections, truth, gt_name, doubts)
+    masks = iou_type == "segm"
+    truth, gt, gt_name = _truth(ground_truth, notes, masks)
+    dt, dt_name = _detections(detections, truth, gt_name, doubts, masks)
     images = _images(truth, gt_name, gt, dt, notes)
     classes = _classes(truth, gt_name, gt, dt, notes)
     if lvis:
@@ -56,8 +55,9 @@ def read_dataset(
     dt_images, dt_classes = _indices(dt.image_ids, image_ids), _indices(dt.class_ids, class_ids)
     rows = _known_rows(dt, dt_images, dt_classes, dt_name, gt_name, doubts)
     doubts += lvis_notes(images, lvis)
-    doubts += box_notes(gt.boxes, gt_images, images, "annotations")
-    doubts += box_notes(dt.boxes[rows], dt_images[rows], images, "detections") + score_notes(dt.scores[rows])
+    sizes = image_sizes(images)
+    doubts += box_notes(gt.boxes, gt_images, sizes, "annotations")
+    doubts += box_notes(dt.boxes[rows], dt_images[rows], sizes, "detections") + score_notes(dt.scores[rows])
     if iou_type == "bbox" and len(dt) and not dt.has_boxes:
         notes.append("the detections have masks and no boxes: the boxes around the masks are evaluated")
     if gt.n_duplicate_ids:
@@ -173,20 +173,31 @@ def highest_by_group(groups: Ints, scores: Floats, limit: int) -> Ints:
     return order[np.arange(len(order)) - np.searchsorted(sorted_groups, sorted_groups) < limit]
 
 
-def _truth(source: Any, notes: list[str]) -> tuple[dict[str, Any], str]:
+def _truth(source: Any, notes: list[str], masks: bool) -> tuple[dict[str, Any], Columns, str]:
+    # the lists of images and categories, the annotations, and the name for errors
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         truth, own = read_text_truth(Path(source))
+        name = Path(source).name
         notes += own
-        return truth, Path(source).name
-    truth, name = _opened(source, "ground truth")
-    if not isinstance(truth, dict):
-        return {"annotations": truth}, name
-    if "annotations" not in truth:
-        raise ValueError(f"{name} must be an object with images, annotations and categories, got no annotations")
-    return truth, name
+    else:
+        if isinstance(source, str | os.PathLike):
+            name = Path(source).name
+            read = truth_of_file(Path(source), f"{name}: annotation", masks=masks)
+            if read is not None:
+                return *read, name
+        truth, name = _opened(source, "ground truth")
+        if not isinstance(truth, dict):
+            truth = {"annotations": truth}
+        if "annotations" not in truth:
+            raise ValueError(f"{name} must be an object with images, annotations and categories, got no annotations")
+    columns = annotation_columns(truth["annotations"], f"{name}: annotation", scored=False)
+    # without the annotations, a gigabyte for a million
+    return {key: value for key, value in truth.items() if key != "annotations"}, columns, name
 
 
-def _detections(source: Any, truth: dict[str, Any], gt_name: str, doubts: list[str]) -> tuple[Columns, str]:
+def _detections(
+    source: Any, truth: dict[str, Any], gt_name: str, doubts: list[str], masks: bool
+) -> tuple[Columns, str]:
     if isinstance(source, str | os.PathLike) and Path(source).is_dir():
         images, classes = _listed(truth, "images", gt_name), _listed(truth, "categories", gt_name)
         if images is None or classes is None:
@@ -196,7 +207,7 @@ def _detections(source: Any, truth: dict[str, Any], gt_name: str, doubts: list[s
         return columns, Path(source).name
     if isinstance(source, str | os.PathLike):
         name = Path(source).name
-        read = columns_of_file(Path(source), f"{name}: detection")
+        read = results_of_file(Path(source), f"{name}: detection", masks=masks)
         if read is not None:
             return read, name
     results, name = _opened(source, "detections")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -40,17 +41,23 @@ def annotation_columns(records: Any, what: str, *, scored: bool) -> Columns:
         segmentations=[record.get("segmentation") for record in records],
         has_boxes=any(record.get("bbox") is not None for record in records),
     )
-    bad = np.flatnonzero(np.abs(columns.scores) > MAX_SCORE)
-    if bad.size:
-        raise ValueError(
-            f"{what} {bad[0]} (from 0): score must be at most {MAX_SCORE:g}, got {columns.scores[bad[0]]:g}; fix it"
-        )
     if not scored:
         columns.areas = _optional(records, "area", what, math.nan)
         columns.crowd = _optional(records, "iscrowd", what, 0.0) != 0
         columns.n_ignore = sum(bool(r.get("ignore")) and not r.get("iscrowd") for r in records if "ignore" in r)
         ids = [record.get("id") for record in records]
         columns.n_duplicate_ids = 0 if None in ids else n - _n_different(ids)
+    return check_values(columns, what)
+
+
+def check_values(columns: Columns, what: str) -> Columns:
+    """The columns; ValueError for a box of negative size, or a box or a score that is too large for exact results."""
+    _check_sizes(columns.boxes, what)
+    bad = np.flatnonzero(np.abs(columns.scores) > MAX_SCORE)
+    if bad.size:
+        raise ValueError(
+            f"{what} {bad[0]} (from 0): score must be at most {MAX_SCORE:g}, got {columns.scores[bad[0]]:g}; fix it"
+        )
     return columns
 
 
@@ -75,7 +82,6 @@ def _from_array(array: Any, what: str, scored: bool) -> Columns:
     if bad.size:
         raise ValueError(f"{what} {bad[0]} (from 0) must be finite, got {rows[bad[0]].tolist()}; fix or drop it")
     boxes = np.ascontiguousarray(rows[:, 1:5])
-    _check_sizes(boxes, what)
     for column, name in ((rows[:, 0], "image_id"), (rows[:, -1], "category_id")):
         bad = np.flatnonzero(column != np.round(column))
         if bad.size:
@@ -86,7 +92,7 @@ def _from_array(array: Any, what: str, scored: bool) -> Columns:
     if not scored:
         columns.areas = np.full(len(rows), np.nan)
         columns.crowd = np.zeros(len(rows), bool)
-    return columns
+    return check_values(columns, what)
 
 
 def _column(
@@ -119,9 +125,7 @@ def _boxes(records: Sequence[Any], what: str) -> Floats:
         boxes = np.zeros(0)
     if boxes.shape != (len(records), 4) or boxes.dtype.kind not in "iuf" or not np.isfinite(boxes).all():
         boxes = np.array([_one_box(record, index, what) for index, record in enumerate(records)])
-    boxes = boxes.astype(np.float64)
-    _check_sizes(boxes, what)
-    return boxes
+    return boxes.astype(np.float64)
 
 
 def _one_box(record: Any, index: int, what: str) -> list[float]:
@@ -239,3 +243,22 @@ class Columns:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """The columns of several lists of records, one after the other; each has boxes and ids without duplicates."""
+    masks = [part.segmentations for part in parts if part.segmentations is not None]
+
+    def whole(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return Columns(
+        image_ids=whole("image_ids"),
+        class_ids=whole("class_ids"),
+        boxes=whole("boxes"),
+        scores=whole("scores"),
+        segmentations=list(chain.from_iterable(masks)) if masks else None,
+        areas=whole("areas"),
+        crowd=whole("crowd"),
+        n_ignore=sum(part.n_ignore for part in parts),
+    )

@@ -13,13 +13,13 @@ BEYOND: Final = 0.25
 """Share of boxes reaching beyond their image from which a note suspects corners; a few such boxes are common."""
 
 
-def box_notes(boxes: Floats, image_index: Ints, images: Sequence[dict[str, Any]], what: str) -> list[str]:
+def box_notes(boxes: Floats, image_index: Ints, sizes: Floats, what: str) -> list[str]:
     """Notes on boxes in corners or in normalized coordinates.
 
     Args:
         boxes: ``[n, 4]`` as read; they should be xywh in pixels.
         image_index: ``[n]`` index of each box's image.
-        images: Records of the images, with ``width`` and ``height`` where known.
+        sizes: ``[images, 2]`` width and height, infinite where unknown.
         what: "detections" or "annotations".
     """
     if not len(boxes):
@@ -28,15 +28,19 @@ def box_notes(boxes: Floats, image_index: Ints, images: Sequence[dict[str, Any]]
         return [
             f"all boxes of the {what} are smaller than two pixels: boxes must be in pixels, not normalized to [0, 1]"
         ]
-    sizes = np.array([[_side(image.get("width")), _side(image.get("height"))] for image in images]).reshape(-1, 2)
-    limit = sizes[image_index]
-    beyond = int(((boxes[:, :2] + boxes[:, 2:]) > 1.02 * limit + 1).any(1).sum())
+    limit = 1.02 * sizes + 1
+    beyond = int((boxes[:, :2] + boxes[:, 2:] > limit[image_index]).any(1).sum())
     if beyond >= BEYOND * len(boxes):
         return [
             f"{beyond:,} of {len(boxes):,} boxes of the {what} reach beyond their image: boxes must be x, y, width,"
             " height, not two corners"
         ]
     return []
+
+
+def image_sizes(images: Sequence[dict[str, Any]]) -> Floats:
+    """``[images, 2]`` width and height of records of images, infinite where unknown."""
+    return np.array([[_side(image.get("width")), _side(image.get("height"))] for image in images]).reshape(-1, 2)
 
 
 def score_notes(scores: Floats) -> list[str]:
