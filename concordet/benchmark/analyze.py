@@ -38,6 +38,7 @@ def generate(case: Case, folder: Path, seed: int = 0) -> tuple[Path, Path]:
     size = np.exp(rng.uniform(np.log(8), np.log(300), (case.objects, 2)))
     box = np.c_[rng.uniform(0, 500, (case.objects, 2)), size]
     owner = rng.integers(0, case.objects, case.detections)
+    owner = owner[np.argsort(image[owner], kind="stable")]  # detectors write one image after the other
     near = rng.random(case.detections) < 0.5
     spread = rng.exponential(0.12, (case.detections, 1))
     boxes: Any = box[owner]
@@ -175,5 +176,6 @@ CASES: Final = {
         Case("small", 200, 10, 1_000, 5_000),
         Case("coco", 5_000, 80, 36_000, 500_000),
         Case("large", 20_000, 80, 144_000, 2_000_000),
+        Case("wide", 100_000, 80, 1_000_000, 1_000_000),
     )
 }

@@ -97,17 +97,17 @@ def analyze(
         "iou": list(coco.IOU_THRESHOLDS),
         **{name: _by_threshold(p) for name, p in (("AP", precision), ("AP_upper", upper), ("AP_lower", lower))},
     }
-    shown, rows = dataset, matches.rows
+    shown, rows, pairs = dataset, matches.rows, matches.pairs
     if raw_detections is not None:
         raw = read_dataset(ground_truth, raw_detections, iou_type=iou_type, lvis=lvis, max_dets=None)
         within = image_level(raw, truth, max_dets=limit, nms_threshold=nms_threshold)
         report["reasons"] |= within.reasons
         report |= within.values
-        shown, rows = raw, np.arange(raw.n_detections)
+        shown, rows, pairs = raw, np.arange(raw.n_detections), None
     else:
         report["beta_img"] = None
         report["reasons"]["beta_img"] = "it needs the detections before NMS: raw_detections=..., or --raw FILE"
-    report["disagreements"] = worst_disagreements(shown, rows, limit=n_disagreements)
+    report["disagreements"] = worst_disagreements(shown, rows, pairs, limit=n_disagreements)
     thresholds = [row["lrp_threshold"] for row in report["per_class"]]
     kept = matches.scores >= np.array([np.inf if t is None else t for t in thresholds])[matches.classes]
     report["confusion"] = confusion(dataset, truth, matches.rows[kept & ~matches.ignored], max_dets=limit)

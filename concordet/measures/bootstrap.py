@@ -24,8 +24,6 @@ MEASURES: Final = ("AP", "AP50", "AP75", "beta_cls", "oLRP", *CALIBRATION_ERRORS
 MAX_WORK: Final = 40_000_000
 """Largest number of detections times draws of :func:`intervals` by default, about three seconds of processor time."""
 
-_RECALLS: Final = np.linspace(0, 1, 101)
-
 
 def intervals(
     sample: Sample, *, n_resamples: int | None = None, confidence: float = 0.95, seed: int = 0
@@ -106,7 +104,7 @@ def prepare(dataset: Dataset, max_dets: int, *, calibrated: Floats | None = None
     """
     overlaps, *matches = match_at(dataset, max_dets=max_dets, thresholds=[ANY_OVERLAP, *coco.IOU_THRESHOLDS])
     base = matches[0]
-    order = np.lexsort((base.rows, base.images, -base.scores, base.classes))
+    order = base.by_class(base.ranked)
     curves: list[Curve] = []
     for m in matches:
         judged = ~m.ignored[order]
@@ -176,16 +174,7 @@ def _average_precision(sample: Sample, curve: Curve, w: Ints, seen: Ints, object
     tp = _within(np.cumsum(hits), hits, curve.starts)
     n_seen = seen[curve.hits] - curve.before(seen)[classes]
     drawn = np.flatnonzero(hits)
-    tp, n_seen, classes = tp[drawn], n_seen[drawn], classes[drawn]
-    if not len(drawn):
-        return np.zeros(sample.n_classes)
-    recall = tp / objects[classes]
-    reached = np.searchsorted(_RECALLS, recall, side="right")
-    lead = np.append(True, classes[1:] != classes[:-1])
-    newly = reached - np.where(lead, 0, np.append(0, reached[:-1]))
-    lifted = (tp / (n_seen + np.spacing(1)) - 2 * classes)[::-1]
-    envelope = np.maximum.accumulate(lifted)[::-1] + 2 * classes
-    return np.bincount(classes, envelope * newly, sample.n_classes) / len(_RECALLS)
+    return coco.interpolated_ap(classes[drawn], tp[drawn], n_seen[drawn], objects)
 
 
 def _olrp(sample: Sample, weights: Ints, objects: Floats) -> Floats:

@@ -8,9 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
-from concordet.measures.coco import Precision, average_precision
+from concordet.measures.coco import IOU_THRESHOLDS, Precision, average_precision
 from concordet.measures.correlation import image_correlation
-from concordet.measures.matching import Matches, best_objects
+from concordet.measures.matching import Matches, match_pairs
+from concordet.measures.overlaps import best_objects
 from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, highest_by_group
 from concordet.measures.summary import ap_metrics
@@ -25,22 +26,29 @@ def reranking_bounds(dataset: Dataset, truth: Any, matches: Matches, *, max_dets
     (so that ties stay broken in the same way) and the ranks of true positives at IoU 0.5 permuted among them.
     False positives and boxes stay as they are (Correlation Loss, Kahraman et al. 2023, Analysis Setup).
     """
-    every = len(matches.rows) == dataset.n_detections
-    kept, original = dataset if every else dataset.only(matches.rows), ranks(matches)  # a copy needs memory
+    original = ranks(matches)
     upper, lower = (
-        average_precision(
-            kept, truth, scores=permuted_ranks(matches, original, best=best), max_dets=max_dets, all_areas=False
-        )
+        _precision(dataset, truth, matches, permuted_ranks(matches, original, best=best), max_dets)
         for best in (True, False)
     )
     return upper, lower
 
 
+def _precision(dataset: Dataset, truth: Any, matches: Matches, scores: Floats, max_dets: int) -> Precision:
+    # AP over all areas, with other scores of the detections that were matched
+    if matches.pairs is None:
+        kept = dataset if len(matches.rows) == dataset.n_detections else dataset.only(matches.rows)
+        return average_precision(kept, truth, scores=scores, max_dets=max_dets, all_areas=False)
+    ranked = np.argsort(-scores)  # without ties
+    levels = match_pairs(dataset, matches.pairs, scores, IOU_THRESHOLDS)
+    ap = np.array([level.average_precision(ranked) for level in levels])
+    return Precision(np.where(matches.n_objects > 0, ap, np.nan)[..., None], np.zeros((0, 0, 0)), [])
+
+
 def ranks(matches: Matches) -> Floats:
-    """``[n]`` distinct scores that order each class like pycocotools: by score, image and index in the file."""
-    order = np.lexsort((matches.rows, matches.images, -matches.scores, matches.classes))
-    result = np.empty(len(order))
-    result[order] = np.arange(len(order), 0, -1)
+    """``[n]`` distinct scores that order the detections as pycocotools does."""
+    result = np.empty(len(matches.ranked))
+    result[matches.ranked] = np.arange(len(result), 0, -1)
     return result
 
 

@@ -8,12 +8,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from concordet.measures.reading.arrays import Floats
+from concordet.measures.reading.arrays import Floats, Ints
 from concordet.measures.reading.dataset import Dataset
 from concordet.measures.reading.masks import mask_areas
 
 IOU_THRESHOLDS: Final = tuple(np.linspace(0.5, 0.95, 10).tolist())
 ALL_AREAS: Final = [0.0, 1e10]
+
+_RECALLS: Final = np.linspace(0, 1, 101)
 
 
 def load(dataset: Dataset) -> Any:
@@ -126,6 +128,23 @@ def average_precision(
         recall=np.where(recall > -1, recall, np.nan)[:, :, 0],
         counts=counts,
     )
+
+
+def interpolated_ap(classes: Ints, n_true: Ints, n_seen: Ints, n_objects: Ints | Floats) -> Floats:
+    """``[K]`` AP at 101 levels of recall, 0 for a class without true positives; for curves that hotcoco cannot draw.
+
+    Args:
+        classes: ``[n]`` class of each true positive, in the order of class and rank.
+        n_true, n_seen: ``[n]`` true positives, and detections, of the class from the first to this one.
+        n_objects: ``[K]`` objects of each class.
+    """
+    first = np.append(True, classes[1:] != classes[:-1]) if len(classes) else np.zeros(0, bool)
+    reached = np.searchsorted(_RECALLS, n_true / n_objects[classes], side="right")
+    newly = np.where(first, reached, np.diff(reached, prepend=0))
+    # lifted by class from the last to the first, so that the maximum from the right stays within a class
+    lifted = n_true / (n_seen + np.spacing(1)) - 2 * classes
+    envelope = np.maximum.accumulate(lifted[::-1])[::-1] + 2 * classes
+    return np.bincount(classes, envelope * newly, len(n_objects)) / len(_RECALLS)
 
 
 @dataclass(frozen=True)

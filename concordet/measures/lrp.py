@@ -60,7 +60,9 @@ def lrp(
     hit = iou >= tau if true_positive is None else to_numpy(true_positive).astype(bool)
     if len(hit) != len(s):
         raise ValueError(f"true_positive must have one value for each of {len(s)} scores, got {len(hit)}")
-    present = np.unique(labels).tolist()
+    order = np.argsort(labels, kind="stable")
+    first = np.flatnonzero(np.append(True, labels[order[1:]] != labels[order[:-1]])) if len(labels) else order
+    present = labels[order[first]].tolist()
     if not isinstance(n_objects, Mapping):
         if len(present) > 1:
             raise ValueError(f"n_objects must be a dict of class to count for {len(present)} classes, got one number")
@@ -70,8 +72,7 @@ def lrp(
         raise ValueError(
             f"n_objects must have every class with detections, got none for {missing[0]!r}; give its count, 0 included"
         )
-    order = np.argsort(labels, kind="stable")
-    bounds = [*np.searchsorted(labels[order], present).tolist(), len(s)] if present else [0]
+    bounds = [*first.tolist(), len(s)]
     rows = {c: order[bounds[i] : bounds[i + 1]] for i, c in enumerate(present)}
     nothing = np.zeros(0, np.int64)
     per_class = {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from typing import Any, Final
 
@@ -12,11 +13,10 @@ from numpy.typing import NDArray
 
 from concordet.files import no_garbage_collection
 from concordet.measures import coco
+from concordet.measures.overlaps import image_class, overlapping, paired_iou
 from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, checked_limit, highest_by_group, read_dataset
-from concordet.measures.reading.masks import encode
 
-_PAIRS_AT_ONCE: Final = 2_000_000
 _NONE: Final = np.zeros(0, np.int64)
 _NO_IOU: Final = np.zeros(0)
 _MOST_IOU: Final = 1 - 1e-10  # pycocotools' highest threshold
@@ -134,7 +134,7 @@ def match_at(dataset: Dataset, truth: Any = None, *, max_dets: int, thresholds: 
     if dataset.iou_type == "bbox" and not dataset.lvis:
         rows = kept_rows(dataset, max_dets)
         pairs = overlapping_pairs(dataset, rows)
-        return match_pairs(dataset, pairs, dataset.dt_scores[rows], thresholds)
+        return list(match_pairs(dataset, pairs, dataset.dt_scores[rows], thresholds))
     truth = coco.load(dataset) if truth is None else truth
     return match_by_hotcoco(dataset, truth, max_dets=max_dets, thresholds=thresholds)
 
@@ -150,6 +150,7 @@ def match_by_hotcoco(dataset: Dataset, truth: Any, *, max_dets: int, thresholds:
     counts = [sum(group["gtInDenominator"]) for group in groups]
     groups_of = np.array([(g["image_id"] - 1, g["category_id"] - 1) for g in groups], np.int64).reshape(-1, 2)
     object_images, object_classes = np.repeat(groups_of, counts, axis=0).T
+    whole = _unmatched(dataset, rows, dataset.dt_scores[rows], object_images, object_classes)
     results = []
     for level in range(len(thresholds)):
         objects, ignored = np.full(len(rows), -1, np.int64), np.zeros(len(rows), bool)
@@ -160,28 +161,24 @@ def match_by_hotcoco(dataset: Dataset, truth: Any, *, max_dets: int, thresholds:
         matched = objects >= 0
         ious = np.zeros(len(rows))
         ious[matched] = paired_iou(dataset, rows[matched], objects[matched])
-        results.append(_matches(dataset, rows, objects, ious, ignored, object_images, object_classes))
+        results.append(_matched(whole, objects, ious, ignored))
     return results
 
 
 def kept_rows(dataset: Dataset, max_dets: int) -> Ints:
     """Rows of the detections that pycocotools judges: the ``max_dets`` highest of each image and class, ascending."""
-    groups = _image_class(dataset, dataset.dt_images, dataset.dt_classes)
+    groups = image_class(dataset, dataset.dt_images, dataset.dt_classes)
     return np.sort(highest_by_group(groups, dataset.dt_scores, max_dets))
 
 
 def overlapping_pairs(dataset: Dataset, rows: Ints) -> Pairs:
     """Every pair of one of these detections and an annotation of its image and class whose boxes overlap."""
-    parts = []
-    for which, held in candidate_pairs(dataset, rows, np.arange(len(dataset.gt_images))):
-        near = np.flatnonzero(_common_sides(dataset, rows[which], held).min(1) > 0)
-        which, held = which[near], held[near]
-        parts.append((which, held, paired_iou(dataset, rows[which], held)))
+    parts = list(overlapping(dataset, rows, np.arange(len(dataset.gt_images))))
     which, held, ious = (np.concatenate(p) for p in zip(*parts, strict=True)) if parts else (_NONE, _NONE, _NO_IOU)
     return Pairs(rows, which, held, ious)
 
 
-def match_pairs(dataset: Dataset, pairs: Pairs, scores: Floats, thresholds: Sequence[float]) -> list[Matches]:
+def match_pairs(dataset: Dataset, pairs: Pairs, scores: Floats, thresholds: Sequence[float]) -> Iterator[Matches]:
     """pycocotools' matches at each IoU threshold, with these scores of ``pairs.rows`` in place of the detections'.
 
     Of each image and class one detection at a time takes an annotation, highest score first: all first ones at once,
@@ -195,16 +192,14 @@ def match_pairs(dataset: Dataset, pairs: Pairs, scores: Floats, thresholds: Sequ
     ]
     which, held, ious, turn = pairs.which[order], pairs.objects[order], pairs.ious[order], np.sort(turn)
     too_large = _beyond_all_areas(dataset.dt_boxes[pairs.rows, 2:].prod(1))
-    results = []
+    whole = _unmatched(dataset, pairs.rows, scores, dataset.gt_images[counts], dataset.gt_classes[counts], pairs)
     for threshold in thresholds:
         pair = np.flatnonzero(ious >= min(threshold, _MOST_IOU))
         taken = pair[_taken(which[pair], held[pair], turn[pair], dataset.gt_crowd)]
         objects, matched_ious = np.full(len(pairs.rows), -1, np.int64), np.zeros(len(pairs.rows))
         objects[which[taken]], matched_ious[which[taken]] = held[taken], ious[taken]
         ignored = np.where(objects >= 0, ~np.append(counts, True)[objects], too_large)
-        owners = dataset.gt_images[counts], dataset.gt_classes[counts]
-        results.append(_matches(dataset, pairs.rows, objects, matched_ious, ignored, *owners))
-    return results
+        yield _matched(whole, objects, matched_ious, ignored)
 
 
 def _taken(which: Ints, objects: Ints, turn: Ints, reusable: Bools) -> Ints:
@@ -226,18 +221,13 @@ def _turns(dataset: Dataset, rows: Ints, scores: Floats, which: Ints) -> Ints:
     in_pair = np.zeros(len(rows), bool)
     in_pair[which] = True
     asking = np.flatnonzero(in_pair)
-    group = _image_class(dataset, dataset.dt_images[rows[asking]], dataset.dt_classes[rows[asking]])
+    group = image_class(dataset, dataset.dt_images[rows[asking]], dataset.dt_classes[rows[asking]])
     order = np.lexsort((-scores[asking], group))
     group = group[order]
     first = np.flatnonzero(np.append(True, group[1:] != group[:-1])) if len(group) else _NONE
     turn = np.zeros(len(rows), np.int64)
     turn[asking[order]] = np.arange(len(group)) - np.repeat(first, np.diff(np.append(first, len(group))))
     return turn[which]
-
-
-def _image_class(dataset: Dataset, images: Ints, classes: Ints) -> Ints:
-    # one number for each pair of image and class
-    return images * max(len(dataset.class_ids), 1) + classes
 
 
 def counted_objects(dataset: Dataset) -> Bools:
@@ -253,99 +243,35 @@ def _flat(groups: list[dict[str, Any]], key: str, level: int, dtype: Any) -> NDA
     return np.fromiter(chain.from_iterable(group[key][level] for group in groups), dtype)
 
 
-def _matches(
+def _unmatched(
     dataset: Dataset,
     rows: Ints,
-    objects: Ints,
-    ious: Floats,
-    ignored: Bools,
+    scores: Floats,
     object_images: Ints,
     object_classes: Ints,
+    pairs: Pairs | None = None,
 ) -> Matches:
+    # what the matches at all thresholds share
     return Matches(
         rows=rows,
         images=dataset.dt_images[rows],
         classes=dataset.dt_classes[rows],
-        scores=dataset.dt_scores[rows],
-        ious=np.round(ious, 12),  # ties equal boxes
-        objects=objects,
-        true_positive=(objects >= 0) & ~ignored,
-        ignored=ignored,
+        scores=scores,
+        ious=_NO_IOU,
+        objects=_NONE,
+        true_positive=np.zeros(0, bool),
+        ignored=np.zeros(0, bool),
         object_images=object_images,
         object_classes=object_classes,
         n_objects=np.bincount(object_classes, minlength=len(dataset.class_ids)),
+        pairs=pairs,
     )
 
 
-def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
-    """``[n]`` IoU of detections and annotations pair by pair; for crowds, intersection over the detection's area."""
-    if dataset.iou_type == "segm":
-        return _paired_mask_iou(dataset, detections, objects)
-    common = np.maximum(_common_sides(dataset, detections, objects), 0).prod(1)
-    area_d, area_g = dataset.dt_boxes[detections, 2:].prod(1), dataset.gt_boxes[objects, 2:].prod(1)
-    union = np.where(dataset.gt_crowd[objects], area_d, area_d + area_g - common)
-    ious = np.divide(common, union, out=np.zeros(len(common)), where=union > 0)
-    return np.minimum(ious, 1.0)  # far from the origin, x + w - x can exceed w
-
-
-def _common_sides(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
-    # [n, 2] width and height of the boxes' intersection, negative where they do not overlap
-    d, g = dataset.dt_boxes[detections], dataset.gt_boxes[objects]
-    return np.minimum(d[:, :2] + d[:, 2:], g[:, :2] + g[:, 2:]) - np.maximum(d[:, :2], g[:, :2])
-
-
-def _paired_mask_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
-    from hotcoco import mask as masks
-
-    dt_masks, gt_masks, ious = dataset.dt_masks or [], dataset.gt_masks or [], np.zeros(len(detections))
-    images = dataset.gt_images[objects]
-    order = np.argsort(images, kind="stable")
-    for pairs in np.split(order, np.flatnonzero(np.diff(images[order])) + 1) if len(order) else []:
-        image = dataset.images[images[pairs[0]]]
-        size = image["height"], image["width"]
-        (d, row), (g, column) = (np.unique(x[pairs], return_inverse=True) for x in (detections, objects))
-        found, held = ([encode(m[i], size) for i in of.tolist()] for m, of in ((dt_masks, d), (gt_masks, g)))
-        ious[pairs] = masks.iou(found, held, dataset.gt_crowd[g].tolist())[row, column]
-    return ious
-
-
-def best_objects(dataset: Dataset, rows: Ints) -> tuple[Ints, Floats]:
-    """``[n]`` object (no crowd) of the same image and class with the largest IoU, -1 without one; and that IoU."""
-    objects = np.full(len(rows), -1, np.int64)
-    ious = np.zeros(len(rows))
-    for which, candidates in candidate_pairs(dataset, rows, np.flatnonzero(~dataset.gt_crowd)):
-        pair_iou = np.round(paired_iou(dataset, rows[which], candidates), 12)
-        near = np.flatnonzero(pair_iou > 0)
-        which, candidates, pair_iou = which[near], candidates[near], pair_iou[near]
-        order = np.lexsort((pair_iou, which))
-        last = order[np.append(which[order][1:] != which[order][:-1], True)] if len(order) else order
-        objects[which[last]], ious[which[last]] = candidates[last], pair_iou[last]
-    return objects, ious
-
-
-def candidate_pairs(
-    dataset: Dataset, rows: Ints, objects: Ints, *, any_class: bool = False
-) -> Iterator[tuple[Ints, Ints]]:
-    """Index in ``rows``, and object, of all pairs of an image and a class, or of an image; a limited number at once."""
-    keys, wanted = dataset.gt_images[objects], dataset.dt_images[rows]
-    if not any_class:
-        keys = _image_class(dataset, keys, dataset.gt_classes[objects])
-        wanted = _image_class(dataset, wanted, dataset.dt_classes[rows])
-    order = np.argsort(keys, kind="stable")
-    objects, keys = objects[order], keys[order]
-    first = np.searchsorted(keys, wanted)
-    count = np.searchsorted(keys, wanted, side="right") - first
-    total = np.cumsum(count)
-    start = 0
-    while start < len(rows):
-        done = total[start - 1] if start else 0
-        stop = max(int(np.searchsorted(total, done + _PAIRS_AT_ONCE, side="right")), start + 1)
-        n = count[start:stop]
-        which = np.repeat(np.arange(start, stop), n)
-        within = np.arange(len(which)) - np.repeat(np.cumsum(n) - n, n)
-        if len(which):
-            yield which, objects[np.repeat(first[start:stop], n) + within]
-        start = stop
+def _matched(whole: Matches, objects: Ints, ious: Floats, ignored: Bools) -> Matches:
+    # ties of IoUs equal boxes
+    hit = (objects >= 0) & ~ignored
+    return replace(whole, objects=objects, ious=np.round(ious, 12), true_positive=hit, ignored=ignored)
 
 
 @dataclass(frozen=True)
@@ -377,6 +303,7 @@ class Matches:
         ignored: ``[n]`` matched to a crowd region (or, under LVIS, not judged): neither true nor false.
         object_images, object_classes: ``[m]`` indices of image and class of each object that counts.
         n_objects: ``[K]`` objects that count, by class.
+        pairs: The overlapping pairs that the matches were chosen from; None for masks and under LVIS's rules.
     """
 
     rows: Ints
@@ -390,6 +317,26 @@ class Matches:
     object_images: Ints
     object_classes: Ints
     n_objects: Ints
+    pairs: Pairs | None = field(default=None, repr=False)
+
+    @cached_property
+    def ranked(self) -> Ints:
+        """``[n]`` detections from the highest score down; pycocotools' order of equal ones: by image and index."""
+        return np.lexsort((self.images, -self.scores))  # stable, and rows ascend
+
+    def by_class(self, ranked: Ints) -> Ints:
+        """These detections, in the order of rank, in the order of class and rank."""
+        # numbers of two bytes are sorted by their digits, ten times as fast as others
+        keys = self.classes[ranked].astype(np.min_scalar_type(len(self.n_objects)))
+        return ranked[np.argsort(keys, kind="stable")]
+
+    def average_precision(self, ranked: Ints) -> Floats:
+        """``[K]`` AP of each class in this order of detections, 0 for a class without true positives or objects."""
+        order = self.by_class(ranked[~self.ignored[ranked]])
+        classes, hit = self.classes[order], np.flatnonzero(self.true_positive[order])
+        of_hit = classes[hit]
+        n_true = np.arange(1, len(hit) + 1) - np.searchsorted(of_hit, of_hit)
+        return coco.interpolated_ap(of_hit, n_true, hit + 1 - np.searchsorted(classes, of_hit), self.n_objects)
 
     def targets(self) -> Floats:
         """``[n]`` IoU of each true positive with its object, 0 for every other detection."""

@@ -60,7 +60,8 @@ def summarize(dataset: Dataset, precision: Precision, matches: Matches, overlaps
     cuts = np.searchsorted(matches.classes[by_class], np.arange(n_classes + 1))
     counts = [np.bincount(each, minlength=n_classes) for each in (dataset.dt_classes, matches.classes)]
     # (image, class) pairs with an object
-    pairs = np.unique(matches.object_images * n_classes + matches.object_classes)
+    pairs = np.sort(matches.object_images * n_classes + matches.object_classes)
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     n_images = np.bincount(pairs % max(n_classes, 1), minlength=n_classes)
     report["per_class"] = [
         _class_summary(dataset, precision, matches, losses, index, by_class[cuts[index] : cuts[index + 1]], counts)

@@ -8,7 +8,7 @@ from scipy import stats
 
 from concordet.measures import analyze, evaluate_detections
 from concordet.measures.bounds import suppress
-from concordet.measures.matching import best_objects
+from concordet.measures.overlaps import best_objects
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import box_iou, coco_figures, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene, write_scene
@@ -92,7 +92,7 @@ def test_empty_ground_truth_and_no_images():
 
 
 def test_best_objects_is_the_largest_iou_over_objects_of_image_and_class(monkeypatch):
-    monkeypatch.setattr("concordet.measures.matching._PAIRS_AT_ONCE", 50)
+    monkeypatch.setattr("concordet.measures.overlaps._PAIRS_AT_ONCE", 50)
     truth, found = make_scene(3, crowd=0.2)
     dataset = read_dataset(truth, found)
     objects, ious = best_objects(dataset, np.arange(len(found)))

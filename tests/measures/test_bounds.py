@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from concordet.measures import analyze, coco
-from concordet.measures.bounds import permuted_ranks, ranks
+from concordet.measures.bounds import permuted_ranks, ranks, reranking_bounds
 from concordet.measures.matching import match_both
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import box_iou, coco_figures, matched_pairs, run_pycocotools
@@ -159,3 +159,15 @@ def test_detections_of_equal_iou_keep_their_order(shape, best):
         own = np.flatnonzero(matches.classes == label)
         order = sorted(own, key=lambda i: (-matches.scores[i], matches.images[i], matches.rows[i]))
         assert np.argsort(-before[own]).tolist() == [own.tolist().index(i) for i in order]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bounds_of_boxes_equal_hotcoco_with_the_permuted_scores(shape):
+    dataset = read_dataset(*make_scene(11, **SHAPES[shape]))
+    truth = coco.load(dataset)
+    matches, _ = match_both(dataset, truth, max_dets=100)
+    kept, original = dataset.only(matches.rows), ranks(matches)
+    for ours, best in zip(reranking_bounds(dataset, truth, matches, max_dets=100), (True, False), strict=True):
+        scores = permuted_ranks(matches, original, best=best)
+        theirs = coco.average_precision(kept, truth, scores=scores, all_areas=False)
+        np.testing.assert_allclose(ours.ap, theirs.ap, rtol=0, atol=1e-12)

@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from concordet.measures import Value, analyze, evaluate_detections, metrics, summary
-from concordet.measures.matching import match_both, paired_iou
+from concordet.measures.matching import match_both
+from concordet.measures.overlaps import paired_iou
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import best_lrp, box_iou, coco_figures, matched_pairs, run_pycocotools
 from tests.measures.scenes import SHAPES, make_scene, write_scene

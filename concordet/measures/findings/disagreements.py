@@ -6,17 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.matching import best_objects
+from concordet.measures.matching import Pairs
+from concordet.measures.overlaps import best_objects
 from concordet.measures.reading.arrays import Ints
 from concordet.measures.reading.dataset import Dataset
 
 
-def worst_disagreements(dataset: Dataset, rows: Ints, *, limit: int, floor: float = 0.3) -> list[dict[str, Any]]:
+def worst_disagreements(
+    dataset: Dataset, rows: Ints, pairs: Pairs | None = None, *, limit: int, floor: float = 0.3
+) -> list[dict[str, Any]]:
     """Objects by the IoU that the ranking loses: the box of highest score compared with the box of highest IoU.
 
     A detection is assigned to the object of its class that it overlaps most, from IoU ``floor`` on. Boxes are xywh.
+    ``pairs`` are the overlapping pairs of these detections, where they are known.
     """
-    objects, ious = best_objects(dataset, rows)
+    objects, ious = best_objects(dataset, rows, None if pairs is None else [(pairs.which, pairs.objects, pairs.ious)])
     scores = dataset.dt_scores[rows]
     near = np.flatnonzero((objects >= 0) & (ious >= floor))
     if not len(near):

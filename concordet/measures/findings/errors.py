@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from concordet.measures.matching import Matches, candidate_pairs, counted_objects, paired_iou
-from concordet.measures.reading.arrays import Bools, Floats, Ints
+from concordet.measures.matching import Matches, counted_objects
+from concordet.measures.overlaps import overlapping
+from concordet.measures.reading.arrays import Floats, Ints
 from concordet.measures.reading.dataset import Dataset
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 """IoU from which a detection is on an object, and up to which it is on the background (Section 2.2)."""
-RECALLS: Final = np.linspace(0, 1, 101)
 
 
 def error_gains(dataset: Dataset, matches: Matches) -> dict[str, float]:
@@ -54,15 +53,15 @@ def error_gains(dataset: Dataset, matches: Matches) -> dict[str, float]:
     found[matches.objects[matches.true_positive]] = True
     target = np.where(inaccurate, near.same, near.other)
     fixable = np.flatnonzero((inaccurate | confused) & ~found[target])
-    fixable = fixable[np.lexsort((matches.rows[wrong[fixable]], -matches.scores[wrong[fixable]], target[fixable]))]
-    first = fixable[np.append(True, np.diff(target[fixable]) > 0)] if len(fixable) else fixable
+    fixable = fixable[np.argsort(-matches.scores[wrong[fixable]], kind="stable")]
+    first = fixable[np.unique(target[fixable], return_index=True)[1]]
     fixed = np.zeros(len(wrong), bool)
     fixed[first] = True
     missed = counts & ~found
     missed[target[first]] = False
 
-    classes, hits, removed = matches.classes.copy(), matches.true_positive, matches.ignored.copy()
-    base = _mean_ap(matches, classes, hits, removed, matches.n_objects)
+    ranked, present = matches.ranked, matches.n_objects > 0
+    base = matches.average_precision(ranked)
     gains = {}
     for name, chosen in (
         ("classification", confused),
@@ -72,42 +71,22 @@ def error_gains(dataset: Dataset, matches: Matches) -> dict[str, float]:
         ("background", background),
     ):
         now_right = wrong[chosen & fixed]
-        corrected, right, gone = classes.copy(), hits.copy(), removed.copy()
-        corrected[now_right] = dataset.gt_classes[target[chosen & fixed]]
-        right[now_right] = True
-        gone[wrong[chosen & ~fixed]] = True
-        gains[name] = _mean_ap(matches, corrected, right, gone, matches.n_objects) - base
+        classes, hits, removed = matches.classes.copy(), matches.true_positive.copy(), matches.ignored.copy()
+        classes[now_right] = dataset.gt_classes[target[chosen & fixed]]
+        hits[now_right] = True
+        removed[wrong[chosen & ~fixed]] = True
+        changed = replace(matches, classes=classes, true_positive=hits, ignored=removed)
+        gains[name] = changed.average_precision(ranked) - base
     fewer = matches.n_objects - np.bincount(dataset.gt_classes[missed], minlength=len(matches.n_objects))
-    gains["missed"] = _mean_ap(matches, classes, hits, removed, fewer) - base
-    return {name: max(float(gain), 0.0) for name, gain in gains.items()}
-
-
-def _mean_ap(matches: Matches, classes: Ints, hits: Bools, removed: Bools, n_objects: Ints) -> float:
-    # AP50 over the classes that have objects; one whose objects are all taken out keeps 0
-    kept = np.flatnonzero(~removed)
-    order = kept[np.lexsort((matches.rows[kept], matches.images[kept], -matches.scores[kept], classes[kept]))]
-    return float(_ap(classes[order], hits[order], n_objects)[matches.n_objects > 0].mean())
-
-
-def _ap(classes: Ints, hits: Bools, n_objects: Ints) -> Floats:
-    # [K] of detections in the order of class and rank: only true positives change the envelope of precision
-    starts = np.searchsorted(classes, np.arange(len(n_objects)))
-    hit = np.flatnonzero(hits)
-    classes = classes[hit]
-    n_hits = np.arange(1, len(hit) + 1) - np.searchsorted(hit, starts)[classes]
-    reached = np.searchsorted(RECALLS, n_hits / n_objects[classes], side="right")
-    newly = np.where(n_hits > 1, np.diff(reached, prepend=0), reached)
-    # raised by class from the last to the first, so that the maximum from the right stays within a class
-    precision = n_hits / (hit + 1 - starts[classes] + np.spacing(1)) - 2 * classes
-    envelope = np.maximum.accumulate(precision[::-1])[::-1] + 2 * classes
-    return np.bincount(classes, envelope * newly, len(n_objects)) / len(RECALLS)
+    # a class whose objects are all taken out keeps 0
+    gains["missed"] = replace(matches, n_objects=fewer).average_precision(ranked) - base
+    return {name: max(float(gain[present].mean()), 0.0) for name, gain in gains.items()}
 
 
 def _nearest(dataset: Dataset, rows: Ints) -> Nearest:
     counts = np.flatnonzero(counted_objects(dataset))
     objects, ious = np.full((2, len(rows)), -1, np.int64), np.zeros((2, len(rows)))
-    for which, held in candidate_pairs(dataset, rows, counts, any_class=True):
-        iou = paired_iou(dataset, rows[which], held)
+    for which, held, iou in overlapping(dataset, rows, counts, any_class=True):
         other = (dataset.dt_classes[rows[which]] != dataset.gt_classes[held]).astype(np.int64)
         overlaps = np.flatnonzero(iou > 0)
         which, held, iou, other = which[overlaps], held[overlaps], iou[overlaps], other[overlaps]
