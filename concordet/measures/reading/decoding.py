@@ -106,15 +106,13 @@ def truth_of_file(path: Path, what: str, *, masks: bool) -> tuple[dict[str, Any]
 def _parts(text: bytes, decoder: msgspec.json.Decoder[Any]) -> Iterator[list[Any]]:
     # a list is cut between two records; a cut anywhere else leaves a bracket or a quote open, which is a fault
     first, last = _LIST.match(text), text.rfind(b"]")
-    if first is None or text[last + 1 :].strip():
-        raise ValueError("no list")
-    start = first.end()
-    while True:
+    start = first.end() if first is not None and not text[last + 1 :].strip() else None
+    if start is None:
+        decoder.decode(text)  # raises
+    while start is not None:
         cut = _BETWEEN.search(text, start + AT_ONCE, last)
         yield decoder.decode(b"[" + text[start : cut.start() + 1 if cut else last] + b"]")
-        if cut is None:
-            return
-        start = cut.end()
+        start = cut.end() if cut else None
 
 
 def _result_columns(records: list[Any], masks: bool) -> Columns:
