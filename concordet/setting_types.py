@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from contextlib import suppress
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+
+MAX_IMAGE_SIDE: Final = 16_384
+"""Largest side of images in pixels that a setting may have; larger numbers are probably typing errors."""
 
 
 def checked_types(values: dict[str, Any], section: type[Any], prefix: str = "") -> dict[str, Any]:

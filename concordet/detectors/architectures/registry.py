@@ -18,9 +18,9 @@ from concordet.detectors.base import Detector
 from concordet.detectors.networks.backbones import Size
 from concordet.detectors.networks.weights import is_torchvision_name
 from concordet.detectors.parts.postprocess import PostProcess
-from concordet.detectors.parts.resize import MAX_IMAGE_SIDE
 from concordet.errors import UsageError, unknown
 from concordet.losses.criteria import Criterion, StagedCriterion, build_criterion
+from concordet.setting_types import MAX_IMAGE_SIDE
 
 DETECTORS: dict[str, Architecture] = {
     "retinanet": retinanet.ARCHITECTURE,

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-MAX_IMAGE_SIDE = 16_384
-"""Longest side of the network's input in pixels."""
+from concordet.setting_types import MAX_IMAGE_SIDE
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

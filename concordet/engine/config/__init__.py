@@ -15,7 +15,6 @@ from concordet.engine.config.files import (
     to_dict,
 )
 from concordet.engine.config.settings import (
-    MAX_IMAGE_SIDE,
     CalibrationConfig,
     DataConfig,
     OptimConfig,
@@ -23,7 +22,6 @@ from concordet.engine.config.settings import (
 )
 
 __all__ = [
-    "MAX_IMAGE_SIDE",
     "MAY_CHANGE",
     "CalibrationConfig",
     "DataConfig",

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from concordet.errors import UsageError
+from concordet.setting_types import MAX_IMAGE_SIDE
 
 Schedule = Literal["onecycle", "cosine", "step", "constant"]
 
 MAX_WORKERS = 256
 """Largest number of processes that load images; thousands of them would stop most machines."""
-
-MAX_IMAGE_SIDE = 16_384
-"""Largest side of images in pixels; larger numbers are probably typing errors."""
 
 
 @dataclass
