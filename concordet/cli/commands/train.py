@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
@@ -79,9 +78,7 @@ def run(words: list[str]) -> None:
     """Parses and runs."""
     from concordet.cli.outputs import check_outputs, messages
 
-    configs = [following for word, following in pairwise(words) if word == "--config"]
-    configs += [word.partition("=")[2] for word in words if word.startswith("--config=")]
-    with checked_configs(two_sides(with_recipes(words))) as words:
+    with checked_configs(two_sides(with_recipes(words))) as (words, configs):
         options = parser()
         folder = _folder_to_resume(words)
         if folder is not None:
@@ -187,15 +184,15 @@ def two_sides(words: list[str]) -> list[str]:
 
 
 @contextmanager
-def checked_configs(words: list[str]) -> Iterator[list[str]]:
-    """Arguments with every file after ``--config`` replaced by a checked copy, with current names of settings.
+def checked_configs(words: list[str]) -> Iterator[tuple[list[str], list[Path]]]:
+    """Arguments with every file after ``--config`` replaced by a checked copy with current names; and the files.
 
     Raises:
         UsageError: a file cannot be read, or has a setting that does not exist or is of another type.
     """
     import yaml
 
-    words = list(words)
+    words, paths = list(words), []
     with TemporaryDirectory() as folder:
         for index, word in enumerate(words):
             option, equals, name = word.partition("=")
@@ -211,10 +208,11 @@ def checked_configs(words: list[str]) -> Iterator[list[str]]:
                 raise UsageError(text if str(path) in text else f"{path}: {text}") from error
             if notes:
                 print(f"{path}: {', '.join(notes)}", file=sys.stderr)
-            path = Path(folder) / f"{index}.yaml"
-            path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-            words[index : index + 2 - bool(equals)] = [f"--config={path}"] if equals else ["--config", str(path)]
-        yield words
+            paths.append(path)
+            copy = Path(folder) / f"{index}.yaml"
+            copy.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+            words[index : index + 2 - bool(equals)] = [f"--config={copy}"] if equals else ["--config", str(copy)]
+        yield words, paths
 
 
 def _folder_to_resume(words: list[str]) -> Path | None:
