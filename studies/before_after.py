@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-from concordet.benchmark.results import environment, write_rows
+from concordet.benchmark.results import environment, with_quartiles, write_rows
 from concordet.benchmark.results import table as markdown_table
 
 RESULTS = Path(__file__).parent / "results" / "before_after.csv"
@@ -101,8 +101,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = []
     for n, share in dict.fromkeys((r["logits"], r["share"]) for r in rows):
         own = {r["loss"]: r for r in rows if (r["logits"], r["share"]) == (n, share)}
-        values = [[float(own[loss][key]) for key in ("ratio", "q25", "q75")] for loss in losses]
-        cells = [f"{ratio:.2f} ({low:.2f}–{high:.2f})" for ratio, low, high in values]
+        cells = [with_quartiles(own[loss], "ratio", "q25", "q75") for loss in losses]
         lines.append([f"{int(n):,}", f"{float(share):.1%}", *cells])
     return markdown_table(["logits", "positives", *losses], lines, text_columns=0)
 

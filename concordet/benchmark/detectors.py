@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from concordet.assigned import IGNORED
 from concordet.benchmark.new_process import call_in_new_process
 from concordet.benchmark.options import Parser, as_count, as_device, check_files
-from concordet.benchmark.results import environment, read_rows, table, write_results
+from concordet.benchmark.results import environment, read_rows, table, with_quartiles, write_results
 from concordet.errors import UsageError
 from concordet.files import free_name
 
@@ -171,7 +171,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def ratio_with_quartiles(row: Mapping[str, str]) -> str:
     """Ratio of a step's time to the reference's, with the quartiles over rounds."""
-    return f"{float(row['times_default']):.2f} ({float(row['q25']):.2f}–{float(row['q75']):.2f})"
+    return with_quartiles(row, "times_default", "q25", "q75")
 
 
 def main(options: Options, json_out: Path | None = None) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from concordet.benchmark.memory import peak_mb, reset_peak
 from concordet.benchmark.new_process import call_in_new_process
 from concordet.benchmark.options import Parser, as_count, as_device, as_seconds, as_share, check_files
-from concordet.benchmark.results import environment, read_rows, table, write_results
+from concordet.benchmark.results import environment, read_rows, table, with_quartiles, write_results
 from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
 from concordet.files import free_name
 from concordet.losses import functional
@@ -175,8 +175,9 @@ def markdown(rows: list[dict[str, str]]) -> str:
 
 def _ratio(row: dict[str, str]) -> str:
     """One cell: the loop over positives, which is timed once and scaled up, has no quartiles."""
-    ratio, low, high = (float(row[key]) for key in ("ratio", "ratio_q25", "ratio_q75"))
-    return f"{ratio:.0f}" if low == high else f"{ratio:.2f} ({low:.2f}–{high:.2f})"
+    columns = ("ratio", "ratio_q25", "ratio_q75")
+    once = row[columns[1]] == row[columns[2]]
+    return f"{float(row['ratio']):.0f}" if once else with_quartiles(row, *columns)
 
 
 def run_grid(options: Options) -> list[dict[str, Any]]:

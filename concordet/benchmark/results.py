@@ -112,6 +112,16 @@ def read_rows(path: Path, column: str | None = None, command: str = "") -> list[
     return rows
 
 
+def with_quartiles(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
+    """Median and quartiles of a ratio, from these columns of a row.
+
+    Example:
+        >>> with_quartiles({"ratio": "1.5", "q25": "1.4", "q75": "1.62"}, "ratio", "q25", "q75")
+        '1.50 (1.40–1.62)'
+    """
+    return f"{float(row[value]):.2f} ({float(row[low]):.2f}–{float(row[high]):.2f})"
+
+
 def known_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a results file; none if the file does not exist yet."""
     return list(read_rows(path)) if path.exists() else []
