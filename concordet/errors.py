@@ -95,10 +95,10 @@ def counted(n: int, noun: str, plural: str | None = None) -> str:
     """A number with its noun, in the singular or the plural.
 
     Example:
-        >>> counted(1, "image"), counted(2, "image"), counted(0, "category", "categories")
-        ('1 image', '2 images', '0 categories')
+        >>> counted(1, "image"), counted(2000, "image"), counted(0, "category", "categories")
+        ('1 image', '2,000 images', '0 categories')
     """
-    return f"{n} {noun}" if n == 1 else f"{n} {plural or noun + 's'}"
+    return f"{n} {noun}" if n == 1 else f"{n:,} {plural or noun + 's'}"
 
 
 def missing_package(user: str, package: str | None, extra: str) -> str:

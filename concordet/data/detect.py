@@ -9,7 +9,7 @@ from typing import Any, Final
 from concordet.data.paths import Listing
 from concordet.data.registry import dataset_class, list_datasets
 from concordet.data.targets import DetectionDataset, Layout
-from concordet.errors import UsageError, unknown
+from concordet.errors import UsageError, counted, unknown
 from concordet.files import read_json
 from concordet.paths import require_file
 
@@ -146,8 +146,8 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
         if listing.skipped:
             links = f" ({listing.skipped[0]} leads outside and was not followed; --data.allow_outside true follows it)"
         raise ValueError(
-            f"{path} must hold a data set, got {_files(len(listing.files))} without one{links}{_damaged(listing)}; "
-            f"needed is one of: {looked}"
+            f"{path} must hold a data set, got {counted(len(listing.files), 'file')} without one{links}"
+            f"{_damaged(listing)}; needed is one of: {looked}"
         )
     ((recognized, layout),) = layouts.items()
     return DataSource(path, recognized, layout)
@@ -161,7 +161,3 @@ def _damaged(listing: Listing) -> str:
         except (OSError, ValueError) as error:
             return f" ({error})"
     return ""
-
-
-def _files(number: int) -> str:
-    return "1 file" if number == 1 else f"{number:,} files"

@@ -275,9 +275,8 @@ def _svg(figure: Figure, description: str) -> Markup:
     text = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), text)
     text = re.sub(r'id="density\d"', 'class="density"', text)
     used = set(re.findall(r"#([\w.-]+)", text))
-    prefix = (
-        f"p{zlib.crc32((description + text).encode('utf-8', 'replace')):08x}-"  # identifiers must be unique in the page
-    )
+    # identifiers must be unique in the page
+    prefix = f"p{zlib.crc32((description + text).encode('utf-8', 'replace')):08x}-"
     text = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r"(url\(#|href=\"#)", rf"\1{prefix}", text)
     text = re.sub(r"\s*\n\s*", " ", text)
