@@ -120,7 +120,12 @@ LOSS_GRID = (
 )
 STEPS = (
     "training step at full size as a multiple of the step with the default loss, median (quartiles) of rounds in which "
-    "all losses take turns; the last column is the number of predictions in the losses, as a multiple of the default's"
+    "all losses take turns; after the semicolon, what the losses alone take more than the default's, as a share of its "
+    "step; the last column is the number of predictions in the losses, as a multiple of the default's"
+)
+ONE_STAGE = (
+    "`concordet benchmark detectors --threads 1 --batch 1 --rounds 5 --losses rank_sort ap alrp`, detectors without "
+    f"proposals: {STEPS}"
 )
 TWO_STAGE = (
     "`concordet benchmark detectors --detectors faster_rcnn cascade_rcnn mask_rcnn --side 1024 --batch 1 --threads 1`: "
@@ -148,6 +153,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "rematching": lambda: measured("rematching", rematching.WHAT, rematching.table),
     "losses": lambda: measured("losses_one_thread", LOSS_GRID, losses.markdown),
     "large": lambda: measured("losses_large", "`concordet benchmark losses --study large`: peak memory", large),
+    "steps": lambda: measured("detectors", ONE_STAGE, detectors.markdown),
     "steps, two-stage": lambda: measured("detectors_two_stage", TWO_STAGE, detectors.markdown),
     "analyze": lambda: measured("analyze", "`concordet benchmark analyze`, from files to metrics", analyze),
     "export": lambda: measured("export", export.OVERVIEW, export.overview),

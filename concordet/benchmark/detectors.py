@@ -2,15 +2,18 @@
 
 A step is a forward pass, a backward pass and an update by plain gradient descent, on digit scenes. Losses take turns,
 round by round, and each loss is compared with the default loss in the same round, so that a drift of the machine's
-speed affects all of them. On a CPU, processor time is measured, summed over threads.
+speed affects all of them. The losses of the same predictions are timed by themselves, too, as a step varies by more
+than they cost. On a CPU, processor time is measured, summed over threads.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, Final, Literal
 
 import torch
@@ -22,8 +25,12 @@ from concordet.benchmark.options import Parser, as_count, as_device, check_files
 from concordet.benchmark.results import environment, read_rows, table, with_quartiles, write_results
 from concordet.errors import UsageError
 from concordet.files import free_name
+from concordet.losses.criteria import StagedCriterion
 
 LOSSES: Final = ("rank_sort", "ap", "alrp", "harmonic", "focal+concordance(0.3)")
+LOSS_ROUNDS: Final = 6
+"""Rounds of the losses alone for each round of steps."""
+
 SQUARE: Final = {"ssd": 300, "dssd": 320, "refinedet": 320}
 """Image side of detectors that take images of one size only, at full size."""
 
@@ -59,14 +66,22 @@ def side_of(detector: str, options: Options) -> int:
 
 def step(model: nn.Module, images: list[Tensor], targets: list[dict[str, Any]], device: torch.device) -> float:
     """Seconds of one training step: on a CPU processor time, which other processes affect least; on a GPU wall time."""
+
+    def run() -> None:
+        sum(model(images, targets).values()).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad, alpha=1e-6)
+                    parameter.grad = None
+
+    return _timed(run, device)
+
+
+def _timed(run: Callable[[], None], device: torch.device) -> float:
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     start = clock()
-    sum(model(images, targets).values()).backward()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.sub_(parameter.grad, alpha=1e-6)
-                parameter.grad = None
+    run()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return clock() - start
@@ -92,8 +107,10 @@ def measure(detector: str, options: Options) -> list[dict[str, Any]]:
         models[loss] = built.to(device).train()
     used = {loss: classified(model, images, targets) for loss, model in models.items()}
     compared = in_turns(models, images, targets, device, options.rounds, reference="default")
+    alone = losses_alone(models, images, targets, device, LOSS_ROUNDS * options.rounds)
+    shape = {"detector": detector, "side": side, "rounds": options.rounds}
     return [
-        {"detector": detector, "loss": loss, "side": side, "rounds": options.rounds, "predictions": used[loss], **times}
+        {**shape, "loss": loss, "predictions": used[loss], **times, "losses_ms": alone[loss]}
         for loss, times in compared.items()
     ]
 
@@ -128,6 +145,45 @@ def in_turns(
     return compared
 
 
+def losses_alone(
+    models: Mapping[str, Any],
+    images: list[Tensor],
+    targets: list[dict[str, Any]],
+    device: torch.device,
+    rounds: int,
+) -> dict[str, float]:
+    """Each model's median time in ms of the losses of one step, forward and backward to the predictions, in turns.
+
+    A step of seconds varies by more than what losses cost; this is that cost by itself.
+    """
+    predictions = {name: [_as_leaves(r) for r in model.assigned(images, targets)] for name, model in models.items()}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for number in range(rounds + 1):
+        for name, model in models.items():
+            criterion, records = model.criterion, predictions[name]
+            given = records if isinstance(criterion, StagedCriterion) else records[-1]
+            taken = _timed(partial(_differentiate, criterion, given), device)
+            if number:
+                times[name].append(taken)
+    return {name: round(median(own) * 1e3, 3) for name, own in times.items()}
+
+
+def _differentiate(criterion: Any, given: Any) -> None:
+    sum(criterion(given).values()).backward()
+
+
+def _as_leaves(record: Any) -> Any:
+    # the same predictions without the network behind them
+    changed = {}
+    for each in fields(record):
+        value = getattr(record, each.name)
+        if is_dataclass(value):
+            changed[each.name] = _as_leaves(value)
+        elif isinstance(value, Tensor) and value.requires_grad:
+            changed[each.name] = value.detach().requires_grad_()
+    return replace(record, **changed)
+
+
 @torch.no_grad()
 def classified(model: Any, images: list[Tensor], targets: list[dict[str, Any]]) -> int:
     """Number of predictions in the classification losses of all stages, after sampling."""
@@ -149,24 +205,32 @@ def measure_with(detector: str, settings: dict[str, Any]) -> list[dict[str, Any]
 def markdown(rows: list[dict[str, str]]) -> str:
     """Steps as multiples of the default loss's step, with quartiles, as a Markdown table.
 
-    The last column is the number of predictions of losses that do not sample, as a multiple of the default loss's.
+    After the semicolon, what the losses alone take more than the default loss, as a share of its step. The last column
+    is the number of predictions of losses that do not sample, as a multiple of the default loss's.
 
     Example:
-        >>> row = {"detector": "fcos", "predictions": "84", "q25": "0.99", "q75": "1.04"}
-        >>> default = row | {"loss": "default", "times_default": "1.0"}
-        >>> print(markdown([default, row | {"loss": "ap", "times_default": "1.01"}]))
+        >>> row = {"detector": "fcos", "predictions": "84", "median_ms": "200", "q25": "0.99", "q75": "1.04"}
+        >>> default = row | {"loss": "default", "times_default": "1.0", "losses_ms": "1.5"}
+        >>> print(markdown([default, row | {"loss": "ap", "times_default": "1.01", "losses_ms": "2.5"}]))
         | detector | ap | predictions |
         |---|---:|---:|
-        | fcos | 1.01 (0.99–1.04) | 1.0 × |
+        | fcos | 1.01 (0.99–1.04); +0.5 % | 1.0 × |
     """
     losses = [loss for loss in dict.fromkeys(row["loss"] for row in rows) if loss != "default"]
     lines = []
     for detector in dict.fromkeys(row["detector"] for row in rows):
         own = {row["loss"]: row for row in rows if row["detector"] == detector}
-        ratios = [ratio_with_quartiles(own[loss]) for loss in losses]
+        ratios = [ratio_with_quartiles(own[loss]) + _more(own[loss], own["default"]) for loss in losses]
         seen = max(int(own[loss]["predictions"]) for loss in losses) / int(own["default"]["predictions"])
         lines.append([detector, *ratios, f"{seen:.1f} ×"])
     return table(["detector", *losses, "predictions"], lines)
+
+
+def _more(row: Mapping[str, str], default: Mapping[str, str]) -> str:
+    if not row.get("losses_ms"):
+        return ""
+    more = float(row["losses_ms"]) - float(default["losses_ms"])
+    return f"; {100 * more / float(default['median_ms']):+.1f} %"
 
 
 def ratio_with_quartiles(row: Mapping[str, str]) -> str:
