@@ -99,6 +99,8 @@ def locate_and_sum(
     located: list[tuple[Tensor, Tensor | None]] = []
     size = axis.size * n_segments
     chunks = _chunks(keys, size)
+    # one tensor for all chunks: those of the chunks would lie scattered between what was freed
+    intervals = torch.empty(len(keys) if len(chunks) > 1 else 0, dtype=torch.int32, device=keys.device)
     weight = moment = torch.zeros(0, dtype=torch.float64, device=keys.device)
     for rows in chunks:
         interval = axis.locate(keys[rows])
@@ -110,7 +112,7 @@ def locate_and_sum(
         weight = weight + weight_sums if located else weight_sums
         moment = moment + moment_sums if located else moment_sums
         # for several chunks, coordinates are computed again: they take more memory than the intervals
-        located.append((interval, coordinate if len(chunks) == 1 else None))
+        located.append((interval, coordinate) if len(chunks) == 1 else (intervals[rows].copy_(interval), None))
     if not located:
         weight = moment = torch.zeros(size, dtype=torch.float64, device=keys.device)
     return located, weight.view(n_segments, -1), moment.view(n_segments, -1)
