@@ -28,6 +28,10 @@ BACKENDS = {"torch": "concordet.ranking.backend_torch", "triton": "concordet.ran
 CHUNK = 1 << 17
 """Keys taken at a time on a CPU, so that intermediate tensors fit its cache."""
 
+MANY_CHUNKS = 64
+"""Chunks from which intervals are copied to one tensor: by themselves they would lie scattered between freed ones, and
+take a tenth more memory. Of few chunks, a tensor that is made anew each time takes longer."""
+
 _BACKEND: ContextVar[str] = ContextVar("backend", default="auto")
 
 
@@ -99,8 +103,9 @@ def locate_and_sum(
     located: list[tuple[Tensor, Tensor | None]] = []
     size = axis.size * n_segments
     chunks = _chunks(keys, size)
-    # one tensor for all chunks: those of the chunks would lie scattered between what was freed
-    intervals = torch.empty(len(keys) if len(chunks) > 1 else 0, dtype=torch.int32, device=keys.device)
+    together = None
+    if len(chunks) > MANY_CHUNKS:
+        together = torch.empty(len(keys), dtype=torch.int32, device=keys.device)
     weight = moment = torch.zeros(0, dtype=torch.float64, device=keys.device)
     for rows in chunks:
         interval = axis.locate(keys[rows])
@@ -112,7 +117,9 @@ def locate_and_sum(
         weight = weight + weight_sums if located else weight_sums
         moment = moment + moment_sums if located else moment_sums
         # for several chunks, coordinates are computed again: they take more memory than the intervals
-        located.append((interval, coordinate) if len(chunks) == 1 else (intervals[rows].copy_(interval), None))
+        if together is not None:
+            interval = together[rows].copy_(interval)
+        located.append((interval, coordinate if len(chunks) == 1 else None))
     if not located:
         weight = moment = torch.zeros(size, dtype=torch.float64, device=keys.device)
     return located, weight.view(n_segments, -1), moment.view(n_segments, -1)
