@@ -145,12 +145,14 @@ def test_split_sums_have_no_rounding_errors():
     assert float(plain[1500] - plain[1000]) != pytest.approx(expected, rel=1e-9)
 
 
-def test_chunks_make_no_difference(monkeypatch):
+@pytest.mark.parametrize("many", [1, 64])
+def test_chunks_make_no_difference(monkeypatch, many):
     generator = torch.Generator().manual_seed(6)
     s, k = torch.randn(20, generator=generator).sort().values, torch.randn(1000, generator=generator)
     a = torch.rand(20, generator=generator).double()
     whole = ExactCounts(s, k, 1.0)
     monkeypatch.setattr("concordet.ranking.backend_torch.CHUNK", 64)
+    monkeypatch.setattr("concordet.ranking.backend_torch.MANY_CHUNKS", many)
     parts = ExactCounts(s, k, 1.0)
     torch.testing.assert_close(parts.above(), whole.above(), rtol=1e-12, atol=1e-12)
     assert torch.equal(parts.spread_to_negatives(a), whole.spread_to_negatives(a))
