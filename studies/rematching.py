@@ -17,7 +17,7 @@ from concordet.benchmark.analyze import PACKAGES, Case, generate
 from concordet.benchmark.results import environment, write_rows
 from concordet.benchmark.results import table as markdown_table
 from concordet.measures import analyze
-from concordet.measures.bounds import suppress
+from concordet.measures.findings.bounds import suppress
 from concordet.measures.reading.dataset import read_dataset
 
 RESULTS = Path(__file__).parent / "results" / "rematching.csv"

@@ -10,8 +10,8 @@ import numpy as np
 
 from concordet.measures import coco
 from concordet.measures.bootstrap import intervals, prepare
-from concordet.measures.bounds import image_level, reranking_bounds
 from concordet.measures.evaluation import match_evaluation
+from concordet.measures.findings.bounds import image_level, reranking_bounds
 from concordet.measures.findings.confusion import confusion
 from concordet.measures.findings.curves import ThresholdCurve, threshold_curve
 from concordet.measures.findings.disagreements import worst_disagreements

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from concordet.measures import analyze, evaluate_detections
-from concordet.measures.bounds import suppress
+from concordet.measures.findings.bounds import suppress
 from concordet.measures.overlaps import best_objects
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import box_iou, coco_figures, run_pycocotools
@@ -143,7 +143,7 @@ def greedy_nms(found, scores, threshold):
 
 @pytest.mark.parametrize("shape", ["plain", "dense", "ties", "many_classes"])
 def test_suppression_is_greedy_nms(shape, monkeypatch):
-    monkeypatch.setattr("concordet.measures.bounds._PAIRS_AT_ONCE", 500)
+    monkeypatch.setattr("concordet.measures.findings.bounds._PAIRS_AT_ONCE", 500)
     truth, found = make_scene(1, **SHAPES[shape])
     dataset = read_dataset(truth, found)
     other = np.random.default_rng(0).random(len(found))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from concordet.measures import analyze, coco
-from concordet.measures.bounds import permuted_ranks, ranks, reranking_bounds
+from concordet.measures.findings.bounds import permuted_ranks, ranks, reranking_bounds
 from concordet.measures.matching import match_both
 from concordet.measures.reading.dataset import read_dataset
 from tests.measures.reference import box_iou, coco_figures, matched_pairs, run_pycocotools
