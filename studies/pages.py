@@ -120,16 +120,16 @@ LOSS_GRID = (
 )
 STEPS = (
     "training step at full size as a multiple of the step with the default loss, median (quartiles) of rounds in which "
-    "all losses take turns; after the semicolon, what the losses alone take more than the default's, as a share of its "
-    "step; the last column is the number of predictions in the losses, as a multiple of the default's"
+    "all losses take turns; {}the last column is the number of predictions in the losses, a multiple of the default's"
 )
+ALONE = "after the semicolon, what the losses alone take more than the default's, as a share of its step; "
 ONE_STAGE = (
     "`concordet benchmark detectors --threads 1 --batch 1 --rounds 5 --losses rank_sort ap alrp`, detectors without "
-    f"proposals: {STEPS}"
+    f"proposals: {STEPS.format(ALONE)}"
 )
 TWO_STAGE = (
     "`concordet benchmark detectors --detectors faster_rcnn cascade_rcnn mask_rcnn --side 1024 --batch 1 --threads 1`: "
-    f"{STEPS}"
+    f"{STEPS.format('')}"
 )
 TABLES: dict[str, Callable[[], str]] = {
     "digits": lambda: measured("digits", compare_losses.what("digits", "examples/digits.yaml"), compare_losses.table),
