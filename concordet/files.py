@@ -228,7 +228,12 @@ def read_json(path: str | Path, *, read: Callable[[BinaryIO], bytes] = _read_all
     Raises:
         ValueError: there is no such file, or it is not valid JSON; the message names the file and the position.
     """
-    text = _decoded(read_bytes(Path(path), read), path)
+    return parse_json(read_bytes(Path(path), read), path)
+
+
+def parse_json(content: bytes, path: str | Path) -> Any:
+    """The content of a JSON file from its bytes; ``path`` is for errors, which are those of :func:`read_json`."""
+    text = _decoded(content, path)
     try:
         with no_garbage_collection():
             return json.loads(text)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from concordet.errors import UsageError, counted
-from concordet.files import no_garbage_collection, read_json
+from concordet.files import no_garbage_collection, parse_json, read_bytes
 from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
-from concordet.measures.reading.decoding import results_of_file, truth_of_file
+from concordet.measures.reading.decoding import decoded_results, decoded_truth
 from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
 from concordet.measures.reading.records import Columns, annotation_columns, is_integer
 from concordet.measures.reading.suspicions import box_notes, image_sizes, lvis_notes, score_notes
@@ -180,12 +180,11 @@ def _truth(source: Any, notes: list[str], masks: bool) -> tuple[dict[str, Any], 
         name = Path(source).name
         notes += own
     else:
-        if isinstance(source, str | os.PathLike):
-            name = Path(source).name
-            read = truth_of_file(Path(source), f"{name}: annotation", masks=masks)
-            if read is not None:
-                return *read, name
-        truth, name = _opened(source, "ground truth")
+        content, name = _content(source, "ground truth")
+        read = None if content is None else decoded_truth(content, f"{name}: annotation", masks=masks)
+        if read is not None:
+            return *read, name
+        truth = _opened(source, name, content)
         if not isinstance(truth, dict):
             truth = {"annotations": truth}
         if "annotations" not in truth:
@@ -205,12 +204,11 @@ def _detections(
         columns, own = read_text_folder(Path(source), images, classes)
         doubts += own
         return columns, Path(source).name
-    if isinstance(source, str | os.PathLike):
-        name = Path(source).name
-        read = results_of_file(Path(source), f"{name}: detection", masks=masks)
-        if read is not None:
-            return read, name
-    results, name = _opened(source, "detections")
+    content, name = _content(source, "detections")
+    read = None if content is None else decoded_results(content, f"{name}: detection", masks=masks)
+    if read is not None:
+        return read, name
+    results = _opened(source, name, content)
     if isinstance(results, dict):
         if "annotations" not in results:
             raise ValueError(f"{name} must be a list of results in COCO format, got an object without annotations")
@@ -222,15 +220,20 @@ def _detections(
     return annotation_columns(results, f"{name}: detection", scored=True), name
 
 
-def _opened(source: Any, name: str) -> tuple[Any, str]:
-    if isinstance(source, str | os.PathLike):
-        content, name = read_json(Path(source)), Path(source).name
-        if not isinstance(content, dict | list):
-            raise ValueError(f"{name} must hold a list or an object in COCO format, got one {type(content).__name__}")
-        return content, name
-    if isinstance(source, dict | list | tuple):
-        return source, name
-    return to_numpy(source), name
+def _content(source: Any, name: str) -> tuple[bytes | None, str]:
+    # the bytes of a file, read once, as a pipe can be, and its name; None and this name for what is no file
+    if not isinstance(source, str | os.PathLike):
+        return None, name
+    return read_bytes(Path(source)), Path(source).name
+
+
+def _opened(source: Any, name: str, content: bytes | None) -> Any:
+    if content is not None:
+        value = parse_json(content, source)
+        if not isinstance(value, dict | list):
+            raise ValueError(f"{name} must hold a list or an object in COCO format, got one {type(value).__name__}")
+        return value
+    return source if isinstance(source, dict | list | tuple) else to_numpy(source)
 
 
 def _listed(truth: dict[str, Any], key: str, name: str) -> list[dict[str, Any]] | None:

@@ -9,13 +9,11 @@ import math
 import re
 from collections.abc import Iterator
 from itertools import chain
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
 import numpy as np
 
-from concordet.files import read_bytes
 from concordet.measures.reading.arrays import Floats, Ints
 from concordet.measures.reading.records import Columns, check_values, joined
 
@@ -73,25 +71,25 @@ _ANNOTATIONS: Final[tuple[msgspec.json.Decoder[Any], ...]] = (
 )
 
 
-def results_of_file(path: Path, what: str, *, masks: bool) -> Columns | None:
+def decoded_results(content: bytes, what: str, *, masks: bool) -> Columns | None:
     """Columns of a results file; None where it is no list or a record has another form, which may be a fault.
 
     Args:
-        path: Results file.
+        content: Content of the file.
         what: Name of a record in errors.
         masks: Whether to read the masks too.
     """
     try:
-        parts = [_result_columns(part, masks) for part in _parts(read_bytes(path), _RESULTS[masks])]
+        parts = [_result_columns(part, masks) for part in _parts(content, _RESULTS[masks])]
         return check_values(joined(parts), what)
     except _UNUSUAL:
         return None
 
 
-def truth_of_file(path: Path, what: str, *, masks: bool) -> tuple[dict[str, Any], Columns] | None:
+def decoded_truth(content: bytes, what: str, *, masks: bool) -> tuple[dict[str, Any], Columns] | None:
     """Images and categories of an annotation file, and the columns of its annotations; None as above."""
     try:
-        truth = msgspec.json.decode(read_bytes(path), type=_Truth)
+        truth = msgspec.json.decode(content, type=_Truth)
         ids: list[int | None] = []
         parts = [
             _annotation_columns(part, masks, ids) for part in _parts(bytes(truth.annotations), _ANNOTATIONS[masks])
