@@ -2,7 +2,7 @@
 
 A step is a forward pass, a backward pass and an update by plain gradient descent, on digit scenes. Losses take turns,
 round by round, and each loss is compared with the default loss in the same round, so that a drift of the machine's
-speed affects all of them. The losses of the same predictions are timed by themselves, too, as a step varies by more
+speed affects all of them. The losses of the same predictions are also timed alone, as a step varies by more
 than they cost. On a CPU, processor time is measured, summed over threads.
 """
 
@@ -19,13 +19,12 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
-from concordet.assigned import IGNORED
+from concordet.assigned import IGNORED, Assigned
 from concordet.benchmark.new_process import call_in_new_process
 from concordet.benchmark.options import Parser, as_count, as_device, check_files
 from concordet.benchmark.results import environment, read_rows, table, with_quartiles, write_results
 from concordet.errors import UsageError
 from concordet.files import free_name
-from concordet.losses.criteria import StagedCriterion
 
 LOSSES: Final = ("rank_sort", "ap", "alrp", "harmonic", "focal+concordance(0.3)")
 LOSS_ROUNDS: Final = 6
@@ -160,16 +159,14 @@ def losses_alone(
     times: dict[str, list[float]] = {name: [] for name in models}
     for number in range(rounds + 1):
         for name, model in models.items():
-            criterion, records = model.criterion, predictions[name]
-            given = records if isinstance(criterion, StagedCriterion) else records[-1]
-            taken = _timed(partial(_differentiate, criterion, given), device)
+            taken = _timed(partial(_differentiate, model, predictions[name]), device)
             if number:
                 times[name].append(taken)
     return {name: round(median(own) * 1e3, 3) for name, own in times.items()}
 
 
-def _differentiate(criterion: Any, given: Any) -> None:
-    sum(criterion(given).values()).backward()
+def _differentiate(model: Any, records: list[Assigned]) -> None:
+    sum(model.losses(records).values()).backward()
 
 
 def _as_leaves(record: Any) -> Any:

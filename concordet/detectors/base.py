@@ -99,7 +99,7 @@ class Detector(nn.Module, ABC):
     ) -> tuple[dict[str, Tensor], Detections]:
         """Losses and detections of the same batch from one forward pass, in either mode; see :meth:`forward`."""
         detections, records = self._run(images, targets, trained=True, detect=True)
-        return self._losses(records), detections
+        return self.losses(records), detections
 
     def detections_and_assigned(self, images: list[Tensor], targets: list[Target]) -> tuple[Detections, list[Assigned]]:
         """Detections and :meth:`assigned` records from one forward pass, as an evaluation needs them."""
@@ -113,14 +113,15 @@ class Detector(nn.Module, ABC):
         """
         return self._run(images, targets, trained=self.training, detect=False)[1]
 
+    def losses(self, records: list[Assigned]) -> dict[str, Tensor]:
+        """Named and weighted terms of records from :meth:`assigned` in training mode, as :meth:`forward` has them."""
+        return self.criterion(records if isinstance(self.criterion, StagedCriterion) else records[-1])
+
     def _train(self, images: list[Tensor], targets: list[Target]) -> dict[str, Tensor]:
-        return self._losses(self.assigned(images, targets))
+        return self.losses(self.assigned(images, targets))
 
     def _detect(self, images: list[Tensor]) -> Detections:
         return self._detections(self._predict(images, None), images)
-
-    def _losses(self, records: list[Assigned]) -> dict[str, Tensor]:
-        return self.criterion(records if isinstance(self.criterion, StagedCriterion) else records[-1])
 
     def _run(
         self, images: list[Tensor], targets: list[Target], *, trained: bool, detect: bool
