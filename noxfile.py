@@ -34,7 +34,7 @@ RESULTS = ROOT / "studies" / "results" / "environments.csv"
 PYTHON = "3.11"
 """The oldest Python that is supported."""
 EXTRAS = [
-    *("core", "cli", "measures", "detectors", "backbones", "transformers", "report", "train", "all"),
+    *("core", "numba", "cli", "measures", "detectors", "backbones", "transformers", "report", "train", "all"),
     *("export", "video", "supervision", "wandb", "mlflow", "ray"),
 ]
 QUICK = [

@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from concordet.benchmark.results import environment, write_rows
 from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
 from concordet.losses import functional
+from concordet.ranking.backend_torch import use_backend
 from concordet.ranking.operator import RankingOptions, compute_terms
 
 RESULTS = Path(__file__).parent / "results"
@@ -405,7 +406,8 @@ def main(words: Sequence[str] | None = None) -> None:
     given = parser.parse_args(words)
     out = given.out or RESULTS / f"losses_{given.study}.csv"
     torch.set_num_threads(given.threads)
-    rows = STUDIES[given.study](replace(Options(), study=given.study, threads=given.threads, out=out))
+    with use_backend("torch"):  # the operations of PyTorch, whether or not Numba is installed
+        rows = STUDIES[given.study](replace(Options(), study=given.study, threads=given.threads, out=out))
     write_rows(out, rows, {**environment(), "threads": str(given.threads)})
     print(f"written to {out}")
 

@@ -1,4 +1,4 @@
-"""Fixtures of several test packages: a finished run that tests read only, and both ways to count positives."""
+"""Fixtures of several test packages: a finished run that tests read only, and all ways to count positives."""
 
 import pytest
 
@@ -13,14 +13,17 @@ def finished(tmp_path_factory):
     return train(tiny(), tmp_path_factory.mktemp("runs") / "finished")
 
 
-@pytest.fixture(scope="module", params=["tree", "pairs"])
+@pytest.fixture(scope="module", params=["tree", "pairs", "loops"])
 def positives_by(request):
-    """How the exact method counts positives among each other: by a wavelet tree, or by the matrix of their pairs.
+    """How the exact method counts positives among each other: a wavelet tree, the matrix of their pairs, Numba's loops.
 
-    By default it depends on their number, and tests have few.
+    By default it depends on what is installed and, without Numba, on their number, and tests have few.
     """
     from concordet.ranking import exact
+    from concordet.ranking.backend_torch import use_backend
 
-    with pytest.MonkeyPatch.context() as patch:
+    if request.param == "loops":
+        pytest.importorskip("numba")
+    with pytest.MonkeyPatch.context() as patch, use_backend("numba" if request.param == "loops" else "torch"):
         patch.setattr(exact, "MAX_PAIRWISE_POSITIVES", 0 if request.param == "tree" else 1 << 30)
         yield request.param

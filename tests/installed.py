@@ -20,7 +20,7 @@ EVERYTHING = {"train", "all", *ADDED_TO_TRAIN}
 REPORT = {"report", *EVERYTHING}
 MEASURES = {"measures", *REPORT}
 DETECTORS = {"detectors", "backbones", "transformers", *EVERYTHING}
-EVERY = {"core", "cli", *MEASURES, *DETECTORS}
+EVERY = {"core", "numba", "cli", *MEASURES, *DETECTORS}
 
 LOSSES = """
 import torch
@@ -31,6 +31,14 @@ sum(rank_sort_loss(logits, labels, torch.rand(1000))).backward()
 positives = labels == 1
 correlation_loss(logits[positives].sigmoid(), torch.rand(int(positives.sum())), coefficient="spearman").backward()
 assert logits.grad.isfinite().all()
+"""
+COMPILED = """
+import torch
+from concordet.losses.functional import rank_sort_loss
+from concordet.ranking.backend_torch import use_backend
+labels = (torch.rand(1000) < 0.1).long()
+with use_backend("numba"):
+    rank_sort_loss(torch.randn(1000), labels, torch.rand(1000))
 """
 BY_NAME = """
 from concordet.losses import build_criterion, list_losses
@@ -96,6 +104,7 @@ TIMM = ", backbone='timm/resnet18', weights=None"
 # what it is; a Python program or the words of a command; extras with which it works; those that it may name otherwise
 FEATURES: list[tuple[str, str | list[str], set[str], str]] = [
     ("losses", LOSSES, EVERY, ""),
+    ("losses by Numba", COMPILED, {"numba"}, "numba"),
     ("losses by name", BY_NAME, EVERY, ""),
     ("errors", "import concordet.errors, concordet.boxes, concordet.assigned, concordet.distributed", EVERY, ""),
     ("help", ["--help"], EVERY, ""),

@@ -1,5 +1,7 @@
 """Time and memory of the ranking losses compared with focal loss, a loop over positives and bucketing.
 
+On a CPU, with PyTorch alone and, where it is installed, with Numba.
+
 Forward and backward passes over synthetic logits, for several numbers of logits and shares of positives.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +24,7 @@ from concordet.benchmark.results import environment, read_rows, table, with_quar
 from concordet.benchmark.synthetic import LOOPED, Data, Options, loop_over_positives
 from concordet.files import free_name
 from concordet.losses import functional
+from concordet.ranking.backend_torch import compiled_for, use_backend
 
 FOCAL: Final = "torchvision focal"
 """Name of the case that others are compared with."""
@@ -50,6 +54,8 @@ CASES: Final[dict[str, Callable[[Data], Tensor]]] = {
     "AP bucketed": lambda data: functional.ap_loss(data.logits, data.labels, method="bucketed"),
     "RS bucketed": lambda data: _rank_sort(data, "bucketed"),
 }
+COMPILED: Final = {case.replace("exact", "Numba"): case for case in CASES if "exact" in case}
+"""Cases that run by Numba as well, on a CPU where it is installed; all others run without it."""
 
 
 def measure(
@@ -72,15 +78,16 @@ def measure(
     """
     torch.set_num_threads(threads)
     data = Data.make(n, share, device=device)
-    runs: dict[str, list[tuple[float, float]]] = {case: [] for case in CASES}
+    cases = [*CASES, *(COMPILED if compiled_for(data.logits) else ())]
+    runs: dict[str, list[tuple[float, float]]] = {case: [] for case in cases}
     peaks = {}
-    for case in CASES:  # warm-up, and memory per loss
+    for case in cases:  # warm-up, and memory per loss
         reset_peak(device)
         _run(case, data)
         peaks[case] = peak_mb(device)
     start = time.perf_counter()
     while time.perf_counter() - start < budget or len(runs[FOCAL]) < 5:
-        for case in CASES:
+        for case in cases:
             slow = "bucketed" in case and len(runs[case]) >= 5
             if not slow:
                 runs[case].append(_run(case, data))
@@ -123,7 +130,7 @@ def measure_large(n: int, positives: int, *, threads: int) -> list[dict[str, Any
     torch.set_num_threads(threads)
     data = Data.make(n, positives / n)
     rows = []
-    for case in ("AP exact", "RS exact"):
+    for case in ("AP exact", "RS exact", *(("AP Numba", "RS Numba") if compiled_for(data.logits) else ())):
         reset_peak()
         wall, cpu = _run(case, data)
         rows.append(
@@ -137,8 +144,10 @@ def _run(case: str, data: Data) -> tuple[float, float]:
     data.logits.grad = data.loc_errors.grad = None
     device = data.logits.device.type
     _wait(device)
+    backend = "numba" if case in COMPILED else "torch" if device == "cpu" else "auto"
     clock, cpu = time.perf_counter(), time.process_time()
-    CASES[case](data).backward()
+    with use_backend(backend):
+        CASES[COMPILED.get(case, case)](data).backward()
     _wait(device)
     return time.perf_counter() - clock, time.process_time() - cpu
 
@@ -209,7 +218,8 @@ STUDIES: Final[dict[str, Callable[[Options], list[dict[str, Any]]]]] = {
 
 def main(options: Options, json_out: Path | None = None) -> list[dict[str, Any]]:
     """Runs a study, writes its rows to ``options.out`` (and ``json_out``) and returns them."""
-    measured_in = {**environment(options.device), "threads": str(options.threads)}
+    packages = ("torch", "numba") if find_spec("numba") else ("torch",)
+    measured_in = {**environment(options.device, packages), "threads": str(options.threads)}
     rows = STUDIES[options.study](options)
     write_results(options.out, json_out, rows, measured_in)
     return rows

@@ -22,6 +22,7 @@ ENVIRONMENT: Final = {
     "concordet": "concordet {}",
     "torch": "torch {}",
     "cuda": "CUDA {}",
+    "numba": "Numba {}",
     "numpy": "numpy {}",
     "scipy": "scipy {}",
     "hotcoco": "hotcoco {}",

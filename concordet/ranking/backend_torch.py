@@ -6,9 +6,11 @@ Triton kernels.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -16,14 +18,18 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from concordet.errors import requires
 from concordet.ranking.intervals import Intervals
 from concordet.ranking.sums import binned_sums, on_host
 
 FUSED = "concordet.ranking.fused_triton"
 """Module whose ``compute`` computes a whole ranking loss of few positives with Triton."""
 
-BACKENDS = {"torch": "concordet.ranking.backend_torch", "triton": "concordet.ranking.backend_triton"}
-"""Modules with ``locate_and_sum`` and ``spread``. ``auto``, the default, is triton on CUDA and torch elsewhere."""
+COMPILED = "concordet.ranking.compiled.counts"
+"""Module whose ``CompiledCounts`` counts with Numba."""
+
+BACKENDS = ("torch", "triton", "numba")
+"""``auto``, the default, is triton on CUDA, numba on a CPU, and torch elsewhere and where these are not installed."""
 
 CHUNK = 1 << 17
 """Keys taken at a time on a CPU, so that intermediate tensors fit its cache."""
@@ -43,7 +49,8 @@ def use_backend(name: str) -> Iterator[None]:
         name: one of :data:`BACKENDS`, or ``auto``.
 
     Raises:
-        ValueError: for another name, or where its package is not installed.
+        ValueError: for another name, or if Triton is not installed.
+        MissingPackageError: if Numba is not installed.
 
     Example:
         >>> from concordet.losses.functional import ap_loss
@@ -53,8 +60,11 @@ def use_backend(name: str) -> Iterator[None]:
     """
     if name not in (*BACKENDS, "auto"):
         raise ValueError(f"backend must be one of {', '.join((*BACKENDS, 'auto'))}, got {name!r}")
-    if name == "triton" and find_spec("triton") is None:
+    if name == "triton" and find_spec(name) is None:
         raise ValueError("back end 'triton' needs the package triton; install it, or take 'torch' or 'auto'")
+    if name == "numba":
+        with requires("back end 'numba'", "numba"):
+            import_module(COMPILED)
     token = _BACKEND.set(name)
     try:
         yield
@@ -63,25 +73,51 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def backend_for(keys: Tensor) -> ModuleType:
-    """The implementation for these keys.
+    """The module with ``locate_and_sum`` and ``spread`` for these keys.
 
     Under ``torch.use_deterministic_algorithms`` it is PyTorch, which then adds in a fixed order; Triton's atomic
     additions change the last bits of float64 sums from run to run.
     """
-    return import_module(BACKENDS[_name_for(keys)])
+    return import_module("concordet.ranking.backend_" + ("triton" if _name_for(keys) == "triton" else "torch"))
 
 
 def fused_for(keys: Tensor) -> ModuleType | None:
-    """The implementation of whole losses for these keys, where there is one."""
+    """The module that computes whole losses for these keys, where there is one."""
     return import_module(FUSED) if _name_for(keys) == "triton" else None
+
+
+def compiled_for(keys: Tensor) -> ModuleType | None:
+    """The module that counts these keys by compiled loops, where there is one.
+
+    Raises:
+        ValueError: if back end numba is chosen, and the keys are not on a CPU.
+    """
+    if _name_for(keys) != "numba":
+        return None
+    if not on_host(keys):
+        raise ValueError(f"back end 'numba' needs tensors on a CPU, got {keys.device}; move them, or take 'auto'")
+    return import_module(COMPILED)
 
 
 def _name_for(keys: Tensor) -> str:
     name = _BACKEND.get()
-    if name == "auto":
-        kernels = keys.is_cuda and not torch.are_deterministic_algorithms_enabled() and find_spec("triton") is not None
-        name = "triton" if kernels else "torch"
-    return name
+    if name != "auto":
+        return name
+    if keys.is_cuda and not torch.are_deterministic_algorithms_enabled() and find_spec("triton") is not None:
+        return "triton"
+    return "numba" if on_host(keys) and _numba_works() else "torch"
+
+
+@cache
+def _numba_works() -> bool:
+    if find_spec("numba") is None:
+        return False
+    try:
+        import_module(COMPILED)
+    except ImportError as error:  # Numba supports some versions of Python and NumPy only
+        warnings.warn(f"ranking losses are computed without Numba, which cannot be imported: {error}", stacklevel=2)
+        return False
+    return True
 
 
 def locate_and_sum(

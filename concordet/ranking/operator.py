@@ -12,7 +12,7 @@ from torch.nn.functional import threshold
 
 from concordet.distributed import SingleProcess, process_group
 from concordet.ranking import definitions
-from concordet.ranking.backend_torch import fused_for
+from concordet.ranking.backend_torch import compiled_for, fused_for
 from concordet.ranking.bucketed import BucketedCounts
 from concordet.ranking.counts import MASKED_LOGIT, Counts
 from concordet.ranking.definitions import AuxKind, Definition, Support, Term
@@ -22,13 +22,28 @@ from concordet.ranking.quadratic import QuadraticCounts
 from concordet.ranking.segments import Segments
 from concordet.ranking.sums import as_number, on_host
 
+
+def count_exactly(
+    positives: Tensor,
+    negatives: Tensor,
+    delta: float,
+    processes: SingleProcess,
+    segments: Segments,
+    negative_segments: Tensor | None,
+) -> Counts:
+    """Soft counts in near-linear time: by compiled loops where Numba is installed, else by PyTorch's operations."""
+    compiled = compiled_for(negatives)
+    method = ExactCounts if compiled is None else compiled.CompiledCounts
+    return method(positives, negatives, delta, processes, segments, negative_segments)
+
+
 METHODS: dict[str, Callable[[Tensor, Tensor, float, SingleProcess, Segments, Tensor | None], Counts]] = {
-    "exact": ExactCounts,
+    "exact": count_exactly,
     "quadratic": QuadraticCounts,
     "bucketed": BucketedCounts,
-    "auto": ExactCounts,
+    "auto": count_exactly,
 }
-"""Classes that compute soft counts, by method. ``auto`` is exact, which is the fastest at every size."""
+"""Functions that compute soft counts, by method. ``auto`` is exact, which is the fastest at every size."""
 
 UNKNOWN = -1
 """Number of positives that has not been counted yet."""

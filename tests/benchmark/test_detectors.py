@@ -49,8 +49,8 @@ def test_existing_files_are_not_overwritten(tmp_path, monkeypatch):
     (tmp_path / "losses.csv").write_text("mine")
     losses.run(["--logits", "1000", "--shares", "0.01", "--budget", "0.01", "--threads", "1", "--json", "losses.json"])
     assert (tmp_path / "losses.csv").read_text() == "mine"
-    assert len(read_rows(tmp_path / "losses-2.csv")) == len(losses.CASES)
-    assert len(json.loads((tmp_path / "losses.json").read_text())["rows"]) == len(losses.CASES)
+    assert len(read_rows(tmp_path / "losses-2.csv")) == len(losses.CASES) + len(losses.COMPILED)
+    assert len(json.loads((tmp_path / "losses.json").read_text())["rows"]) == len(losses.CASES) + len(losses.COMPILED)
 
 
 def test_a_failure_says_which_detector():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import get_args
 
 import pytest
@@ -17,6 +18,7 @@ from concordet.losses import value_checks
 from concordet.losses.criteria.ranking import RankSortTerm, rank_together
 from concordet.losses.functional import Coefficient
 from concordet.ranking import exact
+from concordet.ranking.backend_torch import use_backend
 from tests.processes import forkserver
 from tests.ranking.cases import random_case
 
@@ -24,6 +26,7 @@ WORLDS = (2, 3, 4)
 METHODS = ("exact", "quadratic", "bucketed")
 TREES = "exact, positives by a tree"
 """Method "exact" as it counts many positives among each other; the batches here have few."""
+LOOPS = "exact, by compiled loops"
 COLLECTIVES = [name for name in dir(dist) if name.startswith(("all_", "broadcast", "gather", "reduce", "scatter"))]
 
 
@@ -75,7 +78,7 @@ def batch(case, world):
 
 def layers(logits, labels, side, group, method):
     """RS Loss of three layers of one class: in one call over the group, by itself without one."""
-    term = RankSortTerm(method="exact" if method == TREES else method)
+    term = RankSortTerm(method="exact" if method in (TREES, LOOPS) else method)
     records, ious = [], []
     for i in range(3):
         rows = (side * 3).long().clamp_max(2) == i
@@ -103,11 +106,11 @@ def results(case, logits, labels, side, group=None):
         (gradient,) = torch.autograd.grad(1.5 * value.sum(), leaf, retain_graph=True)
         found[name] = (value.detach(), gradient / 1.5)
 
-    for method in (*METHODS, TREES):
-        with pytest.MonkeyPatch.context() as patch:
+    for method in (*METHODS, TREES, *([LOOPS] if find_spec("numba") else [])):
+        with pytest.MonkeyPatch.context() as patch, use_backend("numba" if method == LOOPS else "torch"):
             patch.setattr(exact, "MAX_PAIRWISE_POSITIVES", 0 if method == TREES else 256)
             for delta in (0.0, 0.7) if case == "ties" else (0.7,):
-                shared = {"group": group, "method": "exact" if method == TREES else method, "delta": delta}
+                shared = {"group": group, "method": "exact" if method in (TREES, LOOPS) else method, "delta": delta}
                 keep(("ap", method, delta), F.ap_loss(logits, labels, **shared))
                 keep(("interpolated ap", method, delta), F.ap_loss(logits, labels, interpolated=True, **shared))
                 ranking, sorting = F.rank_sort_loss(logits, labels, side, **shared)

@@ -289,6 +289,7 @@ class Launches(TorchDispatchMode):
         return counted
 
 
+@pytest.mark.parametrize("positives_by", ["tree", "pairs"], indirect=True, scope="module")
 @pytest.mark.usefixtures("positives_by")
 class TestNoWaiting:
     @pytest.mark.parametrize("name", CASES)

@@ -132,7 +132,7 @@ class TestChoosing:
             F.ap_loss(logits, labels)
 
     def test_an_unknown_one_is_refused(self):
-        with pytest.raises(ValueError, match="torch, triton, auto, got 'cuda'"), passes.use_backend("cuda"):
+        with pytest.raises(ValueError, match="torch, triton, numba, auto, got 'cuda'"), passes.use_backend("cuda"):
             pass
 
     def test_a_missing_one_is_refused(self, monkeypatch):
@@ -142,7 +142,7 @@ class TestChoosing:
 
     def test_where_each_runs(self, monkeypatch):
         class OnCuda:
-            is_cuda = True
+            is_cuda, is_cpu = True, False
 
         chosen = []
         monkeypatch.setattr(passes, "import_module", chosen.append)
@@ -150,7 +150,7 @@ class TestChoosing:
         monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
         passes.backend_for(OnCuda())
         passes.backend_for(torch.zeros(3))
-        assert chosen == [passes.BACKENDS[name] for name in ("triton", "torch", "torch")]
+        assert chosen == ["concordet.ranking.backend_" + name for name in ("triton", "torch", "torch")]
 
 
 def test_a_wrong_number_of_positives_is_an_error():

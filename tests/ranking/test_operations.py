@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from concordet.losses import functional as F
+from concordet.ranking.backend_torch import use_backend
 from tests.ranking.cases import random_case
 from tests.ranking.operations import count_operations
+
+pytestmark = pytest.mark.usefixtures("operations_only")
 
 LOSSES = {
     "ap": lambda s, y, q: [F.ap_loss(s, y)],
@@ -15,6 +18,13 @@ LOSSES = {
     "ndcg": lambda s, y, q: [F.ndcg_loss(s, y)],
     "rank_sort": F.rank_sort_loss,
 }
+
+
+@pytest.fixture
+def operations_only():
+    """Without Numba, which needs fewer operations."""
+    with use_backend("torch"):
+        yield
 
 
 @pytest.mark.parametrize("name", LOSSES)
