@@ -7,7 +7,8 @@ begin at 0.
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -19,7 +20,13 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-compiled = partial(njit, cache=True, nogil=True, error_model="numpy")
+Loop = TypeVar("Loop", bound=Callable[..., object])
+
+
+def compiled(loop: Loop) -> Loop:
+    """Compiles a function at its first call, or takes it from the cache on disk."""
+    return cast(Any, njit(cache=True, nogil=True, error_model="numpy")(loop))
+
 
 CELLS = 4
 """Cells per threshold of the grid in which keys are looked up."""
