@@ -7,6 +7,7 @@ Forward and backward passes over synthetic logits, for several numbers of logits
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from concordet.ranking.backend_torch import compiled_for, use_backend
 
 FOCAL: Final = "torchvision focal"
 """Name of the case that others are compared with."""
+LOOP: Final = "AP loop"
 
 
 def _focal(data: Data) -> Tensor:
@@ -98,12 +100,15 @@ def measure(
         loop_over_positives(data, visited=visited)
         _wait(device)
         scale = positives / visited
-        runs["AP loop"] = [((time.perf_counter() - clock) * scale, (time.process_time() - cpu) * scale)]
+        runs[LOOP] = [((time.perf_counter() - clock) * scale, (time.process_time() - cpu) * scale)]
+    compared = 0 if device != "cpu" else 1
+    focal = [run[compared] for run in runs[FOCAL]]
     rows = []
     for case, times in runs.items():
         wall = torch.tensor([w for w, _ in times], dtype=torch.float64) * 1e3
-        compared = 0 if device != "cpu" else 1
-        rounds = [run[compared] / focal[compared] for run, focal in zip(times, runs[FOCAL], strict=False)]
+        # the loop runs once, after all rounds
+        others = [statistics.median(focal)] if case == LOOP else focal
+        rounds = [run[compared] / other for run, other in zip(times, others, strict=False)]
         ratio = torch.tensor(rounds, dtype=torch.float64)
         rows.append(
             {
