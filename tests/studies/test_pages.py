@@ -11,7 +11,11 @@ from concordet.benchmark.results import read_rows
 from studies import pages
 
 ROOT = Path(__file__).parents[2]
-PAGES = [path.relative_to(ROOT) for path in sorted(ROOT.glob("**/*.md")) if ".venv" not in path.parts]
+PAGES = [
+    page
+    for page in (path.relative_to(ROOT) for path in sorted(ROOT.glob("**/*.md")))
+    if not any(part.startswith(".") for part in page.parts)  # environments of other programs
+]
 
 
 def cells(line: str) -> list[str]:
