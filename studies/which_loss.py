@@ -23,8 +23,8 @@ from concordet.study.results import read_result
 from studies.losses import save, subplots
 
 FOLDER = Path(__file__).parent / "results" / "which_loss"
-SHOWN = ("AP50", "AP75", "AP90", "APs", "APm", "oLRP", "beta_cls", "LaECE0")
-"""Metrics in the tables beside AP."""
+SHOWN = ("AP50", "AP75", "AP90", "APs", "APm", "APl", "oLRP", "beta_cls", "LaECE0")
+"""Metrics in the tables beside AP, where a study has them."""
 
 COUPLED = re.compile(r"(?P<name>.+)\((?P<weight>[\d.]+)\)")
 
@@ -74,14 +74,15 @@ def spread(entry: dict[str, Any], key: str) -> str:
 def losses(name: str, detector: str) -> str:
     """All losses of a detector: AP, its difference to the reference, and other metrics."""
     entries = group(name, detector)
-    head = ["loss", "seeds", "AP ↑", "difference", *(f"{BY_KEY[k].title} {BY_KEY[k].arrow}" for k in SHOWN)]
+    shown = [key for key in SHOWN if any(key in entry["metrics"] for entry in entries)]
+    head = ["loss", "seeds", "AP ↑", "difference", *(f"{BY_KEY[k].title} {BY_KEY[k].arrow}" for k in shown)]
     rows = [
         [
             f"`{entry['loss']}`",
             len(entry["seeds"]),
             spread(entry, "AP"),
             difference(entry) if i else "reference",
-            *(spread(entry, key) for key in SHOWN),
+            *(spread(entry, key) for key in shown),
         ]
         for i, entry in enumerate(entries)
     ]

@@ -100,6 +100,19 @@ def test_one_cell_of_the_grid_may_hold_all_thresholds_but_one():
     torch.testing.assert_close(got.above(), expected.above(), rtol=1e-11, atol=1e-9)
 
 
+def test_where_no_cache_can_be_written_it_compiles_in_every_process(monkeypatch):
+    """As under an account without a home, with a package that others installed."""
+    njit = loops.njit
+
+    def refuses_a_cache(*, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(loops, "njit", refuses_a_cache)
+    assert loops.compiled(lambda x: 2 * x)(3.0) == 6.0
+
+
 class TestChoosing:
     @pytest.fixture(autouse=True)
     def asked_again(self):

@@ -25,7 +25,10 @@ Loop = TypeVar("Loop", bound=Callable[..., object])
 
 def compiled(loop: Loop) -> Loop:
     """Compiles a function at its first call, or takes it from the cache on disk."""
-    return cast(Any, njit(cache=True, nogil=True, error_model="numpy")(loop))
+    try:
+        return cast(Any, njit(cache=True, nogil=True, error_model="numpy")(loop))
+    except RuntimeError:  # no folder for a cache can be written
+        return cast(Any, njit(nogil=True, error_model="numpy")(loop))
 
 
 CELLS = 4
