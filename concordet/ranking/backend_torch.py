@@ -51,6 +51,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: for another name, or if Triton is not installed.
         MissingPackageError: if Numba is not installed.
+        ImportError: if Numba cannot be imported.
 
     Example:
         >>> from concordet.losses.functional import ap_loss
@@ -114,7 +115,7 @@ def _numba_works() -> bool:
         return False
     try:
         import_module(COMPILED)
-    except ImportError as error:  # Numba supports some versions of Python and NumPy only
+    except Exception as error:  # Numba supports some versions of Python and NumPy only, and says so in several ways
         warnings.warn(f"ranking losses are computed without Numba, which cannot be imported: {error}", stacklevel=2)
         return False
     return True

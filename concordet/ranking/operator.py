@@ -43,7 +43,7 @@ METHODS: dict[str, Callable[[Tensor, Tensor, float, SingleProcess, Segments, Ten
     "bucketed": BucketedCounts,
     "auto": count_exactly,
 }
-"""Functions that compute soft counts, by method. ``auto`` is exact, which is the fastest at every size."""
+"""Functions that compute soft counts, by method. ``auto`` is exact, the fastest of them at every size."""
 
 UNKNOWN = -1
 """Number of positives that has not been counted yet."""

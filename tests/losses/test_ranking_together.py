@@ -50,7 +50,7 @@ def gradients(terms, records):
 
 
 class TestStages:
-    @pytest.mark.parametrize("positives_by", ["tree", "pairs"], indirect=True)
+    @pytest.mark.parametrize("positives_by", ["tree", "pairs", "loops"], indirect=True)
     @pytest.mark.parametrize("name", NAMES)
     def test_equal_each_stage_by_itself(self, name, positives_by):
         records = layers()

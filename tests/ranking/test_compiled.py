@@ -8,6 +8,7 @@ import warnings
 from fractions import Fraction
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from concordet.errors import MissingPackageError
 from concordet.losses import functional as F
+from concordet.losses import value_checks
 from concordet.ranking import backend_torch
 from concordet.ranking.backend_torch import compiled_for, use_backend
 from concordet.ranking.counts import MASKED_LOGIT
@@ -22,7 +24,7 @@ from concordet.ranking.quadratic import QuadraticCounts
 from concordet.ranking.segments import Segments
 from tests.ranking.cases import random_case
 
-pytest.importorskip("numba")
+pytest.importorskip("numba", exc_type=ImportError)
 from concordet.ranking.compiled import loops
 from concordet.ranking.compiled.counts import CompiledCounts
 
@@ -81,6 +83,36 @@ def test_sums_equal_matrices(n, delta):
         close(got.better_above(quality, w), expected.better_above(quality, w))
         close(got.spread_to_negatives(a), expected.spread_to_negatives(a))
         close(got.spread_to_worse(a, quality), expected.spread_to_worse(a, quality))
+
+
+def test_each_quality_has_its_own_order():
+    generator = torch.Generator().manual_seed(4)
+    s, first, second = (torch.rand(30, generator=generator, dtype=torch.float64) for _ in range(3))
+    got, expected = (method(s.sort().values, s[:0], 0.1) for method in (CompiledCounts, QuadraticCounts))
+    for quality in (first, second, first):
+        torch.testing.assert_close(got.better_above(quality), expected.better_above(quality), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_extreme_logits_and_deltas_stay_within_the_arrays():
+    """t - d below the lowest float, in the loops as Python, which notices an index that is no number."""
+    lowest = torch.finfo(torch.float64).min
+    s, k = (torch.tensor(values, dtype=torch.float64) for values in ([lowest, 0.0], [lowest, lowest, 1.0]))
+    cut = loops.cut.py_func(s.numpy(), np.array([0, 2]), 1e292, 4e292)
+    assert np.isfinite(cut[0]).all()
+    scales, before, step = loops.build_grid.py_func(cut[0], np.array([0, 2]))
+    loops.count_keys.py_func(k.numpy(), np.empty(0, np.int64), np.array([0, 2]), cut[0], cut[1], scales, before, step)
+    counts, expected = CompiledCounts(s, k, 1e292), QuadraticCounts(s, k, 1e292)
+    torch.testing.assert_close(counts.above()[0], expected.above()[0])
+
+
+@pytest.mark.parametrize("wrong", [3, 1000, -1, -(10**9)])
+def test_a_wrong_segment_is_an_error_without_checks_of_values_too(wrong):
+    logits, labels, _ = random_case(20, 300, seed=2)
+    segments = torch.arange(len(logits)) % 3
+    segments[(labels == 0).nonzero()[:5, 0]] = wrong
+    with value_checks(False), use_backend("numba"), pytest.raises(ValueError, match=r"segments must be in 0\.\.2, got"):
+        F.ap_loss(logits, labels, segments=segments, n_segments=3)
 
 
 def test_large_shifts_lose_nothing():

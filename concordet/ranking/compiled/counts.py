@@ -13,6 +13,7 @@ from torch import Tensor
 from concordet.distributed import SINGLE_PROCESS, SingleProcess
 from concordet.ranking.compiled import loops
 from concordet.ranking.compiled.loops import Floats, Integers
+from concordet.ranking.intervals import CHAIN_GAP
 from concordet.ranking.segments import ONE, Segments
 
 
@@ -51,9 +52,15 @@ class CompiledCounts:
             owner, first = sorted_index.numpy(), np.zeros(segments.n + 1, np.int64)
             np.cumsum(np.bincount(owner, minlength=segments.n), out=first[1:])
         self._owner, self._first = owner, first
-        cut = loops.cut(self._grouped(self.positives), first, self._delta)
+        # the gap is an argument, since the cache of a loop knows of changes in its own file only
+        cut = loops.cut(self._grouped(self.positives), first, self._delta, CHAIN_GAP * self._delta)
         thresholds, self._axis, self._opened, self._local, self._intervals, self._below, self._passed = cut
         rankings = np.empty(0, np.int64) if negative_segments is None else negative_segments.numpy()
+        if len(rankings) and not (rankings.min() >= 0 and rankings.max() < segments.n):
+            raise ValueError(
+                f"segments must be in 0..{segments.n - 1}, got values from {rankings.min()} to {rankings.max()}; "
+                "count segments from 0"
+            )
         grid = loops.build_grid(thresholds, first)
         self._where, self._sums = loops.count_keys(self._keys, rankings, first, thresholds, self._axis, *grid)
         self._best: tuple[Tensor, tuple[Floats, Integers]] | None = None

@@ -14,8 +14,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from concordet.ranking.intervals import CHAIN_GAP
-
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -31,6 +29,8 @@ def compiled(loop: Loop) -> Loop:
         return cast(Any, njit(nogil=True, error_model="numpy")(loop))
 
 
+LOWEST = float(np.finfo(np.float64).min)
+
 CELLS = 4
 """Cells per threshold of the grid in which keys are looked up."""
 
@@ -41,7 +41,7 @@ BLOCK = 256
 @compiled
 def threshold(t: float, distance: float) -> float:
     """The smallest float64 not below the real number ``t + distance``."""
-    total = t + distance
+    total = max(t + distance, LOWEST)
     added = total - t  # Knuth's two-sum: total + rest is the exact sum
     rest = (t - (total - added)) + (distance - added)
     return np.nextafter(total, np.inf) if rest > 0 else total
@@ -58,8 +58,10 @@ def count_up_to(values: Floats, bounds: Floats, including: bool, counts: Integer
 
 
 @compiled
-def cut(t: Floats, first: Integers, delta: float) -> tuple[Floats, Floats, Flags, Floats, Integers, Integers, Integers]:
-    """The intervals between the thresholds t - d and t + d.
+def cut(
+    t: Floats, first: Integers, delta: float, gap: float
+) -> tuple[Floats, Floats, Flags, Floats, Integers, Integers, Integers]:
+    """The intervals between the thresholds t - d and t + d; positives further apart than ``gap`` share no origin.
 
     Returns:
         ``[2p]`` thresholds; ``[2p + s, 3]`` origin of each interval, and zeros; ``[2p + s]`` whether a window is open;
@@ -80,7 +82,7 @@ def cut(t: Floats, first: Integers, delta: float) -> tuple[Floats, Floats, Flags
             if begun < end and bounds[0, begun] <= bounds[1, ended]:
                 if begun > top:  # a chain of windows that touch begins: its last positive is the origin
                     top = begun
-                    while top + 1 < end and t[top + 1] - t[top] <= CHAIN_GAP * delta:
+                    while top + 1 < end and t[top + 1] - t[top] <= gap:
                         top += 1
                 thresholds[m], local[begun] = bounds[0, begun], t[begun] - t[top]
                 begun += 1
@@ -218,7 +220,6 @@ def positives_above(first: Integers, below: Integers, local: Floats, weights: Fl
                     above[c, i] -= 0.5 * w[i]
                 else:
                     above[c, i] -= w[i]
-            total[start] = moment[start] = 0.0
     return above
 
 
