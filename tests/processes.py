@@ -12,7 +12,10 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-PRELOAD = ["concordet.engine.training.fit", "concordet.engine.predictor", "concordet.detectors", "concordet.cli"]
+PRELOAD = [
+    *("concordet.engine.training.fit", "concordet.engine.predictor", "concordet.detectors", "concordet.cli"),
+    "concordet.ranking.compiled.counts",  # nothing happens where Numba is not installed
+]
 
 
 def forkserver() -> multiprocessing.context.ForkServerContext:
