@@ -135,7 +135,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "digits": lambda: measured("digits", compare_losses.what("digits", "examples/digits.yaml"), compare_losses.table),
     "bccd": lambda: measured("bccd", compare_losses.what("bccd", "examples/bccd.yaml"), compare_losses.table),
     **{
-        f"which loss, digits, {detector}": partial(which_loss.measured, "digits", detector)
+        f"which loss, {study}, {detector}": partial(which_loss.measured, study, detector)
+        for study in ("digits", "bccd")
         for detector in ("atss", "retinanet")
     },
     "which loss, summary": lambda: which_loss.summary("digits"),
