@@ -15,6 +15,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from concordet.ranking.segments import check_segment_range
 from concordet.ranking.sums import as_number, on_host
 
 _VALUE_CHECKS: ContextVar[bool | None] = ContextVar("value_checks", default=None)
@@ -151,12 +152,7 @@ def check_segments(where: str, segments: Tensor, n_segments: int | None, logits:
     if not isinstance(n_segments, (int, torch.SymInt)) or n_segments < 1:
         raise ValueError(f"{where}: n_segments must be an integer >= 1, got {n_segments}; give the number of segments")
     if values_are_checked(segments) and segments.numel() > 0:
-        smallest, largest = (int(as_number(value)) for value in segments.long().aminmax())  # no unsigned aminmax
-        if smallest < 0 or largest >= n_segments:
-            raise ValueError(
-                f"{where}: segments must be in 0..{n_segments - 1}, got values from {smallest} to {largest}; "
-                "count segments from 0"
-            )
+        check_segment_range(segments, n_segments, f"{where}: ")
 
 
 def check_positive(where: str, name: str, value: float, *, or_zero: bool = False) -> None:

@@ -13,8 +13,9 @@ from torch import Tensor
 from concordet.distributed import SINGLE_PROCESS, SingleProcess
 from concordet.ranking.compiled import loops
 from concordet.ranking.compiled.loops import Floats, Integers
+from concordet.ranking.counts import step_at_zero
 from concordet.ranking.intervals import CHAIN_GAP
-from concordet.ranking.segments import ONE, Segments
+from concordet.ranking.segments import ONE, Segments, check_segment_range
 
 
 class CompiledCounts:
@@ -55,12 +56,10 @@ class CompiledCounts:
         # the gap is an argument, since the cache of a loop knows of changes in its own file only
         cut = loops.cut(self._grouped(self.positives), first, self._delta, CHAIN_GAP * self._delta)
         thresholds, self._axis, self._opened, self._local, self._intervals, self._below, self._passed = cut
-        rankings = np.empty(0, np.int64) if negative_segments is None else negative_segments.numpy()
-        if len(rankings) and not (rankings.min() >= 0 and rankings.max() < segments.n):
-            raise ValueError(
-                f"segments must be in 0..{segments.n - 1}, got values from {rankings.min()} to {rankings.max()}; "
-                "count segments from 0"
-            )
+        rankings = np.empty(0, np.int64)
+        if negative_segments is not None:
+            check_segment_range(negative_segments, segments.n)  # the loops check no index
+            rankings = negative_segments.numpy()
         grid = loops.build_grid(thresholds, first)
         self._where, self._sums = loops.count_keys(self._keys, rankings, first, thresholds, self._axis, *grid)
         self._best: tuple[Tensor, tuple[Floats, Integers]] | None = None
@@ -69,14 +68,14 @@ class CompiledCounts:
         keys = loops.keys_above(self._first, self._intervals, self._local, self._opened, self._sums, self._delta)
         rows = self._with_ones(weights)
         positives = loops.positives_above(self._first, self._below, self._local, rows, self._delta)
-        return [self._processes.all_sum(self._ranked(keys)), *self._ranked(positives)]
+        return [self._processes.all_sum(self._ranked(keys)), *self._without_own(positives, rows)]
 
     def better_above(self, quality: Tensor, *weights: Tensor) -> list[Tensor]:
         quality_and_order, rows = self._best_first(quality), self._with_ones(weights)
         above = loops.better_above(
             self._first, self._owner, self._below, self._local, *quality_and_order, rows, self._delta
         )
-        return list(self._ranked(above))
+        return self._without_own(above, rows)
 
     def spread_to_negatives(self, coefficients: Tensor) -> Tensor:
         lines = loops.lines(
@@ -101,6 +100,10 @@ class CompiledCounts:
             order = torch.sort(torch.from_numpy(grouped), descending=True, stable=True).indices
             self._best = (quality, (grouped, order.numpy()))
         return self._best[1]
+
+    def _without_own(self, above: Floats, rows: Floats) -> list[Tensor]:
+        """Sums over the other positives, from those that include each positive itself."""
+        return list(self._ranked(above - step_at_zero(self._delta) * rows))
 
     def _with_ones(self, weights: tuple[Tensor, ...]) -> Floats:
         """``[1 + c, p]`` ones, and the weights."""

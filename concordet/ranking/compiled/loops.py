@@ -176,6 +176,12 @@ def count_keys(
 
 
 @compiled
+def soft_count(above: float, inside: float, moment: float, local: float, delta: float) -> float:
+    """Sum of H at a positive: what is above its window, and what the weights and moments inside contribute."""
+    return above + (moment - (local - delta) * inside) / (2 * delta) if delta > 0 else above
+
+
+@compiled
 def keys_above(
     first: Integers, intervals: Integers, local: Floats, opened: Flags, sums: Floats, delta: float
 ) -> Floats:
@@ -191,35 +197,28 @@ def keys_above(
             moments[m] = moments[m] + moments[m + 1] if opened[m] else 0.0
         for i in range(first[s], first[s + 1]):
             low, high = start + intervals[0, i], start + intervals[1, i]
-            above[i] = counts[high]
-            if delta > 0:
-                inside = counts[low] - counts[high]
-                above[i] += (moments[low] - moments[high] - (local[i] - delta) * inside) / (2 * delta)
+            inside, moment = counts[low] - counts[high], moments[low] - moments[high]
+            above[i] = soft_count(counts[high], inside, moment, local[i], delta)
     return above
 
 
 @compiled
 def positives_above(first: Integers, below: Integers, local: Floats, weights: Floats, delta: float) -> Floats:
-    """``[c, p]`` sums of weights ``[c, p]`` times H over the other positives of each one's ranking."""
+    """``[c, p]`` sums of weights ``[c, p]`` times H over the positives of each one's ranking, itself included."""
     above = np.empty_like(weights)
     n = len(local)
-    total, moment = np.empty(n + 1), np.empty(n + 1)
+    totals, moments = np.empty(n + 1), np.empty(n + 1)
     for c in range(len(weights)):
         w = weights[c]
         for s in range(len(first) - 1):
             start, end = first[s], first[s + 1]
-            total[end] = moment[end] = 0.0
+            totals[end] = moments[end] = 0.0
             for k in range(end - 1, start - 1, -1):
-                total[k], moment[k] = total[k + 1] + w[k], moment[k + 1] + w[k] * local[k]
+                totals[k], moments[k] = totals[k + 1] + w[k], moments[k + 1] + w[k] * local[k]
             for i in range(start, end):
                 low, high = start + below[0, i], start + below[1, i]
-                above[c, i] = total[high]
-                if delta > 0:
-                    inside = total[low] - total[high]
-                    above[c, i] += (moment[low] - moment[high] - (local[i] - delta) * inside) / (2 * delta)
-                    above[c, i] -= 0.5 * w[i]
-                else:
-                    above[c, i] -= w[i]
+                inside, moment = totals[low] - totals[high], moments[low] - moments[high]
+                above[c, i] = soft_count(totals[high], inside, moment, local[i], delta)
     return above
 
 
@@ -291,13 +290,13 @@ def better_above(
     weights: Floats,
     delta: float,
 ) -> Floats:
-    """``[c, p]`` sums of weights ``[c, p]`` times H over the other positives of the same ranking with q_k >= q_i.
+    """``[c, p]`` sums of weights ``[c, p]`` times H over the positives of the same ranking with q_k >= q_i, i included.
 
     Positives are inserted in a tree over their scores, from the best to the worst: then it has the better ones.
     """
     columns, p = weights.shape
     tree, above = np.zeros((p, 2 * columns)), np.empty((columns, p))
-    row, at_low, at_high = np.empty(2 * columns), np.empty(2 * columns), np.empty(2 * columns)
+    row, at_low, at_high = np.empty(2 * columns), np.zeros(2 * columns), np.empty(2 * columns)
     total = np.zeros((len(first) - 1, columns))
     inserted = 0
     for x in range(p):
@@ -315,13 +314,8 @@ def better_above(
         if delta > 0:
             read(tree[start:end], below[0, i], at_low)
         for c in range(columns):
-            sum_above = total[owner[i], c] - at_high[c]
-            if delta > 0:
-                inside, moment = at_high[c] - at_low[c], at_high[columns + c] - at_low[columns + c]
-                sum_above += (moment - (local[i] - delta) * inside) / (2 * delta) - 0.5 * weights[c, i]
-            else:
-                sum_above -= weights[c, i]
-            above[c, i] = sum_above
+            inside, moment = at_high[c] - at_low[c], at_high[columns + c] - at_low[columns + c]
+            above[c, i] = soft_count(total[owner[i], c] - at_high[c], inside, moment, local[i], delta)
     return above
 
 
