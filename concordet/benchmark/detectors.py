@@ -2,8 +2,8 @@
 
 A step is a forward pass, a backward pass and an update by plain gradient descent, on digit scenes. Losses take turns,
 round by round, and each loss is compared with the default loss in the same round, so that a drift of the machine's
-speed affects all of them. The losses of the same predictions are also timed alone, as a step varies by more
-than they cost. On a CPU, processor time is measured, summed over threads.
+speed affects all of them. The losses are also timed separately, on the same predictions, since the time of a step
+varies by more than they cost. On a CPU, processor time is measured, summed over threads.
 """
 
 from __future__ import annotations
