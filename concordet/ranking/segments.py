@@ -78,13 +78,15 @@ ONE = Segments()
 
 
 def check_segment_range(segments: Tensor, n: int, where: str = "") -> None:
-    """Raises a ValueError that begins with ``where`` unless all ``segments``, at least one, are in 0..n-1.
+    """Raises a ValueError that begins with ``where`` unless all ``segments`` are in 0..n-1.
 
     Example:
         >>> check_segment_range(torch.tensor([0, 2]), 2)
         Traceback (most recent call last):
         ValueError: segments must be in 0..1, got values from 0 to 2; count segments from 0
     """
+    if segments.numel() == 0:
+        return
     smallest, largest = (int(as_number(value)) for value in segments.long().aminmax())  # no unsigned aminmax
     if smallest < 0 or largest >= n:
         raise ValueError(

@@ -27,6 +27,8 @@ METHODS = ("exact", "quadratic", "bucketed")
 TREES = "exact, positives by a tree"
 """Method "exact" as it counts many positives among each other; the batches here have few."""
 LOOPS = "exact, by compiled loops"
+EXACT = (TREES, LOOPS)
+"""Ways of method "exact"."""
 COLLECTIVES = [name for name in dir(dist) if name.startswith(("all_", "broadcast", "gather", "reduce", "scatter"))]
 
 
@@ -78,7 +80,7 @@ def batch(case, world):
 
 def layers(logits, labels, side, group, method):
     """RS Loss of three layers of one class: in one call over the group, by itself without one."""
-    term = RankSortTerm(method="exact" if method in (TREES, LOOPS) else method)
+    term = RankSortTerm(method="exact" if method in EXACT else method)
     records, ious = [], []
     for i in range(3):
         rows = (side * 3).long().clamp_max(2) == i
@@ -110,7 +112,7 @@ def results(case, logits, labels, side, group=None):
         with pytest.MonkeyPatch.context() as patch, use_backend("numba" if method == LOOPS else "torch"):
             patch.setattr(exact, "MAX_PAIRWISE_POSITIVES", 0 if method == TREES else 256)
             for delta in (0.0, 0.7) if case == "ties" else (0.7,):
-                shared = {"group": group, "method": "exact" if method in (TREES, LOOPS) else method, "delta": delta}
+                shared = {"group": group, "method": "exact" if method in EXACT else method, "delta": delta}
                 keep(("ap", method, delta), F.ap_loss(logits, labels, **shared))
                 keep(("interpolated ap", method, delta), F.ap_loss(logits, labels, interpolated=True, **shared))
                 ranking, sorting = F.rank_sort_loss(logits, labels, side, **shared)

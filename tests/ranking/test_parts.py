@@ -100,14 +100,26 @@ def test_few_positives_are_counted_by_pairs_and_many_by_a_tree(monkeypatch, p, d
     assert len(trees) == (p > 7)
 
 
-def test_large_shifts_lose_nothing():
+@pytest.fixture(params=["operations", "loops"])
+def exact_counts(request):
+    """The class that counts by PyTorch's operations, and the one that counts by Numba's loops."""
+    if request.param == "operations":
+        return ExactCounts
+    pytest.importorskip("numba", exc_type=ImportError)
+    from concordet.ranking.compiled.counts import CompiledCounts
+
+    return CompiledCounts
+
+
+def test_large_shifts_lose_nothing(exact_counts):
     """Logits around 1e6, where float64 products of keys and deltas would lose ten digits."""
     generator = torch.Generator().manual_seed(5)
     s, k = (torch.randn(n, generator=generator, dtype=torch.float64) * 1e-5 + 1e6 for n in (50, 4000))
     s = s.sort().values
-    exact, quadratic = ExactCounts(s, k, 1e-6), QuadraticCounts(s, k, 1e-6)
+    exact, quadratic = exact_counts(s, k, 1e-6), QuadraticCounts(s, k, 1e-6)
     torch.testing.assert_close(exact.above(), quadratic.above(), rtol=1e-12, atol=1e-12)
     a = torch.rand(50, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(exact.above(a), quadratic.above(a), rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(exact.spread_to_negatives(a), quadratic.spread_to_negatives(a), rtol=1e-11, atol=1e-12)
 
 

@@ -151,7 +151,7 @@ def check_segments(where: str, segments: Tensor, n_segments: int | None, logits:
     check_same(where, "segments", segments, "logits", logits)
     if not isinstance(n_segments, (int, torch.SymInt)) or n_segments < 1:
         raise ValueError(f"{where}: n_segments must be an integer >= 1, got {n_segments}; give the number of segments")
-    if values_are_checked(segments) and segments.numel() > 0:
+    if values_are_checked(segments):
         check_segment_range(segments, n_segments, f"{where}: ")
 
 
