@@ -23,7 +23,7 @@ from concordet.study.results import read_result
 from studies.losses import save, subplots
 
 FOLDER = Path(__file__).parent / "results" / "which_loss"
-SHOWN = ("AP50", "AP75", "AP90", "APs", "APm", "APl", "oLRP", "beta_cls", "LaECE0")
+SHOWN = ("AP50", "AP90", "APs", "APm", "APl", "AP_few", "AP_many", "beta_cls", "LaECE0")
 """Metrics in the tables beside AP, where a study has them."""
 
 COUPLED = re.compile(r"(?P<name>.+)\((?P<weight>[\d.]+)\)")

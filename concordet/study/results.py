@@ -12,7 +12,7 @@ import numpy as np
 
 from concordet.calibration.runs import run_sample
 from concordet.files import read_json, write_text
-from concordet.measures.bootstrap import MEASURES, draw_weights, evaluate_weighted
+from concordet.measures.bootstrap import MEASURES, Sample, draw_weights, evaluate_weighted
 from concordet.measures.reading.arrays import Floats
 from concordet.measures.reading.records import is_federated
 from concordet.study.grid import Cell, Study
@@ -31,9 +31,10 @@ def read_result(study: Study, cell: Cell) -> dict[str, Any]:
     """The result of a finished cell, computed from its run folder on the first call.
 
     Returns:
-        ``metrics`` (of ``evaluation.json``), ``per_class`` (name to AP), ``curve`` (pairs of update and AP),
-        ``processor_ms`` per update, ``environment``, ``n_images``, ``images`` (a hash of their ids) and ``draws``:
-        ``[1 + resamples][measures]`` of :data:`concordet.measures.bootstrap.MEASURES` on all images, and on each draw.
+        ``metrics`` (of ``evaluation.json``, and AP by the number of objects), ``per_class`` (name to AP), ``curve``
+        (pairs of update and AP), ``processor_ms`` per update, ``environment``, ``n_images``, ``images`` (a hash of
+        their ids) and ``draws``: ``[1 + resamples][measures]`` of :data:`concordet.measures.bootstrap.MEASURES` on all
+        images, and on each draw.
 
     Raises:
         ValueError: the file is not a result, or it has draws for another number of resamples.
@@ -80,7 +81,7 @@ def _write_result(study: Study, cell: Cell) -> None:
         "loss": cell.loss,
         "settings": dict(cell.settings),
         "seed": cell.seed,
-        "metrics": evaluation["metrics"] | {"calibration": None},
+        "metrics": evaluation["metrics"] | {"calibration": None} | ap_by_crowding(sample),
         "per_class": {entry["name"]: entry["AP"] for entry in evaluation["per_class"]},
         "curve": _curve(folder / "metrics.csv"),
         "updates": timing.get("updates"),
@@ -95,6 +96,16 @@ def _write_result(study: Study, cell: Cell) -> None:
     lines = json.dumps(result, indent=1, allow_nan=False).removesuffix("\n}")
     rows = ",\n".join("  " + json.dumps(row) for row in rounded)
     write_text(path, f'{lines},\n "draws": [\n{rows}\n ]\n}}\n')  # a line per draw
+
+
+def ap_by_crowding(sample: Sample) -> dict[str, float | None]:
+    """AP on the images with at most the median number of objects, and on the others; None without objects."""
+    objects = np.bincount(sample.object_images, minlength=len(sample.image_ids))
+    few = objects <= np.median(objects) if len(objects) else np.zeros(0, bool)
+    column = MEASURES.index("AP")
+    values = {"AP_few": few, "AP_many": ~few}
+    aps = {key: evaluate_weighted(sample, images.astype(np.int64))[column] for key, images in values.items()}
+    return {key: None if np.isnan(ap) else ap for key, ap in aps.items()}
 
 
 def _curve(path: Path) -> list[tuple[int, float]]:

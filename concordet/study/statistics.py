@@ -22,8 +22,8 @@ DETECTABLE: Final = 0.005
 
 POWER: Final = 0.8
 
-SHOWN: Final = (*METRICS, *(BY_KEY[key] for key in ("APs", "APm", "APl")))
-"""Metrics of every loss: those of a comparison of runs, and AP by the size of objects."""
+SHOWN: Final = (*METRICS, *(BY_KEY[key] for key in ("APs", "APm", "APl", "AP_few", "AP_many")))
+"""Metrics of every loss: those of a comparison of runs, and AP by the size and the number of objects."""
 
 
 def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:

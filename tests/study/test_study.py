@@ -3,10 +3,12 @@
 import json
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,6 +99,23 @@ def test_a_result_says_what_the_run_says(study):
         for name, of_class in entry["per_class"].items():
             assert of_class["mean"] == pytest.approx(np.mean([r["per_class"][name] for r in results]))
         assert [p["update"] for p in entry["curve"]] == [3, 6]
+
+
+def test_ap_by_the_number_of_objects_is_that_of_the_images_alone(study):
+    for cell in study.cells():
+        folder = study.run_folder(cell)
+        truth, detections = (json.loads((folder / f"{n}.json").read_text()) for n in ("ground_truth", "detections"))
+        counts = Counter(annotation["image_id"] for annotation in truth["annotations"])
+        median = statistics.median(counts[image["id"]] for image in truth["images"])
+        metrics = read_result(study, cell)["metrics"]
+        for key, many in (("AP_few", False), ("AP_many", True)):
+            ids = {image["id"] for image in truth["images"] if (counts[image["id"]] > median) == many}
+            part = truth | {
+                "images": [image for image in truth["images"] if image["id"] in ids],
+                "annotations": [a for a in truth["annotations"] if a["image_id"] in ids],
+            }
+            alone = evaluate_detections(part, [d for d in detections if d["image_id"] in ids])
+            assert metrics[key] == pytest.approx(alone["AP"], abs=1e-9)
 
 
 def test_results_that_do_not_fit_are_refused(study, tmp_path):
