@@ -229,7 +229,7 @@ def sentence(report: dict[str, Any]) -> str:
         >>> entry = {"loss": "rank_sort", "n_pairs": 5, "differences": {"AP": row}}
         >>> group = {"detector": "atss", "variant": "", "losses": [{"loss": "default"}, entry]}
         >>> sentence({"reference": "default", "groups": [group]})
-        'atss: rank_sort is best, 1.2 points of AP above default (0.2 to 2.2) over 5 seeds.'
+        'atss: rank_sort is better, 1.2 points of AP above default (0.2 to 2.2) over 5 seeds.'
     """
     parts = []
     for group in report["groups"]:
@@ -245,7 +245,10 @@ def sentence(report: dict[str, Any]) -> str:
             best = max(better, key=lambda e: e["differences"]["AP"]["value"])
             gain, low, high = (f"{100 * best['differences']['AP'][key]:.1f}" for key in ("value", "low", "high"))
             above = f"{gain} points of AP above {report['reference']} ({low} to {high})"
-            parts.append(f"{name}: {best['loss']} is best, {above} {over}")
+            who = f"{best['loss']} is better"
+            if len(better) > 1:  # they are not compared with each other
+                who = f"{len(better)} losses are better, {best['loss']} has the highest AP"
+            parts.append(f"{name}: {who}, {above} {over}")
         elif all(e["differences"]["AP"]["verdict"] == "worse" for e in rows):
             parts.append(f"{name}: all other losses are worse than {report['reference']} {over}")
         else:

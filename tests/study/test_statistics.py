@@ -87,7 +87,11 @@ def test_so_many_seeds_have_the_power(spread):
 @pytest.mark.parametrize(
     ("verdicts", "expected"),
     [
-        (["better", "may be chance"], "a is best, 2.0 points of AP above default (1.0 to 3.0) over 4 seeds"),
+        (["better", "may be chance"], "a is better, 2.0 points of AP above default (1.0 to 3.0) over 4 seeds"),
+        (
+            ["better", "better"],
+            "2 losses are better, a has the highest AP, 2.0 points of AP above default (1.0 to 3.0) over 4 seeds",
+        ),
         (["may be chance", "worse"], "no loss can be seen to be better than default over 4 seeds"),
         (["worse", "worse"], "all other losses are worse than default over 4 seeds"),
     ],
