@@ -222,9 +222,7 @@ STUDIES: Final[dict[str, Callable[[Options], list[dict[str, Any]]]]] = {
 
 def main(options: Options, json_out: Path | None = None) -> list[dict[str, Any]]:
     """Runs a study, writes its rows to ``options.out`` (and ``json_out``) and returns them."""
-    compiled = options.device == "cpu" and compiled_for(torch.zeros(0)) is not None
-    packages = ("torch", "numba") if compiled else ("torch",)
-    measured_in = {**environment(options.device, packages), "threads": str(options.threads)}
+    measured_in = {**environment(options.device), "threads": str(options.threads)}
     rows = STUDIES[options.study](options)
     write_results(options.out, json_out, rows, measured_in)
     return rows

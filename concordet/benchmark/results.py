@@ -7,6 +7,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,12 +33,13 @@ ENVIRONMENT: Final = {
 """Columns that describe the environment, and their formats in a caption."""
 
 
-def environment(device: str = "cpu", packages: Sequence[str] = ("torch",)) -> dict[str, str]:
+def environment(device: str = "cpu", packages: Sequence[str] | None = None) -> dict[str, str]:
     """Hardware and versions, as columns of a results file.
 
     Args:
         device: Device of the measurement, "cpu" or a CUDA device.
-        packages: Installed packages whose versions matter.
+        packages: Installed packages whose versions matter; by default torch, and on a CPU also Numba if it is
+            installed, as ranking losses then use it.
 
     Returns:
         Column name to value.
@@ -45,6 +47,8 @@ def environment(device: str = "cpu", packages: Sequence[str] = ("torch",)) -> di
     Raises:
         ValueError: The device is not available.
     """
+    if packages is None:
+        packages = ("torch", "numba") if device == "cpu" and find_spec("numba") else ("torch",)
     card = {}
     if device != "cpu":
         import torch  # not at the top: the peak memory of processes without torch is measured too

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from importlib import metadata
 
 import pytest
 import torch
@@ -45,6 +46,12 @@ def test_files_are_plain_csv(tmp_path):
     assert row["case"] == "a, b"
     assert torch.__version__.startswith(row["torch"])
     assert int(row["cores"]) > 0
+
+
+def test_measurements_name_numba_where_it_is_installed():
+    installed = {d.metadata["Name"].lower(): d.version for d in metadata.distributions()}
+    assert results.environment().get("numba") == installed.get("numba")
+    assert "numba" not in results.environment(packages=("torch",))
 
 
 def test_json_holds_the_rows_and_the_environment(tmp_path):
