@@ -1,12 +1,15 @@
 """The quantities that the papers plot during training are in a run's log."""
 
 import csv
+import gc
 import math
+import weakref
 
 import pytest
 
 from concordet.engine.config import DataConfig, OptimConfig, TrainConfig
 from concordet.engine.training.fit import train
+from concordet.engine.training.observers import WatchLosses
 
 
 def watched(loss, out, detector="fcos"):
@@ -42,6 +45,20 @@ def test_ranking_losses_balance_gradients_throughout(loss, tmp_path):
 def test_focal_loss_does_not(tmp_path):
     rows = watched("focal", tmp_path / "run")
     assert max(abs(math.log(row["watch/gradient_ratio"])) for row in rows) > 0.5
+
+
+def test_nothing_of_a_step_stays_in_memory(tmp_path, monkeypatch):
+    seen, see = [], WatchLosses._see
+
+    def note(self, trainer, staged, criterion, args, terms):
+        seen.append(weakref.ref(args[0].logits))
+        return see(self, trainer, staged, criterion, args, terms)
+
+    monkeypatch.setattr(WatchLosses, "_see", note)
+    watched("focal", tmp_path / "run")
+    gc.collect()
+    assert len(seen) == 12
+    assert all(logits() is None for logits in seen)
 
 
 def test_self_balancing_and_harmonic_factors_are_logged(tmp_path):

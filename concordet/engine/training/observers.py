@@ -26,7 +26,8 @@ class WatchLosses(pl.Callback):
     def __init__(self) -> None:
         self._handles: list[Any] = []
         self._values: dict[str, Tensor] = {}
-        self._gradients: dict[str, tuple[Tensor, Assigned]] = {}
+        self._assigned: dict[str, Assigned] = {}
+        self._gradients: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         criterion = getattr(pl_module.model, "criterion", None)
@@ -45,20 +46,22 @@ class WatchLosses(pl.Callback):
         prefix = f"{assigned.stage}_" if staged else ""
         with torch.autocast(assigned.logits.device.type, enabled=False):
             self._values |= {prefix + name: value for name, value in observe(criterion, assigned).items()}
-        assigned.logits.register_hook(partial(self._note_gradient, f"{prefix}gradient_ratio", assigned))
-
-    def _note_gradient(self, name: str, assigned: Assigned, gradient: Tensor) -> None:
-        self._gradients[name] = (gradient, assigned)
+        name = f"{prefix}gradient_ratio"
+        self._assigned[name] = assigned
+        # a hook that refers to its own tensor would keep it in memory for ever
+        assigned.logits.register_hook(partial(self._gradients.__setitem__, name))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # processes communicate here, where DDP's reduction of gradients is over
-        ratios = {name: gradient_ratio(*seen) for name, seen in sorted(self._gradients.items())}
+        gradients = sorted(self._gradients.items())
+        ratios = {name: gradient_ratio(gradient, self._assigned[name]) for name, gradient in gradients}
         for name, value in (self._values | ratios).items():
             if torch.isfinite(value):
                 pl_module.log(f"watch/{name}", value, batch_size=1)
-        self._values, self._gradients = {}, {}
+        for seen in (self._values, self._assigned, self._gradients):
+            seen.clear()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for handle in self._handles:
