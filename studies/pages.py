@@ -136,8 +136,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "bccd": lambda: measured("bccd", compare_losses.what("bccd", "examples/bccd.yaml"), compare_losses.table),
     **{
         f"which loss, {study}, {detector}": partial(which_loss.measured, study, detector)
-        for study in ("digits", "bccd")
-        for detector in ("atss", "retinanet")
+        for study, compared in which_loss.COMPARED.items()
+        for detector in compared
     },
     "which loss, summary": lambda: which_loss.summary("digits"),
     "which loss, weights": which_loss.weights,

@@ -23,6 +23,13 @@ from concordet.study.results import read_result
 from studies.losses import save, subplots
 
 FOLDER = Path(__file__).parent / "results" / "which_loss"
+COMPARED = {
+    "digits": ("atss", "retinanet"),
+    "digits_deformable_detr": ("deformable_detr",),
+    "bccd": ("atss", "retinanet"),
+}
+"""The studies with a table per detector, and these detectors."""
+
 SHOWN = ("AP50", "AP90", "APs", "APm", "APl", "AP_few", "AP_many", "beta_cls", "LaECE0")
 """Metrics in the tables beside AP, where a study has them."""
 
@@ -46,8 +53,7 @@ def trained(name: str) -> list[str]:
 def group(name: str, detector: str) -> list[dict[str, Any]]:
     """The losses of a detector that have finished runs, the reference first, then by AP."""
     (losses,) = (g["losses"] for g in report(name)["groups"] if g["detector"] == detector)
-    reference, *others = [entry for entry in losses if entry["seeds"]]
-    return [reference, *sorted(others, key=lambda entry: -entry["metrics"]["AP"]["mean"])]
+    return [entry for entry in losses if entry["seeds"]]
 
 
 def difference(entry: dict[str, Any], key: str = "AP", *, interval: bool = True) -> str:
@@ -172,9 +178,8 @@ def main() -> None:
     parser.add_argument("studies", type=Path, nargs="*", help="folders of studies to copy results from")
     for folder in parser.parse_args().studies:
         print(f"copied {copy(folder)}")
-    for name in sorted(path.parent.name for path in FOLDER.glob("*/study.json")):
-        if name != "weights":  # of which a table says more
-            print(f"drawn: {draw(name)}")
+    for name in COMPARED:
+        print(f"drawn: {draw(name)}")
 
 
 if __name__ == "__main__":

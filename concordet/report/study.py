@@ -59,12 +59,13 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
         if "AP" in e["differences"]
     ]
     rows.sort(key=lambda row: -row[1])
-    shown = [m for m in BY_KEY.values() if any(m.key in e["metrics"] for e in group["losses"])]
+    losses = group["losses"]
+    shown = [m for m in BY_KEY.values() if any(m.key in e["metrics"] for e in losses)]
     return {
         "name": group["detector"] + (f", {group['variant']}" if group["variant"] else ""),
         "plot": forest_plot(rows, title="Difference in AP", x_label="points of AP") if rows else None,
-        "curves": _curves(group["losses"]),
-        "losses": [e["loss"] for e in group["losses"]],
+        "curves": _curves(losses),
+        "losses": [e["loss"] for e in losses],
         "differences": [
             {
                 "loss": e["loss"],
@@ -72,7 +73,7 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
                 "needed": e["seeds_needed"],
                 "cells": [_difference(BY_KEY[key], e["differences"].get(key)) for key in MEASURES],
             }
-            for e in group["losses"][1:]
+            for e in losses[1:]
         ],
         "titles": [BY_KEY[key].title for key in MEASURES],
         "columns": [*(m.heading for m in shown), "processor ms per update ↓"],
@@ -82,11 +83,11 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
                 "seeds": len(e["seeds"]),
                 "cells": [*(_spread(m, e["metrics"].get(m.key)) for m in shown), _milliseconds(e["processor_ms"])],
             }
-            for e in group["losses"]
+            for e in losses
         ],
         "classes": [
-            {"name": name, "cells": [_spread(BY_KEY["AP"], e["per_class"].get(name)) for e in group["losses"]]}
-            for name in dict.fromkeys(name for e in group["losses"] for name in e["per_class"])
+            {"name": name, "cells": [_spread(BY_KEY["AP"], e["per_class"].get(name)) for e in losses]}
+            for name in dict.fromkeys(name for e in losses for name in e["per_class"])
         ],
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class Cell:
     @property
     def variant(self) -> str:
         """The settings as text; "" without any."""
-        return ", ".join(f"{name}={value}" for name, value in self.settings)
+        return ", ".join(f"{name}={_text(value)}" for name, value in self.settings)
 
     @property
     def name(self) -> str:
@@ -50,7 +50,8 @@ class Cell:
             >>> Cell("atss", "focal+concordance(0.3)", (("optim.lr", 0.01),), 2).name
             'atss-focal+concordance(0.3)-optim.lr=0.01-seed2'
         """
-        words = [self.detector, self.loss, *(f"{name}={value}" for name, value in self.settings), f"seed{self.seed}"]
+        settings = (f"{name}={_text(value)}" for name, value in self.settings)
+        words = [self.detector, self.loss, *settings, f"seed{self.seed}"]
         return re.sub(r"[^\w.+=(),-]", "_", "-".join(words))
 
 
@@ -95,10 +96,12 @@ class Study:
             raise UsageError(f"resamples must be at least 2, the number of bootstrap draws, got {self.resamples}")
         known = flat(TrainConfig())
         for name, values in self.vary.items():
-            if name not in known and name.split(".")[0] != "options":
+            if name not in known and not isinstance(known.get(name.rpartition(".")[0]), dict):
                 raise UsageError(f"vary must name settings of a run, got {name}; see concordet train --help")
             if not values or name in ("detector", "loss", "seed"):
                 raise UsageError(f"vary must give values of a setting besides detector, loss and seed, got {name}")
+            if any(value in values[:i] for i, value in enumerate(values)):
+                raise UsageError(f"vary must give different values, got {name}={','.join(map(_text, values))}")
 
     def cells(self) -> list[Cell]:
         """All cells; losses alternate within a seed, so that a drift of the machine's speed affects all of them."""
@@ -119,9 +122,50 @@ class Study:
             *sections, last = name.split(".")
             inner = tree
             for section in sections:
-                inner = inner[section]
-            inner[last] = value
+                inner = inner.setdefault(section, {})
+            inner[last] = list(value) if isinstance(value, tuple) else value
         return from_dict(tree)
+
+    def extended(self, detectors: Sequence[str] = (), losses: Sequence[str] = (), seeds: Sequence[int] = ()) -> Study:
+        """This study with more detectors, losses and seeds; those that it has already stay first.
+
+        Example:
+            >>> study = Study(Path("study"), ("atss",), ("default", "ap"), seeds=(1, 2))
+            >>> study.extended(losses=("ap", "alrp"), seeds=(1, 2, 3)).losses
+            ('default', 'ap', 'alrp')
+        """
+        return replace(
+            self,
+            detectors=tuple(dict.fromkeys([*self.detectors, *detectors])),
+            losses=tuple(dict.fromkeys([*self.losses, *losses])),
+            seeds=tuple(sorted({*self.seeds, *seeds})),
+        )
+
+    def check_settings(self, **asked: Any) -> None:
+        """Raises a UsageError if one of these attributes differs from that of this study, which is saved."""
+        for name, value in asked.items():
+            own = getattr(self, name)
+            if name == "config" and to_dict(value) != to_dict(own):
+                raise UsageError(
+                    f"{self.folder} must be a folder without another study, got one with other settings; leave the "
+                    "configuration out to continue it, or name another folder"
+                )
+            if name != "config" and value != own:
+                raise UsageError(
+                    f"{name} must be {own}, as in the study in {self.folder}, got {value}; leave it out to continue "
+                    "that study, or name another folder"
+                )
+
+    def compared_with(self, reference: str) -> Study:
+        """This study with another reference, one of its losses.
+
+        Example:
+            >>> Study(Path("study"), ("atss",), ("default", "ap"), seeds=(1, 2)).compared_with("ap").losses
+            ('ap', 'default')
+        """
+        if reference not in self.losses:
+            raise UsageError(f"reference must be one of the losses {', '.join(self.losses)}, got {reference}")
+        return replace(self, losses=tuple(dict.fromkeys([reference, *self.losses])))
 
     def save(self) -> None:
         """Writes the definition of the study into its folder.
@@ -132,11 +176,7 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / NAME).exists():
             before = load_study(self.folder)
-            if (to_dict(before.config), before.resamples) != (to_dict(self.config), self.resamples):
-                raise UsageError(
-                    f"{self.folder} must be a folder without another study, got one with other settings or resamples; "
-                    "name another folder"
-                )
+            before.check_settings(config=self.config, resamples=self.resamples)
         save_config(self.folder / "config.yaml", self.config)
         content = {k: v for k, v in asdict(self).items() if k not in ("folder", "config")}
         write_json(self.folder / NAME, {"format": 1, **content})
@@ -161,14 +201,15 @@ def load_study(folder: str | Path) -> Study:
     """
     folder = Path(folder)
     content = read_json(folder / NAME)
-    if not isinstance(content, dict) or content.get("format") != 1:
+    parts = {"format", "detectors", "losses", "seeds", "vary", "resamples"}
+    if not isinstance(content, dict) or content.get("format") != 1 or not parts <= content.keys():
         raise ValueError(f"{folder / NAME} must be written by concordet study, got something else; name another folder")
     return Study(
         folder,
         tuple(content["detectors"]),
         tuple(content["losses"]),
         tuple(content["seeds"]),
-        {name: tuple(values) for name, values in content["vary"].items()},
+        {name: tuple(map(_frozen, values)) for name, values in content["vary"].items()},
         load_config(folder / "config.yaml"),
         content["resamples"],
     )
@@ -178,15 +219,30 @@ def parse_vary(words: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Values by setting from words such as ``optim.lr=0.01,0.02``.
 
     Example:
-        >>> parse_vary(["optim.lr=0.01,0.02", "size=nano"])
-        {'optim.lr': (0.01, 0.02), 'size': ('nano',)}
+        >>> parse_vary(["optim.lr=0.01,0.02", "image_size=[64,96],[128,128]"])
+        {'optim.lr': (0.01, 0.02), 'image_size': ((64, 96), (128, 128))}
     """
     import yaml
 
     vary: dict[str, tuple[Any, ...]] = {}
     for word in words:
         name, equals, values = word.partition("=")
-        if not equals or not values:
+        try:
+            listed = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            listed = []
+        if not equals or not listed:
             raise UsageError(f"vary must be NAME=VALUE,VALUE,..., got {word}; for example optim.lr=0.01,0.02")
-        vary[name] = tuple(yaml.safe_load(value) for value in values.split(","))
+        if name in vary:
+            raise UsageError(f"vary must name each setting once, got {name} twice; give all its values in one word")
+        vary[name] = tuple(map(_frozen, listed))
     return vary
+
+
+def _frozen(value: Any) -> Any:
+    """Lists as tuples, since cells are keys of dicts."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _text(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -18,6 +18,9 @@ from concordet.measures.reading.records import is_federated
 from concordet.study.grid import Cell, Study
 
 FORMAT: Final = 1
+PARTS: Final = {"metrics", "per_class", "curve", "processor_ms", "images", "draws"}
+"""What a comparison reads from a result."""
+
 DIGITS: Final = 6
 """Decimals of the draws in a result: rounding changes intervals far less than another seed of the draws."""
 
@@ -43,7 +46,7 @@ def read_result(study: Study, cell: Cell) -> dict[str, Any]:
     if not path.is_file():
         _write_result(study, cell)
     result = read_json(path)
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
+    if not isinstance(result, dict) or result.get("format") != FORMAT or not result.keys() >= PARTS:
         raise ValueError(f"{path} must be the result of a study's run, got something else; delete it to make it again")
     if len(result["draws"]) != 1 + study.resamples:
         raise ValueError(

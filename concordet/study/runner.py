@@ -40,7 +40,13 @@ def failure_file(study: Study, cell: Cell) -> Path:
 
 
 def start_cell(study: Study, cell: Cell, *, gpu: int | None = None) -> subprocess.Popen[bytes]:
-    """Starts or resumes a cell's training with one thread; its output goes to a log next to the run folder."""
+    """Starts or resumes a cell's training with one thread; its output goes to a log next to the run folder.
+
+    Args:
+        study: The grid.
+        cell: One of its cells.
+        gpu: Index among the GPUs that this process sees; None for all of them.
+    """
     folder = study.run_folder(cell)
     folder.parent.mkdir(parents=True, exist_ok=True)
     failure_file(study, cell).unlink(missing_ok=True)
@@ -53,7 +59,8 @@ def start_cell(study: Study, cell: Cell, *, gpu: int | None = None) -> subproces
         words += ["--config", str(config), "--out", str(folder)]
     variables = {**os.environ, "OMP_NUM_THREADS": "1"}
     if gpu is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        variables["CUDA_VISIBLE_DEVICES"] = str(gpu) if visible is None else visible.split(",")[gpu].strip()
     with folder.with_name(folder.name + ".log").open("ab") as log:
         # In a new session, Ctrl-C reaches only the study's process, which interrupts the runs itself.
         return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=variables, start_new_session=True)

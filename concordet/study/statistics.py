@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from scipy import stats
+from scipy.optimize import brentq
 
 from concordet.engine.config import flat
 from concordet.measures.bootstrap import MEASURES
@@ -21,6 +23,8 @@ DETECTABLE: Final = 0.005
 """Difference in AP, half a point, for which the number of seeds needed is reported."""
 
 POWER: Final = 0.8
+SMALLEST: Final = 1e-100
+"""Smallest p value."""
 
 SHOWN: Final = (*METRICS, *(BY_KEY[key] for key in ("APs", "APm", "APl", "AP_few", "AP_many")))
 """Metrics of every loss: those of a comparison of runs, and AP by the size and the number of objects."""
@@ -31,19 +35,21 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
 
     Runs are paired by seed and image. Each bootstrap draw samples seeds and images with replacement, the same images
     for all runs, so that intervals of differences include both sources of variance. Deviations of seeds are multiplied
-    by sqrt(n / (n - 1)), since a bootstrap of n values underestimates their standard deviation by this factor. With one
-    seed, intervals include the variance over images only. Verdicts are corrected for the number of losses (Holm 1979).
+    by sqrt(n / (n - 1)), since a bootstrap of n values underestimates their standard deviation by this factor. The
+    variance over seeds is multiplied by a quantile of the t-distribution with n - 1 degrees of freedom, the rest, over
+    images, by that of the normal distribution. With one seed, intervals include the variance over images only, and
+    there is no verdict. Verdicts are corrected for the number of losses (Holm 1979).
 
     Args:
         study: A study with some finished runs.
         confidence: Confidence of the intervals, in (0, 1).
 
     Returns:
-        Plain JSON: ``groups``, one per detector and variant, each with ``losses``: the name, the seeds, ``metrics`` and
-        ``per_class`` AP (mean, standard deviation and values per seed), ``curve`` (AP by update), ``processor_ms`` per
-        update, and ``differences`` of :data:`concordet.measures.bootstrap.MEASURES` (value, low, high, p, verdict:
-        better, worse or may be chance); ``seeds_needed`` to see half a point of AP in four of five studies;
-        ``settings`` of all runs; ``failures``.
+        Plain JSON: ``groups``, one per detector and variant, each with ``losses``, the reference first, then by AP: the
+        name, the seeds, ``metrics`` and ``per_class`` AP (mean, standard deviation and values per seed), ``curve`` (AP
+        by update), ``processor_ms`` per update, and ``differences`` of :data:`concordet.measures.bootstrap.MEASURES`
+        (value, low, high, p, verdict: better, worse, may be chance or one seed); ``seeds_needed`` to see half a point
+        of AP on these images in four of five studies (from three seeds on); ``settings`` of all runs; ``failures``.
 
     Example:
         >>> from pathlib import Path
@@ -68,7 +74,9 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
             entry["differences"] = _differences(pairs, draws, confidence)
             entry["seeds_needed"] = _seeds_needed(pairs, draws)
         _correct([entry for entry in losses[1:] if entry["differences"]], 1 - confidence)
-        groups.append({"detector": detector, "variant": Cell(detector, "", variant, 0).variant, "losses": losses})
+        groups.append(
+            {"detector": detector, "variant": Cell(detector, "", variant, 0).variant, "losses": _by_ap(losses)}
+        )
     return {
         "reference": study.losses[0],
         "confidence": confidence,
@@ -82,6 +90,13 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
         ],
         "states": count_states(study),
     }
+
+
+def _by_ap(losses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The losses of a group: the reference first, then from the highest AP to the lowest, then those without runs."""
+    reference, *others = losses
+    aps = {e["loss"]: e["metrics"]["AP"]["mean"] for e in others if "AP" in e["metrics"]}
+    return [reference, *sorted(others, key=lambda e: -aps.get(e["loss"], -math.inf))]
 
 
 def _loss(loss: str, results: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
@@ -151,6 +166,38 @@ def hierarchical(differences: Floats, seed: int) -> tuple[float, Floats]:
     return float(differences[:, 0].mean()), mean + math.sqrt(n / (n - 1)) * (drawn - mean)
 
 
+@dataclass(frozen=True)
+class StandardError:
+    """Variance of a mean difference: over ``n`` seeds, which is estimated from few values, and over images.
+
+    Example:
+        >>> error = StandardError(over_seeds=0.0001, over_images=0.0, n=5)
+        >>> round(error.half_width(0.05), 4), round(error.p_value(0.02776), 3)  # t = 2.776 at 4 degrees of freedom
+        (0.0278, 0.05)
+    """
+
+    over_seeds: float
+    over_images: float
+    n: int
+
+    def half_width(self, level: float) -> float:
+        """Half the width of the interval with confidence ``1 - level``."""
+        images = float(stats.norm.isf(level / 2)) * math.sqrt(self.over_images)
+        if self.over_seeds == 0:
+            return images
+        return math.hypot(float(stats.t.isf(level / 2, self.n - 1)) * math.sqrt(self.over_seeds), images)
+
+    def p_value(self, value: float) -> float:
+        """The level whose interval around ``value`` ends at 0."""
+        if self.over_seeds + self.over_images == 0:
+            return float(value == 0)
+        if self.half_width(SMALLEST) <= abs(value):
+            return SMALLEST
+        # in the logarithm, since p may have many zeros
+        root = brentq(lambda x: self.half_width(math.exp(x)) - abs(value), math.log(SMALLEST), 0.0)
+        return math.exp(root)
+
+
 def _differences(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats], confidence: float) -> dict[str, Any]:
     if not pairs:
         return {}
@@ -161,17 +208,16 @@ def _differences(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats], 
         drawn = drawn[np.isfinite(drawn)]
         if not math.isfinite(value) or len(drawn) < 2:
             continue
-        spread = float(drawn.std(ddof=1))
-        freedom = len(pairs) - 1 if len(pairs) > 1 else math.inf
-        p = 2 * float(stats.t.sf(abs(value) / spread, freedom)) if spread > 0 else float(value == 0)
-        width = spread * float(stats.t.ppf((1 + confidence) / 2, freedom))
+        over_seeds = float(paired[:, 0, index].var(ddof=1)) / len(pairs) if len(pairs) > 1 else 0.0
+        error = StandardError(over_seeds, max(float(drawn.var(ddof=1)) - over_seeds, 0.0), len(pairs))
+        width, p = error.half_width(1 - confidence), error.p_value(value)
         report[name] = {"value": value, "low": value - width, "high": value + width, "p": p}
     return report
 
 
 def _seeds_needed(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats]) -> int | None:
-    """Number of seeds for 80 % power to detect half a point of AP on these images."""
-    if len(pairs) < 2:
+    """Number of seeds for 80 % power to detect half a point of AP on these images; None for fewer than three pairs."""
+    if len(pairs) < 3:
         return None
     spread = float(np.std(_paired(pairs, draws)[:, 0, MEASURES.index("AP")], ddof=1))
     return seeds_needed(spread)
@@ -197,13 +243,17 @@ def seeds_needed(spread: float, difference: float = DETECTABLE) -> int:
 
 
 def _correct(entries: Sequence[dict[str, Any]], level: float) -> None:
-    """Adds verdicts by Holm's method over the losses of a group, for each measure."""
+    """Adds verdicts by Holm's method over the losses of a group with several seeds, for each measure."""
     for name in MEASURES:
-        rows = [entry["differences"][name] for entry in entries if name in entry["differences"]]
+        several = [e for e in entries if e["n_pairs"] > 1 and name in e["differences"]]
+        rows = [e["differences"][name] for e in several]
         for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
             row["p_corrected"] = p
             better = (row["value"] > 0) == (BY_KEY[name].better == "higher")
             row["verdict"] = "may be chance" if p > level else "better" if better else "worse"
+        for entry in entries:
+            if entry["n_pairs"] == 1 and name in entry["differences"]:
+                entry["differences"][name] |= {"p_corrected": None, "verdict": "one seed"}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -234,23 +284,31 @@ def sentence(report: dict[str, Any]) -> str:
     parts = []
     for group in report["groups"]:
         name = group["detector"] + (f" ({group['variant']})" if group["variant"] else "")
-        rows = [e for e in group["losses"][1:] if "AP" in e["differences"]]
-        if not rows:
-            parts.append(f"{name}: nothing to compare yet")
-            continue
-        seeds = max(e["n_pairs"] for e in rows)
-        over = "over one seed, and other seeds may differ" if seeds == 1 else f"over {seeds} seeds"
-        better = [e for e in rows if e["differences"]["AP"]["verdict"] == "better"]
-        if better:
-            best = max(better, key=lambda e: e["differences"]["AP"]["value"])
-            gain, low, high = (f"{100 * best['differences']['AP'][key]:.1f}" for key in ("value", "low", "high"))
-            above = f"{gain} points of AP above {report['reference']} ({low} to {high})"
-            who = f"{best['loss']} is better"
-            if len(better) > 1:  # they are not compared with each other
-                who = f"{len(better)} losses are better, {best['loss']} has the highest AP"
-            parts.append(f"{name}: {who}, {above} {over}")
-        elif all(e["differences"]["AP"]["verdict"] == "worse" for e in rows):
-            parts.append(f"{name}: all other losses are worse than {report['reference']} {over}")
-        else:
-            parts.append(f"{name}: no loss can be seen to be better than {report['reference']} {over}")
+        parts.append(f"{name}: {_clause(group['losses'][1:], report['reference'])}")
+    states = report.get("states", {})
+    missing = sum(count for state, count in states.items() if state != "finished")
+    if missing:
+        parts.append(f"{missing} of {sum(states.values())} runs are not finished or have failed")
     return "; ".join(parts) + "."
+
+
+def _clause(entries: Sequence[dict[str, Any]], reference: str) -> str:
+    """What the comparisons of one detector say."""
+    rows = [e for e in entries if "AP" in e["differences"]]
+    compared = [e for e in rows if e["n_pairs"] > 1]
+    if not compared:
+        return "one seed cannot tell which loss is better" if rows else "nothing to compare yet"
+    counts = {e["n_pairs"] for e in compared}
+    over = f"over {min(counts)} seeds" if len(counts) == 1 else f"over {min(counts)} to {max(counts)} seeds"
+    verdicts = [e["differences"]["AP"]["verdict"] for e in compared]
+    better = [e for e, verdict in zip(compared, verdicts, strict=True) if verdict == "better"]
+    if better:
+        best = max(better, key=lambda e: e["differences"]["AP"]["value"])
+        who = f"{best['loss']} is better"
+        if len(better) > 1:  # they are not compared with each other
+            who = f"{len(better)} losses are better, {best['loss']} has the highest AP"
+        gain, low, high = (f"{100 * best['differences']['AP'][key]:.1f}" for key in ("value", "low", "high"))
+        return f"{who}, {gain} points of AP above {reference} ({low} to {high}) over {best['n_pairs']} seeds"
+    if set(verdicts) == {"worse"}:
+        return f"all other losses are worse than {reference} {over}"
+    return f"no loss can be seen to be better than {reference} {over}"

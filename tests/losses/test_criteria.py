@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.ops import complete_box_iou_loss, generalized_box_iou, sigmoid_focal_loss
+from torchvision.ops import complete_box_iou_loss, generalized_box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
 from concordet.assigned import BACKGROUND, IGNORED, Assigned, Quality, Regression
 from concordet.boxes import paired_iou
@@ -439,6 +439,14 @@ class TestSettings:
         spearman = build_criterion("focal+spearman(0.3,strength=1)")(assigned)["spearman"]
         torch.testing.assert_close(spearman, build_criterion("focal+pearson(0.3)")(assigned)["pearson"])
 
+    def test_focal_with_giou(self):
+        """The box loss is torchvision's, whatever the detector's own."""
+        assigned = record()
+        terms = build_criterion("focal(giou=2)", defaults=LossDefaults("focal", BoxTerm("l1")))(assigned)
+        giou = generalized_box_iou_loss(assigned.boxes, assigned.gt_boxes, reduction="sum")
+        torch.testing.assert_close(terms["box"], 2 * giou / assigned.normalizer)
+        torch.testing.assert_close(terms["classification"], build_criterion("focal")(assigned)["classification"])
+
     def test_alrp_without_balance_and_with_iou(self):
         assigned = record()
         default = build_criterion("alrp")(assigned)
@@ -480,7 +488,7 @@ def test_no_positives_is_zero_and_connected(name):
         ("focal+pse(x)", "at least 0, got 'x'"),
         ("focal+pse(slope=-1)", "slope of 'pse\\(slope=-1\\)' in loss .* at least 0, got '-1'"),
         ("focal+pse(1,width=2)", "setting of 'pse' must be one of: slope, got 'width'"),
-        ("focal(alpha=1)", "setting of 'focal' must be one of: none, got 'alpha'"),
+        ("varifocal(alpha=1)", "setting of 'varifocal' must be one of: none, got 'alpha'"),
         ("focal+centerness+iou_head", "one auxiliary head, got two"),
         ("focal+", "got '' in"),
         ("", "got '' in"),

@@ -8,7 +8,7 @@ from scipy import stats
 
 from concordet.measures.bootstrap import MEASURES
 from concordet.study import statistics
-from concordet.study.statistics import hierarchical, holm, seeds_needed, sentence
+from concordet.study.statistics import StandardError, hierarchical, holm, seeds_needed, sentence
 
 
 def simulated(rng, n_seeds, *, mean, seed_spread, image_spread, draws=400, n_images=200):
@@ -44,6 +44,34 @@ class TestHierarchical:
         assert drawn.std() == pytest.approx(stats.sem(seeds), rel=0.02)
 
 
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize(("seed_spread", "image_spread"), [(0.01, 0.0), (0.01, 0.1), (0.001, 0.1)])
+def test_intervals_contain_the_truth(n, seed_spread, image_spread):
+    """In at least 95 of 100 studies, and p is below 0.05 exactly where 0 is outside."""
+    rng = np.random.default_rng(7)
+    inside = []
+    for _ in range(300):
+        found = simulated(rng, n, mean=0.0, seed_spread=seed_spread, image_spread=image_spread, draws=200)
+        value, drawn = hierarchical(found, 1)
+        over_seeds = found[:, 0].var(ddof=1) / n
+        error = StandardError(over_seeds, max(drawn.var(ddof=1) - over_seeds, 0.0), n)
+        inside.append(abs(value) <= error.half_width(0.05))
+        assert (error.p_value(value) >= 0.05) == inside[-1]
+        assert error.half_width(error.p_value(value)) == pytest.approx(abs(value))
+    assert np.mean(inside) >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 300)
+
+
+@pytest.mark.parametrize("n", [2, 4, 10])
+def test_without_variance_over_images_it_is_the_paired_t_test(n):
+    differences = np.random.default_rng(n).normal(0.01, 0.01, n)
+    test = stats.ttest_1samp(differences, 0)
+    error = StandardError(differences.var(ddof=1) / n, 0.0, n)
+    assert error.p_value(differences.mean()) == pytest.approx(test.pvalue)
+    low, high = test.confidence_interval(0.95)
+    assert 2 * error.half_width(0.05) == pytest.approx(high - low)
+    assert StandardError(0.0, 0.04, n).p_value(0.3) == pytest.approx(2 * stats.norm.sf(1.5))
+
+
 def test_holm_equals_a_loop_over_the_definition():
     """Hypotheses are rejected from the smallest p on while p <= level / (number left)."""
     rng = np.random.default_rng(3)
@@ -65,7 +93,7 @@ def test_holm_equals_a_loop_over_the_definition():
 def test_verdicts_know_which_direction_is_better(name, value):
     lower_is_better = {"oLRP", "LaECE0", "LaACE0", "D_ECE"}
     row = {"value": value, "low": value - 1e-3, "high": value + 1e-3, "p": 1e-6}
-    statistics._correct([{"differences": {name: row}}], 0.05)
+    statistics._correct([{"differences": {name: row}, "n_pairs": 2}], 0.05)
     assert row["verdict"] == ("better" if (value < 0) == (name in lower_is_better) else "worse")
 
 
@@ -107,3 +135,22 @@ def test_the_sentence_says_what_the_verdicts_say(verdicts, expected):
     ]
     group = {"detector": "atss", "variant": "", "losses": [{"loss": "default"}, *entries]}
     assert expected in sentence({"reference": "default", "groups": [group]})
+
+
+def entry(loss, n_pairs, value, p):
+    row = {"value": value, "low": value - 0.01, "high": value + 0.01, "p": p}
+    return {"loss": loss, "n_pairs": n_pairs, "differences": {"AP": row}}
+
+
+def test_one_seed_has_no_verdict_and_no_part_in_the_correction():
+    entries = [entry("a", 5, 0.02, 0.03), entry("b", 1, 0.05, 1e-9), entry("c", 1, 0.01, 1e-9)]
+    statistics._correct(entries, 0.05)
+    assert [e["differences"]["AP"]["verdict"] for e in entries] == ["better", "one seed", "one seed"]
+    group = {"detector": "atss", "variant": "", "losses": [{"loss": "default"}, *entries]}
+    states = {"finished": 8, "failed": 3, "unfinished": 1, "new": 0}
+    assert sentence({"reference": "default", "groups": [group], "states": states}) == (
+        "atss: a is better, 2.0 points of AP above default (1.0 to 3.0) over 5 seeds; "
+        "4 of 12 runs are not finished or have failed."
+    )
+    group["losses"] = [{"loss": "default"}, *entries[1:]]
+    assert sentence({"reference": "default", "groups": [group]}) == "atss: one seed cannot tell which loss is better."

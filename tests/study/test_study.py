@@ -21,7 +21,8 @@ from concordet.engine.config import save_config
 from concordet.errors import UsageError
 from concordet.measures import evaluate_detections
 from concordet.measures.bootstrap import MEASURES
-from concordet.study import Study, compare_study, load_study, run_cell, run_study
+from concordet.study import Study, compare_study, load_study, run_cell, run_study, runner
+from concordet.study.grid import parse_vary
 from concordet.study.results import draws_of, read_result, result_path
 from concordet.study.runner import estimate_seconds, failure_file, finish_cell, state_of, stop
 
@@ -304,6 +305,51 @@ def test_cells_alternate_losses_and_have_folders_of_their_own(tmp_path):
     assert (config.detector, config.loss, config.seed, config.optim.lr) == ("fcos", "focal", 2, 0.02)
 
 
+def test_any_setting_can_have_several_values(tmp_path):
+    vary = parse_vary(["image_size=[64,64],[96,128]", "data.val_options.length=6,12"])
+    grid = Study(tmp_path / "x", ("fcos",), ("default",), (1,), vary, tiny())
+    names = [cell.name for cell in grid.cells()]
+    assert len(set(names)) == 4
+    assert names[0] == "fcos-default-image_size=64x64-data.val_options.length=6-seed1"
+    config = grid.config_of(grid.cells()[-1])
+    assert (config.image_size, config.data.val_options["length"]) == ((96, 128), 12)
+    grid.save()
+    assert load_study(grid.folder).cells() == grid.cells()
+
+
+def test_options_add_to_a_saved_study(study, tmp_path, capsys):
+    folder = tmp_path / "copy"
+    replace(study, folder=folder).save()
+    shutil.copytree(study.folder / "results", folder / "results")
+    assert main(["study", "--out", str(folder), "--losses", "ap", "focal", "--seeds", "1", "--report"]) == 0
+    report = json.loads((folder / "comparison.json").read_text())
+    assert {entry["loss"] for entry in report["groups"][0]["losses"]} == {*LOSSES, "ap"}
+    assert report["settings"]["size"] == "nano"  # not the default of a new study
+    assert "2 of 6 runs are not finished" in capsys.readouterr().out
+    assert load_study(folder).losses == LOSSES  # a report changes nothing
+    assert main(["study", "--out", str(folder), "--reference", "focal", "--report"]) == 0
+    assert json.loads((folder / "comparison.json").read_text())["reference"] == "focal"
+    capsys.readouterr()
+    assert main(["study", "--out", str(folder), "--resamples", "7", "--report"]) == 2
+    assert "resamples must be 20, as in the study in" in capsys.readouterr().err
+    assert main(["study", "--out", str(folder), "--vary", "optim.lr=1,2", "--report"]) == 2
+    assert "vary must be {}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, ["0", "1"]), ("2, 5", ["2", "5"])])
+def test_runs_use_the_gpus_that_are_visible(visible, expected, tmp_path, monkeypatch):
+    grid = Study(tmp_path / "x", ("fcos",), ("default",), (1,), config=tiny())
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    seen = []
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda words, env, **_: seen.append(env["CUDA_VISIBLE_DEVICES"]))
+    for gpu in (0, 1):
+        runner.start_cell(grid, grid.cells()[0], gpu=gpu)
+    assert seen == expected
+
+
 def test_a_study_is_read_back(tmp_path):
     grid = Study(tmp_path / "x", ("atss",), LOSSES, (1,), {"optim.lr": (0.01, 0.02)}, tiny())
     grid.save()
@@ -323,6 +369,10 @@ def test_a_study_is_read_back(tmp_path):
         (["--out", "{new}", "--losses", "default", "default"], 2, "one or more different"),
         (["--out", "{new}", "--losses", "default", "--vary", "lr=1,2"], 2, "vary must name settings"),
         (["--out", "{new}", "--losses", "default", "--vary", "optim.lr"], 2, "vary must be NAME=VALUE"),
+        (["--out", "{new}", "--losses", "default", "--vary", "optim.lr=1,1"], 2, "vary must give different values"),
+        (["--out", "{new}", "--losses", "ap", "--vary", "optim.lr=1", "optim.lr=2"], 2, "each setting once"),
+        (["--out", "{new}", "--losses", "default", "--vary", "options.x.y=1"], 2, "vary must name settings"),
+        (["--out", "{new}", "--losses", "default", "--reference", "ap"], 2, "reference must be one of the losses"),
         (["--out", "{new}", "--losses", "default", "--seeds", "0"], 2, "seeds must be at least 1"),
     ],
 )

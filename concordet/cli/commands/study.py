@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,10 +23,11 @@ def parser() -> Parser:
     )
     options.add_argument("--out", type=str | None, help="Folder of the study.")
     options.add_argument("--config", type=str | None, help="YAML file or recipe with the settings of all runs.")
-    options.add_argument("--losses", nargs="+", help="Names of losses; the first is the reference for the others.")
+    options.add_argument("--losses", nargs="+", help="Names of losses; the first is the reference.")
+    options.add_argument("--reference", type=str | None, help="Loss that the others are compared with.")
     options.add_argument("--detectors", nargs="+", help="Names of detectors; by default the configuration's.")
     options.add_argument("--seeds", type=int | None, help="Number of seeds; by default 3.")
-    options.add_argument("--first_seed", type=int, default=1, help="Lowest seed.")
+    options.add_argument("--first_seed", type=int | None, help="Lowest seed; by default 1.")
     options.add_argument("--vary", nargs="+", help="Settings with several values, such as optim.lr=0.01,0.02.")
     options.add_argument("--jobs", type=int, default=1, help="Number of simultaneous runs, with one CPU thread each.")
     options.add_argument(
@@ -69,9 +71,11 @@ def run(words: list[str]) -> None:
     study = _study(options)
     if options.cell is not None:
         check_cell(study, options.cell)
+    if options.reference is not None:
+        study.compared_with(options.reference)
     with messages(options.json):
         if options.dry_run:
-            _show(study)
+            _show(study, options.jobs)
             return
         if options.cell is not None:
             study.save()
@@ -85,7 +89,7 @@ def run(words: list[str]) -> None:
         print(", ".join(f"{count} {state}" for state, count in states.items() if count))
         if not any(state_of(study, cell) == "finished" for cell in study.cells()):
             raise ValueError(f"no run of this study has finished; see {study.folder}/runs")
-        report = compare_study(study)
+        report = compare_study(study if options.reference is None else study.compared_with(options.reference))
         page = Path(options.html) if options.html else study.folder / "study.html"
         from concordet.report import write_study
 
@@ -111,31 +115,34 @@ def _train(study: Any, options: Any) -> Any:
 
 
 def _study(options: Any) -> Any:
-    """The study of the options, or the one saved in the folder."""
+    """The study of the options; one that is saved in the folder is continued, with what the options add."""
     from concordet.engine.config import TrainConfig, load_config
     from concordet.engine.recipes import config_path
     from concordet.study import Study, load_study
-    from concordet.study.grid import parse_vary
+    from concordet.study.grid import NAME, parse_vary
 
     folder = Path(options.out)
-    given = (options.config, options.losses, options.detectors, options.seeds, options.vary, options.resamples)
-    if (folder / "study.json").is_file() and not any(value is not None for value in given):
-        return load_study(folder)
-    if options.losses is None:
+    saved = load_study(folder) if (folder / NAME).is_file() else None
+    if saved is None and options.losses is None:
         raise UsageError(f"losses must be named for a new study in {folder}, got none; for example --losses default ap")
-    seeds = 3 if options.seeds is None else options.seeds
-    if seeds < 1:
-        raise UsageError(f"seeds must be at least 1, got {seeds}; 3 is the default")
-    config = TrainConfig() if options.config is None else load_config(config_path(options.config))
-    study = Study(
-        folder,
-        tuple(options.detectors or [config.detector]),
-        tuple(options.losses),
-        tuple(range(options.first_seed, options.first_seed + seeds)),
-        parse_vary(options.vary or []),
-        config,
-        **({} if options.resamples is None else {"resamples": options.resamples}),
-    )
+    n_seeds = 3 if options.seeds is None else options.seeds
+    if n_seeds < 1:
+        raise UsageError(f"seeds must be at least 1, got {n_seeds}; 3 is the default")
+    first = 1 if options.first_seed is None else options.first_seed
+    seeds = tuple(range(first, first + n_seeds))
+    config = None if options.config is None else load_config(config_path(options.config))
+    vary = None if options.vary is None else parse_vary(options.vary)
+    if saved is None:
+        config = config or TrainConfig()
+        detectors = tuple(options.detectors or [config.detector])
+        study = Study(folder, detectors, tuple(options.losses), seeds, vary or {}, config)
+        if options.resamples is not None:
+            study = replace(study, resamples=options.resamples)
+    else:
+        asked = {"config": config, "vary": vary, "resamples": options.resamples}
+        saved.check_settings(**{name: value for name, value in asked.items() if value is not None})
+        named = (options.seeds, options.first_seed) != (None, None)
+        study = saved.extended(options.detectors or (), options.losses or (), seeds if named else ())
     _check_names(study)
     return study
 
@@ -160,7 +167,7 @@ def _check_names(study: Any) -> None:
         raise UsageError(str(error)) from error
 
 
-def _show(study: Any) -> None:
+def _show(study: Any, jobs: int) -> None:
     from concordet.study.runner import estimate_seconds, state_of
 
     cells = study.cells()
@@ -171,7 +178,10 @@ def _show(study: Any) -> None:
     if estimate is None:
         print(f"{len(cells)} runs; the time can be estimated once one is finished (train one with --cell 1)")
     else:
-        print(f"{len(cells)} runs; about {_duration(estimate[0])} left on one thread, from {estimate[1]}")
+        with_jobs = f" with {jobs} jobs" if jobs > 1 else ""
+        print(
+            f"{len(cells)} runs; about {_duration(estimate[0] / jobs)} of training left{with_jobs}, from {estimate[1]}"
+        )
 
 
 class _Display:
@@ -229,7 +239,7 @@ def _duration(seconds: float) -> str:
 
 def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from concordet.study.statistics import sentence
 
@@ -237,7 +247,8 @@ def _print(report: dict[str, Any]) -> None:
     for group in report["groups"]:
         name = group["detector"] + (f", {group['variant']}" if group["variant"] else "")
         level = f"{100 * report['confidence']:g} %"
-        table = Table("loss", "seeds", "AP", f"difference to {report['reference']} ({level})", "verdict", title=name)
+        columns = (Column("loss", overflow="fold"), "seeds", "AP", f"difference to {report['reference']} ({level})")
+        table = Table(*columns, "verdict", title=name)
         for entry in group["losses"]:
             ap = entry["metrics"].get("AP")
             spread = "" if ap is None or ap["std"] is None else f" ± {100 * ap['std']:.1f}"

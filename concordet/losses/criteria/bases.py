@@ -90,8 +90,9 @@ _SCORED_BOX = BoxTerm("giou", weighting="score")
 _BALANCED_DICE = MaskTerm("dice", weighting="score", balanced=True)
 
 
-def _focal(defaults: LossDefaults) -> Core:
-    return SeparateCore(FocalTerm(*defaults.focal), defaults.box)
+def _focal(defaults: LossDefaults, *, giou: float | None = None) -> Core:
+    box = defaults.box if giou is None else BoxTerm("giou", giou)
+    return SeparateCore(FocalTerm(*defaults.focal), box)
 
 
 def _cross_entropy(defaults: LossDefaults) -> Core:
@@ -142,7 +143,7 @@ def _distributional_ranking(defaults: LossDefaults) -> Core:
 
 
 BASES: dict[str, Base] = {
-    "focal": Base(_focal),
+    "focal": Base(_focal, settings=("giou",)),
     "ce": Base(_cross_entropy, softmax=True),
     "ap": Base(_ap("auto"), ranks_only=True, mask=MaskTerm("dice")),
     "alrp": Base(_alrp, ranks_only=True, balances_boxes=True, mask=_BALANCED_DICE, settings=("balanced", "giou")),
