@@ -140,6 +140,7 @@ TABLES: dict[str, Callable[[], str]] = {
         for detector in compared
     },
     "which loss, summary": lambda: which_loss.summary("digits"),
+    "which loss, papers": which_loss.papers,
     "which loss, weights": which_loss.weights,
     "prior": lambda: measured("prior", prior.WHAT, prior.table),
     "calibration": lambda: measured("calibration", calibration.WHAT, calibration.table),

@@ -25,6 +25,7 @@ from studies.losses import save, subplots
 FOLDER = Path(__file__).parent / "results" / "which_loss"
 COMPARED = {
     "digits": ("atss", "retinanet"),
+    "digits_box_loss": ("retinanet",),
     "digits_deformable_detr": ("deformable_detr",),
     "bccd": ("atss", "retinanet"),
 }
@@ -36,10 +37,28 @@ SHOWN = ("AP50", "AP90", "APs", "APm", "APl", "AP_few", "AP_many", "beta_cls", "
 COUPLED = re.compile(r"(?P<name>.+)\((?P<weight>[\d.]+)\)")
 
 
+PAPERS = (
+    ("rank_sort", "ap", "better"),
+    ("rank_sort", "alrp", "better"),
+    ("alrp", "ap", "better"),
+    ("bucketed_rank_sort", "rank_sort", "equal"),
+    ("quality_focal", "focal", "better"),
+    ("varifocal", "focal", "better"),
+    ("harmonic", "focal", "better"),
+    ("distributional_ranking", "focal", "better"),
+    ("default+concordance(1)", "default", "better"),
+    ("default+pse(1)", "default", "better"),
+    ("default+spearman(0.1)", "default", "better"),
+)
+"""A loss, another one, and what the paper of the first found."""
+
+
 @cache
-def report(name: str) -> dict[str, Any]:
+def report(name: str, reference: str | None = None) -> dict[str, Any]:
     """The comparison of a study, with the environment of its runs."""
     study = load_study(FOLDER / name)
+    if reference is not None:
+        study = study.compared_with(reference)
     cells = [cell for cell in study.cells() if (study.folder / "results" / f"{cell.name}.json").is_file()]
     environments = [read_result(study, cell)["environment"] for cell in cells]
     return compare_study(study) | {"environment": [{k: str(v) for k, v in e.items()} for e in environments]}
@@ -56,15 +75,15 @@ def group(name: str, detector: str) -> list[dict[str, Any]]:
     return [entry for entry in losses if entry["seeds"]]
 
 
-def difference(entry: dict[str, Any], key: str = "AP", *, interval: bool = True) -> str:
-    """A difference to the reference, with its interval, as text; bold where several seeds say that it is no chance."""
+def difference(entry: dict[str, Any], key: str = "AP", *, interval: bool = True, mark: bool = True) -> str:
+    """A difference to the reference, with its interval, as text; bold where it is significant, unless not marked."""
     row = entry["differences"].get(key)
     if row is None:
         return "–"
     metric = BY_KEY[key]
     value, low, high = (format(row[end] * metric.scale, f"+.{metric.decimals}f") for end in ("value", "low", "high"))
     text = f"{value} ({low} to {high})" if interval else value
-    return text if row["verdict"] == "may be chance" or len(entry["seeds"]) < 2 else f"**{text}**"
+    return f"**{text}**" if mark and row["verdict"] in ("better", "worse") else text
 
 
 def spread(entry: dict[str, Any], key: str) -> str:
@@ -116,6 +135,20 @@ def summary(name: str, n_best: int = 4) -> str:
 def measured(name: str, detector: str) -> str:
     """The versions that a study was trained with, and its table of a detector."""
     return f"Trained with {caption(report(name)['environment'])}.\n\n{losses(name, detector)}"
+
+
+def papers(name: str = "digits") -> str:
+    """Differences in AP between losses that a paper compared, with 95 % intervals, one column per detector."""
+    detectors = trained(name)
+    rows = []
+    for loss, other, claim in PAPERS:
+        cells = []
+        for detector in detectors:
+            (losses,) = (g["losses"] for g in report(name, other)["groups"] if g["detector"] == detector)
+            (entry,) = (e for e in losses if e["loss"] == loss)
+            cells.append(difference(entry, mark=False))
+        rows.append([f"`{loss}`", f"`{other}`", claim, *cells])
+    return markdown_table(["loss", "compared with", "its paper", *detectors], rows, text_columns=3)
 
 
 def weights(name: str = "weights") -> str:
@@ -178,8 +211,9 @@ def main() -> None:
     parser.add_argument("studies", type=Path, nargs="*", help="folders of studies to copy results from")
     for folder in parser.parse_args().studies:
         print(f"copied {copy(folder)}")
-    for name in COMPARED:
-        print(f"drawn: {draw(name)}")
+    for name, detectors in COMPARED.items():
+        if len(detectors) > 1:
+            print(f"drawn: {draw(name)}")
 
 
 if __name__ == "__main__":
