@@ -170,15 +170,19 @@ class Study:
     def save(self) -> None:
         """Writes the definition of the study into its folder.
 
+        Detectors, losses and seeds of a study that is there already are kept.
+
         Raises:
             UsageError: the folder has a study with other settings.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
+        whole = self
         if (self.folder / NAME).exists():
             before = load_study(self.folder)
-            before.check_settings(config=self.config, resamples=self.resamples)
+            before.check_settings(config=self.config, vary=self.vary, resamples=self.resamples)
+            whole = before.extended(self.detectors, self.losses, self.seeds)
         save_config(self.folder / "config.yaml", self.config)
-        content = {k: v for k, v in asdict(self).items() if k not in ("folder", "config")}
+        content = {k: v for k, v in asdict(whole).items() if k not in ("folder", "config")}
         write_json(self.folder / NAME, {"format": 1, **content})
 
 

@@ -357,6 +357,8 @@ def test_a_study_is_read_back(tmp_path):
     other = replace(grid, config=replace(grid.config, size="full"))
     with pytest.raises(UsageError, match="other settings"):
         other.save()
+    replace(grid, losses=("ap",), seeds=(2,)).save()  # forgets nothing
+    assert load_study(grid.folder) == replace(grid, losses=(*LOSSES, "ap"), seeds=(1, 2))
 
 
 @pytest.mark.parametrize(
