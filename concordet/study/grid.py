@@ -145,15 +145,16 @@ class Study:
         """Raises a UsageError if one of these attributes differs from that of this study, which is saved."""
         for name, value in asked.items():
             own = getattr(self, name)
-            if name == "config" and to_dict(value) != to_dict(own):
+            if name == "config":
+                if to_dict(value) != to_dict(own):
+                    raise UsageError(
+                        f"{self.folder} must be a folder without another study, got one with other settings; leave the "
+                        "configuration out to continue it, or name another folder"
+                    )
+            elif value != own:
                 raise UsageError(
-                    f"{self.folder} must be a folder without another study, got one with other settings; leave the "
-                    "configuration out to continue it, or name another folder"
-                )
-            if name != "config" and value != own:
-                raise UsageError(
-                    f"{name} must be {own}, as in the study in {self.folder}, got {value}; leave it out to continue "
-                    "that study, or name another folder"
+                    f"{name} must be {_text(own)}, as in the study in {self.folder}, got {_text(value)}; leave it out "
+                    "to continue that study, or name another folder"
                 )
 
     def compared_with(self, reference: str) -> Study:
@@ -249,4 +250,7 @@ def _frozen(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
+    """A setting's value, or several settings with theirs, as on the command line."""
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={','.join(map(_text, values))}" for name, values in value.items()) or "nothing"
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)

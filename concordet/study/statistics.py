@@ -36,8 +36,8 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
     Runs are paired by seed and image. Each bootstrap draw samples seeds and images with replacement, the same images
     for all runs, so that intervals of differences include both sources of variance. Deviations of seeds are multiplied
     by sqrt(n / (n - 1)), since a bootstrap of n values underestimates their standard deviation by this factor. The
-    variance over seeds is multiplied by a quantile of the t-distribution with n - 1 degrees of freedom, the rest, over
-    images, by that of the normal distribution. With one seed, intervals include the variance over images only, and
+    standard error over seeds is multiplied by a quantile of the t-distribution with n - 1 degrees of freedom, the rest,
+    over images, by that of the normal distribution. With one seed, intervals include the variance over images only, and
     there is no verdict. Verdicts are corrected for the number of losses (Holm 1979).
 
     Args:

@@ -71,8 +71,7 @@ def run(words: list[str]) -> None:
     study = _study(options)
     if options.cell is not None:
         check_cell(study, options.cell)
-    if options.reference is not None:
-        study.compared_with(options.reference)
+    compared = study if options.reference is None else study.compared_with(options.reference)
     with messages(options.json):
         if options.dry_run:
             _show(study, options.jobs)
@@ -89,7 +88,7 @@ def run(words: list[str]) -> None:
         print(", ".join(f"{count} {state}" for state, count in states.items() if count))
         if not any(state_of(study, cell) == "finished" for cell in study.cells()):
             raise ValueError(f"no run of this study has finished; see {study.folder}/runs")
-        report = compare_study(study if options.reference is None else study.compared_with(options.reference))
+        report = compare_study(compared)
         page = Path(options.html) if options.html else study.folder / "study.html"
         from concordet.report import write_study
 
