@@ -102,6 +102,7 @@ def test_results_are_copied_without_runs(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(4 * 3600)
 @pytest.mark.parametrize("name", sorted(p.parent.name for p in which_loss.FOLDER.glob("*/study.json")))
 def test_a_tenth_can_be_repeated(tmp_path, name):
     """Trained again, runs reach the AP of the results; other processors round differently, as other seeds do."""
