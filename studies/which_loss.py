@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from concordet.benchmark.results import caption
 from concordet.benchmark.results import table as markdown_table
 from concordet.measures.metrics import BY_KEY
 from concordet.study import compare_study, load_study
-from concordet.study.results import read_result
+from concordet.study.results import read_result, result_path
 from studies.losses import save, subplots
 
 FOLDER = Path(__file__).parent / "results" / "which_loss"
@@ -54,14 +55,10 @@ PAPERS = (
 
 
 @cache
-def report(name: str, reference: str | None = None) -> dict[str, Any]:
-    """The comparison of a study, with the environment of its runs."""
+def report(name: str, losses: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """The comparison of a study, or of some of its losses with the first of them."""
     study = load_study(FOLDER / name)
-    if reference is not None:
-        study = study.compared_with(reference)
-    cells = [cell for cell in study.cells() if (study.folder / "results" / f"{cell.name}.json").is_file()]
-    environments = [read_result(study, cell)["environment"] for cell in cells]
-    return compare_study(study) | {"environment": [{k: str(v) for k, v in e.items()} for e in environments]}
+    return compare_study(study if losses is None else replace(study, losses=losses))
 
 
 def trained(name: str) -> list[str]:
@@ -69,10 +66,10 @@ def trained(name: str) -> list[str]:
     return [g["detector"] for g in report(name)["groups"] if g["losses"][0]["seeds"]]
 
 
-def group(name: str, detector: str) -> list[dict[str, Any]]:
+def group(name: str, detector: str, losses: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
     """The losses of a detector that have finished runs, the reference first, then by AP."""
-    (losses,) = (g["losses"] for g in report(name)["groups"] if g["detector"] == detector)
-    return [entry for entry in losses if entry["seeds"]]
+    (entries,) = (g["losses"] for g in report(name, losses)["groups"] if g["detector"] == detector)
+    return [entry for entry in entries if entry["seeds"]]
 
 
 def difference(entry: dict[str, Any], key: str = "AP", *, interval: bool = True, mark: bool = True) -> str:
@@ -134,20 +131,21 @@ def summary(name: str, n_best: int = 4) -> str:
 
 def measured(name: str, detector: str) -> str:
     """The versions that a study was trained with, and its table of a detector."""
-    return f"Trained with {caption(report(name)['environment'])}.\n\n{losses(name, detector)}"
+    study = load_study(FOLDER / name)
+    cells = [c for c in study.cells() if c.detector == detector and result_path(study, c).is_file()]
+    environments = [read_result(study, cell)["environment"] for cell in cells]
+    where = caption([{key: str(value) for key, value in e.items()} for e in environments])
+    return f"Trained with {where}.\n\n{losses(name, detector)}"
 
 
 def papers(name: str = "digits") -> str:
     """Differences in AP between losses that a paper compared, with 95 % intervals, one column per detector."""
     detectors = trained(name)
-    rows = []
-    for loss, other, claim in PAPERS:
-        cells = []
-        for detector in detectors:
-            (losses,) = (g["losses"] for g in report(name, other)["groups"] if g["detector"] == detector)
-            (entry,) = (e for e in losses if e["loss"] == loss)
-            cells.append(difference(entry, mark=False))
-        rows.append([f"`{loss}`", f"`{other}`", claim, *cells])
+    rows = [
+        [f"`{loss}`", f"`{other}`", claim]
+        + [difference(group(name, detector, (other, loss))[1], mark=False) for detector in detectors]
+        for loss, other, claim in PAPERS
+    ]
     return markdown_table(["loss", "compared with", "its paper", *detectors], rows, text_columns=3)
 
 

@@ -131,7 +131,7 @@ def average_precision(
 
 
 def interpolated_ap(classes: Ints, n_true: Ints, n_seen: Ints, n_objects: Ints | Floats) -> Floats:
-    """``[K]`` AP at 101 levels of recall, 0 for a class without true positives; used where hotcoco has none.
+    """``[K]`` AP at 101 recall thresholds, 0 for a class without true positives; used where hotcoco has none.
 
     Args:
         classes: ``[n]`` class of each true positive, in the order of class and rank.

@@ -180,6 +180,13 @@ class StandardError:
     over_images: float
     n: int
 
+    @classmethod
+    def of(cls, seeds: Floats, drawn: Floats) -> StandardError:
+        """From the differences ``[n]`` of the seeds on all images, and the draws of :func:`hierarchical`."""
+        n = len(seeds)
+        over_seeds = float(seeds.var(ddof=1)) / n if n > 1 else 0.0
+        return cls(over_seeds, max(float(drawn.var(ddof=1)) - over_seeds, 0.0), n)
+
     def half_width(self, level: float) -> float:
         """Half the width of the interval with confidence ``1 - level``."""
         images = float(stats.norm.isf(level / 2)) * math.sqrt(self.over_images)
@@ -208,8 +215,7 @@ def _differences(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats], 
         drawn = drawn[np.isfinite(drawn)]
         if not math.isfinite(value) or len(drawn) < 2:
             continue
-        over_seeds = float(paired[:, 0, index].var(ddof=1)) / len(pairs) if len(pairs) > 1 else 0.0
-        error = StandardError(over_seeds, max(float(drawn.var(ddof=1)) - over_seeds, 0.0), len(pairs))
+        error = StandardError.of(paired[:, 0, index], drawn)
         width, p = error.half_width(1 - confidence), error.p_value(value)
         report[name] = {"value": value, "low": value - width, "high": value + width, "p": p}
     return report

@@ -53,8 +53,7 @@ def test_intervals_contain_the_truth(n, seed_spread, image_spread):
     for _ in range(300):
         found = simulated(rng, n, mean=0.0, seed_spread=seed_spread, image_spread=image_spread, draws=200)
         value, drawn = hierarchical(found, 1)
-        over_seeds = found[:, 0].var(ddof=1) / n
-        error = StandardError(over_seeds, max(drawn.var(ddof=1) - over_seeds, 0.0), n)
+        error = StandardError.of(found[:, 0], drawn)
         inside.append(abs(value) <= error.half_width(0.05))
         assert (error.p_value(value) >= 0.05) == inside[-1]
         assert error.half_width(error.p_value(value)) == pytest.approx(abs(value))
