@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from concordet.calibration.runs import run_sample
+from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config
 from concordet.files import read_json, write_text
 from concordet.measures.bootstrap import MEASURES, Sample, draw_weights, evaluate_weighted
 from concordet.measures.reading.arrays import Floats
@@ -36,11 +37,12 @@ def read_result(study: Study, cell: Cell) -> dict[str, Any]:
     Returns:
         ``metrics`` (of ``evaluation.json``, and AP by the number of objects), ``per_class`` (name to AP), ``curve``
         (pairs of update and AP), ``processor_ms`` per update, ``environment``, ``n_images``, ``images`` (a hash of
-        their ids) and ``draws``: ``[1 + resamples][measures]`` of :data:`concordet.measures.bootstrap.MEASURES` on all
-        images, and on each draw.
+        their ids), ``trained_with`` (the settings of the run; older results have none) and ``draws``: ``[1 +
+        resamples][measures]`` of :data:`concordet.measures.bootstrap.MEASURES` on all images, and on each draw.
 
     Raises:
-        ValueError: the file is not a result, or it has draws for another number of resamples.
+        ValueError: the file is not a result, it has draws for another number of resamples, or its run was trained with
+            other settings than those of the study.
     """
     path = result_path(study, cell)
     if not path.is_file():
@@ -52,7 +54,19 @@ def read_result(study: Study, cell: Cell) -> dict[str, Any]:
         raise ValueError(
             f"{path} must have {study.resamples} resamples, got {len(result['draws']) - 1}; delete it to make it again"
         )
+    asked = _settings(study.config_of(cell))
+    for name, value in result.get("trained_with", {}).items():
+        if name in asked and asked[name] != value:
+            raise ValueError(
+                f"{name} must be {asked[name]}, as in the study, got {value} in {path}; delete that file and its run "
+                "to train it again"
+            )
     return result
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that a result depends on, by dotted name."""
+    return {k: v for k, v in flat(config).items() if k not in MAY_CHANGE or k == "data.batch_size"}
 
 
 def draws_of(result: dict[str, Any]) -> Floats:
@@ -87,6 +101,7 @@ def _write_result(study: Study, cell: Cell) -> None:
         "metrics": evaluation["metrics"] | {"calibration": None} | ap_by_crowding(sample),
         "per_class": {entry["name"]: entry["AP"] for entry in evaluation["per_class"]},
         "curve": _curve(folder / "metrics.csv"),
+        "trained_with": _settings(load_config(folder / "config.yaml")),
         "updates": timing.get("updates"),
         "processor_ms": None if seconds is None else 1000 * seconds,
         "environment": evaluation.get("environment"),

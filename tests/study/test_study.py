@@ -128,10 +128,28 @@ def test_results_that_do_not_fit_are_refused(study, tmp_path):
         ({"images": "0" * 64}, "evaluated on the same images"),
         ({"format": 7}, "must be the result of a study's run"),
         ({"draws": good["draws"][:3]}, "must have 20 resamples, got 2"),
+        ({"trained_with": good["trained_with"] | {"optim.lr": 7.0}}, r"optim\.lr must be .*, got 7\.0"),
+        ({"trained_with": good["trained_with"] | {"data.batch_size": 7}}, r"data\.batch_size must be 4, .* got 7 in"),
     ):
         path.write_text(json.dumps(good | change))
         with pytest.raises(ValueError, match=message):
             compare_study(grid)
+    older = {key: value for key, value in good.items() if key != "trained_with"}
+    path.write_text(json.dumps(older))
+    assert compare_study(grid)["states"]["finished"] == 4
+
+
+def test_a_run_of_another_study_gives_no_result(study, tmp_path):
+    """Neither do results or runs that were trained elsewhere with other hardware or files change anything."""
+    config = replace(study.config, accelerator="auto", timeout=7)
+    same = replace(study, folder=tmp_path / "same", config=config)
+    shutil.copytree(study.folder / "results", same.folder / "results")
+    assert compare_study(same)["groups"] == compare_study(study)["groups"]
+    optim = replace(study.config.optim, lr=study.config.optim.lr / 2)
+    other = replace(study, folder=tmp_path / "other", config=replace(study.config, optim=optim))
+    shutil.copytree(study.folder / "runs", other.folder / "runs")
+    with pytest.raises(ValueError, match=r"optim\.lr must be .*, as in the study, got .* in .*other"):
+        compare_study(other)
 
 
 def test_finished_runs_are_not_trained_again(study):
