@@ -24,8 +24,8 @@ SLOTS: Final = 8
 DASHES: Final[tuple[Any, ...]] = ("-", (0, (5, 1.6)), (0, (1.4, 1.2)), (0, (6, 1.5, 1.4, 1.5)))
 
 # Placeholder colors: matplotlib accepts no CSS variables, so _svg replaces these in the text.
-INK, MUTED, GRID = "#0a0001", "#0a0002", "#0a0003"
-_VARIABLES: Final = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
+INK, MUTED, GRID, SURFACE = "#0a0001", "#0a0002", "#0a0003", "#0a0004"
+_VARIABLES: Final = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", SURFACE: "var(--card)"} | {
     f"#0b000{slot}": f"var(--run-{slot})" for slot in range(SLOTS)
 }
 _SETTINGS: Final[dict[Any, Any]] = {
@@ -178,11 +178,14 @@ def calibration_plot(bins: Sequence[tuple[float, float, int]], *, slot: int, tit
         return _svg(figure, f"{title}: mean IoU of detections by score, with the diagonal")
 
 
-def forest_plot(rows: Sequence[tuple[str, float, float, float]], *, title: str, x_label: str) -> Markup:
+def forest_plot(
+    rows: Sequence[tuple[str, float, float, float]], *, significant: Sequence[bool], title: str, x_label: str
+) -> Markup:
     """Differences with their intervals, one row each from top to bottom, and a line at 0.
 
     Args:
         rows: Name, value, lower and upper end of each.
+        significant: Whether each is; its point is filled, those of the others are hollow.
         title: Beginning of the description for screen readers.
         x_label: Label of the axis.
     """
@@ -190,14 +193,18 @@ def forest_plot(rows: Sequence[tuple[str, float, float, float]], *, title: str, 
         figure, axes = _figure(height=0.7 + 0.28 * len(rows))
         axes.axvline(0, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
         heights = np.arange(len(rows))[::-1]
-        for height, (_, value, low, high) in zip(heights, rows, strict=True):
+        for height, (_, value, low, high), filled in zip(heights, rows, significant, strict=True):
             axes.plot([low, high], [height, height], color=slot_color(0), linewidth=1.6)
-            axes.plot([value], [height], color=slot_color(0), marker="o", markersize=4.5)
+            inner = slot_color(0) if filled else SURFACE
+            axes.plot([value], [height], color=slot_color(0), marker="o", markersize=5, markerfacecolor=inner)
         axes.set_yticks(heights, [name for name, *_ in rows])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.grid(False, axis="y")
         axes.set_xlabel(x_label)
-        described = ", ".join(f"{name} {value:+.1f} ({low:+.1f} to {high:+.1f})" for name, value, low, high in rows)
+        described = ", ".join(
+            f"{name} {value:+.1f} ({low:+.1f} to {high:+.1f}{', significant' * filled})"
+            for (name, value, low, high), filled in zip(rows, significant, strict=True)
+        )
         return _svg(figure, f"{title}: {described}")
 
 

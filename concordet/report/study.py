@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from concordet.measures.bootstrap import MEASURES
 from concordet.measures.metrics import BY_KEY, MISSING, Metric
 from concordet.report.page import render, write_page
@@ -53,17 +55,13 @@ def study_page(report: Mapping[str, Any], *, title: str, summary: str | None = N
 
 
 def _group(group: Mapping[str, Any]) -> dict[str, Any]:
-    rows = [
-        (e["loss"], *(100 * e["differences"]["AP"][key] for key in ("value", "low", "high")))
-        for e in group["losses"][1:]
-        if "AP" in e["differences"]
-    ]
-    rows.sort(key=lambda row: -row[1])
     losses = group["losses"]
+    aps = {e["loss"]: e["differences"]["AP"] for e in losses[1:] if "AP" in e["differences"]}
+    aps = dict(sorted(aps.items(), key=lambda item: -item[1]["value"]))
     shown = [m for m in BY_KEY.values() if any(m.key in e["metrics"] for e in losses)]
     return {
         "name": group["detector"] + (f", {group['variant']}" if group["variant"] else ""),
-        "plot": forest_plot(rows, title="Difference in AP", x_label="points of AP") if rows else None,
+        "plot": _forest(aps) if aps else None,
         "curves": _curves(losses),
         "losses": [e["loss"] for e in losses],
         "differences": [
@@ -90,6 +88,16 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
             for name in dict.fromkeys(name for e in losses for name in e["per_class"])
         ],
     }
+
+
+def _forest(differences: Mapping[str, Mapping[str, Any]]) -> Markup:
+    """The differences in AP by loss, from top to bottom."""
+    return forest_plot(
+        [(loss, *(100 * row[key] for key in ("value", "low", "high"))) for loss, row in differences.items()],
+        significant=[row["verdict"] in ("better", "worse") for row in differences.values()],
+        title="Difference in AP",
+        x_label="points of AP",
+    )
 
 
 def _curves(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

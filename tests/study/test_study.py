@@ -1,6 +1,7 @@
 """Small studies: finished runs stay, unfinished ones resume, failures are recorded, tables do not depend on the way."""
 
 import json
+import re
 import shutil
 import signal
 import statistics
@@ -21,6 +22,7 @@ from concordet.engine.config import save_config
 from concordet.errors import UsageError
 from concordet.measures import evaluate_detections
 from concordet.measures.bootstrap import MEASURES
+from concordet.report.study import study_page
 from concordet.study import Study, compare_study, load_study, run_cell, run_study, runner
 from concordet.study.grid import parse_vary
 from concordet.study.results import draws_of, read_result, result_path
@@ -162,7 +164,9 @@ def test_finished_runs_are_not_trained_again(study):
 def test_the_command_shows_a_finished_study(study, tmp_path, capsys):
     words = ["study", "--out", str(study.folder), "--json", str(tmp_path / "report.json")]
     assert main(words) == 0
-    assert "4 finished" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 finished" in printed
+    assert "fcos, 2 seeds, compared with default" in printed
     report = json.loads((tmp_path / "report.json").read_text())
     assert [entry["loss"] for entry in report["groups"][0]["losses"]] == list(LOSSES)
     page = (study.folder / "study.html").read_text(encoding="utf-8")
@@ -172,6 +176,52 @@ def test_the_command_shows_a_finished_study(study, tmp_path, capsys):
     listed = capsys.readouterr().out
     assert "4 runs" in listed
     assert "fcos-focal-seed2" in listed
+
+
+def test_seeds_have_a_column_where_losses_differ_in_them(study, tmp_path, capsys):
+    grid = replace(study, folder=tmp_path / "other")
+    shutil.copytree(study.folder, grid.folder, ignore=shutil.ignore_patterns("runs"))
+    result_path(grid, grid.cells()[-1]).unlink()
+    main(["study", "--out", str(grid.folder), "--report"])
+    printed = capsys.readouterr().out
+    assert "fcos, compared with default" in printed
+    (default,) = (line for line in printed.splitlines() if line.startswith("│ default"))
+    (focal,) = (line for line in printed.splitlines() if line.startswith("│ focal"))
+    assert [line.split("│")[2].strip() for line in (default, focal)] == ["2", "1"]
+    assert focal.split("│")[5].strip() == "one seed"
+
+
+def test_points_that_may_be_chance_are_hollow():
+    """One marker is painted with the color of the card behind it, and the description for screen readers says so."""
+    row = {"low": 0.01, "high": 0.05}
+    differences = {
+        "ap": row | {"value": 0.03, "verdict": "better"},
+        "focal": row | {"value": 0.02, "verdict": "one seed"},
+    }
+    entries = [{"loss": loss, "differences": {"AP": difference}} for loss, difference in differences.items()]
+    empty = {
+        "metrics": {},
+        "per_class": {},
+        "curve": [],
+        "processor_ms": None,
+        "seeds": [],
+        "n_pairs": 5,
+        "seeds_needed": 7,
+    }
+    losses = [empty | entry for entry in [{"loss": "default", "differences": {}}, *entries]]
+    group = {"detector": "atss", "variant": "", "losses": losses}
+    report = {
+        "reference": "default",
+        "confidence": 0.95,
+        "groups": [group],
+        "settings": {},
+        "failures": [],
+        "states": {},
+    }
+    page = study_page(report, title="digits")
+    (plot,) = re.findall("<svg.*?</svg>", page, re.DOTALL)
+    assert plot.count("fill: var(--card)") == 1
+    assert "ap +3.0 (+1.0 to +5.0, significant), focal +2.0 (+1.0 to +5.0)" in plot
 
 
 def test_the_command_reads_a_configuration_file_or_a_recipe(tmp_path, capsys):

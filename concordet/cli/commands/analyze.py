@@ -133,9 +133,9 @@ def print_metrics(values: dict[str, Any], doubts: Sequence[str] = ()) -> None:
         values: Values by metric, and notes.
         doubts: Notes that suggest a mistake in the input; red on a terminal.
     """
-    from rich.console import Console
     from rich.table import Table
 
+    from concordet.cli.tables import wide_console
     from concordet.measures.metrics import ANALYSIS, GROUPS, present
 
     comparison, intervals = values.get("comparison"), values.get("intervals") or {}
@@ -159,7 +159,7 @@ def print_metrics(values: dict[str, Any], doubts: Sequence[str] = ()) -> None:
             if len(headings) > 1:
                 cells.append("" if not ends else " to ".join(map(metric.text, ends)))
             table.add_row(metric.heading, *cells)
-    console = Console()
+    console = wide_console()
     console.print(table)
     for metric in present(ANALYSIS, values):
         if values[metric.key] is None and metric.key in values.get("reasons", {}):

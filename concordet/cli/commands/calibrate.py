@@ -194,10 +194,10 @@ def _write_results(calibrator: Any, source: str, out: str) -> int:
 
 
 def _print(report: dict[str, Any], outputs: dict[str, str | None]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from concordet.calibration.evaluation import METRICS
+    from concordet.cli.tables import wide_console
     from concordet.measures.metrics import BY_KEY
 
     table = Table(
@@ -216,7 +216,7 @@ def _print(report: dict[str, Any], outputs: dict[str, str | None]) -> None:
             metric = BY_KEY[name]
             values = [metric.text(part[side][name]) for side in ("before", "after")]
             table.add_row(metric.title, *values, "" if ends is None else " to ".join(map(metric.text, ends)))
-    Console().print(table)
+    wide_console().print(table)
     shared = [row for row in report["per_class"] if row["reason"] is not None]
     if shared:
         print(f"{len(shared)} of {len(report['per_class'])} classes share one map: {shared[0]['reason']}")

@@ -67,8 +67,9 @@ def run(words: list[str]) -> None:
 
 def print_report(sentence: str, report: dict[str, Any]) -> None:
     """Prints the summary, a table of the splits and the first faults."""
-    from rich.console import Console
     from rich.table import Table
+
+    from concordet.cli.tables import wide_console
 
     splits = report["splits"]
     table = Table("", *splits)
@@ -84,7 +85,7 @@ def print_report(sentence: str, report: dict[str, Any]) -> None:
     table.add_row("image, median", *(_size(split["image_sizes"]) for split in splits.values()))
     table.add_row("side of a box, median", *(_size(split["box_sides"]) for split in splits.values()))
     print(sentence)
-    Console().print(table)
+    wide_console().print(table)
     for name, split in splits.items():
         for kind, number in split["counts"].items():
             print(f"{name}: {number:,} {kind.replace('_', ' ')}")

@@ -237,27 +237,32 @@ def _duration(seconds: float) -> str:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Column, Table
 
+    from concordet.cli.tables import wide_console
     from concordet.study.statistics import sentence
 
     print(sentence(report))
+    console = wide_console()
     for group in report["groups"]:
         name = group["detector"] + (f", {group['variant']}" if group["variant"] else "")
-        level = f"{100 * report['confidence']:g} %"
-        columns = (Column("loss", overflow="fold"), "seeds", "AP", f"difference to {report['reference']} ({level})")
-        table = Table(*columns, "verdict", title=name)
+        counts = {len(entry["seeds"]) for entry in group["losses"]}
+        differ = len(counts) > 1
+        if not differ:  # without their column, most names and intervals fit 80 columns
+            name += f", {(n := counts.pop())} seed{'s' * (n != 1)}"
+        table = Table(Column("loss", overflow="fold"), title=f"{name}, compared with {report['reference']}")
+        for heading in (*["seeds"] * differ, "AP", f"difference ({100 * report['confidence']:g} %)", "verdict"):
+            table.add_column(heading)
         for entry in group["losses"]:
             ap = entry["metrics"].get("AP")
             spread = "" if ap is None or ap["std"] is None else f" ± {100 * ap['std']:.1f}"
             row = entry["differences"].get("AP")
-            difference = verdict = ""
+            gain = verdict = ""
             if row is not None:
                 ends = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-                difference, verdict = f"{100 * row['value']:+.1f} ({ends})", row["verdict"]
+                gain, verdict = f"{100 * row['value']:+.1f} ({ends})", row["verdict"]
             value = "–" if ap is None else f"{100 * ap['mean']:.1f}{spread}"
-            table.add_row(entry["loss"], str(len(entry["seeds"])), value, difference, verdict)
-        Console().print(table)
+            table.add_row(entry["loss"], *[str(len(entry["seeds"]))] * differ, value, gain, verdict)
+        console.print(table)
     for failure in report["failures"]:
         print(f"failed: {failure['cell']}: {failure['reason']}")
