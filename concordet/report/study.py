@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from markupsafe import Markup
 
@@ -12,6 +12,12 @@ from concordet.measures.bootstrap import MEASURES
 from concordet.measures.metrics import BY_KEY, MISSING, Metric
 from concordet.report.page import render, write_page
 from concordet.report.plots import SLOTS, Line, forest_plot, line_plot
+
+FIGURES: Final = (
+    ("Learning curves", "AP during training", "curve", "update", "update"),
+    ("AP by IoU threshold", "AP at each of COCO's ten IoU thresholds", "by_threshold", "iou", "IoU threshold"),
+)
+"""Title, description, part of the report, its axis and the axis's label."""
 
 
 def write_study(report: Mapping[str, Any], out: Path, *, title: str, summary: str | None = None) -> Path:
@@ -62,7 +68,11 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "name": group["detector"] + (f", {group['variant']}" if group["variant"] else ""),
         "plot": _forest(aps) if aps else None,
-        "curves": _curves(losses),
+        "figures": [
+            {"title": title, "about": about, "plots": plots}
+            for title, about, *points in FIGURES
+            if (plots := _curves(losses, *points))
+        ],
         "losses": [e["loss"] for e in losses],
         "differences": [
             {
@@ -100,22 +110,22 @@ def _forest(differences: Mapping[str, Mapping[str, Any]]) -> Markup:
     )
 
 
-def _curves(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One plot per loss, together with the reference: bands of all losses in one plot would cover each other."""
+def _curves(entries: Sequence[Mapping[str, Any]], key: str, axis: str, x_label: str) -> list[dict[str, Any]]:
+    """AP of a loss and the reference along an axis, a plot each: bands of all losses in one would cover each other."""
     reference, *others = entries
-    if len(reference["curve"]) < 2:
+    if len(reference[key]) < 2:
         return []
     plots = []
-    for slot, entry in enumerate((e for e in others if len(e["curve"]) > 1), 1):
+    for slot, entry in enumerate((e for e in others if len(e[key]) > 1), 1):
         lines, bands = [], []
         for e, color in ((reference, 0), (entry, 1 + (slot - 1) % (SLOTS - 1))):
-            x = [point["update"] for point in e["curve"]]
-            lines.append(Line(e["loss"], color, x, [100 * point["mean"] for point in e["curve"]]))
-            if all(point["std"] is not None for point in e["curve"]):
-                ends = ([100 * (p["mean"] + sign * p["std"]) for p in e["curve"]] for sign in (-1, 1))
+            x = [point[axis] for point in e[key]]
+            lines.append(Line(e["loss"], color, x, [100 * point["mean"] for point in e[key]]))
+            if all(point["std"] is not None for point in e[key]):
+                ends = ([100 * (p["mean"] + sign * p["std"]) for p in e[key]] for sign in (-1, 1))
                 low, high = (Line(e["loss"], color, x, y) for y in ends)
                 bands.append((low, high))
-        plot = line_plot(lines, title="AP by update", x_label="update", y_label="AP", bands=bands)
+        plot = line_plot(lines, title=f"AP by {x_label}", x_label=x_label, y_label="AP", bands=bands)
         plots.append({"loss": entry["loss"], "slot": lines[1].slot, "plot": plot})
     return plots
 

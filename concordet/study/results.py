@@ -13,6 +13,7 @@ import numpy as np
 from concordet.calibration.runs import run_sample
 from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config
 from concordet.files import read_json, write_text
+from concordet.measures import analyze
 from concordet.measures.bootstrap import MEASURES, Sample, draw_weights, evaluate_weighted
 from concordet.measures.reading.arrays import Floats
 from concordet.measures.reading.records import is_federated
@@ -35,10 +36,12 @@ def read_result(study: Study, cell: Cell) -> dict[str, Any]:
     """The result of a finished cell, computed from its run folder on the first call.
 
     Returns:
-        ``metrics`` (of ``evaluation.json``, and AP by the number of objects), ``per_class`` (name to AP), ``curve``
-        (pairs of update and AP), ``processor_ms`` per update, ``environment``, ``n_images``, ``images`` (a hash of
-        their ids), ``trained_with`` (the settings of the run; older results have none) and ``draws``: ``[1 +
-        resamples][measures]`` of :data:`concordet.measures.bootstrap.MEASURES` on all images, and on each draw.
+        ``metrics`` (of ``evaluation.json``, AP by the number of objects, and AP with the best ranking), ``per_class``
+        (name to AP), ``curve`` (pairs of update and AP), ``by_threshold`` (pairs of IoU threshold and AP),
+        ``processor_ms`` per update, ``environment``, ``n_images``, ``images`` (a hash of their ids), ``trained_with``
+        (the settings of the run) and ``draws``: ``[1 + resamples][measures]`` of
+        :data:`concordet.measures.bootstrap.MEASURES` on all images, and on each draw. Older results have neither
+        ``by_threshold`` nor ``trained_with``.
 
     Raises:
         ValueError: the file is not a result, it has draws for another number of resamples, or its run was trained with
@@ -77,12 +80,11 @@ def draws_of(result: dict[str, Any]) -> Floats:
 def _write_result(study: Study, cell: Cell) -> None:
     folder = study.run_folder(cell)
     evaluation = read_json(folder / "evaluation.json")
-    sample = run_sample(
-        truth := read_json(folder / "ground_truth.json"),
-        read_json(folder / "detections.json"),
-        lvis=is_federated(truth),
-        cross_fit=evaluation.get("calibration") is not None,
-    )
+    truth, detections = (read_json(folder / f"{name}.json") for name in ("ground_truth", "detections"))
+    lvis = is_federated(truth)
+    sample = run_sample(truth, detections, lvis=lvis, cross_fit=evaluation.get("calibration") is not None)
+    summary = analyze(truth, detections, lvis=lvis).summary
+    thresholds = summary["ap_by_threshold"]
     n = len(sample.image_ids)
     weights = [np.ones(n, np.int64), *draw_weights(n, study.resamples, seed=0)]
     draws = [evaluate_weighted(sample, w) for w in weights]
@@ -98,9 +100,12 @@ def _write_result(study: Study, cell: Cell) -> None:
         "loss": cell.loss,
         "settings": dict(cell.settings),
         "seed": cell.seed,
-        "metrics": evaluation["metrics"] | {"calibration": None} | ap_by_crowding(sample),
+        "metrics": evaluation["metrics"]
+        | {"calibration": None, "AP_upper": summary["AP_upper"]}
+        | ap_by_crowding(sample),
         "per_class": {entry["name"]: entry["AP"] for entry in evaluation["per_class"]},
         "curve": _curve(folder / "metrics.csv"),
+        "by_threshold": [pair for pair in zip(thresholds["iou"], thresholds["AP"], strict=True) if pair[1] is not None],
         "trained_with": _settings(load_config(folder / "config.yaml")),
         "updates": timing.get("updates"),
         "processor_ms": None if seconds is None else 1000 * seconds,

@@ -26,8 +26,8 @@ POWER: Final = 0.8
 SMALLEST: Final = 1e-100
 """Smallest p value."""
 
-SHOWN: Final = (*METRICS, *(BY_KEY[key] for key in ("APs", "APm", "APl", "AP_few", "AP_many")))
-"""Metrics of every loss: those of a comparison of runs, and AP by the size and the number of objects."""
+SHOWN: Final = (*METRICS, *(BY_KEY[key] for key in ("AP_upper", "APs", "APm", "APl", "AP_few", "AP_many")))
+"""Metrics of every loss: those of a comparison of runs, the best AP of the same boxes, and AP by size and number."""
 
 
 def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
@@ -47,9 +47,10 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
     Returns:
         Plain JSON: ``groups``, one per detector and variant, each with ``losses``, the reference first, then by AP: the
         name, the seeds, ``metrics`` and ``per_class`` AP (mean, standard deviation and values per seed), ``curve`` (AP
-        by update), ``processor_ms`` per update, and ``differences`` of :data:`concordet.measures.bootstrap.MEASURES`
-        (value, low, high, p, verdict: better, worse, may be chance or one seed); ``seeds_needed`` to see half a point
-        of AP on these images in four of five studies (from three seeds on); ``settings`` of all runs; ``failures``.
+        by update), ``by_threshold`` (AP by IoU threshold), ``processor_ms`` per update, and ``differences`` of
+        :data:`concordet.measures.bootstrap.MEASURES` (value, low, high, p, verdict: better, worse, may be chance or one
+        seed); ``seeds_needed`` to see half a point of AP on these images in four of five studies (from three seeds on);
+        ``settings`` of all runs; ``failures``.
 
     Example:
         >>> from pathlib import Path
@@ -107,7 +108,8 @@ def _loss(loss: str, results: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
         "seeds": [cell.seed for cell in results],
         "metrics": _spreads({m.key: [report.get(m.key) for report in reports] for m in SHOWN}),
         "per_class": _spreads({name: [r["per_class"].get(name) for r in results.values()] for name in classes}),
-        "curve": _mean_curve([result["curve"] for result in results.values()]),
+        "curve": _mean_curve("update", [result["curve"] for result in results.values()]),
+        "by_threshold": _mean_curve("iou", [result.get("by_threshold", []) for result in results.values()]),
         "processor_ms": _spreads({"": [r["processor_ms"] for r in results.values()]}).get(""),
         "differences": {},
         "seeds_needed": None,
@@ -126,11 +128,11 @@ def _spreads(columns: dict[str, list[Any]]) -> dict[str, Any]:
     return report
 
 
-def _mean_curve(curves: Sequence[Sequence[Sequence[float]]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation of AP over seeds, at the updates that all of them have."""
-    tables = [{int(update): ap for update, ap in curve} for curve in curves]
+def _mean_curve(axis: str, curves: Sequence[Sequence[tuple[float, float]]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation of AP over seeds, at the updates or IoU thresholds that all of them have."""
+    tables = [dict(curve) for curve in curves]
     shared = sorted(set.intersection(*map(set, tables))) if tables else []
-    return [{"update": u} | _spreads({"": [table[u] for table in tables]})[""] for u in shared]
+    return [{axis: x} | _spreads({"": [table[x] for table in tables]})[""] for x in shared]
 
 
 def _check_images(study: Study, results: dict[Cell, dict[str, Any]]) -> None:

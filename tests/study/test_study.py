@@ -20,7 +20,7 @@ from concordet.cli import main
 from concordet.engine import train
 from concordet.engine.config import save_config
 from concordet.errors import UsageError
-from concordet.measures import evaluate_detections
+from concordet.measures import analyze, evaluate_detections
 from concordet.measures.bootstrap import MEASURES
 from concordet.report.study import study_page
 from concordet.study import Study, compare_study, load_study, run_cell, run_study, runner
@@ -87,6 +87,12 @@ def test_a_result_says_what_the_run_says(study):
         evaluation = json.loads((folder / "evaluation.json").read_text())
         assert result["metrics"]["AP"] == evaluation["metrics"]["AP"]
         assert result["per_class"] == {entry["name"]: entry["AP"] for entry in evaluation["per_class"]}
+        analysis = analyze(*(json.loads((folder / f"{n}.json").read_text()) for n in ("ground_truth", "detections")))
+        assert result["metrics"]["AP_upper"] == analysis.summary["AP_upper"]
+        by_threshold = np.array(result["by_threshold"])
+        assert by_threshold[:, 0] == pytest.approx(np.arange(50, 100, 5) / 100)
+        assert by_threshold[[0, 8], 1] == pytest.approx([evaluation["metrics"][name] for name in ("AP50", "AP90")])
+        assert by_threshold[:, 1].mean() == pytest.approx(evaluation["metrics"]["AP"])
         assert result["processor_ms"] is None or result["processor_ms"] > 0
         updates, aps = zip(*result["curve"], strict=True)
         assert updates == (3, 6)
@@ -102,6 +108,9 @@ def test_a_result_says_what_the_run_says(study):
         for name, of_class in entry["per_class"].items():
             assert of_class["mean"] == pytest.approx(np.mean([r["per_class"][name] for r in results]))
         assert [p["update"] for p in entry["curve"]] == [3, 6]
+        assert [p["mean"] for p in entry["by_threshold"]] == pytest.approx(
+            np.mean([r["by_threshold"] for r in results], axis=0)[:, 1]
+        )
 
 
 def test_ap_by_the_number_of_objects_is_that_of_the_images_alone(study):
@@ -171,7 +180,8 @@ def test_the_command_shows_a_finished_study(study, tmp_path, capsys):
     assert [entry["loss"] for entry in report["groups"][0]["losses"]] == list(LOSSES)
     page = (study.folder / "study.html").read_text(encoding="utf-8")
     assert "Difference in AP" in page
-    assert "AP, small" in page
+    for part in ("AP, small", "AP, best ranking", "Learning curves", "AP by IoU threshold"):
+        assert part in page
     assert main(["study", "--out", str(study.folder), "--dry_run"]) == 0
     listed = capsys.readouterr().out
     assert "4 runs" in listed
@@ -203,6 +213,7 @@ def test_points_that_may_be_chance_are_hollow():
         "metrics": {},
         "per_class": {},
         "curve": [],
+        "by_threshold": [],
         "processor_ms": None,
         "seeds": [],
         "n_pairs": 5,
