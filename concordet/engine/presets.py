@@ -209,6 +209,20 @@ def why(seen: Glance, *, gpu: bool) -> str:
     return f"{seen.images:,} image{'s' * (seen.images != 1)}{size}, on a {'GPU' if gpu else 'CPU'}"
 
 
+def preset_for(path: str | Path, *, accelerator: str = "auto", allow_outside: bool = False) -> tuple[str, str]:
+    """The preset for the data in a folder, and the reason for it in words.
+
+    Args:
+        path: Folder or annotation file.
+        accelerator: Device of the run, as in its configuration.
+        allow_outside: Whether to follow links to folders outside.
+    """
+    from concordet.engine.evaluation import pick_device
+
+    seen, gpu = glance(path, allow_outside=allow_outside), pick_device(accelerator).type == "cuda"
+    return choose_preset(seen, gpu=gpu), why(seen, gpu=gpu)
+
+
 def preset_config(name: str, **changes: Any) -> TrainConfig:
     """A run's configuration from a preset, for Python.
 

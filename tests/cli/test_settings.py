@@ -6,8 +6,11 @@ import pytest
 from PIL import Image
 
 from concordet.cli import main
+from concordet.cli.commands.study import parser as study_parser
+from concordet.cli.commands.study import study_of
+from concordet.cli.commands.train import OWN
 from concordet.engine import load_config
-from concordet.engine.config import TrainConfig, flat
+from concordet.engine.config import TrainConfig, flat, from_dict, to_dict
 from concordet.engine.presets import PRESETS, Glance, choose_preset, glance, preset_config, preset_settings
 
 from ..data.forms import voc_one_folder
@@ -81,6 +84,38 @@ def test_a_preset_yields_to_options_and_files(more, expected, tmp_path, capsys):
     assert main(["train", str(root), *more, "--print_config"]) == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert (printed["preset"], printed["size"], printed["optim"]["epochs"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        (True, None),
+        (True, "optim: {epochs: 9}"),
+        (True, "preset: photos\ndata: {batch_size: 3}"),
+        (False, "preset: small_photos\nimage_size: 64\ndata: {path: PHOTOS}"),
+        (False, "PRINTED"),
+    ],
+)
+def test_a_study_reads_settings_as_a_training_does(path, file, tmp_path, capsys):
+    """Data, presets and files give all runs of a study the settings that ``train`` prints for the same words."""
+    import yaml
+
+    root = str(voc_one_folder(tmp_path / "pets"))
+    words = [root] * path
+    if file == "PRINTED":
+        assert main(["train", root, "--print_config"]) == 0
+        file = capsys.readouterr().out
+    if file is not None:
+        (tmp_path / "settings.yaml").write_text(file.replace("PHOTOS", root))
+        words += ["--config", str(tmp_path / "settings.yaml")]
+    assert main(["train", *words, "--print_config"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    expected = {name: value for name, value in printed.items() if name not in OWN}
+    expected["data"]["path"] = root
+    assert main(["study", *words, "--losses", "default", "ap", "--out", str(tmp_path / "study"), "--cell", "9"]) == 2
+    assert "cell must be a number from 1 to 6, got 9" in capsys.readouterr().err
+    study = study_of(study_parser().parse_args([*words, "--losses", "default", "ap", "--out", str(tmp_path / "study")]))
+    assert to_dict(study.config) == to_dict(from_dict(expected))
 
 
 def test_unknown_presets_and_loggers(tmp_path, capsys, monkeypatch):

@@ -16,13 +16,24 @@ def parser() -> Parser:
     options = Parser(
         "study",
         "Trains every combination of detectors, losses and seeds, and reports which loss is better, with intervals.",
-        "concordet study --config run.yaml --losses default rank_sort --seeds 5 --jobs 2 --out studies/x",
+        "concordet study photos --losses default rank_sort --seeds 5 --jobs 2 --out studies/x",
+        "concordet study --config run.yaml --losses default rank_sort --detectors atss retinanet --out studies/y",
         "concordet study --out studies/x                # continues the study, or shows its result",
         "concordet study --out studies/x --cell 7       # trains one run: for a job array of a cluster",
         "concordet study --out studies/x --report       # compares the runs that are finished so far",
     )
+    options.add_argument(
+        "path",
+        type=str | None,
+        nargs="?",
+        help="Folder or annotation file with the data, as for train; without --config, the preset for it is used.",
+    )
     options.add_argument("--out", type=str | None, help="Folder of the study.")
-    options.add_argument("--config", type=str | None, help="YAML file or recipe with the settings of all runs.")
+    options.add_argument(
+        "--config",
+        type=str | None,
+        help="YAML file with the settings of all runs, such as a run's config.yaml, or the name of a recipe.",
+    )
     options.add_argument("--losses", nargs="+", help="Names of losses; the first is the reference.")
     options.add_argument("--reference", type=str | None, help="Loss that the others are compared with.")
     options.add_argument("--detectors", nargs="+", help="Names of detectors; by default the configuration's.")
@@ -65,10 +76,11 @@ def run(words: list[str]) -> None:
     options = parser().parse_args(words)
     if options.out is None:
         raise UsageError("out must be the folder of the study, got none; add for example --out studies/first")
-    check_outputs({"--html": options.html, "--json": options.json}, (options.config,), force=options.force)
+    inputs = (options.path, options.config)
+    check_outputs({"--html": options.html, "--json": options.json}, inputs, force=options.force)
     if options.jobs < 1:
         raise UsageError(f"jobs must be at least 1, got {options.jobs}; choose another number")
-    study = _study(options)
+    study = study_of(options)
     if options.cell is not None:
         check_cell(study, options.cell)
     compared = study if options.reference is None else study.compared_with(options.reference)
@@ -113,10 +125,9 @@ def _train(study: Any, options: Any) -> Any:
         return run_study(study, jobs=options.jobs, retry_failed=options.retry_failed, report=display.report)
 
 
-def _study(options: Any) -> Any:
+def study_of(options: Any) -> Any:
     """The study of the options; one that is saved in the folder is continued, with what the options add."""
-    from concordet.engine.config import TrainConfig, load_config
-    from concordet.engine.recipes import config_path
+    from concordet.engine.config import TrainConfig
     from concordet.study import Study, load_study
     from concordet.study.grid import NAME, parse_vary
 
@@ -129,7 +140,7 @@ def _study(options: Any) -> Any:
         raise UsageError(f"seeds must be at least 1, got {n_seeds}; 3 is the default")
     first = 1 if options.first_seed is None else options.first_seed
     seeds = tuple(range(first, first + n_seeds))
-    config = None if options.config is None else load_config(config_path(options.config))
+    config = _config(options)
     vary = None if options.vary is None else parse_vary(options.vary)
     if saved is None:
         config = config or TrainConfig()
@@ -144,6 +155,36 @@ def _study(options: Any) -> Any:
         study = saved.extended(options.detectors or (), options.losses or (), seeds if named else ())
     _check_names(study)
     return study
+
+
+def _config(options: Any) -> Any:
+    """The settings of all runs, from --config and the path of the data; None without either."""
+    from concordet.cli.commands.train import OWN
+    from concordet.console import note
+    from concordet.engine.config import from_dict, read_settings, rename_settings
+    from concordet.engine.presets import preset_config, preset_for
+    from concordet.engine.recipes import config_path
+
+    values: dict[str, Any] = {}
+    path, preset = options.path, None
+    if options.config is not None:
+        values = read_settings(config_path(options.config))
+        rename_settings(values)
+        own = {name: values.pop(name, None) for name in OWN}  # of files that train --print_config wrote
+        path, preset = path or own["path"], values.get("preset")
+    elif path is None:
+        return None
+    elif Path(path).exists():
+        preset, reason = preset_for(path)
+        note(f"preset {preset} ({reason})")
+    if path is not None:
+        values["data"] = {**(values.get("data") or {}), "path": path}
+    try:
+        return from_dict(values) if preset is None else preset_config(preset, **values)
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{options.config}: {error}") from error
 
 
 def _check_names(study: Any) -> None:

@@ -20,7 +20,7 @@ from concordet.engine.config import (
     rename_settings,
     to_dict,
 )
-from concordet.engine.presets import NO_PRESET, choose_preset, glance, preset_settings, why
+from concordet.engine.presets import NO_PRESET, preset_for, preset_settings
 from concordet.engine.recipes import with_recipes
 from concordet.errors import UsageError
 from concordet.files import read_json, write_json
@@ -134,11 +134,9 @@ def _set_preset(options: Parser, words: list[str]) -> str | None:
     reason = ""
     name = args.preset
     if name is None:
-        from concordet.engine.evaluation import pick_device
-
-        gpu = pick_device(args.accelerator).type == "cuda"
-        seen = glance(path, allow_outside=args["data.allow_outside"])
-        name, reason = choose_preset(seen, gpu=gpu), f" ({why(seen, gpu=gpu)})"
+        allow = args["data.allow_outside"]
+        name, seen = preset_for(path, accelerator=args.accelerator, allow_outside=allow)
+        reason = f" ({seen})"
     settings = preset_settings(name)
     if args["data.name"] is not None and path is None:  # not every data set by name takes the same options
         settings = {key: value for key, value in settings.items() if not key.endswith("_options")}
