@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -179,6 +180,27 @@ def test_evaluate(trained, tmp_path, capsys):
     assert json.loads(file.read_text())["metrics"]["AP50"] is not None
     assert main(["evaluate", str(trained), "--split", "train", "--out", str(out), "--workers", "0"]) == 0
     assert json.loads((out / "evaluation.json").read_text())["evaluated"]["data"]["val_split"] == "train"
+
+
+def test_other_evaluations_of_a_run_have_folders_in_it(trained, capsys):
+    """Those on another split, of another checkpoint or of raw scores do not replace that of the run."""
+    before = (trained / "evaluation.json").read_bytes()
+    best = trained / "checkpoints" / "best.ckpt"
+    shutil.copy(trained / "checkpoints" / "last.ckpt", best)
+    for options, name in (
+        (["--split", "train"], "evaluation-train"),
+        (["--raw_scores"], "evaluation-raw_scores"),
+        (["--checkpoint", "best", "--split", "train"], "evaluation-best-train"),
+    ):
+        for _ in range(2):  # the same evaluation again is not refused
+            assert main(["evaluate", str(trained), *options, "--workers", "0"]) == 0
+        assert f"evaluation: {trained / name}" in capsys.readouterr().out
+        evaluated = json.loads((trained / name / "evaluation.json").read_text())["evaluated"]
+        assert evaluated["data"]["val_split"] == ("train" if "--split" in options else None)
+        assert evaluated["raw_scores"] == ("--raw_scores" in options)
+        shutil.rmtree(trained / name)
+    assert (trained / "evaluation.json").read_bytes() == before
+    best.unlink()
 
 
 def test_compare(trained, finished, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ def parser() -> Parser:
         "Evaluates a trained detector on the evaluation data of its run, or on other data.",
         "concordet evaluate runs/voc",
         "concordet evaluate runs/voc/checkpoints/best.ckpt --out runs/voc-best --json metrics.json",
-        "concordet evaluate runs/voc --split train --out runs/voc-on-train",
+        "concordet evaluate runs/voc --split train",
     )
     options.add_argument("run", type=str, help="Run folder, or a checkpoint in one.")
     options.add_argument(
@@ -24,8 +25,8 @@ def parser() -> Parser:
     options.add_argument(
         "--out",
         type=str | None,
-        help="Output folder; by default the run folder, or evaluation-NAME in it for a checkpoint NAME other than "
-        "last.",
+        help="Output folder; by default the run folder, and a folder in it, such as evaluation-best or "
+        "evaluation-test, for another checkpoint, another split or raw scores.",
     )
     options.add_argument("--root", type=str | None, help="Folder of the data set; by default the run's.")
     options.add_argument(
@@ -66,8 +67,10 @@ def run(words: list[str]) -> None:
     if path.is_file() and args.checkpoint is not None:
         raise UsageError(f"checkpoint must be left out where a file is evaluated, got {args.checkpoint}; name one")
     checkpoint = str(path) if path.is_file() else args.checkpoint or "last"
-    name = Path(checkpoint).stem
-    out = Path(args.out) if args.out else folder if name == "last" else folder / f"evaluation-{name}"
+    kind = [name for name in (Path(checkpoint).stem,) if name != "last"]
+    kind += [word for word in (args.split, "raw_scores" if args.raw_scores else None) if word]
+    own = folder / re.sub(r"[^\w.-]", "_", "-".join(["evaluation", *kind])) if kind else folder
+    out = Path(args.out) if args.out else own
     config = load_config(folder / "config.yaml")
     data = config.data
     settings = {
