@@ -57,6 +57,16 @@ class TestLabels:
             F.rank_sort_loss(torch.zeros(2), labels, torch.tensor([quality, 0.0]))
         F.rank_sort_loss(torch.zeros(2), labels, torch.tensor([0.5, quality]))  # not read
 
+    @pytest.mark.parametrize("loss", [F.correlation_loss, F.association_loss])
+    def test_couplings_take_probabilities_and_ious(self, loss):
+        inside, outside = torch.tensor([0.2, 0.7]), torch.tensor([-1.5, 2.0])
+        with pytest.raises(ValueError, match=r"scores must be in \[0, 1\], got values from -1.5 to 2"):
+            loss(outside, inside)
+        with pytest.raises(ValueError, match=r"quality must be in \[0, 1\], got values from -1.5 to 2"):
+            loss(inside, outside)
+        with value_checks(False):
+            loss(inside, outside)
+
     def test_probabilities_without_classes(self):
         with pytest.raises(ValueError, match=r"probabilities must have at least one class, got shape \(2, 0\)"):
             F.task_contrastive_loss(torch.zeros(2, 0), torch.zeros(2, dtype=torch.long), torch.zeros(2))
@@ -140,7 +150,7 @@ class TestConstants:
     """Constants of the published codes, seen where they matter."""
 
     def test_correlation_clamps_qualities_at_a_millionth(self):
-        scores, quality = torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0.0, 5e-7, 4e-6])
+        scores, quality = torch.tensor([0.1, 0.3, 0.7]), torch.tensor([0.0, 5e-7, 4e-6])
         expected = 1 - np.corrcoef(scores.numpy(), np.maximum(quality.numpy(), 1e-6))[0, 1]
         got = F.correlation_loss(scores, quality, coefficient="pearson")
         assert got.item() == pytest.approx(expected, rel=1e-4)

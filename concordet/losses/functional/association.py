@@ -66,6 +66,7 @@ def association_loss(
     check_positive(where, "slope", slope)
     check_finite(where, "quality", quality)
     check_range(where, "scores", scores, 0, 1)
+    check_range(where, "quality", quality, 0, 1, slack=1e-3)
     scores = at_least_float32(scores)
     difference = scores - slope * quality.detach().to(scores.dtype)
     if form == "squared":

@@ -9,7 +9,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from concordet.distributed import SINGLE_PROCESS, SingleProcess, process_group
-from concordet.losses.functional.checks import check_choice, check_finite, check_floating, check_positive, check_same
+from concordet.losses.functional.checks import (
+    check_choice,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_range,
+    check_same,
+)
 from concordet.losses.functional.reduction import at_least_float32
 
 Coefficient = Literal["pearson", "spearman", "concordance"]
@@ -83,7 +90,7 @@ def correlation_loss(
         positives, or no variance).
 
     Raises:
-        ValueError: shapes, dtypes or the coefficient's name are not as above, or a value is not finite.
+        ValueError: shapes, dtypes, ranges or the coefficient's name are not as above, or a value is not finite.
 
     Paper:
         Kahraman et al.: Correlation Loss: Enforcing Correlation between Classification and Localization (AAAI 2023),
@@ -95,6 +102,8 @@ def correlation_loss(
     """
     check_choice("correlation_loss", "coefficient", coefficient, get_args(Coefficient))
     _check_pair("correlation_loss", "scores", scores, "quality", quality)
+    check_range("correlation_loss", "scores", scores, 0, 1)
+    check_range("correlation_loss", "quality", quality, 0, 1, slack=1e-3)
     quality = quality.detach().to(scores.dtype).clamp_min(1e-6)
     numerator, denominator, n = _fraction(scores, quality, coefficient, strength, process_group(group))
     # where the coefficient is 0 / 0, the division must not be computed: its gradient would be NaN
