@@ -20,6 +20,7 @@ from concordet.benchmark.results import caption
 from concordet.benchmark.results import table as markdown_table
 from concordet.measures.metrics import BY_KEY
 from concordet.study import compare_study, load_study
+from concordet.study.grid import Cell
 from concordet.study.results import read_result, result_path
 from studies.losses import save, subplots
 
@@ -169,6 +170,22 @@ def weights(name: str = "weights") -> str:
 
     rows = [[f"`{loss}`", *(text(of_name.get(w, [])) for w in columns)] for loss, of_name in sorted(table.items())]
     return markdown_table(["coupling", *(f"weight {w}" for w in columns)], rows)
+
+
+def settings(name: str = "learning_rates") -> str:
+    """AP of each detector and loss at each value of the setting that a study varies."""
+    study = load_study(FOLDER / name)
+    (setting,) = study.vary
+    aps = {
+        (g["detector"], e["loss"], g["variant"]): spread(e, "AP") for g in report(name)["groups"] for e in g["losses"]
+    }
+    columns = [Cell("", "", ((setting, value),), 0).variant for value in study.vary[setting]]
+    rows = [
+        [detector, f"`{loss}`", *(aps[detector, loss, column] for column in columns)]
+        for detector in study.detectors
+        for loss in study.losses
+    ]
+    return markdown_table(["AP ↑", "loss", *(f"`{column}`" for column in columns)], rows, text_columns=2)
 
 
 def draw(name: str) -> Path:

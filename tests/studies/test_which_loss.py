@@ -85,6 +85,25 @@ def test_weights_show_each_detector_and_the_mean(folder):
     assert line == ["`default+pse`", *(f"{g:+.1f} ({g:+.1f}, {g:+.1f})" for g in gains)]
 
 
+def test_a_varied_setting_has_a_column_per_value(folder):
+    study = replace(
+        load_study(folder / "weights"), folder=folder / "rates", losses=("default", "ap"), vary={"optim.lr": (0.1, 0.2)}
+    )
+    study.save()
+    for cell in study.cells():
+        plain = result_path(replace(study, vary={}), replace(cell, settings=()))
+        result = json.loads((folder / "weights" / "results" / plain.name).read_text())
+        result["metrics"]["AP"] += dict(cell.settings)["optim.lr"]
+        result_path(study, cell).parent.mkdir(exist_ok=True)
+        result_path(study, cell).write_text(json.dumps(result))
+    head, _, *lines = rows(which_loss.settings("rates"))
+    assert head == ["AP ↑", "loss", "`optim.lr=0.1`", "`optim.lr=0.2`"]
+    assert [line[:2] for line in lines] == [[d, f"`{x}`"] for d in ("atss", "fcos") for x in ("default", "ap")]
+    for detector, loss, *texts in lines:
+        base = 100 * mean(AP[loss.strip("`")]) + (10 if detector == "fcos" else 0)
+        assert [float(text.split(" ")[0]) for text in texts] == pytest.approx([base + 10, base + 20], abs=0.051)
+
+
 def test_detectors_without_runs_are_left_out(folder):
     for path in (folder / "weights" / "results").glob("fcos-*"):
         path.unlink()
