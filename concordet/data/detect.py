@@ -138,13 +138,15 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
     if len(layouts) > 1:
         forms = " and ".join(f"{layout.description} ({name})" for name, layout in layouts.items())
         raise ValueError(
-            f"{path} must hold one data set, got {forms}; choose one with --data.name, or name its folder or file"
+            f"{path} must hold one data set, got {forms}; choose one by its name (--data.name or --name), or name its "
+            "folder or file"
         )
     if not layouts:
         looked = "; ".join(text for candidate in names if (text := dataset_class(candidate).looks_for))
         links = ""
         if listing.skipped:
-            links = f" ({listing.skipped[0]} leads outside and was not followed; --data.allow_outside true follows it)"
+            option = "--data.allow_outside true or --allow_outside"
+            links = f" ({listing.skipped[0]} leads outside and was not followed; {option} follows it)"
         raise ValueError(
             f"{path} must hold a data set, got {counted(len(listing.files), 'file')} without one{links}"
             f"{_damaged(listing)}; needed is one of: {looked}"

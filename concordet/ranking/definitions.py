@@ -83,7 +83,7 @@ class Definition:
     Attributes:
         name: name under which the loss is registered.
         compute: function of (counts, aux, \\*, self_relation, \\**settings) that returns a :class:`Result`. ``aux`` is
-            X
+            ``[p]``, the auxiliary input of the positives, or None.
         n_terms: number of outputs.
         aux: kind of the auxiliary input.
         settings: numbers that ``compute`` takes as keyword arguments, and their defaults.

@@ -289,7 +289,7 @@ def unclear_yolo(root):
             unknown,
             r"must hold a data set, got 1 file without one; needed is one of: .*\(COCO\).*\(Pascal VOC\).*\(YOLO\)",
         ),
-        (two_forms, r"must hold one data set, got COCO \(coco\) and Pascal VOC.* \(voc\); choose one with --data.name"),
+        (two_forms, r"must hold one data set, got COCO \(coco\) and Pascal VOC.* \(voc\); choose one by its name"),
         (coco_without_splits, r"the names of 2 annotation files .*one\.json, two\.json.* do not show"),
         (tables_without_splits, r"the names of 2 CSV files .*one\.csv, two\.csv.* do not show"),
         (unclear_split, "it is not clear to which split the second belongs"),
