@@ -133,6 +133,17 @@ def preset_settings(name: str) -> dict[str, Any]:
     return settings
 
 
+def preset_summary(name: str) -> str:
+    """The main settings of a preset, for a line of output; config.yaml has all of them.
+
+    Example:
+        >>> preset_summary("photos_gpu")
+        'size nano, image_size [480, 640], precision bf16, data.batch_size 16, optim.lr 0.002, optim.epochs 60'
+    """
+    main = ("size", "image_size", "optim.epochs", "optim.lr", "data.batch_size", "precision")
+    return ", ".join(f"{key} {value}" for key, value in preset_settings(name).items() if key in main)
+
+
 def describe_preset(name: str) -> dict[str, Any]:
     """A preset as plain strings and numbers, for lists."""
     preset = PRESETS[name]

@@ -1,6 +1,7 @@
 """Settings without asking: presets, classes on the command line, loggers, -q and -v."""
 
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -116,6 +117,26 @@ def test_a_study_reads_settings_as_a_training_does(path, file, tmp_path, capsys)
     assert "cell must be a number from 1 to 6, got 9" in capsys.readouterr().err
     study = study_of(study_parser().parse_args([*words, "--losses", "default", "ap", "--out", str(tmp_path / "study")]))
     assert to_dict(study.config) == to_dict(from_dict(expected))
+
+
+def test_a_study_of_data_that_cannot_be_read_trains_nothing(tmp_path, capsys):
+    words = ["study", str(tmp_path / "photos"), "--losses", "default", "ap", "--out", str(tmp_path / "study")]
+    assert main(words) == 1
+    assert "path must be a folder or an annotation file" in capsys.readouterr().err
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (30, 20)).save(tmp_path / "photos" / "a.png")
+    assert main(words) == 1
+    assert "must hold a data set" in capsys.readouterr().err
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_run_of_a_study_that_fails_says_why(tmp_path, capsys):
+    root = voc_one_folder(tmp_path / "pets")
+    words = ["--losses", "default", "ap", "--out", str(tmp_path / "study")]
+    assert main(["study", str(root), *words, "--vary", "weights=none.ckpt", "--cell", "1"]) == 1
+    printed = capsys.readouterr().err
+    assert "preset thumbnails (5 images, most about 64 x 48 pixels, on a CPU): size nano" in printed
+    assert re.search(r"the run fcos-default-weights=none.ckpt-seed1 failed: weights must be", printed)
 
 
 def test_unknown_presets_and_loggers(tmp_path, capsys, monkeypatch):

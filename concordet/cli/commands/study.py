@@ -70,7 +70,7 @@ def run(words: list[str]) -> None:
     from concordet.cli.outputs import check_outputs, messages
     from concordet.files import write_json
     from concordet.study import compare_study, run_cell
-    from concordet.study.runner import check_cell, count_states, state_of
+    from concordet.study.runner import check_cell, count_states, failure_file, state_of
     from concordet.study.statistics import sentence
 
     options = parser().parse_args(words)
@@ -94,7 +94,8 @@ def run(words: list[str]) -> None:
             state = run_cell(study, options.cell)
             print(f"{cell.name}: {state}")
             if state == "failed":
-                raise ValueError(f"the run {cell.name} failed; see its log in {study.folder}/runs")
+                reason = failure_file(study, cell).read_text(encoding="utf-8").strip()
+                raise ValueError(f"the run {cell.name} failed: {reason.removeprefix('concordet: error: ')}")
             return
         states = count_states(study) if options.report else _train(study, options)
         print(", ".join(f"{count} {state}" for state, count in states.items() if count))
@@ -161,8 +162,9 @@ def _config(options: Any) -> Any:
     """The settings of all runs, from --config and the path of the data; None without either."""
     from concordet.cli.commands.train import OWN
     from concordet.console import note
+    from concordet.data import detect_format
     from concordet.engine.config import from_dict, read_settings, rename_settings
-    from concordet.engine.presets import preset_config, preset_for
+    from concordet.engine.presets import preset_config, preset_for, preset_summary
     from concordet.engine.recipes import config_path
 
     values: dict[str, Any] = {}
@@ -174,11 +176,12 @@ def _config(options: Any) -> Any:
         path, preset = path or own["path"], values.get("preset")
     elif path is None:
         return None
-    elif Path(path).exists():
+    if path is not None:  # before all runs fail for the same reason
+        data = values["data"] = {**(values.get("data") or {}), "path": path}
+        note(detect_format(path, data.get("name"), allow_outside=data.get("allow_outside", False)).sentence())
+    if options.config is None:
         preset, reason = preset_for(path)
-        note(f"preset {preset} ({reason})")
-    if path is not None:
-        values["data"] = {**(values.get("data") or {}), "path": path}
+        note(f"preset {preset} ({reason}): {preset_summary(preset)}; --config or --vary set others")
     try:
         return from_dict(values) if preset is None else preset_config(preset, **values)
     except UsageError:

@@ -20,7 +20,7 @@ from concordet.engine.config import (
     rename_settings,
     to_dict,
 )
-from concordet.engine.presets import NO_PRESET, preset_for, preset_settings
+from concordet.engine.presets import NO_PRESET, preset_for, preset_settings, preset_summary
 from concordet.engine.recipes import with_recipes
 from concordet.errors import UsageError
 from concordet.files import read_json, write_json
@@ -141,12 +141,7 @@ def _set_preset(options: Parser, words: list[str]) -> str | None:
     if args["data.name"] is not None and path is None:  # not every data set by name takes the same options
         settings = {key: value for key, value in settings.items() if not key.endswith("_options")}
     options.set_defaults({"preset": name, **settings})
-    shown = ", ".join(f"{key} {value}" for key, value in settings.items() if key in _SHOWN)
-    return f"preset {name}{reason}: {shown}; options override it, and --preset chooses another, or none"
-
-
-_SHOWN = ("size", "image_size", "optim.epochs", "optim.lr", "data.batch_size", "precision")
-"""Settings of a preset that are printed; config.yaml has all of them."""
+    return f"preset {name}{reason}: {preset_summary(name)}; options override it, and --preset chooses another, or none"
 
 
 def print_end(out: Path) -> None:
