@@ -95,7 +95,8 @@ def run(words: list[str]) -> None:
             print(f"{cell.name}: {state}")
             if state == "failed":
                 reason = failure_file(study, cell).read_text(encoding="utf-8").strip()
-                raise ValueError(f"the run {cell.name} failed: {reason.removeprefix('concordet: error: ')}")
+                reason = reason.removeprefix("concordet: error: ")
+                raise ValueError(f"the run {cell.name} failed: {reason}; see its log in {study.folder}/runs")
             return
         states = count_states(study) if options.report else _train(study, options)
         print(", ".join(f"{count} {state}" for state, count in states.items() if count))
