@@ -55,6 +55,10 @@ PAPERS = (
 """A loss, another one, and what the paper of the first found."""
 
 
+SAME_AS_DEFAULT = {("deformable_detr", "focal")}
+"""Detectors, and losses that are their default under another name and were not trained again."""
+
+
 @cache
 def report(name: str, losses: tuple[str, ...] | None = None) -> dict[str, Any]:
     """The comparison of a study, or of some of its losses with the first of them."""
@@ -139,15 +143,25 @@ def measured(name: str, detector: str) -> str:
     return f"Trained with {where}.\n\n{losses(name, detector)}"
 
 
-def papers(name: str = "digits") -> str:
+def papers(names: tuple[str, ...] = ("digits", "digits_deformable_detr")) -> str:
     """Differences in AP between losses that a paper compared, with 95 % intervals, one column per detector."""
-    detectors = trained(name)
+    columns = [(name, detector) for name in names for detector in trained(name)]
+
+    def gain(name: str, detector: str, loss: str, other: str) -> str:
+        if (detector, other) in SAME_AS_DEFAULT:
+            other = "default"
+        if not {loss, other} <= set(load_study(FOLDER / name).losses):
+            return "–"
+        entries = group(name, detector, (other, loss))
+        return difference(entries[1], mark=False) if len(entries) == 2 else "–"
+
     rows = [
-        [f"`{loss}`", f"`{other}`", claim]
-        + [difference(group(name, detector, (other, loss))[1], mark=False) for detector in detectors]
+        [f"`{loss}`", f"`{other}`", claim, *(gain(*column, loss, other) for column in columns)]
         for loss, other, claim in PAPERS
     ]
-    return markdown_table(["loss", "compared with", "its paper", *detectors], rows, text_columns=3)
+    return markdown_table(
+        ["loss", "compared with", "its paper", *(detector for _, detector in columns)], rows, text_columns=3
+    )
 
 
 def weights(name: str = "weights") -> str:

@@ -104,6 +104,21 @@ def test_a_varied_setting_has_a_column_per_value(folder):
         assert [float(text.split(" ")[0]) for text in texts] == pytest.approx([base + 10, base + 20], abs=0.051)
 
 
+def test_claims_of_papers_stand_beside_the_differences(folder, monkeypatch):
+    """A loss that is the default of a detector is compared as such; losses without runs have no difference."""
+    claims = (("ap", "default+pse(1)", "better"), ("ap", "focal", "equal"), ("alrp", "ap", "better"))
+    monkeypatch.setattr(which_loss, "PAPERS", claims)
+    monkeypatch.setattr(which_loss, "SAME_AS_DEFAULT", {("fcos", "focal")})
+    head, _, *lines = rows(which_loss.papers(("weights",)))
+    assert head == ["loss", "compared with", "its paper", "atss", "fcos"]
+    gains = [
+        f"{100 * mean(a - b for a, b in zip(AP['ap'], AP[o], strict=True)):+.1f}" for o in ("default+pse(1)", "default")
+    ]
+    assert [cell.split(" ")[0] for cell in lines[0][3:]] == [gains[0]] * 2
+    assert [cell.split(" ")[0] for cell in lines[1][3:]] == ["–", gains[1]]
+    assert lines[2] == ["`alrp`", "`ap`", "better", "–", "–"]
+
+
 def test_detectors_without_runs_are_left_out(folder):
     for path in (folder / "weights" / "results").glob("fcos-*"):
         path.unlink()
