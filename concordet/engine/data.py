@@ -49,18 +49,26 @@ def build_dataset(config: DataConfig, split: Split, *, augment: bool = False, ma
     return dataset
 
 
-def _open_named(config: DataConfig, split: Split, options: dict[str, Any]) -> Any:
-    """A split of the data set that ``config`` names."""
-    from concordet.data import list_datasets, load_dataset
-    from concordet.data.registry import dataset_class
+def check_named(config: DataConfig) -> None:
+    """Raises a UsageError where neither a path nor a known name says what the data is."""
+    from concordet.data import list_datasets
 
-    if config.name is None:
+    if config.path is None and config.name is None:
         raise UsageError(
             "the data must be named, got none; give its folder or annotation file, such as `concordet train photos "
             "--out runs/first`, or --data.name digits for digit scenes that need no download"
         )
-    if config.name not in list_datasets():
+    if config.name is not None and config.name not in list_datasets():
         raise UsageError(unknown("data.name", config.name, list_datasets()))
+
+
+def _open_named(config: DataConfig, split: Split, options: dict[str, Any]) -> Any:
+    """A split of the data set that ``config`` names."""
+    from concordet.data import load_dataset
+    from concordet.data.registry import dataset_class
+
+    check_named(config)
+    assert config.name is not None
     if config.root is not None:
         options["root"] = config.root
     if "split" not in options and "annotations" not in options:

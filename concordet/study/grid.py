@@ -175,7 +175,9 @@ class Study:
 
         Raises:
             UsageError: the folder has a study with other settings.
+            ValueError: it has other files than those of a study, such as a run.
         """
+        check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         whole = self
         if (self.folder / NAME).exists():
@@ -185,6 +187,13 @@ class Study:
         save_config(self.folder / "config.yaml", self.config)
         content = {k: v for k, v in asdict(whole).items() if k not in ("folder", "config")}
         write_json(self.folder / NAME, {"format": 1, **content})
+
+
+def check_folder(folder: Path) -> None:
+    """Raises a ValueError where a study in this folder would mix with other files; results may be there already."""
+    found = folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"results", "runs"})
+    if found and not (folder / NAME).exists():
+        raise ValueError(f"out must be a new folder or one of a study, got {folder} with other content; name another")
 
 
 def load_study(folder: str | Path) -> Study:

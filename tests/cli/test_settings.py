@@ -130,6 +130,34 @@ def test_a_study_of_data_that_cannot_be_read_trains_nothing(tmp_path, capsys):
     assert not (tmp_path / "study").exists()
 
 
+def test_a_study_is_not_written_into_another_folder(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("detector: atss\n")
+    (tmp_path / "file").write_text("text")
+    for name in ("run", "file"):
+        for more in (["--dry_run"], ["--cell", "1"], ["--report"]):
+            words = ["study", "--losses", "default", "ap", "--out", str(tmp_path / name), *more]
+            assert main(words) == 1
+            assert "out must be a new folder or one of a study, got" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    assert (tmp_path / "run" / "config.yaml").read_text() == "detector: atss\n"
+    assert main(["study", "--losses", "default", "ap", "--out", str(tmp_path / "new"), "--dry_run"]) == 2
+    assert "the data must be named, got none" in capsys.readouterr().err
+    assert main(["study", "--out", str(tmp_path / "new"), "--report"]) == 1
+    assert "study.json" in capsys.readouterr().err
+
+
+def test_options_that_would_have_no_effect_are_refused(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("detector: atss\n")
+    assert main(["train", "--resume", str(tmp_path / "run"), "--out", str(tmp_path / "other")]) == 2
+    assert "out must be left out with --resume" in capsys.readouterr().err
+    for option in ("--out", "--json", "--html"):
+        words = ["calibrate", "--apply", "c.json", "r.json", "--results", "o.json", option, "x"]
+        assert main(words) == 2
+        assert f"{option} must be left out with --apply" in capsys.readouterr().err
+
+
 def test_a_run_of_a_study_that_fails_says_why(tmp_path, capsys):
     root = voc_one_folder(tmp_path / "pets")
     words = ["--losses", "default", "ap", "--out", str(tmp_path / "study")]

@@ -68,6 +68,7 @@ def parser() -> Parser:
 def run(words: list[str]) -> None:
     """Parses and runs."""
     from concordet.cli.outputs import check_outputs, messages
+    from concordet.engine.data import check_named
     from concordet.files import write_json
     from concordet.study import compare_study, run_cell
     from concordet.study.runner import check_cell, count_states, failure_file, state_of
@@ -84,6 +85,8 @@ def run(words: list[str]) -> None:
     if options.cell is not None:
         check_cell(study, options.cell)
     compared = study if options.reference is None else study.compared_with(options.reference)
+    if not options.report:
+        check_named(study.config_of(study.cells()[0]).data)
     with messages(options.json):
         if options.dry_run:
             _show(study, options.jobs)
@@ -131,10 +134,11 @@ def study_of(options: Any) -> Any:
     """The study of the options; one that is saved in the folder is continued, with what the options add."""
     from concordet.engine.config import TrainConfig
     from concordet.study import Study, load_study
-    from concordet.study.grid import NAME, parse_vary
+    from concordet.study.grid import NAME, check_folder, parse_vary
 
     folder = Path(options.out)
-    saved = load_study(folder) if (folder / NAME).is_file() else None
+    check_folder(folder)
+    saved = load_study(folder) if options.report or (folder / NAME).is_file() else None
     if saved is None and options.losses is None:
         raise UsageError(f"losses must be named for a new study in {folder}, got none; for example --losses default ap")
     n_seeds = 3 if options.seeds is None else options.seeds
