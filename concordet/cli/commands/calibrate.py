@@ -107,6 +107,12 @@ def _apply(options: Any) -> None:
 
     # with --apply the only positional argument is the results file
     detections = options.detections or options.ground_truth
+    for name in ("out", "json", "html"):
+        if getattr(options, name) is not None:
+            raise UsageError(
+                f"--{name} must be left out with --apply, which only writes --results, got {getattr(options, name)}; "
+                "calibrate without --apply to fit a calibrator"
+            )
     if options.results is None:
         raise UsageError("--results must name the file to write with --apply, got none")
     check_outputs({"--results": options.results}, [detections, options.apply], force=options.force)

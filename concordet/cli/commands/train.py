@@ -88,6 +88,8 @@ def run(words: list[str]) -> None:
         else:
             chosen = _set_preset(options, words)
         args = options.instantiate(options.parse_args(words))
+    if folder is not None and args.out is not None and Path(args.out).resolve() != folder.resolve():
+        raise UsageError(f"out must be left out with --resume, which continues {folder}, got {args.out}")
     out = folder or (Path(args.out) if args.out else None)
     if out is None:
         raise UsageError("out must be a folder for the run, got none; add for example --out runs/first")
