@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,13 +146,15 @@ class Predictor:
 
     def _above(self, detection: Mapping[str, Tensor], threshold: Threshold, others: Tensor) -> dict[str, Tensor]:
         """The detections above a threshold; ``others`` ``[c]`` are thresholds of classes that a mapping lacks."""
-        lowest = torch.full_like(others, threshold) if isinstance(threshold, float | int) else others.clone()
-        if isinstance(threshold, Mapping):
+        lowest = others.clone()
+        if not isinstance(threshold, Mapping):
+            lowest.fill_(_score(threshold))
+        else:
             missing = [name for name in threshold if name not in self.class_names]
             if missing:
                 raise UsageError(unknown("class of a threshold", missing[0], self.class_names))
             for name, score in threshold.items():
-                lowest[self.class_names.index(name)] = score
+                lowest[self.class_names.index(name)] = _score(score)
         kept = detection["scores"] >= lowest[detection["labels"] - 1]
         return {name: value[kept] for name, value in detection.items()}
 
@@ -306,6 +309,17 @@ def find_images(names: Sequence[str | Path], *, videos: bool = False) -> list[Pa
     return unique
 
 
+def _score(threshold: Any) -> float:
+    """A threshold as a number; of any type of number, such as NumPy's."""
+    try:
+        value = float(threshold)
+    except (TypeError, ValueError):
+        value = math.nan
+    if isinstance(threshold, str) or not 0 <= value <= 1:
+        raise UsageError(f"threshold must be a score from 0 to 1, got {threshold!r}; 0.5 is common")
+    return value
+
+
 def to_tensor(image: Any) -> Tensor:
     """An image as float ``[3, h, w]`` in [0, 1].
 
@@ -322,10 +336,12 @@ def to_tensor(image: Any) -> Tensor:
         array = image
     else:
         array = torch.from_numpy(np.array(image))  # a copy, because PyTorch warns about read-only arrays
-        array = array.permute(2, 0, 1) if array.ndim == 3 else array
-    if array.ndim != 3 or array.shape[0] != 3 or 0 in array.shape:
+    shape = tuple(array.shape)
+    if array.ndim == 3 and not isinstance(image, str | Path | Tensor) and not hasattr(image, "convert"):
+        array = array.permute(2, 0, 1)
+    if array.ndim != 3 or array.shape[0] != 3 or 0 in shape:
         raise ValueError(
-            f"images must be arrays [h, w, 3] or tensors [3, h, w], got shape {tuple(array.shape)}; convert them to RGB"
+            f"images must be arrays [h, w, 3] or tensors [3, h, w], got shape {shape}; convert them to RGB"
         )
     return array.float() if array.is_floating_point() else array.float().div_(255)
 

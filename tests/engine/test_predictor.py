@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import concordet
+from concordet.errors import UsageError
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,16 @@ def test_detections_are_those_of_the_evaluation(predictor, finished):
         expected = sorted(row["score"] for row in rows if row["image_id"] == int(path.stem))
         # steep pieces of the calibrator enlarge the rounding of other batch sizes
         assert sorted(detection["scores"].tolist()) == pytest.approx(expected, abs=1e-4)
+
+
+def test_thresholds_are_numbers_of_any_type(predictor, finished):
+    image = next((finished / "samples").iterdir())
+    expected = predictor(image, threshold=0.05)[0]["scores"]
+    for same in (np.float32(0.05), torch.tensor(0.05), {name: np.float64(0.05) for name in predictor.class_names}):
+        torch.testing.assert_close(predictor(image, threshold=same)[0]["scores"], expected)
+    for wrong in ("0.05", [0.05], 2, -0.1, float("nan"), {predictor.class_names[0]: 7}):
+        with pytest.raises(UsageError, match="threshold must be a score from 0 to 1, got"):
+            predictor(image, threshold=wrong)
 
 
 def test_folders_and_thresholds(predictor, finished):
