@@ -79,7 +79,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _flush(target.parent)
     except OSError as error:
         if error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(path), None
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         with suppress(OSError):

@@ -85,9 +85,14 @@ class Calibrator:
             ``[n]`` float64, in the order of ``scores`` within each class, equal where those are equal.
 
         Raises:
-            ValueError: for a score outside [0, 1].
+            ValueError: for a score outside [0, 1], or where scores and classes differ in number.
         """
         scores, class_ids = check_scores(to_numpy(scores)), to_numpy(class_ids)
+        if scores.ndim != 1 or scores.shape != class_ids.shape:
+            raise ValueError(
+                f"scores and class_ids must be columns of the same length, got shapes {scores.shape} and "
+                f"{class_ids.shape}; give one class per score"
+            )
         result = np.empty(len(scores))
         order = np.argsort(class_ids, kind="stable")
         ids, starts = np.unique(class_ids[order], return_index=True)
@@ -143,6 +148,12 @@ class Calibrator:
         return [{**r, "score": score} for r, score in zip(records, calibrated, strict=True)]
 
     def _apply_to_image(self, image: Mapping[str, Any], labels: Mapping[int, int]) -> dict[str, Any]:
+        missing = [name for name in ("scores", "labels") if name not in image]
+        if missing:
+            raise ValueError(
+                f"detections of an image must have scores and labels, got none named {missing[0]}; give the list under "
+                "'annotations' of a COCO dict"
+            )
         before = image["scores"]
         scores, ids = to_numpy(before).astype(np.float64), _translated(to_numpy(image["labels"]), labels)
         calibrated = self.calibrate(scores, ids)

@@ -12,7 +12,7 @@ from concordet.calibration.fit import Method
 from concordet.calibration.fitting import Matched, fit_matched, match_all, matched_columns
 from concordet.errors import UsageError
 from concordet.measures import Analysis, coco
-from concordet.measures.bootstrap import draw_weights
+from concordet.measures.bootstrap import check_settings, draw_weights
 from concordet.measures.calibration import (
     D_ECE_BINS,
     LAECE_BINS,
@@ -64,7 +64,8 @@ def evaluate_calibration(
         fit's images), ``reliability`` (bins of mean score, mean IoU and number) and ``per_class``.
 
     Raises:
-        ValueError: one sentence, for files that cannot be read, scores outside [0, 1] or fewer than two images.
+        ValueError: one sentence, for files that cannot be read, scores outside [0, 1], fewer than two images or a
+            setting out of range.
 
     Example:
         >>> truth = {
@@ -154,6 +155,7 @@ def evaluate_matched(
     """The calibrator of matched detections and the cross-fitted report, without AP."""
     if n_resamples < 0:
         raise UsageError(f"n_resamples must be at least 0, got {n_resamples}; 0 leaves intervals out")
+    check_settings(n_resamples or 1, confidence)
     settings["method"] = method
     calibrator = fit_matched(matched, **settings)
     after, kept = cross_fitted(matched, folds=folds, seed=seed, **settings)

@@ -1,6 +1,6 @@
 """HTML reports and pictures: compare runs, show an analysis, draw detections.
 
-The metrics (:data:`METRICS`, :func:`comparison_rows`) need NumPy only; matplotlib and Jinja2 (``pip install
+The metrics (:data:`METRICS`, :func:`comparison_rows`) need the extra ``measures``; matplotlib and Jinja2 (``pip install
 "concordet[report]"``) are imported when a page is written, Pillow when something is drawn.
 """
 

@@ -46,12 +46,16 @@ def check_targets(images: list[Tensor], targets: list[Target], num_classes: int)
     """Checks the shapes, labels and boxes of targets.
 
     Raises:
-        ValueError: If the numbers of images and targets differ, shapes do not fit, labels are outside 1..num_classes,
-            or a box does not have positive width and height.
+        ValueError: If the numbers of images and targets differ, shapes or types do not fit, labels are outside
+            1..num_classes, or a box is not finite or has no positive width and height.
     """
     if len(images) != len(targets):
         raise ValueError(f"targets must be one per image, got {len(targets)} targets for {len(images)} images")
     for i, target in enumerate(targets):
+        missing = [name for name in ("boxes", "labels") if not isinstance(target.get(name), Tensor)]
+        if missing:
+            got = type(target.get(missing[0])).__name__ if missing[0] in target else "none"
+            raise ValueError(f"target {i}: {missing[0]} must be a tensor, got {got}; convert it with torch.tensor")
         boxes, labels = target["boxes"], target["labels"]
         if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
             raise ValueError(
@@ -59,11 +63,14 @@ def check_targets(images: list[Tensor], targets: list[Target], num_classes: int)
             )
         if len(labels) == 0:
             continue
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"target {i}: labels must be integers, got {labels.dtype}; convert them with .long()")
         low, high = int(labels.min()), int(labels.max())
         if low < 1 or high > num_classes:
             raise ValueError(f"target {i}: labels must be 1..{num_classes}, got {low}..{high}; check num_classes")
-        if bool((boxes[:, 2:] <= boxes[:, :2]).any()):
-            bad = boxes[(boxes[:, 2:] <= boxes[:, :2]).any(1)][0].tolist()
+        faulty = ~((boxes[:, 2:] > boxes[:, :2]).all(1) & boxes.isfinite().all(1))
+        if bool(faulty.any()):
+            bad = boxes[faulty][0].tolist()
             raise ValueError(
                 f"target {i}: boxes must be xyxy with positive width and height, got {bad}; drop such boxes"
             )

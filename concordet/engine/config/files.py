@@ -143,7 +143,7 @@ def rename_settings(values: dict[str, Any]) -> list[str]:
     return notes
 
 
-def save_config(path: Path, config: TrainConfig) -> None:
+def save_config(path: str | Path, config: TrainConfig) -> None:
     """Writes the configuration as YAML.
 
     Args:
@@ -157,10 +157,10 @@ def save_config(path: Path, config: TrainConfig) -> None:
     """
     import yaml
 
-    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False))
+    write_text(Path(path), yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
-def load_config(path: Path) -> TrainConfig:
+def load_config(path: str | Path) -> TrainConfig:
     """Reads a configuration that :func:`save_config` wrote.
 
     Args:
@@ -176,6 +176,7 @@ def load_config(path: Path) -> TrainConfig:
         >>> load_config(Path("runs/first/config.yaml")).detector
         'fcos'
     """
+    path = Path(path)
     if not path.is_file():
         raise ValueError(
             f"run must be a folder with {path.name}, got {path.parent} without it; give the output folder of "

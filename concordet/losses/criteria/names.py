@@ -76,7 +76,8 @@ def _parse_part(part: str, loss: str) -> NamePart:
         if _PART.fullmatch(spelled):
             fix = f"did you mean {spelled}?"
         raise ValueError(f"loss must be a name or names joined with '+', got {part!r} in {loss!r}; {fix}")
-    weight, settings = None, []
+    weight: float | None = None
+    settings: list[tuple[str, float]] = []
     for item in match["inside"].split(",") if match["inside"] is not None else ():
         key, _, text = item.rpartition("=")
         try:
@@ -89,6 +90,9 @@ def _parse_part(part: str, loss: str) -> NamePart:
                 f"{what} of {part!r} in loss {loss!r} must be a number of at least 0, got {text!r}; write it as in "
                 "'focal+concordance(0.3)'"
             )
+        if (key in dict(settings)) if key else (weight is not None):
+            what = key or "the weight"
+            raise ValueError(f"{what} of {part!r} in loss {loss!r} must be given once, got it twice; leave one out")
         if key:
             settings.append((key, value))
         else:

@@ -75,6 +75,7 @@ def check_integer(where: str, name: str, tensor: Tensor, *, or_bool: bool = Fals
 
 def check_same(where: str, name: str, tensor: Tensor, other_name: str, other: Tensor, *, hint: str = "") -> None:
     """Checks that two tensors have the same shape and device."""
+    check_tensor(where, name, tensor)
     if tensor.shape != other.shape:
         raise ValueError(
             f"{where}: {name} must have the shape of {other_name}, {tuple(other.shape)}, got {tuple(tensor.shape)}; "
@@ -85,11 +86,29 @@ def check_same(where: str, name: str, tensor: Tensor, other_name: str, other: Te
 
 def check_device(where: str, name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
     """Checks that two tensors are on the same device."""
+    check_tensor(where, name, tensor)
+    check_tensor(where, other_name, other)
     if tensor.device != other.device:
         raise ValueError(
             f"{where}: {name} must be on the device of {other_name}, {other.device}, got {tensor.device}; "
             "move one of them"
         )
+
+
+def check_tensor(where: str, name: str, tensor: Tensor) -> None:
+    """Checks that an argument is a tensor."""
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{where}: {name} must be a tensor, got {_kind(tensor)}; convert it with torch.as_tensor")
+
+
+def check_binary(where: str, name: str, tensor: Tensor, *, hint: str) -> None:
+    """Checks that all values are 0 or 1, where values are checked."""
+    if not values_are_checked(tensor):
+        return
+    values = tensor.detach()
+    if not bool(((values == 0) | (values == 1)).all()):
+        other = values[(values != 0) & (values != 1)][0]
+        raise ValueError(f"{where}: {name} must be 0 or 1, got {float(other):g}; {hint}")
 
 
 def check_finite(where: str, name: str, tensor: Tensor) -> None:

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from concordet.losses.functional.checks import check_finite, check_floating, check_positive, check_range, check_same
+from concordet.losses.functional.checks import (
+    check_binary,
+    check_finite,
+    check_floating,
+    check_positive,
+    check_range,
+    check_same,
+)
 from concordet.losses.functional.reduction import Reduction, at_least_float32, reduce
 
 
@@ -28,7 +35,7 @@ def focal_loss(
         0-dim (or the logits' shape), float32 or better.
 
     Raises:
-        ValueError: shapes, dtypes or targets are not as above, or a logit is not finite.
+        ValueError: shapes, dtypes, targets or alpha are not as above, or a logit is not finite.
 
     Paper:
         Lin et al.: Focal Loss for Dense Object Detection (ICCV 2017), Eq. 5.
@@ -38,6 +45,9 @@ def focal_loss(
         tensor([0.0433, 0.1300])
     """
     logits, targets = _checked("focal_loss", logits, targets, gamma=gamma)
+    if not alpha <= 1:
+        raise ValueError(f"focal_loss: alpha must be at most 1, got {alpha}; 0.25 is the published value")
+    check_binary("focal_loss", "targets", targets, hint="take quality_focal_loss for soft targets")
     signed = logits * (2 * targets - 1)  # logit of the true label
     losses = -_power_of_sigmoid(-signed, gamma) * logsigmoid(signed)
     if alpha >= 0:
@@ -108,7 +118,7 @@ def varifocal_loss(
         >>> varifocal_loss(torch.tensor([0.0, 0.0]), torch.tensor([0.5, 0.0]), reduction="none")
         tensor([0.3466, 0.1300])
     """
-    logits, targets = _checked("varifocal_loss", logits, targets, gamma=gamma)
+    logits, targets = _checked("varifocal_loss", logits, targets, gamma=gamma, alpha=alpha)
     weights = torch.where(targets > 0, targets, alpha * _power_of_sigmoid(logits, gamma))
     return reduce("varifocal_loss", weights * _cross_entropy(logits, targets), reduction)
 

@@ -43,15 +43,19 @@ def harmonic_loss(cls_losses: Tensor, loc_losses: Tensor, *, reduction: Reductio
         >>> harmonic_loss(torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0]), reduction="none")
         tensor([2., 2.])
     """
-    where = "harmonic_loss"
+    cls_losses, loc_losses = _checked("harmonic_loss", cls_losses, loc_losses)
+    losses = (1 + (-loc_losses).exp()) * cls_losses + (1 + (-cls_losses).exp()) * loc_losses
+    return reduce("harmonic_loss", losses, reduction)
+
+
+def _checked(where: str, cls_losses: Tensor, loc_losses: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses of both tasks in float32 or better."""
     check_floating(where, "cls_losses", cls_losses)
     check_floating(where, "loc_losses", loc_losses)
     check_same(where, "loc_losses", loc_losses, "cls_losses", cls_losses)
     check_range(where, "cls_losses", cls_losses, 0, torch.finfo(cls_losses.dtype).max)
     check_range(where, "loc_losses", loc_losses, 0, torch.finfo(loc_losses.dtype).max)
-    cls_losses, loc_losses = at_least_float32(cls_losses), at_least_float32(loc_losses)
-    losses = (1 + (-loc_losses).exp()) * cls_losses + (1 + (-cls_losses).exp()) * loc_losses
-    return reduce(where, losses, reduction)
+    return at_least_float32(cls_losses), at_least_float32(loc_losses)
 
 
 def harmonic_factors(cls_losses: Tensor, loc_losses: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +67,10 @@ def harmonic_factors(cls_losses: Tensor, loc_losses: Tensor) -> tuple[Tensor, Te
 
     Returns:
         ``[p]`` factors 1 + beta_r = 1 + exp(-L) of the classification losses, and ``[p]`` factors 1 + beta_c =
-        1 + exp(-CE) of the localization losses, in (1, 2] and without gradient.
+        1 + exp(-CE) of the localization losses, in (1, 2] and without gradient, float32 or better.
+
+    Raises:
+        ValueError: shapes, dtypes or ranges are not as above.
 
     Paper:
         Wang and Zhang: Reconcile Prediction Consistency for Balanced Object Detection (ICCV 2021), Eq. 3 and Figure 4.
@@ -72,7 +79,8 @@ def harmonic_factors(cls_losses: Tensor, loc_losses: Tensor) -> tuple[Tensor, Te
         >>> harmonic_factors(torch.tensor([0.0]), torch.tensor([0.0]))
         (tensor([2.]), tensor([2.]))
     """
-    return 1 + (-loc_losses.detach()).exp(), 1 + (-cls_losses.detach()).exp()
+    cls_losses, loc_losses = _checked("harmonic_factors", cls_losses.detach(), loc_losses.detach())
+    return 1 + (-loc_losses).exp(), 1 + (-cls_losses).exp()
 
 
 def harmonic_iou_loss(iou: Tensor, *, gamma: float = 0.8, reduction: Reduction = "mean") -> Tensor:
