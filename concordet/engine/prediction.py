@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,8 +129,8 @@ def predict(
         raise ValueError(f"no image can be read ({next(iter(unreadable.values()))}); name other files")
     if out is not None:
         write_json(out, work.results, indent=None)
-    if isinstance(threshold, float | int):
-        drawn_from = f"with a score of at least {threshold:g}"
+    if threshold is not None and not isinstance(threshold, Mapping):
+        drawn_from = f"with a score of at least {float(threshold):g}"
     else:
         drawn_from = (
             "above the threshold of their class"

@@ -331,13 +331,11 @@ def to_tensor(image: Any) -> Tensor:
         torch.Size([3, 2, 4])
     """
     if isinstance(image, str | Path) or hasattr(image, "convert"):
-        array = torch.from_numpy(np.array(_pillow(image))).permute(2, 0, 1)
-    elif isinstance(image, Tensor):
-        array = image
-    else:
-        array = torch.from_numpy(np.array(image))  # a copy, because PyTorch warns about read-only arrays
+        image = _pillow(image)
+    # a copy, because PyTorch warns about read-only arrays
+    array = image if isinstance(image, Tensor) else torch.from_numpy(np.array(image))
     shape = tuple(array.shape)
-    if array.ndim == 3 and not isinstance(image, str | Path | Tensor) and not hasattr(image, "convert"):
+    if array.ndim == 3 and array is not image:
         array = array.permute(2, 0, 1)
     if array.ndim != 3 or array.shape[0] != 3 or 0 in shape:
         raise ValueError(

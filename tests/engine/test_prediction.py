@@ -34,6 +34,13 @@ def video(samples, tmp_path_factory):
     return path
 
 
+def test_a_threshold_of_numpy_is_named_like_a_plain_one(finished, samples):
+    threshold = np.float32(0.25)
+    plain, other = (predict(finished, samples[:1], threshold=t, accelerator="cpu") for t in (0.25, threshold))
+    assert plain.drawn_from == other.drawn_from == "with a score of at least 0.25"
+    assert plain.results == other.results
+
+
 def test_thresholds_per_class(predictor, samples):
     (everything,) = predictor(samples[0])
     middle = float(everything["scores"].median())

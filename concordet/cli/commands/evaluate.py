@@ -67,9 +67,9 @@ def run(words: list[str]) -> None:
     if path.is_file() and args.checkpoint is not None:
         raise UsageError(f"checkpoint must be left out where a file is evaluated, got {args.checkpoint}; name one")
     checkpoint = str(path) if path.is_file() else args.checkpoint or "last"
-    kind = [name for name in (Path(checkpoint).stem,) if name != "last"]
-    kind += [word for word in (args.split, "raw_scores" if args.raw_scores else None) if word]
-    own = folder / re.sub(r"[^\w.-]", "_", "-".join(["evaluation", *kind])) if kind else folder
+    name = Path(checkpoint).stem
+    kind = "-".join(filter(None, ("" if name == "last" else name, args.split, "raw_scores" * args.raw_scores)))
+    own = folder / re.sub(r"[^\w.-]", "_", f"evaluation-{kind}") if kind else folder
     out = Path(args.out) if args.out else own
     config = load_config(folder / "config.yaml")
     data = config.data

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from concordet.cli.options import Parser
-from concordet.errors import UsageError
+from concordet.errors import UsageError, counted
 
 
 def parser() -> Parser:
@@ -298,7 +298,7 @@ def _print(report: dict[str, Any]) -> None:
         counts = {len(entry["seeds"]) for entry in group["losses"]}
         differ = len(counts) > 1
         if not differ:  # without their column, most names and intervals fit 80 columns
-            name += f", {(n := counts.pop())} seed{'s' * (n != 1)}"
+            name += f", {counted(max(counts), 'seed')}"
         table = Table(Column("loss", overflow="fold"), title=f"{name}, compared with {report['reference']}")
         for heading in (*["seeds"] * differ, "AP", f"difference ({100 * report['confidence']:g} %)", "verdict"):
             table.add_column(heading)

@@ -76,8 +76,7 @@ def _parse_part(part: str, loss: str) -> NamePart:
         if _PART.fullmatch(spelled):
             fix = f"did you mean {spelled}?"
         raise ValueError(f"loss must be a name or names joined with '+', got {part!r} in {loss!r}; {fix}")
-    weight: float | None = None
-    settings: list[tuple[str, float]] = []
+    numbers: dict[str, float] = {}  # the weight has no name
     for item in match["inside"].split(",") if match["inside"] is not None else ():
         key, _, text = item.rpartition("=")
         try:
@@ -90,11 +89,9 @@ def _parse_part(part: str, loss: str) -> NamePart:
                 f"{what} of {part!r} in loss {loss!r} must be a number of at least 0, got {text!r}; write it as in "
                 "'focal+concordance(0.3)'"
             )
-        if (key in dict(settings)) if key else (weight is not None):
+        if key in numbers:
             what = key or "the weight"
             raise ValueError(f"{what} of {part!r} in loss {loss!r} must be given once, got it twice; leave one out")
-        if key:
-            settings.append((key, value))
-        else:
-            weight = value
-    return NamePart(match["name"], weight, tuple(settings), part)
+        numbers[key] = value
+    weight = numbers.pop("", None)
+    return NamePart(match["name"], weight, tuple(numbers.items()), part)

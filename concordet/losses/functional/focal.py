@@ -173,13 +173,13 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -logsigmoid(logits) + (1 - targets) * logits
 
 
-def _checked(where: str, logits: Tensor, targets: Tensor, **exponents: float) -> tuple[Tensor, Tensor]:
-    """Logits in float32 or better, and targets of the same type without gradient."""
+def _checked(where: str, logits: Tensor, targets: Tensor, **settings: float) -> tuple[Tensor, Tensor]:
+    """Logits in float32 or better, and targets of the same type without gradient; settings are at least 0."""
     check_floating(where, "logits", logits)
     check_same(where, "targets", targets, "logits", logits)
     check_finite(where, "logits", logits)
     check_range(where, "targets", targets, 0, 1, slack=1e-3)
-    for name, exponent in exponents.items():
-        check_positive(where, name, exponent, or_zero=True)
+    for name, value in settings.items():
+        check_positive(where, name, value, or_zero=True)
     logits = at_least_float32(logits)
     return logits, targets.detach().to(logits.dtype)
