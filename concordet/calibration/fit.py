@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from scipy.optimize import isotonic_regression, minimize
@@ -11,12 +11,12 @@ from scipy.special import expit
 
 from concordet.calibration.maps import Identity, Isotonic, Linear, Map, Platt, Temperature, log_odds
 from concordet.errors import UsageError
-from concordet.measures.reading.arrays import Floats
+from concordet.measures.reading.arrays import GIVE_IOUS, Floats, float_column, require_unit, same_length
 
 Method = Literal["isotonic", "linear", "platt", "temperature"]
 
 
-def fit_map(scores: Floats, targets: Floats, method: Method = "isotonic") -> Map:
+def fit_map(scores: Any, targets: Any, method: Method = "isotonic") -> Map:
     """The map that brings scores closest to their targets.
 
     ``isotonic`` and ``linear`` minimize the squared error, ``platt`` and ``temperature`` the binary cross entropy with
@@ -31,7 +31,7 @@ def fit_map(scores: Floats, targets: Floats, method: Method = "isotonic") -> Map
         The map; the identity if there are no scores.
 
     Raises:
-        ValueError: for an unknown method.
+        ValueError: for an unknown method, lengths that differ or a value that is not in [0, 1].
 
     Example:
         >>> fitted = fit_map(np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.0, 0.5, 0.5, 1.0]), "linear")
@@ -40,9 +40,11 @@ def fit_map(scores: Floats, targets: Floats, method: Method = "isotonic") -> Map
     """
     if method not in FITS:
         raise UsageError(f"method must be one of {', '.join(FITS)}, got {method!r}")
-    if len(scores) == 0:
-        return Identity()
-    return FITS[method](scores, targets)
+    p, y = float_column(scores, "scores"), float_column(targets, "targets")
+    same_length(p, y, "scores and targets")
+    require_unit(p, "scores")
+    require_unit(y, "targets", GIVE_IOUS)
+    return FITS[method](p, y) if len(p) else Identity()
 
 
 def _isotonic(scores: Floats, targets: Floats) -> Map:

@@ -143,13 +143,14 @@ def detect_format(path: str | Path, name: str | None = None, *, allow_outside: b
         )
     if not layouts:
         looked = "; ".join(text for candidate in names if (text := dataset_class(candidate).looks_for))
+        fix = f"needed is one of: {looked}" if looked else f"leave out the path, or the name {name}"
         links = ""
         if listing.skipped:
             option = "--data.allow_outside true or --allow_outside"
             links = f" ({listing.skipped[0]} leads outside and was not followed; {option} follows it)"
         raise ValueError(
             f"{path} must hold a data set, got {counted(len(listing.files), 'file')} without one{links}"
-            f"{_damaged(listing)}; needed is one of: {looked}"
+            f"{_damaged(listing)}; {fix}"
         )
     ((recognized, layout),) = layouts.items()
     return DataSource(path, recognized, layout)

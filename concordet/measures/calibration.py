@@ -13,7 +13,16 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from concordet.measures.correlation import Value
-from concordet.measures.reading.arrays import Bools, Floats, Ints, float_column, group_column, same_length
+from concordet.measures.reading.arrays import (
+    GIVE_IOUS,
+    Bools,
+    Floats,
+    Ints,
+    float_column,
+    group_column,
+    require_unit,
+    same_length,
+)
 
 LAECE_BINS: Final = 25
 D_ECE_BINS: Final = 10
@@ -164,7 +173,7 @@ def object_calibration_error(
         group_column(object_image_ids, "object_image_ids", m),
     )
     classes = group_column(object_classes, "object_classes", m).astype(np.int64)
-    _require_unit(p.ravel(), "probabilities")
+    require_unit(p.ravel(), "probabilities")
     if not m:
         return Value(None, "there is no object")
     if n and (classes.min() < 0 or classes.max() >= p.shape[1]):
@@ -215,8 +224,8 @@ def average_inconsistency(scores: Any, ious: Any) -> Inconsistency:
     """
     p, iou = float_column(scores, "scores"), float_column(ious, "ious")
     same_length(p, iou, "scores and ious")
-    _require_unit(p, "scores")
-    _require_unit(iou, "ious")
+    require_unit(p, "scores")
+    require_unit(iou, "ious", GIVE_IOUS)
     gap = np.abs(p - iou)
     return Inconsistency(float(gap.sum()), float(gap.mean()) if gap.size else None)
 
@@ -243,8 +252,8 @@ def reliability_bins(scores: Floats, targets: Floats, hits: Bools, *, bins: int 
 def _columns(scores: Any, targets: Any, class_ids: Any) -> _Columns:
     p, y = float_column(scores, "scores"), float_column(targets, "targets")
     same_length(p, y, "scores and targets")
-    _require_unit(p, "scores")
-    _require_unit(y, "targets")
+    require_unit(p, "scores")
+    require_unit(y, "targets", GIVE_IOUS)
     if class_ids is None:
         return _Columns(p, y, np.zeros(len(p), np.int64), [None])
     ids, codes = np.unique(group_column(class_ids, "class_ids", len(p)), return_inverse=True)
@@ -295,13 +304,6 @@ def _report(columns: _Columns, n_objects: Mapping[Any, int] | None, gaps: Floats
         per_class=per_class,
         reasons=reasons,
     )
-
-
-def _require_unit(column: Floats, name: str) -> None:
-    outside = np.flatnonzero((column < 0) | (column > 1))
-    if outside.size:
-        at = outside[0]
-        raise ValueError(f"{name}[{at}] must be in [0, 1], got {column[at]:g}; apply sigmoid to logits")
 
 
 def _iou_matrix(first: Floats, second: Floats) -> Floats:

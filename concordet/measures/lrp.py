@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.reading.arrays import Bools, Floats, Ints, float_column, group_column, same_length, to_numpy
+from concordet.measures.reading.arrays import (
+    GIVE_IOUS,
+    Bools,
+    Floats,
+    Ints,
+    bool_column,
+    float_column,
+    group_column,
+    require_unit,
+    same_length,
+)
 
 
 def lrp(
@@ -34,9 +44,9 @@ def lrp(
 
     Args:
         scores: ``[n]`` confidences of all kept detections that are not ignored.
-        ious: ``[n]`` IoU in [0, 1] with the object that each is matched to; any value below ``tau`` without one.
+        ious: ``[n]`` IoU in [0, 1] with the object that each is matched to; 0 without one.
         class_ids: ``[n]`` class of each.
-        n_objects: objects per class (classes without detections included), or one number if there is one class.
+        n_objects: number of objects per class (also classes without detections), or one number for a single class.
         true_positive: ``[n]`` bool; None for ``ious >= tau``, correct only if no two detections share an object.
         tau: IoU from which a match counts, in [0, 1); 0.5 in the papers.
 
@@ -45,7 +55,8 @@ def lrp(
         positive has oLRP 1, ``fn`` 1, no threshold, and no other component.
 
     Raises:
-        ValueError: lengths differ, a class of a detection is not in ``n_objects``, or true positives outnumber objects.
+        ValueError: lengths differ, a value is not in its range, a class of a detection is not in ``n_objects``, or true
+            positives outnumber objects.
 
     Example:
         >>> report = lrp([0.9, 0.8, 0.1], [0.9, 0.8, 0.0], [7, 7, 7], {7: 2})
@@ -54,12 +65,11 @@ def lrp(
     """
     s, iou = float_column(scores, "scores"), float_column(ious, "ious")
     same_length(s, iou, "scores and ious")
+    require_unit(iou, "ious", GIVE_IOUS)
     if not 0 <= tau < 1:
         raise ValueError(f"tau must be an IoU in [0, 1), got {tau}; the papers take 0.5")
     labels = group_column(class_ids, "class_ids", len(s))
-    hit = iou >= tau if true_positive is None else to_numpy(true_positive).astype(bool)
-    if len(hit) != len(s):
-        raise ValueError(f"true_positive must have one value for each of {len(s)} scores, got {len(hit)}")
+    hit = iou >= tau if true_positive is None else bool_column(true_positive, "true_positive", len(s))
     order = np.argsort(labels, kind="stable")
     first = np.flatnonzero(np.append(True, labels[order[1:]] != labels[order[:-1]])) if len(labels) else order
     present = labels[order[first]].tolist()

@@ -2,10 +2,9 @@
 
 from concordet.ranking.counts import Counts, step, step_at_zero
 from concordet.ranking.definitions import AuxKind, Definition, Result, Support, Term
-from concordet.ranking.operator import METHODS, RankingOptions, ranking_loss, register
+from concordet.ranking.operator import RankingOptions, ranking_loss, register
 
 __all__ = [
-    "METHODS",
     "AuxKind",
     "Counts",
     "Definition",

@@ -84,6 +84,26 @@ def test_isotonic_is_the_closest_increasing_fit():
     np.testing.assert_allclose(fit_map(scores, targets).increasing(scores), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["isotonic", "linear", "platt", "temperature"])
+@pytest.mark.parametrize(
+    ("scores", "targets", "message"),
+    [
+        ([0.5, 2.0], [0.5, 0.5], r"scores\[1\] must be in \[0, 1\], got 2; apply sigmoid to logits"),
+        ([0.5, 0.5], [0.5, 50], r"targets\[1\] must be in \[0, 1\], got 50; give the IoU of each detection"),
+        ([0.5, 0.5], [0.5], "scores and targets must have equal lengths, got 2 and 1"),
+        ([0.5, float("nan")], [0.5, 0.5], r"scores\[1\] must be a finite number, got nan"),
+    ],
+)
+def test_a_map_names_values_that_it_cannot_fit(scores, targets, message, method):
+    with pytest.raises(ValueError, match=message):
+        fit_map(scores, targets, method)
+
+
+def test_a_map_is_fitted_to_lists_as_to_arrays():
+    scores, targets = [0.1, 0.2, 0.3, 0.4], [0, 0.5, 0.5, 1]
+    assert fit_map(scores, targets) == fit_map(np.array(scores), np.array(targets, float))
+
+
 @pytest.mark.parametrize("decimals", [1, 2, 16])
 def test_isotonic_with_ties_is_scikit_learns(decimals):
     rng = np.random.default_rng(3)

@@ -308,6 +308,11 @@ def test_one_of_two_forms_is_chosen_by_name(tmp_path):
     assert detect_format(two_yamls(tmp_path / "yolo")).layout.description == "YOLO (data.yaml)"
 
 
+def test_a_folder_for_data_that_is_drawn_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"got 0 files without one; leave out the path, or the name digits$"):
+        detect_format(tmp_path, "digits")
+
+
 def test_images_of_the_same_name_are_not_guessed(tmp_path):
     root = csv_divided(tmp_path)
     shutil.copytree(root / "images" / "train", root / "copies")

@@ -95,6 +95,10 @@ def test_errors():
         lrp([0.9, 0.8], [0.9, 0.8], [1, 2], 2)
     with pytest.raises(ValueError, match="true_positive must have one value for each of 2 scores, got 1"):
         lrp([0.9, 0.8], [0.9, 0.8], [1, 1], 2, true_positive=[True])
+    with pytest.raises(ValueError, match=r"true_positive\[1\] must be True or False, got 0.7"):
+        lrp([0.9, 0.8], [0.9, 0.8], [1, 1], 2, true_positive=[1, 0.7])
+    with pytest.raises(ValueError, match=r"ious\[0\] must be in \[0, 1\], got 90; give the IoU"):
+        lrp([0.9], [90], [1], 1)
 
 
 def test_inconsistency_is_the_sum_and_the_mean_of_gaps():

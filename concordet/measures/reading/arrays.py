@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+
+GIVE_IOUS: Final = "give the IoU of each detection with its object"
 
 
 def to_numpy(values: Any) -> NDArray[Any]:
@@ -20,6 +22,17 @@ def to_numpy(values: Any) -> NDArray[Any]:
             values = values.double()  # NumPy has no bfloat16
         return np.asarray(values.numpy())
     return np.asarray(values)
+
+
+def bool_column(values: Any, name: str, length: int) -> Bools:
+    """``values`` as ``[length]`` bool; 0 and 1 are taken, other numbers raise ValueError."""
+    column = float_column(values, name)
+    if len(column) != length:
+        raise ValueError(f"{name} must have one value for each of {length} scores, got {len(column)}")
+    other = np.flatnonzero((column != 0) & (column != 1))
+    if other.size:
+        raise ValueError(f"{name}[{other[0]}] must be True or False, got {column[other[0]]:g}")
+    return column.astype(bool)
 
 
 def float_column(values: Any, name: str) -> Floats:
@@ -52,3 +65,11 @@ def same_length(first: Floats, second: Floats, names: str) -> None:
         raise ValueError(
             f"{names} must have equal lengths, got {len(first)} and {len(second)}; give one of each per detection"
         )
+
+
+def require_unit(column: Floats, name: str, fix: str = "apply sigmoid to logits") -> None:
+    """Raises ValueError naming the first value outside [0, 1]; ``fix`` says what to do."""
+    outside = np.flatnonzero((column < 0) | (column > 1))
+    if outside.size:
+        at = outside[0]
+        raise ValueError(f"{name}[{at}] must be in [0, 1], got {column[at]:g}; {fix}")
