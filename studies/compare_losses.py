@@ -21,10 +21,12 @@ from typing import Any
 
 from concordet.benchmark.results import environment, read_rows, write_rows
 from concordet.benchmark.results import table as markdown_table
+from concordet.calibration.evaluation import METRICS as CALIBRATED
 from concordet.files import read_json
 from concordet.measures.metrics import METRICS
 
 RESULTS = Path(__file__).parent / "results"
+OF_CALIBRATION = {*CALIBRATED, "AIC"}
 
 
 def run(config: str, loss: str, seed: int, settings: list[str], folder: Path, threads: int) -> dict[str, Any]:
@@ -49,13 +51,15 @@ def spread(values: list[float], form: str) -> str:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: mean and standard deviation over seeds, and the paired difference to the first loss.
 
+    Errors of calibration are left out: ``studies.calibration`` compares them before and after it.
+
     Args:
         rows: Rows of a results file.
     """
     losses, seeds = (list(dict.fromkeys(row[key] for row in rows)) for key in ("loss", "seed"))
     lines = []
     for metric in METRICS:
-        if metric.is_timing or metric.key not in rows[0]:
+        if metric.is_timing or metric.key in OF_CALIBRATION or metric.key not in rows[0]:
             continue
         first: list[float] | None = None
         cells = []

@@ -15,8 +15,10 @@ def test_only_ranking_losses_balance_gradients(tmp_path):
     ratios = {}
     for row in rows:
         ratios.setdefault(row["loss"], []).append(row["ratio"])
-    for loss in ("AP", "aLRP", "RS"):
+    for loss in ("AP", "aLRP", "RS, ranking term"):
         assert ratios[loss] == pytest.approx([1.0] * len(ratios[loss]), rel=1e-5)
+    assert ratios["RS, both terms"][0] > 0.9  # sorting moves gradient from positives to positives
+    assert ratios["RS, both terms"][-1] < 0.1
     for loss in ("focal", "cross entropy"):
         assert max(ratios[loss]) / min(ratios[loss]) > 2
     assert (tmp_path / "balance.svg").stat().st_size > 1000

@@ -16,8 +16,8 @@ from concordet.losses.criteria.criterion import Criterion
 def gradient_ratio(gradient: Tensor, assigned: Assigned) -> Tensor:
     """Sum of gradient magnitudes of negative logits over that of positive ones.
 
-    Exactly 1 for ranking losses (aLRP Loss, Theorem 2), far from it and fluctuating for focal loss and cross entropy
-    (aLRP Loss, Figure 4).
+    1 for AP, aLRP and NDCG Loss (aLRP Loss, Theorem 2); not for RS Loss, whose sorting term moves gradient from
+    positives to other positives; far from 1 and fluctuating for focal loss and cross entropy (aLRP Loss, Figure 4).
 
     Args:
         gradient: ``[n, c]`` gradient of the loss with respect to ``assigned.logits``.
