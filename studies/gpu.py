@@ -17,7 +17,7 @@ LOSSES, STEPS = RESULTS / "gpu_losses.csv", RESULTS / "gpu_detectors.csv"
 DETECTORS = ("retinanet", "fcos", "atss", "faster_rcnn", "deformable_detr")
 
 UNMEASURED = """Not measured yet: no GPU was available. The Triton kernels are tested in Triton's interpreter and
-compiled for sm_90 (`tests/ranking/test_kernels.py`); the tests that need a GPU were skipped."""
+compiled for sm_80, sm_90 and sm_100 (`tests/ranking/test_kernels.py`); the tests that need a GPU were skipped."""
 
 MEASURED = """`python -m studies.gpu`: {caption}.
 

@@ -102,7 +102,8 @@ def losses(name: str, detector: str) -> str:
     """All losses of a detector: AP, its difference to the reference, and other metrics."""
     entries = group(name, detector)
     shown = [key for key in SHOWN if any(key in entry["metrics"] for entry in entries)]
-    head = ["loss", "seeds", "AP ↑", "difference", *(f"{BY_KEY[k].title} {BY_KEY[k].arrow}" for k in shown)]
+    titles = {key: metric.title for key, metric in BY_KEY.items()} | {"LaECE0": "LaECE₀, calibrated"}
+    head = ["loss", "seeds", "AP ↑", "difference", *(f"{titles[key]} {BY_KEY[key].arrow}" for key in shown)]
     rows = [
         [
             f"`{entry['loss']}`",

@@ -57,7 +57,7 @@ def test_the_citation_names_this_version_and_the_papers():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == __version__
     assert citation["license"] == PROJECT["license"]
-    assert len(citation["references"]) == 5
+    assert len(citation["references"]) == 6
     assert all(paper["title"] and paper["authors"] and paper["year"] for paper in citation["references"])
 
 
