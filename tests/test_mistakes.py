@@ -53,6 +53,7 @@ def test_no_alpha_is_a_negative_one():
         ({"labels": torch.tensor([1.0])}, "labels must be integers, got torch.float32"),
         ({"labels": [1]}, "labels must be a tensor, got list"),
         ({"labels": None}, "labels must be a tensor, got NoneType"),
+        ({"labels": torch.tensor([[1]])}, r"boxes must be \[m, 4\] and labels \[m\], got \[1, 4\] and \[1, 1\]"),
     ],
 )
 @pytest.mark.parametrize("name", ["fcos", "retinanet"])

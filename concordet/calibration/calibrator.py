@@ -113,7 +113,8 @@ class Calibrator:
             labels: label to class id, where the detector's labels are not the class ids of the fit.
 
         Returns:
-            The form of ``detections``. Scores of tensors keep their dtype and device.
+            The form of ``detections``. Scores of tensors keep their device; scores in half precision become float32,
+            since rounding would create ties, and integers float64.
 
         Raises:
             ValueError: for a score outside [0, 1], or detections of another form.
@@ -155,18 +156,21 @@ class Calibrator:
                 "'annotations' of a COCO dict"
             )
         before = image["scores"]
+        is_tensor = hasattr(before, "new_tensor")
+        dtype = before.dtype if is_tensor else np.asarray(before).dtype
         scores, ids = to_numpy(before).astype(np.float64), _translated(to_numpy(image["labels"]), labels)
         calibrated = self.calibrate(scores, ids)
-        if not hasattr(before, "new_tensor"):
-            return {**image, "scores": calibrated.astype(np.asarray(before).dtype)}
-        values = before.new_tensor(calibrated.tolist())
-        if before.element_size() == 4:  # rounding to float32 may create ties
+        if "float" in str(dtype) and dtype.itemsize < 8:  # rounding to float32 may create ties
             narrow = np.empty(len(scores), np.float32)
             for ident in np.unique(ids):
                 rows = ids == ident
                 narrow[rows] = strictly_increasing(scores[rows], calibrated[rows].astype(np.float32))
-            values = before.new_tensor(narrow.tolist())
-        return {**image, "scores": values}
+            calibrated = narrow
+        if is_tensor:
+            import torch
+
+            return {**image, "scores": torch.from_numpy(calibrated).to(before.device)}
+        return {**image, "scores": calibrated}
 
     def thresholds(self) -> dict[int, float | None]:
         """Class id to the LRP-optimal threshold of its calibrated scores; None where there is none."""

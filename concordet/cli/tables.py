@@ -70,8 +70,11 @@ def print_recipes(recipes: list[dict[str, Any]]) -> None:
 
 
 def wide_console() -> Console:
-    """A console of the terminal's width; pipes and logs have none, and get :data:`WIDE`."""
+    """A console of the terminal's width; pipes and logs have none, and get :data:`WIDE`.
+
+    Names of classes and folders are printed as they are, brackets included.
+    """
     from rich.console import Console
 
-    console = Console()
-    return Console(width=None if console.is_terminal else WIDE)
+    width = None if Console().is_terminal else WIDE
+    return Console(width=width, markup=False, emoji=False)

@@ -54,7 +54,8 @@ def merge_splits(splits: Mapping[str, DetectionDataset], root: Path | None = Non
 def write_folder(splits: Mapping[str, DetectionDataset], out: Path) -> None:
     """Writes COCO's layout: ``annotations/instances_<split>.json``, and copies of the images in ``<split>``.
 
-    Images of the same name from different folders get numbers.
+    Images of the same name from different folders get numbers; names that differ only in case are the same, as on many
+    systems.
 
     Args:
         splits: Data sets by split.
@@ -73,9 +74,11 @@ def write_folder(splits: Mapping[str, DetectionDataset], out: Path) -> None:
         for index, image in enumerate(truth["images"]):
             path = split.image_path(index)
             file = Path(image["file_name"]).name if path is None else path.name
-            if file in taken:
-                file = f"{Path(file).stem}-{index}{Path(file).suffix}"
-            taken.add(file)
+            stem, suffix, number = Path(file).stem, Path(file).suffix, index
+            while file.casefold() in taken:
+                file = f"{stem}-{number}{suffix}"
+                number += 1
+            taken.add(file.casefold())
             if path is None:
                 split.load_image(index).save(folder / file)
             else:

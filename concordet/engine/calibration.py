@@ -94,7 +94,7 @@ def calibrated_results(
     scores = f"calibrated on {basis}"
     if held_out:
         scores += " held out from training"
-    elif own_data:
+    elif report is not None:
         scores = f"calibrated, errors cross-fitted over {basis}"
     return CalibratedResults(carried.apply(kept), carried, report, scores)
 

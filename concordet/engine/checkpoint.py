@@ -149,10 +149,13 @@ def checkpoint_path(path: str | Path, which: str = "last") -> Path:
 
 
 def run_of(path: str | Path) -> Path | None:
-    """The run folder itself or that of a checkpoint; None for a checkpoint outside of a run folder."""
+    """The run folder itself or that of a checkpoint in it; None for a checkpoint outside of a run folder."""
     path = Path(path)
-    folders = [path] if path.is_dir() else [path.parent, *path.parents[1:2]]
-    return next((folder for folder in folders if (folder / "config.yaml").is_file()), None)
+    if not path.is_dir():
+        if path.absolute().parent.name != "checkpoints":
+            return None
+        path = path.absolute().parents[1]
+    return path if (path / "config.yaml").is_file() else None
 
 
 def load_detector(path: str | Path, *, averaged: bool = True) -> tuple[Detector, dict[str, Any]]:

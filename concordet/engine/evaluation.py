@@ -168,10 +168,19 @@ def remaining_time(done: int, total: int, seconds: float) -> str:
         >>> remaining_time(10, 40, 60.0), remaining_time(1, 2, 7300.0), remaining_time(9, 10, 9.0)
         ('3 min', '2 h 2 min', '1 s')
     """
-    left = seconds / max(done, 1) * max(total - done, 0)
-    if left < 60:
-        return f"{left:.0f} s"
-    minutes = round(left / 60)
+    return duration(seconds / max(done, 1) * max(total - done, 0))
+
+
+def duration(seconds: float) -> str:
+    """A time in words.
+
+    Example:
+        >>> duration(9.4), duration(150), duration(7300)
+        ('9 s', '2 min', '2 h 2 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 

@@ -30,7 +30,7 @@ class Calibration(nn.Module):
     def forward(self, scores: Tensor, classes: Tensor) -> Tensor:
         """See :func:`concordet.export.calibration.calibrated`."""
         s = scores.double()
-        odds = ((s + 1e-330).log() - (1 - s).log()).clamp(LOWEST, HIGHEST)
+        odds = (s.log() - (1 - s).log()).clamp(LOWEST, HIGHEST)
         knots, values = self.knots[classes], self.values[classes]  # [b, k, m]
         last = self.knots.shape[1] - 1
         left = ((knots <= s[..., None]).sum(-1, keepdim=True) - 1).clamp(0, last)

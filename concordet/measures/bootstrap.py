@@ -59,7 +59,8 @@ def intervals(
         for name, value, column in zip(MEASURES, whole, columns.T, strict=True)
         if name not in CALIBRATION_ERRORS
     }
-    report["per_class"] = [_quantiles(column, ends) for column in np.array(classes).reshape(-1, sample.n_classes).T]
+    by_class = np.array(classes).reshape(len(classes), sample.n_classes).T
+    report["per_class"] = [_quantiles(column, ends) for column in by_class]
     return report | {"n_resamples": n_resamples, "confidence": confidence}
 
 

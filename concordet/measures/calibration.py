@@ -22,6 +22,7 @@ from concordet.measures.reading.arrays import (
     group_column,
     require_unit,
     same_length,
+    to_numpy,
 )
 
 LAECE_BINS: Final = 25
@@ -163,7 +164,7 @@ def object_calibration_error(
         >>> round(value, 3)
         0.08
     """
-    p, predicted, objects = (np.asarray(a, np.float64) for a in (probabilities, boxes, object_boxes))
+    p, predicted, objects = (to_numpy(a).astype(np.float64) for a in (probabilities, boxes, object_boxes))
     n, m = len(predicted), len(objects)
     if p.ndim != 2 or len(p) != n:
         raise ValueError(f"probabilities must have shape [{n}, C], as many rows as boxes, got {list(p.shape)}")

@@ -219,9 +219,14 @@ def setting_differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
 
 
 def same_ground_truth(runs: Sequence[Run]) -> bool:
-    """Whether all runs with a ground truth were evaluated on the same objects."""
+    """Whether all runs with a ground truth were evaluated on the same images and objects."""
     known = [run.ground_truth for run in runs if run.ground_truth is not None]
-    return all(truth is known[0] or truth.get("annotations") == known[0].get("annotations") for truth in known[1:])
+    return all(truth is known[0] or _evaluated(truth) == _evaluated(known[0]) for truth in known[1:])
+
+
+def _evaluated(truth: Mapping[str, Any]) -> tuple[list[Any], Any]:
+    """Ids of the images, sorted, and the annotations."""
+    return sorted(image["id"] for image in truth.get("images") or []), truth.get("annotations")
 
 
 def _measure(run: Run) -> None:

@@ -97,7 +97,9 @@ def summary(runs: Sequence[Run]) -> list[str]:
 def cautions(runs: Sequence[Run]) -> list[str]:
     """Reasons why a difference between these runs may not be due to their losses."""
     if not same_ground_truth(runs):
-        return ["The runs were evaluated on different objects, so differences are not only due to the detectors."]
+        return [
+            "The runs were evaluated on different images or objects, so differences are not only due to the detectors."
+        ]
     others = [name for name, _ in setting_differences(runs) if name.split(".")[-1] != "loss"]
     differ = len({run.loss for run in runs}) > 1
     sentences = []

@@ -8,6 +8,8 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
+from concordet.measures.reading.arrays import to_numpy
+
 PALETTE: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#f0e442", "#7f3c8d")
 """Okabe and Ito's colors, and one more; classes beyond the last color start again with the first."""
 
@@ -87,7 +89,7 @@ def draw_detections(
     font = ImageFont.load_default(size=max(9.0, min(drawn.size) / 23))
     if ground_truth is not None:
         for box in _array(ground_truth["boxes"]).reshape(-1, 4):
-            _dashes(pen, box, width)
+            _dashes(pen, drawn.size, box, width)
     for i in kept:
         pen.rectangle(_rectangle(corners[i]), outline=class_color(numbers[i]), width=width + (width > 1))
     taken: list[tuple[float, float, float, float]] = []
@@ -116,7 +118,7 @@ def draw_errors(
     width = max(1, round(min(drawn.size) / 160))
     font = ImageFont.load_default(size=max(9.0, min(drawn.size) / 23))
     for box in right:
-        _dashes(pen, np.asarray(box, float), width)
+        _dashes(pen, drawn.size, np.asarray(box, float), width)
     colored = [*((*each, FALSE) for each in false), *((*each, MISSED) for each in missed)]
     for box, _, color in colored:
         pen.rectangle(_rectangle(np.asarray(box, float)), outline=color, width=width + (width > 1))
@@ -136,9 +138,7 @@ def _tinted(image: Image.Image, masks: Any, chosen: Sequence[tuple[int, str]]) -
 
 
 def _array(values: Any) -> np.ndarray:
-    if hasattr(values, "detach"):  # a tensor, on whichever device
-        values = values.detach().cpu().numpy()
-    return np.asarray(values, dtype=float)
+    return np.asarray(to_numpy(values), dtype=float)
 
 
 def _label_text(label: int, class_names: Sequence[str], score: float | None) -> str:
@@ -196,9 +196,9 @@ def _ink_on(color: str) -> str:
     return "#000000" if 0.299 * red + 0.587 * green + 0.114 * blue > 120 else "#ffffff"
 
 
-def _dashes(pen: ImageDraw.ImageDraw, box: np.ndarray, width: int) -> None:
-    """Draws white dashes on a dark line, visible on bright and on dark images."""
-    x1, y1, x2, y2 = _rectangle(box)
+def _dashes(pen: ImageDraw.ImageDraw, size: tuple[int, int], box: np.ndarray, width: int) -> None:
+    """Draws white dashes on a dark line, visible on bright and on dark images; sides far outside are moved closer."""
+    x1, y1, x2, y2 = np.clip(_rectangle(box), -4.0 * width, [side + 4.0 * width for side in (*size, *size)]).tolist()
     pen.rectangle([x1, y1, x2, y2], outline="#202020", width=width)
     length = 4.0 * width
     for (ax, ay), (bx, by) in (

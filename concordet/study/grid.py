@@ -100,6 +100,10 @@ class Study:
                 raise UsageError(f"vary must name settings of a run, got {name}; see concordet train --help")
             if not values or name in ("detector", "loss", "seed"):
                 raise UsageError(f"vary must give values of a setting besides detector, loss and seed, got {name}")
+            if any(isinstance(value, dict) for value in values):
+                raise UsageError(
+                    f"vary must give numbers, words or lists, got a mapping for {name}; name a setting in it"
+                )
             if any(value in values[:i] for i, value in enumerate(values)):
                 raise UsageError(f"vary must give different values, got {name}={','.join(map(_text, values))}")
 

@@ -60,11 +60,10 @@ def run_study_on_ray(
     try:
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=-1, runtime_env=_ONE_THREAD)(_train_cell)
-        cells = study.cells()
         running: dict[Any, Cell] = {}
         for cell in unfinished(study, retry_failed=retry_failed):
             report("start", cell, state_of(study, cell))
-            running[task.remote(str(study.folder.resolve()), cells.index(cell))] = cell
+            running[task.remote(str(study.folder.resolve()), cell.name)] = cell
         try:
             while running:
                 (done, *_), _ = ray.wait(list(running), num_returns=1)
@@ -80,12 +79,12 @@ def run_study_on_ray(
     return count_states(study)
 
 
-def _train_cell(folder: str, index: int) -> None:
+def _train_cell(folder: str, name: str) -> None:
     """Trains or resumes one cell in this process, so that killing Ray's worker also ends the training."""
     from concordet.engine.training.fit import train
 
     study = load_study(Path(folder))
-    cell = study.cells()[index]
+    cell = next(cell for cell in study.cells() if cell.name == name)
     run = study.run_folder(cell)
     run.parent.mkdir(parents=True, exist_ok=True)
     failure_file(study, cell).unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from concordet.engine.config import flat
-from concordet.measures.bootstrap import MEASURES
+from concordet.measures.bootstrap import MEASURES, check_settings
 from concordet.measures.metrics import BY_KEY, METRICS
 from concordet.measures.reading.arrays import Floats
 from concordet.study.grid import Cell, Study
@@ -59,6 +59,7 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
         >>> report["reference"], report["states"]["new"]  # no run of the four is finished
         ('default', 4)
     """
+    check_settings(study.resamples, confidence)
     groups = []
     cells = study.cells()
     for detector, variant in dict.fromkeys((cell.detector, cell.settings) for cell in cells):

@@ -10,7 +10,7 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LinearRegression
 
 from concordet.calibration import Calibrator, evaluate_calibration, fit_calibrator, fit_map
-from concordet.calibration.calibrator import has_raw_scores
+from concordet.calibration.calibrator import ClassCalibration, has_raw_scores
 from concordet.calibration.maps import MAPS, Isotonic, Linear, Platt, Temperature, strictly_increasing
 from concordet.measures import analyze
 from concordet.measures.calibration import bin_index
@@ -467,3 +467,21 @@ def test_raw_scores_are_found_wherever_they_are_in_a_file(tmp_path):
     (tmp_path / "empty.json").touch()
     for path in (tmp_path / "empty.json", tmp_path / "none.json", tmp_path):
         assert not has_raw_scores(path)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy], ids=["numpy", "torch"])
+def test_the_order_within_an_image_stays_in_every_precision(form, dtype):
+    """A nearly flat map brings scores closer than the precision can tell apart."""
+    calibrator = Calibrator("linear", {1: ClassCalibration("a", Linear(1e-4, 0.7))}, Linear(1e-4, 0.7))
+    scores = np.array([0.25, 0.251, 0.252], dtype)
+    found = {"scores": form(scores), "labels": form(np.array([1, 1, 1]))}
+    after = np.asarray(calibrator.apply(found)["scores"])
+    assert after.dtype == (np.float64 if dtype is np.float64 else np.float32)
+    assert (np.diff(after) > 0).all()
+
+
+def test_scores_that_are_integers_are_not_cut():
+    calibrator = Calibrator("linear", {1: ClassCalibration("a", Linear(0.5, 0.2))}, Linear(0.5, 0.2))
+    after = calibrator.apply({"scores": torch.tensor([1, 0]), "labels": torch.tensor([1, 1])})["scores"]
+    assert after.tolist() == pytest.approx([0.7, 0.2], abs=1e-4)

@@ -7,6 +7,7 @@ from PIL import Image
 
 from concordet.cli import main
 from concordet.data import detect_format
+from concordet.data.convert import write_folder
 
 from ..data.forms import (
     IMAGES,
@@ -163,3 +164,50 @@ def test_pictures_show_the_boxes(tmp_path):
     assert [photograph.name for photograph in photographs] == [f"{name}.jpg" for name in IMAGES]
     assert photographs[2].boxes.tolist() == [[2, 4, 18, 24]]
     assert isinstance(photographs[2].image, Image.Image)
+
+
+def colored(path, color):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30), color).save(path)
+
+
+def test_no_image_is_replaced_by_another_of_the_same_name(tmp_path):
+    colors = {"x/a-2.png": (255, 0, 0), "x/a.png": (0, 255, 0), "y/a.png": (0, 0, 255), "y/A.png": (9, 9, 9)}
+    for name, color in colors.items():
+        colored(tmp_path / "pets" / name, color)
+    lines = [f"{name},cat,1,1,20,20" for name in colors]
+    write(tmp_path / "pets" / "boxes.csv", "\n".join(["image,class,x1,y1,x2,y2", *lines]))
+    write_folder({"train": detect_format(tmp_path / "pets").open_all()["all"]}, tmp_path / "coco")
+    images = json.loads((tmp_path / "coco" / "annotations" / "instances_train.json").read_text())["images"]
+    names = [image["file_name"] for image in images]
+    assert len({name.casefold() for name in names}) == 4
+    assert {Image.open(tmp_path / "coco" / "train" / name).getpixel((0, 0)) for name in names} == set(colors.values())
+
+
+def test_held_out_images_do_not_depend_on_how_the_folder_is_named(tmp_path, monkeypatch):
+    lines = ["image,class,x1,y1,x2,y2"]
+    for scene in range(4):
+        colored(tmp_path / f"scene{scene}" / "rgb.png", (scene, 0, 0))
+        lines.append(f"scene{scene}/rgb.png,cat,1,1,20,20")
+    write(tmp_path / "boxes.csv", "\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    parts = [
+        [
+            str(source.open(split).image_path(i).resolve())
+            for split in ("train", "val")
+            for i in range(len(source.open(split)))
+        ]
+        for source in map(detect_format, (tmp_path, ".", "boxes.csv", f"../{tmp_path.name}"))
+    ]
+    assert len(parts[0]) == 4
+    assert all(part == parts[0] for part in parts)
+
+
+def test_names_with_brackets_are_printed_as_they_are(tmp_path, capsys):
+    root = voc_nested(tmp_path / "pets")
+    for path in root.rglob("*.xml"):
+        path.write_text(path.read_text().replace(">cat<", ">cat [small]<").replace(">dog<", ">[/]<"))
+    assert main(["data", str(root)]) == 0
+    out = capsys.readouterr().out
+    assert "cat [small]" in out
+    assert "[/]" in out

@@ -162,3 +162,11 @@ def test_bccd():
     own = torch.tensor([a["bbox"] for a in truth["annotations"] if a["image_id"] == target["image_id"]])
     sizes = (target["boxes"][:, 2:] - target["boxes"][:, :2]) * 2
     torch.testing.assert_close(sizes, own[:, 2:])
+
+
+def test_files_that_macos_hides_in_archives_are_left_out(voc):
+    root = voc({"a": [("cell", 1, 1, 64, 48)]})
+    (root / "Annotations" / "._a.xml").write_bytes(b"\x00\x05\x16\x07")
+    assert VocFolder(root).class_names == ["cell"]
+    (root / "ImageSets" / "Main" / "trainval.txt").unlink()
+    assert len(VocFolder(root, split="all", annotations=root / "Annotations")) == 1

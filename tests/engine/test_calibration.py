@@ -10,6 +10,7 @@ import torch
 from concordet.calibration import Calibrator, evaluate_calibration
 from concordet.cli import main
 from concordet.engine import evaluate_run, load_detector
+from concordet.engine.calibration import calibrated_results, match_run
 from concordet.engine.prediction import predict
 from concordet.engine.predictor import load
 from concordet.measures import evaluate_detections
@@ -209,3 +210,18 @@ def test_detections_are_matched_once(finished, tmp_path, monkeypatch, what):
         results = [{**row, "score": row["raw_score"]} for row in read(finished, "detections")]
         evaluate_on_all(read(finished, "ground_truth"), results)
     assert passes == [10, 2]
+
+
+def test_errors_on_one_image_are_not_called_cross_fitted(finished):
+    results, truth = read(finished, "detections"), read(finished, "ground_truth")
+    ident = truth["images"][0]["id"]
+    truth = {
+        **truth,
+        "images": truth["images"][:1],
+        "annotations": [a for a in truth["annotations"] if a["image_id"] == ident],
+    }
+    raw = [{**row, "score": row["raw_score"]} for row in results if row["image_id"] == ident]
+    carried = Calibrator.load(finished / "calibrator.json")
+    found = calibrated_results(match_run(truth, raw), raw, own_data=True, carried=carried)
+    assert found.report is None
+    assert found.scores == "calibrated on 6 images"

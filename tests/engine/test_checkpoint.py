@@ -1,10 +1,13 @@
 """Checkpoints carry what rebuilds the detector, run no code, and say what is wrong with them."""
 
+import shutil
+
 import pytest
 import torch
 
 from concordet.engine import load_detector
-from concordet.engine.checkpoint import checkpoint_path, is_ours, read_checkpoint
+from concordet.engine.checkpoint import checkpoint_path, is_ours, read_checkpoint, run_of
+from concordet.engine.predictor import load
 
 from ..trained import CLASSES
 
@@ -100,3 +103,14 @@ def test_descriptions_of_wrong_types(finished, tmp_path, key, value):
     content["concordet"][key] = value
     with pytest.raises(ValueError, match=rf"other\.ckpt must hold {key}"):
         load_detector(broken(tmp_path, "other.ckpt", content))
+
+
+def test_a_file_beside_a_copied_checkpoint_is_not_its_configuration(finished, tmp_path):
+    copy = tmp_path / "models" / "mine.ckpt"
+    copy.parent.mkdir()
+    shutil.copy(finished / "checkpoints" / "last.ckpt", copy)
+    for folder in (copy.parent, tmp_path):
+        (folder / "config.yaml").write_text("server: 1\n")
+    assert load(copy, accelerator="cpu").class_names
+    assert run_of(copy) is None
+    assert run_of(finished / "checkpoints" / "last.ckpt") == run_of(finished).absolute()

@@ -64,6 +64,10 @@ def test_unsigned_labels_classes_and_segments(integer):
     for loss in (F.ap_loss, F.ndcg_loss):
         expected = loss(logits, labels.long(), segments=segments, n_segments=2)
         assert torch.equal(loss(logits, small, segments=small_segments, n_segments=2), expected)
+    positives = labels.nonzero().squeeze(1)
+    expected = F.alrp_loss(logits, labels.long(), quality[positives], segments=segments, n_segments=2)
+    got = F.alrp_loss(logits, small, quality[positives], segments=small_segments, n_segments=2)
+    assert all(map(torch.equal, got, expected))
     assert torch.equal(F.rank_sort_loss(logits, small, quality)[1], F.rank_sort_loss(logits, labels, quality)[1])
     classes = F.task_contrastive_loss(probabilities, small, quality)
     assert torch.equal(classes, F.task_contrastive_loss(probabilities, labels.long(), quality))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from concordet.measures import (
     analyze,
@@ -195,3 +196,10 @@ def test_object_calibration_error_is_a_loop_over_objects():
     assert object_calibration_error(p, *columns, np.zeros((0, 4)), [], []) == (None, "there is no object")
     with pytest.raises(ValueError, match=r"object_classes must be in 0..2, got 5..5"):
         object_calibration_error(p, *columns, [[0, 0, 1, 1]], [5], [1])
+
+
+def test_object_calibration_takes_tensors_in_training():
+    p = torch.tensor([[0.75, 0.25]], dtype=torch.bfloat16, requires_grad=True)
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    expected = object_calibration_error([[0.75, 0.25]], [[0, 0, 10, 10]], [1], [[0, 0, 10, 10]], [0], [1])
+    assert object_calibration_error(p, boxes, [1], boxes, [0], [1]) == expected

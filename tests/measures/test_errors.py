@@ -130,3 +130,18 @@ def test_a_class_whose_objects_are_all_missed_gains_nothing():
     gains.pop("ranking")
     assert gains == pytest.approx(loop(truth, found), abs=1e-9)
     assert gains["missed"] < 1 / len(truth["categories"])
+
+
+def test_one_detection_has_an_object_of_its_own_and_one_of_another_class():
+    """The object of its own class counts as poorly localized, although it overlaps the other one, too."""
+    truth = {
+        "images": [{"id": 1}],
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 2, "bbox": [0, 0, 10, 12], "area": 120, "iscrowd": 0},
+        ],
+    }
+    found = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 4.5], "score": 0.9}]
+    gains = analyze(truth, found).to_dict()["gains"]
+    assert gains["localization"] == pytest.approx(loop(truth, found)["localization"]) == 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -79,3 +80,27 @@ def test_junk_gives_a_report_or_one_sentence(changes, iou_type, lvis):
         assert "\n" not in str(error)
         assert not str(error).endswith(".")
         assert len(str(error)) < 400
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        ({"counts": "22"}, "must be polygons .* or run lengths with their size"),
+        ({"counts": [2, 2], "size": [4]}, "must be polygons .* or run lengths with their size"),
+        ({"counts": [2, 14], "size": None}, "must be polygons .* or run lengths with their size"),
+        ({"counts": [2, 2.5, 11.5], "size": [4, 4]}, "must have counts that are whole numbers and add up to 16"),
+        ([[0, 0, 2, 0, 2]], "must be polygons of three points or more"),
+        ([[]], "must be polygons of three points or more"),
+        (True, "must be polygons of three points or more"),
+    ],
+)
+def test_masks_without_boxes_are_named(mask, message):
+    truth = {"images": [{"id": 1}], "categories": [{"id": 1, "name": "a"}], "annotations": []}
+    found = [{"image_id": 1, "category_id": 1, "segmentation": mask, "score": 0.5}]
+    with pytest.raises(ValueError, match=r"1 \(from 0\)|0 \(from 0\): segmentation " + message):
+        analyze(truth, found)
+
+
+def test_nothing_has_intervals():
+    for truth in ([], {"images": [{"id": 1}], "categories": [], "annotations": []}):
+        assert analyze(truth, []).intervals(n_resamples=3)["per_class"] == []

@@ -381,3 +381,14 @@ def test_federated_ground_truth_is_known_by_its_images():
     assert is_federated({"images": [{"id": 1}, {"id": 2, "neg_category_ids": []}]})
     assert not is_federated({"images": [{"id": 1}]})
     assert not is_federated(None)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class_and_hidden_files_are_left_out(tmp_path):
+    for folder, score in (("truth", ""), ("found", " 0.9")):
+        (tmp_path / folder).mkdir()
+        for name, encoding in (("a", "utf-8"), ("b", "utf-8-sig")):
+            (tmp_path / folder / f"{name}.txt").write_text(f"car{score} 10 10 50 50\n", encoding=encoding)
+        (tmp_path / folder / "._a.txt").write_bytes(b"\x00\x05\x16\x07")
+    report = evaluate_detections(tmp_path / "truth", tmp_path / "found")
+    assert [row["name"] for row in report["per_class"]] == ["car"]
+    assert (report["AP"], report["n_images"]) == (1.0, 2)

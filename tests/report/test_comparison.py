@@ -12,7 +12,7 @@ import pytest
 from concordet.calibration.runs import run_differences
 from concordet.measures import analyze, compare
 from concordet.measures.metrics import METRICS
-from concordet.measures.runs import read_runs, setting_differences
+from concordet.measures.runs import read_runs, same_ground_truth, setting_differences
 from concordet.report import comparison_rows, write_comparison
 from concordet.report.comparison import cautions, metrics_table_rows, summary
 from concordet.report.page import breakable
@@ -90,7 +90,7 @@ def test_different_objects_are_no_comparison(run_folders):
     truth = json.loads(path.read_text())
     truth["annotations"].pop()
     path.write_text(json.dumps(truth))
-    assert "evaluated on different objects" in cautions(read_runs(run_folders))[0]
+    assert "evaluated on different images or objects" in cautions(read_runs(run_folders))[0]
 
 
 def test_cautions_name_what_else_differs(run_folders, build_run, tmp_path):
@@ -301,3 +301,15 @@ def test_runs_of_other_objects_have_no_intervals(run_folders, tmp_path, read_pag
     assert run_differences(read_runs(run_folders)) == [None]
     page = read_page(write_comparison(run_folders, tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "intervals" not in page.tables
+
+
+def test_runs_with_other_images_are_not_compared_image_by_image(run_folders, tmp_path):
+    """An image without objects changes no annotation, but its detections are false positives."""
+    other = tmp_path / "other"
+    shutil.copytree(run_folders[1], other)
+    truth = json.loads((other / "ground_truth.json").read_text())
+    truth["images"].append({**truth["images"][0], "id": 10_000, "file_name": "empty.png"})
+    (other / "ground_truth.json").write_text(json.dumps(truth))
+    runs = read_runs([run_folders[0], other])
+    assert not same_ground_truth(runs)
+    assert run_differences(runs, n_resamples=4) == [None]

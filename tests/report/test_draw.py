@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor
+import torch
+from PIL import Image, ImageColor, ImageDraw
 
 from concordet.report import draw_detections
-from concordet.report.draw import PALETTE, class_color
+from concordet.report.draw import PALETTE, _dashes, class_color
 
 GRAY = (120, 120, 120)
 
@@ -127,3 +128,17 @@ def test_masks_tint_what_they_cover():
     assert (np.abs(drawn.astype(int) - plain).any(-1) == (mask[0, 0] > 0.5)).all()
     color = np.array([int(PALETTE[1][i : i + 2], 16) for i in (1, 3, 5)])
     assert np.abs(drawn[170, 80] - (0.55 * plain[170, 80] + 0.45 * color)).max() <= 1
+
+
+def test_a_huge_box_takes_as_long_as_a_large_one():
+    pen = ImageDraw.Draw(blank())
+    lines = []
+    pen.line = lambda *args, **kwargs: lines.append(args)
+    _dashes(pen, (320, 240), np.array([-1e9, -1e9, 1e9, 1e9]), 2)
+    assert len(lines) < 100
+
+
+def test_tensors_of_any_kind_are_drawn():
+    boxes = torch.tensor([[40.0, 80.0, 200.0, 180.0]], dtype=torch.bfloat16, requires_grad=True)
+    drawn = draw_detections(blank(), boxes, torch.tensor([1]), torch.tensor([0.9], dtype=torch.bfloat16))
+    assert changed(blank(), drawn).any()

@@ -452,6 +452,7 @@ def test_a_study_is_read_back(tmp_path):
         (["--out", "{new}", "--losses", "default", "--vary", "optim.lr"], 2, "vary must be NAME=VALUE"),
         (["--out", "{new}", "--losses", "default", "--vary", "optim.lr=1,1"], 2, "vary must give different values"),
         (["--out", "{new}", "--losses", "ap", "--vary", "optim.lr=1", "optim.lr=2"], 2, "each setting once"),
+        (["--out", "{new}", "--losses", "ap", "--vary", "options={{a: 1}},{{a: 2}}"], 2, "got a mapping for options"),
         (["--out", "{new}", "--losses", "default", "--vary", "options.x.y=1"], 2, "vary must name settings"),
         (["--out", "{new}", "--losses", "default", "--reference", "ap"], 2, "reference must be one of the losses"),
         (["--out", "{new}", "--losses", "default", "--seeds", "0"], 2, "seeds must be at least 1"),

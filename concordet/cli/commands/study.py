@@ -181,8 +181,8 @@ def _config(options: Any) -> Any:
         path, preset = path or own["path"], values.get("preset")
     elif path is None:
         return None
-    if path is not None:  # before all runs fail for the same reason
-        data = values["data"] = {**(values.get("data") or {}), "path": path}
+    if path is not None and isinstance(data := values.get("data") or {}, dict):
+        data = values["data"] = {**data, "path": path}  # before all runs fail for the same reason
         note(detect_format(path, data.get("name"), allow_outside=data.get("allow_outside", False)).sentence())
     if options.config is None:
         preset, reason = preset_for(path)
@@ -216,6 +216,7 @@ def _check_names(study: Any) -> None:
 
 
 def _show(study: Any, jobs: int) -> None:
+    from concordet.engine.evaluation import duration
     from concordet.study.runner import estimate_seconds, state_of
 
     cells = study.cells()
@@ -228,7 +229,7 @@ def _show(study: Any, jobs: int) -> None:
     else:
         with_jobs = f" with {jobs} jobs" if jobs > 1 else ""
         print(
-            f"{len(cells)} runs; about {_duration(estimate[0] / jobs)} of training left{with_jobs}, from {estimate[1]}"
+            f"{len(cells)} runs; about {duration(estimate[0] / jobs)} of training left{with_jobs}, from {estimate[1]}"
         )
 
 
@@ -272,17 +273,13 @@ class _Display:
             self.done += state in ("finished", "failed")
         self.progress.update(self.task, completed=self.done, description=f"training {', '.join(self.running[:2])}"[:60])
         if event == "end" and (not self.console.is_terminal or state == "failed"):
+            from concordet.engine.evaluation import duration
+
             new = max(self.done - self.first, 1)
             left = (time.monotonic() - self.start) / new * (self.total - self.done)
             self.console.print(
-                f"{self.done} of {self.total}: {cell.name} {state}, {_duration(left)} left", highlight=False
+                f"{self.done} of {self.total}: {cell.name} {state}, {duration(left)} left", highlight=False
             )
-
-
-def _duration(seconds: float) -> str:
-    from concordet.engine.evaluation import remaining_time
-
-    return remaining_time(1, 2, seconds)
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -177,10 +177,15 @@ def _listed_files(root: Path, split: str | None, allow_outside: bool) -> list[Pa
 def _xml_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder of annotations; correct annotations")
-    files = sorted(folder.glob("*.xml"))
+    files = _in_folder(folder)
     if not files:
         raise ValueError(f"{folder}: the data set is empty, there are no XML files; name another folder")
     return files
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Its annotations by name, without hidden files, such as those that macOS adds to archives."""
+    return sorted(file for file in folder.glob("*.xml") if not file.name.startswith("."))
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -199,7 +204,7 @@ def _classes(root: Path, folders: list[Path], trees: dict[Path, ElementTree.Elem
         return list(VOC_CLASSES), True
     names = set()
     for folder in folders:
-        for path in folder.glob("*.xml"):
+        for path in _in_folder(folder):
             tree = trees[path] if path in trees else _parse(path)
             names |= {(item.findtext("name") or "").strip() for item in tree.iterfind("object")}
     return sorted(names - {""}), False

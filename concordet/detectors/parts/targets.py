@@ -15,7 +15,7 @@ def targets_with_ignored(targets: list[Target]) -> list[Target]:
     """Targets whose ignored regions are boxes of label 0, so that they are resized with the other boxes."""
     merged = []
     for target in targets:
-        boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"]
+        boxes, labels = target["boxes"].as_subclass(Tensor), target["labels"].long()
         ignored = target.get("ignored_boxes")
         if ignored is not None and len(ignored):
             boxes = torch.cat([boxes, ignored.as_subclass(Tensor).to(boxes)])
@@ -57,7 +57,7 @@ def check_targets(images: list[Tensor], targets: list[Target], num_classes: int)
             got = type(target.get(missing[0])).__name__ if missing[0] in target else "none"
             raise ValueError(f"target {i}: {missing[0]} must be a tensor, got {got}; convert it with torch.tensor")
         boxes, labels = target["boxes"], target["labels"]
-        if boxes.ndim != 2 or boxes.shape[1] != 4 or len(boxes) != len(labels):
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or labels.ndim != 1 or len(boxes) != len(labels):
             raise ValueError(
                 f"target {i}: boxes must be [m, 4] and labels [m], got {list(boxes.shape)} and {list(labels.shape)}"
             )

@@ -209,7 +209,7 @@ def alrp_loss(
         is_positive = labels == 1
         products = torch.cat([weights.new_zeros(1), loc_errors * weights])
         products = products.index_select(0, is_positive.cumsum(0) * is_positive)
-        localization = products.new_zeros(values.shape[1]).index_add(0, segments, products)
+        localization = products.new_zeros(values.shape[1]).index_add(0, segments.long(), products)
     localization = process_group(group).all_sum(localization)
     if localization.dtype != values.dtype:
         localization = localization.to(values.dtype)

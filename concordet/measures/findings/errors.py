@@ -91,7 +91,8 @@ def _nearest(dataset: Dataset, rows: Ints) -> Nearest:
         overlaps = np.flatnonzero(iou > 0)
         which, held, iou, other = which[overlaps], held[overlaps], iou[overlaps], other[overlaps]
         order = np.lexsort((-held, iou, which, other))  # of equal IoUs the first object
-        last = order[np.append(np.diff(which[order]) != 0, True)] if len(order) else order
+        ends = (np.diff(which[order]) != 0) | (np.diff(other[order]) != 0)
+        last = order[np.append(ends, True)] if len(order) else order
         objects[other[last], which[last]], ious[other[last], which[last]] = held[last], iou[last]
     return Nearest(*objects, *ious)
 

@@ -133,20 +133,34 @@ def _one_box(record: Any, index: int, what: str) -> list[float]:
     box = record.get("bbox")
     if box is None:
         mask = record.get("segmentation")
-        if isinstance(mask, dict) and "counts" in mask:
-            from hotcoco import mask as masks
-
-            return [float(v) for v in masks.to_bbox(masks.frPyObjects(mask, *mask["size"]))]
-        if isinstance(mask, list) and mask:
-            points = np.concatenate([np.asarray(part, np.float64).reshape(-1, 2) for part in mask])
-            low, high = points.min(0), points.max(0)
-            return [*low.tolist(), *(high - low).tolist()]
+        if mask:
+            return _box_of_mask(mask, f"{what} {index} (from 0): segmentation")
         raise ValueError(f"{what} {index} (from 0): bbox must be [x, y, width, height], got none")
     if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4 or not all(is_number(v) for v in box):
         raise ValueError(
             f"{what} {index} (from 0): bbox must be four finite numbers [x, y, width, height], got {_shown(box)}"
         )
     return [float(v) for v in box]
+
+
+def _box_of_mask(mask: Any, name: str) -> list[float]:
+    from hotcoco import mask as masks
+
+    from concordet.measures.reading.masks import is_polygons, mask_fault
+
+    if is_polygons(mask):
+        points = np.concatenate([np.asarray(part, np.float64).reshape(-1, 2) for part in mask])
+        low, high = points.min(0), points.max(0)
+        return [*low.tolist(), *(high - low).tolist()]
+    size = mask.get("size") if isinstance(mask, dict) else None
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(is_integer(v) and v > 0 for v in size):
+        raise ValueError(
+            f"{name} must be polygons of three points or more, or run lengths with their size [height, width]"
+        )
+    fault = mask_fault(mask, list(size))
+    if fault is not None:
+        raise ValueError(f"{name} {fault}")
+    return [float(v) for v in masks.to_bbox(masks.frPyObjects(mask, *size))]
 
 
 def _check_sizes(boxes: Floats, what: str) -> None:

@@ -109,7 +109,7 @@ def read_text_folder(
 
 
 def _files(folder: Path, line: str) -> list[Path]:
-    files = sorted(folder.glob("*.txt"))
+    files = sorted(file for file in folder.glob("*.txt") if not file.name.startswith("."))
     if not files:
         raise ValueError(f"{folder} must hold one .txt file per image with lines of '{line}', got none")
     return files
@@ -131,7 +131,7 @@ def _image_ids(images: list[dict[str, Any]]) -> dict[str, int | None]:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text(encoding="utf-8").splitlines()
+        return file.read_text(encoding="utf-8-sig").splitlines()  # Windows programs write a byte order mark
     except OSError as error:
         raise ValueError(f"{file.name} cannot be read ({error.strerror}); correct or remove it") from None
     except UnicodeDecodeError:
