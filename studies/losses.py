@@ -265,7 +265,7 @@ def balance(options: Options) -> list[dict[str, Any]]:
             "AP": functional.ap_loss(data.logits, data.labels),
             "aLRP": functional.alrp_loss(data.logits, data.labels, data.loc_errors).classification,
             "RS, ranking term": functional.rank_sort_loss(data.logits, data.labels, data.quality).ranking,
-            "RS, both terms": sum(functional.rank_sort_loss(data.logits, data.labels, data.quality)),
+            "RS, both terms": torch.stack(functional.rank_sort_loss(data.logits, data.labels, data.quality)).sum(),
             "focal": functional.focal_loss(data.logits, data.labels),
             "cross entropy": functional.focal_loss(data.logits, data.labels, alpha=-1, gamma=0),
         }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from concordet.calibration.maps import MAPS, Identity, Isotonic, Map, strictly_increasing
 from concordet.files import read_json, write_json
@@ -159,7 +160,7 @@ class Calibrator:
         is_tensor = hasattr(before, "new_tensor")
         dtype = before.dtype if is_tensor else np.asarray(before).dtype
         scores, ids = to_numpy(before).astype(np.float64), _translated(to_numpy(image["labels"]), labels)
-        calibrated = self.calibrate(scores, ids)
+        calibrated: NDArray[Any] = self.calibrate(scores, ids)
         if "float" in str(dtype) and dtype.itemsize < 8:  # rounding to float32 may create ties
             narrow = np.empty(len(scores), np.float32)
             for ident in np.unique(ids):

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from concordet.measures.correlation import Value
+from concordet.measures.overlaps import box_iou
 from concordet.measures.reading.arrays import (
     GIVE_IOUS,
     Bools,
@@ -185,7 +186,7 @@ def object_calibration_error(
     total = 0.0
     for image in np.unique(object_images):
         detections, image_objects = np.flatnonzero(images == image), np.flatnonzero(object_images == image)
-        overlap = _iou_matrix(objects[image_objects], predicted[detections])
+        overlap = box_iou(objects[image_objects][:, None], predicted[detections][None])
         for tau in thresholds:
             near = overlap >= tau
             count = near.sum(1)
@@ -305,15 +306,6 @@ def _report(columns: _Columns, n_objects: Mapping[Any, int] | None, gaps: Floats
         per_class=per_class,
         reasons=reasons,
     )
-
-
-def _iou_matrix(first: Floats, second: Floats) -> Floats:
-    # [n, m] of xywh boxes
-    low = np.maximum(first[:, None, :2], second[None, :, :2])
-    high = np.minimum((first[:, :2] + first[:, 2:])[:, None], (second[:, :2] + second[:, 2:])[None])
-    common = np.maximum(high - low, 0).prod(-1)
-    union = first[:, 2:].prod(1)[:, None] + second[:, 2:].prod(1)[None] - common
-    return np.divide(common, union, out=np.zeros(common.shape), where=union > 0)
 
 
 class Inconsistency(NamedTuple):

@@ -84,6 +84,14 @@ def best_objects(
     return objects, ious
 
 
+def box_iou(first: Floats, second: Floats) -> Floats:
+    """IoU of xywh boxes ``[..., 4]``, which are broadcast; 0 for two boxes without area."""
+    sides = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
+    common = np.maximum(sides - np.maximum(first[..., :2], second[..., :2]), 0).prod(-1)
+    union = first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - common
+    return np.divide(common, union, out=np.zeros(common.shape), where=union > 0)
+
+
 def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
     """``[n]`` IoU of detections and annotations pair by pair; for crowds, intersection over the detection's area."""
     if dataset.iou_type == "segm":

@@ -11,7 +11,7 @@ import numpy as np
 from concordet.measures.coco import IOU_THRESHOLDS, Precision, average_precision
 from concordet.measures.correlation import image_correlation
 from concordet.measures.matching import Matches, match_pairs
-from concordet.measures.overlaps import best_objects
+from concordet.measures.overlaps import best_objects, box_iou
 from concordet.measures.reading.arrays import Bools, Floats, Ints
 from concordet.measures.reading.dataset import Dataset, highest_by_group
 from concordet.measures.summary import ap_metrics
@@ -149,16 +149,9 @@ def _overlapping(boxes: Floats, group: Ints, threshold: float) -> Iterator[tuple
         after = np.repeat(ends[at:stop], sizes[at:stop]) - index - 1
         first = np.repeat(index, after)
         second = first + 1 + np.arange(len(first)) - np.repeat(np.cumsum(after) - after, after)
-        near = _iou(boxes[first], boxes[second]) > threshold
+        near = box_iou(boxes[first], boxes[second]) > threshold
         yield slice(low, high), first[near], second[near]
         at = stop
-
-
-def _iou(a: Floats, b: Floats) -> Floats:
-    side = np.minimum(a[:, :2] + a[:, 2:], b[:, :2] + b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
-    common = np.maximum(side, 0).prod(1)
-    union = a[:, 2:].prod(1) + b[:, 2:].prod(1) - common
-    return np.divide(common, union, out=np.zeros(len(a)), where=union > 0)
 
 
 @dataclass(frozen=True)
