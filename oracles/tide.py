@@ -24,6 +24,7 @@ NAMES = {
 FILES = 8
 RECALLS = "published code computes recalls of 0, 0.01, ..., 1 that differ from pycocotools' in the last bit"
 CROWDS = "published code also corrects detections in crowd regions, which AP does not count"
+VARIANTS = {"": "both departures below undone", RECALLS: "recalls as published", CROWDS: "crowds as published"}
 CHANGES = {
     RECALLS: ("np.array([x / resolution for x in range(resolution + 1)])", "np.linspace(0, 1, resolution + 1)"),
     CROWDS: (" or pred['used'] == None", ""),
@@ -83,9 +84,6 @@ def compare() -> Iterator[Comparison]:
         tide = package(*(reason for reason in CHANGES if reason != departure))
         if tide is None:
             return
-        variant = {"": "both departures below undone", RECALLS: "recalls as published", CROWDS: "crowds as published"}[
-            departure
-        ]
         for iou_type, what in (("bbox", "boxes"), ("segm", "masks")):
             largest = 0.0
             for seed in range(FILES):
@@ -96,7 +94,7 @@ def compare() -> Iterator[Comparison]:
                 ours = analyze(truth, results, iou_type=iou_type).to_dict()["gains"]
                 largest = max(largest, *(abs(ours[name] - gain) for name, gain in theirs.items()))
             yield Comparison(
-                f"gains of AP50 by type of error; {what}, {variant}",
+                f"gains of AP50 by type of error; {what}, {VARIANTS[departure]}",
                 REPOSITORY,
                 FILES,
                 largest,

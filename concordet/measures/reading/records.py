@@ -133,7 +133,7 @@ def _one_box(record: Any, index: int, what: str) -> list[float]:
     box = record.get("bbox")
     if box is None:
         mask = record.get("segmentation")
-        if mask:
+        if mask is not None:
             return _box_of_mask(mask, f"{what} {index} (from 0): segmentation")
         raise ValueError(f"{what} {index} (from 0): bbox must be [x, y, width, height], got none")
     if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4 or not all(is_number(v) for v in box):
