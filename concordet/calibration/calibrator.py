@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from concordet.calibration.maps import MAPS, Identity, Isotonic, Map, strictly_increasing
 from concordet.files import read_json, write_json
-from concordet.measures.reading.arrays import Floats, Ints, to_numpy
-from concordet.measures.reading.records import is_integer, is_number
+from concordet.measures.reading.arrays import Floats, Ints, is_integer, is_number, to_numpy
 from concordet.version import __version__
 
 FORMAT: Final = "concordet calibrator"

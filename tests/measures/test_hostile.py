@@ -85,13 +85,13 @@ def test_junk_gives_a_report_or_one_sentence(changes, iou_type, lvis):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        ({"counts": "22"}, "must be polygons .* or run lengths with their size"),
-        ({"counts": [2, 2], "size": [4]}, "must be polygons .* or run lengths with their size"),
-        ({"counts": [2, 14], "size": None}, "must be polygons .* or run lengths with their size"),
+        ({"counts": "22"}, "must have the image's height and width as size, got None"),
+        ({"counts": [2, 2], "size": [4]}, r"must have the image's height and width as size, got \[4\]"),
+        ({"counts": [2, 14], "size": None}, "must have the image's height and width as size, got None"),
         ({"counts": [2, 2.5, 11.5], "size": [4, 4]}, "must have counts that are whole numbers and add up to 16"),
-        ([[0, 0, 2, 0, 2]], "must be polygons of three points or more"),
-        ([[]], "must be polygons of three points or more"),
-        (True, "must be polygons of three points or more"),
+        ([[0, 0, 2, 0, 2]], r"must be a list of polygons \[x, y, x, y, ...\] of three points or more"),
+        ([[]], r"must be a list of polygons \[x, y, x, y, ...\] of three points or more"),
+        (True, r"must be a list of polygons \[x, y, x, y, ...\] of three points or more"),
     ],
 )
 def test_masks_without_boxes_are_named(mask, message):

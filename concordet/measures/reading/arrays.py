@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 import numpy as np
@@ -73,3 +74,18 @@ def require_unit(column: Floats, name: str, fix: str = "apply sigmoid to logits"
     if outside.size:
         at = outside[0]
         raise ValueError(f"{name}[{at}] must be in [0, 1], got {column[at]:g}; {fix}")
+
+
+def is_integer(value: Any) -> bool:
+    """Whether a value is a 64-bit integer."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False

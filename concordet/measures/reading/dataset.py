@@ -11,10 +11,10 @@ import numpy as np
 
 from concordet.errors import UsageError, counted
 from concordet.files import no_garbage_collection, parse_json, read_bytes
-from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
+from concordet.measures.reading.arrays import Bools, Floats, Ints, is_integer, to_numpy
 from concordet.measures.reading.decoding import decoded_results, decoded_truth
-from concordet.measures.reading.masks import is_polygons, mask_areas, mask_fault
-from concordet.measures.reading.records import Columns, annotation_columns, is_integer
+from concordet.measures.reading.masks import mask_areas, mask_fault
+from concordet.measures.reading.records import Columns, annotation_columns
 from concordet.measures.reading.suspicions import box_notes, image_sizes, lvis_notes, score_notes
 from concordet.measures.reading.text_files import read_text_folder, read_text_truth
 
@@ -302,12 +302,7 @@ def _require_masks(columns: Columns, what: str, rows: Ints, images: list[dict[st
                 f"{what} {row} (from 0) must have a segmentation, got none; give it one or evaluate boxes ('bbox')"
             )
         size = [images[row]["height"], images[row]["width"]]
-        if isinstance(mask, dict):
-            fault = mask_fault(mask, size)
-        else:
-            fault = (
-                None if is_polygons(mask) else "must be a list of polygons [x, y, x, y, ...] of three points or more"
-            )
+        fault = mask_fault(mask, size)
         if fault is not None:
             raise ValueError(f"{what} {row} (from 0): segmentation {fault}")
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from concordet.measures.reading.arrays import Floats
-from concordet.measures.reading.records import is_integer, is_number
+from concordet.measures.reading.arrays import Floats, is_integer, is_number
 
 
 def mask_areas(masks: Sequence[Any], sizes: Sequence[tuple[int, int]]) -> Floats:
@@ -38,8 +37,31 @@ def is_polygons(value: Any) -> bool:
     )
 
 
-def mask_fault(mask: dict[str, Any], size: list[int]) -> str | None:
-    """The fault of run lengths for an image of this height and width, or None."""
+def mask_box(mask: Any) -> list[float]:
+    """The box [x, y, width, height] around polygons or run lengths without fault."""
+    from hotcoco import mask as rle
+
+    if isinstance(mask, dict):
+        return [float(v) for v in rle.to_bbox(rle.frPyObjects(mask, *mask["size"]))]
+    points = np.concatenate([np.asarray(part, np.float64).reshape(-1, 2) for part in mask])
+    low, high = points.min(0), points.max(0)
+    return [*low.tolist(), *(high - low).tolist()]
+
+
+def mask_fault(mask: Any, size: list[int] | None = None) -> str | None:
+    """The fault of polygons or run lengths, or None.
+
+    Args:
+        mask: Value of ``segmentation``.
+        size: Height and width of the image; None to take those that the run lengths have.
+    """
+    if not isinstance(mask, dict):
+        return None if is_polygons(mask) else "must be a list of polygons [x, y, x, y, ...] of three points or more"
+    if size is None:
+        size = mask.get("size")
+        if not isinstance(size, list | tuple) or len(size) != 2 or not all(is_integer(v) and v > 0 for v in size):
+            return f"must have the image's height and width as size, got {size}"
+        size = list(size)
     counts = mask.get("counts")
     if not isinstance(counts, str | bytes | list) or not counts:
         return "must have counts, run lengths as a string or a list"

@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from concordet.measures.reading.arrays import Bools, Floats, Ints, to_numpy
+from concordet.measures.reading.arrays import Bools, Floats, Ints, is_integer, is_number, to_numpy
+from concordet.measures.reading.masks import mask_box, mask_fault
 
 MAX_COORDINATE: Final = 1e9
 """Largest coordinate in pixels: products of larger ones are inexact or overflow."""
@@ -134,33 +135,16 @@ def _one_box(record: Any, index: int, what: str) -> list[float]:
     if box is None:
         mask = record.get("segmentation")
         if mask is not None:
-            return _box_of_mask(mask, f"{what} {index} (from 0): segmentation")
+            fault = mask_fault(mask)
+            if fault is not None:
+                raise ValueError(f"{what} {index} (from 0): segmentation {fault}")
+            return mask_box(mask)
         raise ValueError(f"{what} {index} (from 0): bbox must be [x, y, width, height], got none")
     if not isinstance(box, list | tuple | np.ndarray) or len(box) != 4 or not all(is_number(v) for v in box):
         raise ValueError(
             f"{what} {index} (from 0): bbox must be four finite numbers [x, y, width, height], got {_shown(box)}"
         )
     return [float(v) for v in box]
-
-
-def _box_of_mask(mask: Any, name: str) -> list[float]:
-    from hotcoco import mask as masks
-
-    from concordet.measures.reading.masks import is_polygons, mask_fault
-
-    if is_polygons(mask):
-        points = np.concatenate([np.asarray(part, np.float64).reshape(-1, 2) for part in mask])
-        low, high = points.min(0), points.max(0)
-        return [*low.tolist(), *(high - low).tolist()]
-    size = mask.get("size") if isinstance(mask, dict) else None
-    if not isinstance(size, list | tuple) or len(size) != 2 or not all(is_integer(v) and v > 0 for v in size):
-        raise ValueError(
-            f"{name} must be polygons of three points or more, or run lengths with their size [height, width]"
-        )
-    fault = mask_fault(mask, list(size))
-    if fault is not None:
-        raise ValueError(f"{name} {fault}")
-    return [float(v) for v in masks.to_bbox(masks.frPyObjects(mask, *size))]
 
 
 def _check_sizes(boxes: Floats, what: str) -> None:
@@ -206,21 +190,6 @@ def _require_dict(record: Any, index: int, what: str) -> None:
         raise ValueError(
             f"{what} {index} (from 0) must be an object with image_id, category_id, bbox, got {_shown(record)}"
         )
-
-
-def is_integer(value: Any) -> bool:
-    """Whether a value is a 64-bit integer."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and abs(int(value)) < 2**63
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
 
 
 def is_federated(ground_truth: Any) -> bool:

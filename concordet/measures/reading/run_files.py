@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from concordet.files import read_json, read_text
 from concordet.measures.metrics import BY_KEY
-from concordet.measures.reading.records import is_integer, is_number
+from concordet.measures.reading.arrays import is_integer, is_number
 
 AGAIN: Final = "write it again with `concordet evaluate`"
 
