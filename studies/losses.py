@@ -273,13 +273,19 @@ def balance(options: Options) -> list[dict[str, Any]]:
             (gradient,) = torch.autograd.grad(value, data.logits)
             negative, positive = (float(gradient[data.labels == y].double().abs().sum()) for y in (0, 1))
             rows.append({"progress": part, "loss": loss, "ratio": negative / positive})
-    figure, (axis,) = subplots(1, 1, 6, 3.4)
+    figure, (axis,) = subplots(1, 1, 7.5, 3.4)
+    overlaid: dict[str, dict[str, Any]] = {
+        "AP": {"lw": 5, "alpha": 0.4},
+        "aLRP": {"ls": "--", "lw": 2},
+        "RS, ranking term": {"ls": ":", "lw": 2},
+    }
     for name in dict.fromkeys(row["loss"] for row in rows):
         own = [row for row in rows if row["loss"] == name]
-        axis.semilogy([row["progress"] for row in own], [row["ratio"] for row in own], label=name)
+        ratios = [row["ratio"] for row in own]
+        axis.semilogy([row["progress"] for row in own], ratios, label=name, **overlaid.get(name, {}))
     axis.set_xlabel("from one distribution to separated ones")
     axis.set_ylabel("gradient of negatives / of positives")
-    axis.legend()
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     save(figure, options.out.with_suffix(".svg"))
     return rows
 
