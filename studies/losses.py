@@ -282,7 +282,7 @@ def balance(options: Options) -> list[dict[str, Any]]:
     for name in dict.fromkeys(row["loss"] for row in rows):
         own = [row for row in rows if row["loss"] == name]
         ratios = [row["ratio"] for row in own]
-        axis.semilogy([row["progress"] for row in own], ratios, label=name, **overlaid.get(name, {}))
+        axis.semilogy([row["progress"] for row in own], ratios, label=name, **overlaid.get(str(name), {}))
     axis.set_xlabel("from one distribution to separated ones")
     axis.set_ylabel("gradient of negatives / of positives")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))

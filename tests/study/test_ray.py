@@ -11,6 +11,7 @@ import pytest
 
 from concordet.errors import UsageError
 from concordet.study import Study, compare_study, run_study, run_study_on_ray
+from concordet.study.ray_launcher import _train_cell
 
 from ..trained import tiny
 
@@ -85,3 +86,11 @@ def test_without_a_cluster_there_is_one_sentence(tmp_path, monkeypatch):
     grid = Study(tmp_path / "ray", ("fcos",), ("default",), (1,), config=tiny())
     with pytest.raises(UsageError, match="address must be that of a running Ray cluster"):
         run_study_on_ray(grid)
+
+
+def test_a_task_trains_the_run_that_it_names(tmp_path):
+    """The saved study may have other losses before it, or get them while tasks wait."""
+    Study(tmp_path / "study", ("fcos",), ("default", "focal"), (1,), config=tiny(optim_epochs=1), resamples=2).save()
+    (cell,) = Study(tmp_path / "study", ("fcos",), ("focal",), (1,)).cells()
+    _train_cell(str(tmp_path / "study"), cell.name)
+    assert [path.stem for path in (tmp_path / "study" / "results").iterdir()] == [cell.name]
