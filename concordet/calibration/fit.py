@@ -11,7 +11,7 @@ from scipy.special import expit
 
 from concordet.calibration.maps import Identity, Isotonic, Linear, Map, Platt, Temperature, log_odds
 from concordet.errors import UsageError
-from concordet.measures.reading.arrays import GIVE_IOUS, Floats, float_column, require_unit, same_length
+from concordet.measures.reading.arrays import Floats, unit_columns
 
 Method = Literal["isotonic", "linear", "platt", "temperature"]
 
@@ -40,10 +40,7 @@ def fit_map(scores: Any, targets: Any, method: Method = "isotonic") -> Map:
     """
     if method not in FITS:
         raise UsageError(f"method must be one of {', '.join(FITS)}, got {method!r}")
-    p, y = float_column(scores, "scores"), float_column(targets, "targets")
-    same_length(p, y, "scores and targets")
-    require_unit(p, "scores")
-    require_unit(y, "targets", GIVE_IOUS)
+    p, y = unit_columns(scores, targets, "targets")
     return FITS[method](p, y) if len(p) else Identity()
 
 

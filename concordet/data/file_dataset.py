@@ -283,8 +283,8 @@ class FileDataset(DetectionDataset):
 
 def _relative(record: Record, folder: Path) -> str:
     """The image's path relative to the data set, which is the same in a copy of the data set."""
-    path = Path(os.path.relpath(record.path.absolute(), folder.absolute()))
-    return record.path.name if path.parts[0] == os.pardir else path.as_posix()
+    path, base = os.path.abspath(record.path), os.path.join(os.path.abspath(folder), "")
+    return path[len(base) :].replace(os.sep, "/") if path.startswith(base) else record.path.name
 
 
 def _inspect(record: Record, faults: Faults) -> tuple[int, int]:

@@ -15,15 +15,13 @@ import numpy as np
 from concordet.measures.correlation import Value
 from concordet.measures.overlaps import box_iou
 from concordet.measures.reading.arrays import (
-    GIVE_IOUS,
     Bools,
     Floats,
     Ints,
-    float_column,
     group_column,
     require_unit,
-    same_length,
     to_numpy,
+    unit_columns,
 )
 
 LAECE_BINS: Final = 25
@@ -224,10 +222,7 @@ def average_inconsistency(scores: Any, ious: Any) -> Inconsistency:
         >>> average_inconsistency([], []).mean is None
         True
     """
-    p, iou = float_column(scores, "scores"), float_column(ious, "ious")
-    same_length(p, iou, "scores and ious")
-    require_unit(p, "scores")
-    require_unit(iou, "ious", GIVE_IOUS)
+    p, iou = unit_columns(scores, ious, "ious")
     gap = np.abs(p - iou)
     return Inconsistency(float(gap.sum()), float(gap.mean()) if gap.size else None)
 
@@ -252,10 +247,7 @@ def reliability_bins(scores: Floats, targets: Floats, hits: Bools, *, bins: int 
 
 
 def _columns(scores: Any, targets: Any, class_ids: Any) -> _Columns:
-    p, y = float_column(scores, "scores"), float_column(targets, "targets")
-    same_length(p, y, "scores and targets")
-    require_unit(p, "scores")
-    require_unit(y, "targets", GIVE_IOUS)
+    p, y = unit_columns(scores, targets, "targets")
     if class_ids is None:
         return _Columns(p, y, np.zeros(len(p), np.int64), [None])
     ids, codes = np.unique(group_column(class_ids, "class_ids", len(p)), return_inverse=True)

@@ -86,10 +86,14 @@ def best_objects(
 
 def box_iou(first: Floats, second: Floats) -> Floats:
     """IoU of xywh boxes ``[..., 4]``, which are broadcast; 0 for two boxes without area."""
-    sides = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
-    common = np.maximum(sides - np.maximum(first[..., :2], second[..., :2]), 0).prod(-1)
+    common = _intersection(first, second)
     union = first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - common
     return np.divide(common, union, out=np.zeros(common.shape), where=union > 0)
+
+
+def _intersection(first: Floats, second: Floats) -> Floats:
+    sides = np.minimum(first[..., :2] + first[..., 2:], second[..., :2] + second[..., 2:])
+    return np.maximum(sides - np.maximum(first[..., :2], second[..., :2]), 0).prod(-1)
 
 
 def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
@@ -97,8 +101,7 @@ def paired_iou(dataset: Dataset, detections: Ints, objects: Ints) -> Floats:
     if dataset.iou_type == "segm":
         return _paired_mask_iou(dataset, detections, objects)
     d, g = dataset.dt_boxes[detections], dataset.gt_boxes[objects]
-    sides = np.minimum(d[:, :2] + d[:, 2:], g[:, :2] + g[:, 2:]) - np.maximum(d[:, :2], g[:, :2])
-    common = np.maximum(sides, 0).prod(1)
+    common = _intersection(d, g)
     area_d, area_g = d[:, 2:].prod(1), g[:, 2:].prod(1)
     union = np.where(dataset.gt_crowd[objects], area_d, area_d + area_g - common)
     ious = np.divide(common, union, out=np.zeros(len(common)), where=union > 0)

@@ -68,7 +68,8 @@ def run(words: list[str]) -> None:
         raise UsageError(f"checkpoint must be left out where a file is evaluated, got {args.checkpoint}; name one")
     checkpoint = str(path) if path.is_file() else args.checkpoint or "last"
     name = Path(checkpoint).stem
-    kind = "-".join(filter(None, ("" if name == "last" else name, args.split, "raw_scores" * args.raw_scores)))
+    parts = ["" if name == "last" else name, args.split, "raw_scores" if args.raw_scores else ""]
+    kind = "-".join(filter(None, parts))
     own = folder / re.sub(r"[^\w.-]", "_", f"evaluation-{kind}") if kind else folder
     out = Path(args.out) if args.out else own
     config = load_config(folder / "config.yaml")

@@ -68,6 +68,15 @@ def same_length(first: Floats, second: Floats, names: str) -> None:
         )
 
 
+def unit_columns(scores: Any, ious: Any, name: str) -> tuple[Floats, Floats]:
+    """Scores and as many IoUs, called ``name``, all in [0, 1]; raises ValueError for others."""
+    p, y = float_column(scores, "scores"), float_column(ious, name)
+    same_length(p, y, f"scores and {name}")
+    require_unit(p, "scores")
+    require_unit(y, name, GIVE_IOUS)
+    return p, y
+
+
 def require_unit(column: Floats, name: str, fix: str = "apply sigmoid to logits") -> None:
     """Raises ValueError naming the first value outside [0, 1]; ``fix`` says what to do."""
     outside = np.flatnonzero((column < 0) | (column > 1))
