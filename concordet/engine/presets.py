@@ -124,12 +124,9 @@ def preset_settings(name: str) -> dict[str, Any]:
         >>> preset_settings("small_photos")["optim.epochs"]
         40
     """
-    if name not in PRESETS:
-        raise UsageError(unknown("preset", name, (*PRESETS, NO_PRESET)))
     settings: dict[str, Any] = {}
-    for key, value in PRESETS[name].settings.items():
-        inside = {f"{key}.{k}": v for k, v in value.items()} if key in ("data", "optim") else {key: value}
-        settings |= inside
+    for key, value in _preset(name).settings.items():
+        settings |= {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, Mapping) else {key: value}
     return settings
 
 
@@ -249,12 +246,13 @@ def preset_config(name: str, **changes: Any) -> TrainConfig:
         40
     """
     settings: dict[str, Any] = {"preset": name}
-    for source in ({} if name == NO_PRESET else _checked(name).settings, changes):
+    for source in ({} if name == NO_PRESET else _preset(name).settings, changes):
         for key, value in source.items():
             settings[key] = {**settings.get(key, {}), **value} if isinstance(value, Mapping) else value
     return from_dict(settings)
 
 
-def _checked(name: str) -> Preset:
-    preset_settings(name)
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise UsageError(unknown("preset", name, (*PRESETS, NO_PRESET)))
     return PRESETS[name]

@@ -15,10 +15,10 @@ from concordet.cli.options import Parser
 from concordet.engine.config import (
     TrainConfig,
     checked_settings,
+    flat,
     load_config,
     read_settings,
     rename_settings,
-    to_dict,
 )
 from concordet.engine.presets import NO_PRESET, preset_for, preset_settings, preset_summary
 from concordet.engine.recipes import with_recipes
@@ -83,7 +83,7 @@ def run(words: list[str]) -> None:
         folder = _folder_to_resume(words)
         if folder is not None:
             # settings of the resumed run are the defaults
-            options.set_defaults(_dotted(to_dict(load_config(folder / "config.yaml"))))
+            options.set_defaults(flat(load_config(folder / "config.yaml")))
             chosen = None
         else:
             chosen = _set_preset(options, words)
@@ -222,13 +222,3 @@ def _folder_to_resume(words: list[str]) -> Path | None:
     if not folder:
         raise UsageError("resume must be the folder of a run, got none; add for example --resume runs/first")
     return Path(folder)
-
-
-def _dotted(settings: dict[str, object], prefix: str = "") -> dict[str, object]:
-    dotted: dict[str, object] = {}
-    for name, value in settings.items():
-        if prefix == "" and name in ("data", "optim", "calibration") and isinstance(value, dict):
-            dotted |= _dotted(value, f"{name}.")
-        else:
-            dotted[prefix + name] = value
-    return dotted
