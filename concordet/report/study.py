@@ -78,7 +78,7 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "loss": e["loss"],
                 "pairs": e["n_pairs"],
-                "needed": e["seeds_needed"],
+                "needed": {None: "–", 0: "more images"}.get(e["seeds_needed"], e["seeds_needed"]),
                 "cells": [_difference(BY_KEY[key], e["differences"].get(key)) for key in MEASURES],
             }
             for e in losses[1:]

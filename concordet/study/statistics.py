@@ -33,12 +33,12 @@ SHOWN: Final = (*METRICS, *(BY_KEY[key] for key in ("AP_upper", "APs", "APm", "A
 def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
     """Compares every loss with the first one, per detector and variant.
 
-    Runs are paired by seed and image. Each bootstrap draw samples seeds and images with replacement, the same images
-    for all runs, so that intervals of differences include both sources of variance. Deviations of seeds are multiplied
-    by sqrt(n / (n - 1)), since a bootstrap of n values underestimates their standard deviation by this factor. The
-    standard error over seeds is multiplied by a quantile of the t-distribution with n - 1 degrees of freedom, the rest,
-    over images, by that of the normal distribution. With one seed, intervals include the variance over images only, and
-    there is no verdict. Verdicts are corrected for the number of losses (Holm 1979).
+    Runs are paired by seed and image. Intervals of differences include the variance over seeds and that over images,
+    which comes from bootstrap draws of images, the same for all runs (:class:`StandardError`). The standard error over
+    seeds is multiplied by a quantile of the t-distribution with n - 1 degrees of freedom, that over images by that of
+    the normal distribution. Seeds are not drawn, too: bootstrapping both counts three times what images do to some
+    seeds only (Owen: The pigeonhole bootstrap, Annals of Applied Statistics 2007). With one seed, intervals include the
+    variance over images only, and there is no verdict. Verdicts are corrected for the number of losses (Holm 1979).
 
     Args:
         study: A study with some finished runs.
@@ -49,8 +49,8 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
         name, the seeds, ``metrics`` and ``per_class`` AP (mean, standard deviation and values per seed), ``curve`` (AP
         by update), ``by_threshold`` (AP by IoU threshold), ``processor_ms`` per update, and ``differences`` of
         :data:`concordet.measures.bootstrap.MEASURES` (value, low, high, p, verdict: better, worse, may be chance or one
-        seed); ``seeds_needed`` to see half a point of AP on these images in four of five studies (from three seeds on);
-        ``settings`` of all runs; ``failures``.
+        seed); ``seeds_needed`` to see half a point of AP on these images in four of five studies (from three seeds on;
+        0 if no number is enough); ``settings`` of all runs; ``failures``.
 
     Example:
         >>> from pathlib import Path
@@ -152,23 +152,6 @@ def _paired(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats]) -> Fl
     return np.stack([draws[second] - draws[first] for first, second in pairs])
 
 
-def hierarchical(differences: Floats, seed: int) -> tuple[float, Floats]:
-    """The mean difference, and its bootstrap draws over seeds and images.
-
-    Args:
-        differences: ``[n, 1 + draws]`` differences of each seed: on all images, and on each draw of images.
-        seed: Seed for drawing the seeds.
-    """
-    n, columns = differences.shape
-    by_draw = differences[:, 1:]
-    mean = by_draw.mean(0)
-    if n == 1:
-        return float(differences[0, 0]), mean
-    chosen = np.random.default_rng(seed).integers(0, n, (columns - 1, n))
-    drawn = np.take_along_axis(by_draw, chosen.T, axis=0).mean(0)
-    return float(differences[:, 0].mean()), mean + math.sqrt(n / (n - 1)) * (drawn - mean)
-
-
 @dataclass(frozen=True)
 class StandardError:
     """Variance of a mean difference: over ``n`` seeds, which is estimated from few values, and over images.
@@ -184,11 +167,19 @@ class StandardError:
     n: int
 
     @classmethod
-    def of(cls, seeds: Floats, drawn: Floats) -> StandardError:
-        """From the differences ``[n]`` of the seeds on all images, and the draws of :func:`hierarchical`."""
-        n = len(seeds)
-        over_seeds = float(seeds.var(ddof=1)) / n if n > 1 else 0.0
-        return cls(over_seeds, max(float(drawn.var(ddof=1)) - over_seeds, 0.0), n)
+    def of(cls, differences: Floats) -> StandardError:
+        """From the differences ``[n, 1 + draws]`` of each seed: on all images, and on each bootstrap draw of them.
+
+        How much the mean over seeds varies between draws includes what images do to some seeds only. So does the
+        variance over seeds, and the bootstrap may count it once (Owen 2007).
+        """
+        n = len(differences)
+        on_all, drawn = differences[:, 0], differences[:, 1:]
+        over_images = float(drawn.mean(0).var(ddof=1))
+        if n == 1:
+            return cls(0.0, over_images, n)
+        common = float((drawn - on_all[:, None]).var(0, ddof=1).mean()) / n
+        return cls(float(on_all.var(ddof=1)) / n, max(over_images - common, 0.0), n)
 
     def half_width(self, level: float) -> float:
         """Half the width of the interval with confidence ``1 - level``."""
@@ -208,47 +199,58 @@ class StandardError:
         return math.exp(root)
 
 
+def _error(paired: Floats) -> StandardError | None:
+    """The error of a metric's mean over seeds; None where it has no value on all images, or on fewer than two draws."""
+    defined = paired[:, np.isfinite(paired).all(0)]
+    if not np.isfinite(paired[:, 0]).all() or defined.shape[1] < 3:
+        return None
+    return StandardError.of(defined)
+
+
 def _differences(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats], confidence: float) -> dict[str, Any]:
     if not pairs:
         return {}
     paired = _paired(pairs, draws)
     report = {}
     for index, name in enumerate(MEASURES):
-        value, drawn = hierarchical(paired[:, :, index], seed=0)
-        drawn = drawn[np.isfinite(drawn)]
-        if not math.isfinite(value) or len(drawn) < 2:
+        error = _error(paired[:, :, index])
+        if error is None:
             continue
-        error = StandardError.of(paired[:, 0, index], drawn)
+        value = float(paired[:, 0, index].mean())
         width, p = error.half_width(1 - confidence), error.p_value(value)
         report[name] = {"value": value, "low": value - width, "high": value + width, "p": p}
     return report
 
 
 def _seeds_needed(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats]) -> int | None:
-    """Number of seeds for 80 % power to detect half a point of AP on these images; None for fewer than three pairs."""
+    """Number of seeds for 80 % power to detect half a point of AP; None for fewer than three pairs."""
     if len(pairs) < 3:
         return None
-    spread = float(np.std(_paired(pairs, draws)[:, 0, MEASURES.index("AP")], ddof=1))
-    return seeds_needed(spread)
+    error = _error(_paired(pairs, draws)[:, :, MEASURES.index("AP")])
+    return None if error is None else seeds_needed(math.sqrt(error.over_seeds * error.n), error.over_images)
 
 
-def seeds_needed(spread: float, difference: float = DETECTABLE) -> int:
-    """Number of paired seeds that a two-sided t-test at 5 % needs to detect a difference with a power of 80 %.
+def seeds_needed(spread: float, over_images: float = 0.0, difference: float = DETECTABLE) -> int:
+    """Number of paired seeds with which a difference is detected at a level of 5 % with a power of 80 %.
 
     Args:
         spread: Standard deviation of the difference over seeds.
-        difference: Difference to detect, in the same unit.
+        over_images: Variance of the mean difference over images, which more seeds do not reduce.
+        difference: Difference to detect, in the unit of ``spread``.
+
+    Returns:
+        The number, at least 2; 0 if no number of seeds is enough with these images.
 
     Example:
-        >>> seeds_needed(0.01), seeds_needed(0.001)
-        (34, 3)
+        >>> seeds_needed(0.01), seeds_needed(0.001), seeds_needed(0.001, over_images=0.002**2)
+        (33, 3, 0)
     """
     for n in range(2, 10_000):
-        shift = difference / spread * math.sqrt(n) if spread > 0 else math.inf
-        critical = float(stats.t.ppf(0.975, n - 1))
-        if math.isinf(shift) or float(stats.nct.sf(critical, n - 1, shift)) >= POWER:
+        error = StandardError(spread**2 / n, over_images, n)
+        # the estimate is above the half width of its interval in four of five studies
+        if difference - error.half_width(0.05) >= stats.norm.ppf(POWER) * math.sqrt(spread**2 / n + over_images):
             return n
-    return 10_000
+    return 0
 
 
 def _correct(entries: Sequence[dict[str, Any]], level: float) -> None:

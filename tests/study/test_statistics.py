@@ -8,56 +8,64 @@ from scipy import stats
 
 from concordet.measures.bootstrap import MEASURES
 from concordet.study import statistics
-from concordet.study.statistics import StandardError, hierarchical, holm, seeds_needed, sentence
+from concordet.study.statistics import StandardError, holm, seeds_needed, sentence
 
 
-def simulated(rng, n_seeds, *, mean, seed_spread, image_spread, draws=400, n_images=200):
-    """``[n_seeds, 1 + draws]`` differences of a metric that is a mean over images, as the bootstrap sees them."""
-    images = image_spread * rng.normal(size=n_images)  # what images do to all seeds alike
-    seeds = mean + seed_spread * rng.normal(size=n_seeds)
-    columns = [images.mean()] + [images[rng.integers(0, n_images, n_images)].mean() for _ in range(draws)]
-    return seeds[:, None] + np.array(columns)
+def simulated(rng, n_seeds, *, seed_spread, image_spread, own_spread, draws=200, n_images=100):
+    """``[n_seeds, 1 + draws]`` differences of a metric that is a mean over images, whose true value is 0.
+
+    Image effects have a part that is the same for all seeds, and one of each seed's own.
+    """
+    weights = rng.multinomial(n_images, np.full(n_images, 1 / n_images), size=draws)
+    weights = np.vstack([np.ones(n_images), weights]) / n_images
+    images = image_spread * rng.normal(size=n_images) + own_spread * rng.normal(size=(n_seeds, n_images))
+    return seed_spread * rng.normal(size=(n_seeds, 1)) + images @ weights.T
 
 
-class TestHierarchical:
-    def test_the_spread_counts_seeds_and_images(self):
-        """Over many studies the draws' variance is that of the mean: seeds / n + images / their number."""
+SPREADS = [(0.01, 0.0, 0.0), (0.01, 0.1, 0.0), (0.001, 0.1, 0.0), (0.002, 0.02, 0.1), (0.0, 0.05, 0.1)]
+
+
+class TestStandardError:
+    @pytest.mark.parametrize("spreads", SPREADS)
+    def test_its_square_is_the_variance_of_the_mean(self, spreads):
+        """Over many studies: seeds / n + images / their number + a seed's own image effects / both."""
         rng = np.random.default_rng(0)
+        seed, image, own = spreads
         found = []
         for _ in range(300):
-            differences = simulated(rng, 5, mean=0.0, seed_spread=0.02, image_spread=0.2)
-            found.append(hierarchical(differences, 1)[1].var())
-        expected = 0.02**2 / 5 + 0.2**2 / 200
-        assert np.mean(found) == pytest.approx(expected, rel=0.1)
+            study = simulated(rng, 5, seed_spread=seed, image_spread=image, own_spread=own)
+            error = StandardError.of(study)
+            found.append(error.over_seeds + error.over_images)
+        expected = seed**2 / 5 + image**2 / 100 + own**2 / 500
+        # variances are at least 0, which makes small ones a little larger on average
+        assert 0.9 * expected < np.mean(found) < 1.3 * expected
 
     def test_one_seed_counts_images_only(self):
-        rng = np.random.default_rng(1)
-        differences = simulated(rng, 1, mean=0.1, seed_spread=0.0, image_spread=0.2)
-        value, drawn = hierarchical(differences, 1)
-        assert value == differences[0, 0]
-        assert (drawn == differences[0, 1:]).all()
+        study = simulated(np.random.default_rng(1), 1, seed_spread=0.5, image_spread=0.2, own_spread=0.0)
+        error = StandardError.of(study)
+        assert error.over_seeds == 0
+        assert error.over_images == pytest.approx(study[0, 1:].var(ddof=1))
 
     def test_without_spread_of_images_it_is_that_of_the_seeds(self):
         seeds = np.array([0.01, 0.03, 0.02, 0.05])
-        value, drawn = hierarchical(np.repeat(seeds[:, None], 20_001, axis=1), 0)
-        assert value == pytest.approx(seeds.mean())
-        assert drawn.std() == pytest.approx(stats.sem(seeds), rel=0.02)
+        error = StandardError.of(np.repeat(seeds[:, None], 20, axis=1))
+        assert error.over_seeds == pytest.approx(stats.sem(seeds) ** 2)
+        assert error.over_images == pytest.approx(0, abs=1e-30)
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])
-@pytest.mark.parametrize(("seed_spread", "image_spread"), [(0.01, 0.0), (0.01, 0.1), (0.001, 0.1)])
-def test_intervals_contain_the_truth(n, seed_spread, image_spread):
+@pytest.mark.parametrize("spreads", SPREADS)
+def test_intervals_contain_the_truth(n, spreads):
     """In at least 95 of 100 studies, and p is below 0.05 exactly where 0 is outside."""
     rng = np.random.default_rng(7)
     inside = []
-    for _ in range(300):
-        found = simulated(rng, n, mean=0.0, seed_spread=seed_spread, image_spread=image_spread, draws=200)
-        value, drawn = hierarchical(found, 1)
-        error = StandardError.of(found[:, 0], drawn)
+    for _ in range(600):
+        study = simulated(rng, n, seed_spread=spreads[0], image_spread=spreads[1], own_spread=spreads[2])
+        value, error = study[:, 0].mean(), StandardError.of(study)
         inside.append(abs(value) <= error.half_width(0.05))
         assert (error.p_value(value) >= 0.05) == inside[-1]
         assert error.half_width(error.p_value(value)) == pytest.approx(abs(value))
-    assert np.mean(inside) >= 0.95 - 2 * math.sqrt(0.95 * 0.05 / 300)
+    assert np.mean(inside) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 600)
 
 
 @pytest.mark.parametrize("n", [2, 4, 10])
@@ -96,19 +104,25 @@ def test_verdicts_know_which_direction_is_better(name, value):
     assert row["verdict"] == ("better" if (value < 0) == (name in lower_is_better) else "worse")
 
 
-@pytest.mark.parametrize("spread", [0.003, 0.01])
-def test_so_many_seeds_have_the_power(spread):
-    """Simulated t-tests with that number of seeds see the difference in four of five studies."""
+@pytest.mark.parametrize(("spread", "over_images"), [(0.003, 0.0), (0.01, 0.0), (0.004, 0.0012**2)])
+def test_so_many_seeds_have_the_power(spread, over_images):
+    """With that number, the interval around the estimate excludes 0 in four of five simulated studies."""
     rng = np.random.default_rng(4)
-    n = seeds_needed(spread)
+    n = seeds_needed(spread, over_images)
 
     def power(count):
         values = 0.005 + spread * rng.normal(size=(4000, count))
-        return np.mean(stats.ttest_1samp(values, 0, axis=1).pvalue < 0.05)
+        means = values.mean(1) + math.sqrt(over_images) * rng.normal(size=4000)
+        errors = (StandardError(v / count, over_images, count) for v in values.var(1, ddof=1))
+        return np.mean([abs(m) > e.half_width(0.05) for m, e in zip(means, errors, strict=True)])
 
-    assert power(n) >= 0.78
-    assert power(max(n - 2, 2)) < 0.8 or n <= 3
-    assert math.isfinite(n)
+    assert power(n) >= 0.77
+    assert power(max(n - 2, 2)) < 0.81 or n <= 3
+
+
+def test_seeds_do_not_replace_images():
+    """The interval over images alone is wider than what is to be detected."""
+    assert seeds_needed(0.001, over_images=0.003**2) == 0
 
 
 @pytest.mark.parametrize(
