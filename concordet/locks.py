@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def locked(folder: str | Path, fix: str) -> Iterator[None]:
+def locked(folder: str | Path, fix: str, *, patience: float = 0.0) -> Iterator[None]:
     """Keeps other processes out of a folder while the block runs.
 
     The lock is the operating system's: it ends with the process, however that ends. A process that holds it may enter
     again.
 
+    Args:
+        folder: An existing folder.
+        fix: What to do where the folder is in use, for the message.
+        patience: Seconds to wait for a process that holds the lock, for blocks that take a moment.
+
     Raises:
-        ValueError: another process holds the lock; the message ends with ``fix``.
+        ValueError: another process holds the lock.
 
     Example:
         >>> import tempfile
@@ -24,6 +30,21 @@ def locked(folder: str | Path, fix: str) -> Iterator[None]:
         ...     print("nobody else writes here")
         nobody else writes here
     """
+    end = time.monotonic() + patience
+    with ExitStack() as stack:
+        while True:
+            try:
+                stack.enter_context(_locked(folder, fix))
+                break
+            except ValueError:
+                if time.monotonic() >= end:
+                    raise
+                time.sleep(0.02)
+        yield
+
+
+@contextmanager
+def _locked(folder: str | Path, fix: str) -> Iterator[None]:
     try:
         import fcntl
     except ImportError:  # Windows

@@ -142,7 +142,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "which loss, summary": lambda: which_loss.summary("digits"),
     "which loss, papers": which_loss.papers,
     "which loss, weights": which_loss.weights,
-    "which loss, learning rates": which_loss.settings,
+    **{f"which loss, {study.replace('_', ' ')}": partial(which_loss.settings, study) for study in which_loss.TUNED},
     "prior": lambda: measured("prior", prior.WHAT, prior.table),
     "calibration": lambda: measured("calibration", calibration.WHAT, calibration.table),
     "learning": lambda: measured("learning", learning.WHAT, learning.table),

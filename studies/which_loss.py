@@ -18,6 +18,7 @@ from typing import Any
 
 from concordet.benchmark.results import caption
 from concordet.benchmark.results import table as markdown_table
+from concordet.engine.config import load_config, save_config
 from concordet.measures.metrics import BY_KEY
 from concordet.study import compare_study, load_study
 from concordet.study.grid import Cell
@@ -32,6 +33,9 @@ COMPARED = {
     "bccd": ("atss", "retinanet"),
 }
 """The studies with a table per detector, and these detectors."""
+
+TUNED = ("learning_rates", "weight_decay", "averaging")
+"""The studies that vary one setting, on other scenes and with another seed than the results."""
 
 SHOWN = ("AP50", "AP90", "APs", "APm", "APl", "AP_few", "AP_many", "beta_cls", "LaECE0")
 """Metrics in the tables beside AP, where a study has them."""
@@ -187,7 +191,7 @@ def weights(name: str = "weights") -> str:
     return markdown_table(["coupling", *(f"weight {w}" for w in columns)], rows)
 
 
-def settings(name: str = "learning_rates") -> str:
+def settings(name: str) -> str:
     """AP of each detector and loss at each value of the setting that a study varies."""
     study = load_study(FOLDER / name)
     (setting,) = study.vary
@@ -228,8 +232,11 @@ def copy(folder: Path) -> str:
     """Copies a study's definition and results, without its runs; returns its name."""
     target = FOLDER / folder.name
     (target / "results").mkdir(parents=True, exist_ok=True)
-    for name in ("study.json", "config.yaml"):
-        shutil.copy(folder / name, target / name)
+    shutil.copy(folder / "study.json", target / "study.json")
+    config = load_config(folder / "config.yaml")
+    if config.data.path is not None:  # without the folders of this machine
+        config = replace(config, data=replace(config.data, path=Path(config.data.path).name))
+    save_config(target / "config.yaml", config)
     for path in (folder / "results").glob("*.json"):
         shutil.copy(path, target / "results" / path.name)
     return folder.name

@@ -26,6 +26,8 @@ _OURS = (
     r'^\s*\{\s*"format": "\w+",\s*"description": "[^"]*",\s*"splits": ',  # data
     r'^\s*\{\s*"page": [^{}]*"runs": \[\s*\{\s*"run": ',  # demo
     r'^\s*\[\s*\{"image_id": [^{}]*"file_name": ',  # predict
+    r'^\s*\{\s*"reference": "[^"]*",\s*"confidence": [^,]*,\s*"n_resamples": ',  # study
+    r'^\s*\{\s*"cells": \[\s*\{\s*"cell": 1,\s*"name": ',  # study --dry_run
     r"^\s*\[\s*\]\s*$",  # predict, without detections
     r'^\s*\{\s*"detectors": \[\s*"retinanet"',  # list
     r'^\s*\[\s*("retinanet",\s*"fcos"|"default",\s*"focal"|"AP",\s*"AP50"|"cityscapes",\s*"coco"),',  # list, one kind

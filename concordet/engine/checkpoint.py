@@ -130,8 +130,22 @@ def add_to_description(path: Path, **values: Any) -> None:
     """Rewrites a checkpoint with additional values in its description, whole or not at all."""
     content = read_checkpoint(path)
     content[KEY] = content[KEY] | values
-    with replacing(path) as temporary:
-        torch.save(content, temporary)
+    write_checkpoint(content, path)
+
+
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Writes a checkpoint beside its target, flushes it to the disk and renames it.
+
+    Raises:
+        OSError: it cannot be written; the previous one is untouched.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch's error for a failed write
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def weights_of(content: dict[str, Any], *, averaged: bool = True) -> dict[str, Tensor]:

@@ -220,6 +220,7 @@ def evaluate_run(
     accelerator: str = "auto",
     averaged: bool = True,
     raw_scores: bool = False,
+    plugins: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluates a run's detector and writes the results into a folder.
 
@@ -235,6 +236,7 @@ def evaluate_run(
             data by a calibrator that is fitted on it, evaluated by cross-fitting and stored with the run; on other
             data, and if training images were held out for calibration (``calibration.fraction``), by the calibrator of
             the checkpoint.
+        plugins: Python files or modules that register the loss of the run; by default those of its ``config.yaml``.
 
     Returns:
         The content of ``evaluation.json``.
@@ -250,7 +252,7 @@ def evaluate_run(
     """
     run = Path(run)
     config = load_config(run / "config.yaml")
-    import_plugins(config.plugins)
+    import_plugins(config.plugins if plugins is None else plugins)
     data = data or config.data
     out = Path(run if out is None else out)
     path = (
@@ -258,12 +260,13 @@ def evaluate_run(
         if checkpoint not in (None, "last", "best")
         else checkpoint_path(run, str(checkpoint or "last"))
     )
+    of_run = path.resolve().parent == (run / "checkpoints").resolve()
     model, meta = load_detector(path, averaged=averaged)
     dataset = dataset or build_dataset(data, "val", masks=predicts_masks(meta["detector"]))
     same = {"num_classes": len(dataset.class_names), "class_names": list(dataset.class_names)}
     check_same(meta, same, path)
     asked = {
-        "checkpoint": path.name if path.parent == run / "checkpoints" else str(path),
+        "checkpoint": path.name if of_run else str(path.absolute()),
         "data": evaluated_data(data),
         "averaged": averaged,
         "raw_scores": raw_scores,
@@ -307,7 +310,7 @@ def evaluate_run(
             shutil.copyfile(run / "config.yaml", out / "config.yaml")
         if calibrated.calibrator is not None:
             calibrated.calibrator.save(out / CALIBRATOR)
-            if "calibrator" not in meta and path.parent == run / "checkpoints" and out.resolve() == run.resolve():
+            if "calibrator" not in meta and of_run and out.resolve() == run.resolve():
                 # the checkpoint of a run without evaluations between epochs needs it if it is copied elsewhere
                 add_to_description(path, calibrator=plain(calibrated.calibrator.to_dict()))
         write_evaluation(out, dataset, ground_truth, output, report)

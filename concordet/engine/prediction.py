@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +79,7 @@ def predict(
     raw_scores: bool = False,
     class_agnostic: bool = False,
     every: int = 1,
+    plugins: Iterable[str] | None = None,
 ) -> PredictionResult:
     """Runs a trained detector over image and video files.
 
@@ -96,6 +97,7 @@ def predict(
         raw_scores: Whether to write the detector's own scores instead of calibrated ones.
         class_agnostic: Whether NMS compares boxes of different classes.
         every: Interval between the frames of a video that are read; 1 reads every frame.
+        plugins: Python files or modules that register the loss of the run; by default those of its ``config.yaml``.
 
     Returns:
         Results, pictures, and files that could not be read.
@@ -114,7 +116,9 @@ def predict(
     ids = None if annotations is None else image_ids(paths, annotations)
     if out is not None:
         writable(Path(out).parent)
-    predictor = load(checkpoint, accelerator=accelerator, raw_scores=raw_scores, class_agnostic=class_agnostic)
+    predictor = load(
+        checkpoint, accelerator=accelerator, plugins=plugins, raw_scores=raw_scores, class_agnostic=class_agnostic
+    )
     work = _Work(predictor, threshold, None if draw is None else _folder(Path(draw)), every)
     unreadable: dict[str, str] = {}
     for index, path in enumerate(progress(paths, "detecting")):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def load(
     checkpoint: str = "last",
     averaged: bool = True,
     accelerator: str = "auto",
-    plugins: Sequence[str] | None = None,
+    plugins: Iterable[str] | None = None,
     raw_scores: bool = False,
     class_agnostic: bool = False,
 ) -> Predictor:
@@ -192,9 +192,10 @@ def load(
 
     Args:
         path: Run folder, checkpoint file in any folder, or file that ``concordet export`` wrote.
-        checkpoint: Checkpoint of a run folder: last or best.
+        checkpoint: Checkpoint of a run folder: last or best; without a meaning for files, as are ``averaged`` and
+            ``plugins`` for exported ones.
         averaged: Whether to use the averaged (EMA) weights if the checkpoint has them.
-        accelerator: Device: cpu, gpu, or auto, which uses a GPU if there is one.
+        accelerator: Device: cpu, gpu, or auto, which uses a GPU if there is one; exported files run on the CPU.
         plugins: Python files or modules that register the loss of the run; by default those of its ``config.yaml``.
         raw_scores: Whether to return the detector's own scores. By default they are calibrated if the checkpoint or its
             run folder has a calibrator: a score is then the expected IoU.
@@ -205,6 +206,7 @@ def load(
 
     Raises:
         ValueError: there is no checkpoint, or it is not one of concordet.
+        UsageError: an exported file is to run on a GPU.
 
     Example:
         >>> predictor = load("runs/first", accelerator="cpu")
@@ -214,6 +216,8 @@ def load(
         >>> predictor.draw("photos/0.png").save("drawn.png")
     """
     if is_exported(path):
+        if accelerator != "auto" and pick_device(accelerator).type != "cpu":
+            raise UsageError(f"accelerator must be cpu for an exported file, got {accelerator}; name the run instead")
         return _load_exported(path, raw_scores=raw_scores, class_agnostic=class_agnostic)
     file = checkpoint_path(path, checkpoint)
     run = run_of(path)

@@ -91,7 +91,7 @@ def with_recipes(words: list[str]) -> list[str]:
     """
     replaced = []
     for before, word in zip(["", *words], words, strict=False):
-        option, equals, value = word.rpartition("=") if word.startswith("--config=") else ("", "", word)
+        option, equals, value = word.partition("=") if word.startswith("--config=") else ("", "", word)
         if before == "--config" or equals:
             replaced.append(f"{option}{equals}{config_path(value)}")
         else:

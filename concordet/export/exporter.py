@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,10 @@ def check_packages(format: str) -> None:
 def _write_torchscript(path: Path, whole: Whole, sides: tuple[int, int], meta: dict[str, Any]) -> None:
     traced = torch.jit.trace(whole.core, _core_example(sides), check_trace=False)
     whole.core = traced
-    torch.jit.save(torch.jit.script(whole), str(path), _extra_files={KEY: json.dumps(meta)})
+    # not into the file, since PyTorch ends the process if the disk is full
+    content = BytesIO()
+    torch.jit.save(torch.jit.script(whole), content, _extra_files={KEY: json.dumps(meta)})
+    path.write_bytes(content.getbuffer())
 
 
 def _write_pt2(path: Path, whole: Whole, sides: tuple[int, int], meta: dict[str, Any]) -> None:
@@ -141,7 +145,9 @@ def _write_pt2(path: Path, whole: Whole, sides: tuple[int, int], meta: dict[str,
     # Sides differ from those of the network's input, so that tracing cannot take them to be equal.
     example = torch.rand(2, 3, sides[0] + 4, sides[1] + 4)
     program = torch.export.export(whole, (example,), dynamic_shapes=(shapes,))
-    torch.export.save(program, path, extra_files={KEY: json.dumps(meta)})
+    content = BytesIO()
+    torch.export.save(program, content, extra_files={KEY: json.dumps(meta)})
+    path.write_bytes(content.getbuffer())
 
 
 def _core_example(sides: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -31,14 +31,19 @@ def format_of(path: str | Path, wanted: str | None = None) -> str:
         >>> format_of("model.onnx")
         'onnx'
     """
-    if wanted is not None and wanted not in FORMATS:
-        raise UsageError(unknown("format", wanted, FORMATS))
+    if wanted is not None:
+        check_format(wanted)
     suffix = Path(path).suffix.lower()
     expected = list(FORMATS.values()) if wanted is None else [FORMATS[wanted]]
     if suffix not in expected:
-        fix = "name the file accordingly" if wanted else "name the file accordingly, or give --format"
-        raise UsageError(f"out must end in {' or '.join(expected)}, got {path}; {fix}")
+        raise UsageError(f"out must end in {' or '.join(expected)}, got {path}; name the file accordingly")
     return next(name for name, end in FORMATS.items() if end == suffix)
+
+
+def check_format(name: str) -> None:
+    """Raises a UsageError where there is no format of this name."""
+    if name not in FORMATS:
+        raise UsageError(unknown("format", name, FORMATS))
 
 
 def is_exported(path: str | Path) -> bool:

@@ -9,11 +9,23 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from concordet.engine.config import TrainConfig, flat, from_dict, load_config, save_config, to_dict
+from concordet.engine.config import (
+    TrainConfig,
+    flat,
+    from_dict,
+    load_config,
+    save_config,
+    to_dict,
+    with_absolute_paths,
+)
 from concordet.errors import UsageError
 from concordet.files import read_json, write_json
+from concordet.locks import locked
 
 NAME = "study.json"
+
+NOT_VARIED = ("detector", "evaluate", "loss", "preset", "seed")
+"""Settings with a place of their own in the grid, without an effect, or without which there is nothing to compare."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ class Study:
         resamples: Number of bootstrap draws of images for the intervals.
 
     Raises:
-        UsageError: a list is empty or repeats a value, or ``vary`` names an unknown setting.
+        UsageError: a list is empty or repeats a value, ``vary`` names an unknown setting, or runs are not evaluated.
 
     Example:
         >>> rates = {"optim.lr": (0.01, 0.02)}
@@ -94,12 +106,14 @@ class Study:
                 raise UsageError(f"{name} must be one or more different ones, got {listed}")
         if self.resamples < 2:
             raise UsageError(f"resamples must be at least 2, the number of bootstrap draws, got {self.resamples}")
+        if not self.config.evaluate:
+            raise UsageError("evaluate must be true in a study, which compares evaluations, got false; leave it out")
         known = flat(TrainConfig())
         for name, values in self.vary.items():
             if name not in known and not isinstance(known.get(name.rpartition(".")[0]), dict):
                 raise UsageError(f"vary must name settings of a run, got {name}; see concordet train --help")
-            if not values or name in ("detector", "loss", "seed"):
-                raise UsageError(f"vary must give values of a setting besides detector, loss and seed, got {name}")
+            if not values or name in NOT_VARIED:
+                raise UsageError(f"vary must give values of a setting besides {', '.join(NOT_VARIED)}, got {name}")
             if any(isinstance(value, dict) for value in values):
                 raise UsageError(
                     f"vary must give numbers, words or lists, got a mapping for {name}; name a setting in it"
@@ -150,7 +164,7 @@ class Study:
         for name, value in asked.items():
             own = getattr(self, name)
             if name == "config":
-                if to_dict(value) != to_dict(own):
+                if to_dict(with_absolute_paths(value)) != to_dict(with_absolute_paths(own)):
                     raise UsageError(
                         f"{self.folder} must be a folder without another study, got one with other settings; leave the "
                         "configuration out to continue it, or name another folder"
@@ -183,20 +197,26 @@ class Study:
         """
         check_folder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        whole = self
-        if (self.folder / NAME).exists():
-            before = load_study(self.folder)
-            before.check_settings(config=self.config, vary=self.vary, resamples=self.resamples)
-            whole = before.extended(self.detectors, self.losses, self.seeds)
-        save_config(self.folder / "config.yaml", self.config)
-        content = {k: v for k, v in asdict(whole).items() if k not in ("folder", "config")}
-        write_json(self.folder / NAME, {"format": 1, **content})
+        # the jobs of an array start together
+        with locked(self.folder, "try again", patience=60):
+            whole = self
+            if (self.folder / NAME).exists():
+                before = load_study(self.folder)
+                before.check_settings(config=self.config, vary=self.vary, resamples=self.resamples)
+                whole = before.extended(self.detectors, self.losses, self.seeds)
+            save_config(self.folder / "config.yaml", with_absolute_paths(self.config))
+            content = {k: v for k, v in asdict(whole).items() if k not in ("folder", "config")}
+            write_json(self.folder / NAME, {"format": 1, **content})
 
 
 def check_folder(folder: Path) -> None:
-    """Raises a ValueError where a study in this folder would mix with other files; results may be there already."""
-    found = folder.exists() and (not folder.is_dir() or {p.name for p in folder.iterdir()} - {"results", "runs"})
-    if found and not (folder / NAME).exists():
+    """Raises a ValueError where a study in this folder would mix with other files.
+
+    Results may be there already, and what a process that has just begun to write the study, or was killed, leaves.
+    """
+    own = re.compile(rf"results|runs|config\.yaml|{re.escape(NAME)}|\.lock|\.(config|study)\.\d+\.tmp\.\w+")
+    others = folder.exists() and (not folder.is_dir() or any(not own.fullmatch(p.name) for p in folder.iterdir()))
+    if others and not (folder / NAME).exists():
         raise ValueError(f"out must be a new folder or one of a study, got {folder} with other content; name another")
 
 

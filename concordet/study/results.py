@@ -93,6 +93,7 @@ def _write_result(study: Study, cell: Cell) -> None:
         [None if np.isnan(v) else round(float(v), d) for v in draw] for draw, d in zip(draws, digits, strict=True)
     ]
     timing = read_json(folder / "timing.json") if (folder / "timing.json").is_file() else {}
+    config = load_config(folder / "config.yaml")
     seconds = timing.get("processor_seconds_per_iteration")
     result = {
         "format": FORMAT,
@@ -106,9 +107,9 @@ def _write_result(study: Study, cell: Cell) -> None:
         "per_class": {entry["name"]: entry["AP"] for entry in evaluation["per_class"]},
         "curve": _curve(folder / "metrics.csv"),
         "by_threshold": [pair for pair in zip(thresholds["iou"], thresholds["AP"], strict=True) if pair[1] is not None],
-        "trained_with": _settings(load_config(folder / "config.yaml")),
+        "trained_with": _settings(config),
         "updates": timing.get("updates"),
-        "processor_ms": None if seconds is None else 1000 * seconds,
+        "processor_ms": None if seconds is None else 1000 * seconds * config.optim.accumulate,
         "environment": evaluation.get("environment"),
         "n_images": n,
         "images": hashlib.sha256(np.asarray(sample.image_ids).astype("<i8").tobytes()).hexdigest(),

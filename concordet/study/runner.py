@@ -45,7 +45,7 @@ def start_cell(study: Study, cell: Cell, *, gpu: int | None = None) -> subproces
     Args:
         study: The grid.
         cell: One of its cells.
-        gpu: Index among the GPUs that this process sees; None for all of them.
+        gpu: Index among the GPUs that this process sees; None without any.
     """
     folder = study.run_folder(cell)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -88,7 +88,8 @@ def run_cell(study: Study, index: int) -> State:
         index: Number of the cell in ``study.cells()``, from 1.
 
     Returns:
-        State of the cell: "finished" or "failed".
+        State of the cell: "finished", "failed", or "unfinished" if the training was stopped or another process trains
+        it.
 
     Raises:
         UsageError: there is no such cell.
@@ -105,7 +106,9 @@ def run_cell(study: Study, index: int) -> State:
     cell = study.cells()[index - 1]
     if state_of(study, cell) == "finished":
         return "finished"
-    process = start_cell(study, cell)
+    n_gpus = count_gpus()
+    # one GPU, as in run_study: several would change the number of images per update
+    process = start_cell(study, cell, gpu=(index - 1) % n_gpus if n_gpus else None)
     try:
         return finish_cell(study, cell, process.wait())
     except KeyboardInterrupt:
@@ -231,17 +234,16 @@ def count_gpus() -> int:
     return torch.cuda.device_count()
 
 
-def estimate_seconds(study: Study) -> tuple[float, str] | None:
-    """Seconds that the unfinished cells take one after the other, and the basis of the estimate.
+def estimate_seconds(study: Study, *, retry_failed: bool = False) -> tuple[float, str] | None:
+    """Seconds that training of the remaining cells takes one after the other, and the basis of the estimate.
 
     None if no run of the study is finished.
     """
-    cells = study.cells()
-    finished = [cell for cell in cells if state_of(study, cell) == "finished"]
+    finished = [cell for cell in study.cells() if state_of(study, cell) == "finished"]
     taken = [t for cell in finished if (t := _seconds(study, cell)) is not None]
     if not taken:
         return None
-    left = sum(state_of(study, cell) != "finished" for cell in cells)
+    left = len(unfinished(study, retry_failed=retry_failed))
     return left * sum(taken) / len(taken), f"the mean of {len(taken)} finished runs"
 
 
@@ -250,7 +252,8 @@ def _seconds(study: Study, cell: Cell) -> float | None:
     if not path.is_file():
         return None
     timing = read_json(path)
-    return float(timing["seconds_per_iteration"]) * float(timing["updates"])
+    seconds = timing["seconds_per_iteration"] + (timing.get("seconds_waiting_for_data") or 0.0)
+    return float(seconds * timing["updates"] * study.config_of(cell).optim.accumulate)
 
 
 def _children_seconds() -> float:

@@ -203,6 +203,15 @@ def test_other_evaluations_of_a_run_have_folders_in_it(trained, capsys):
     best.unlink()
 
 
+def test_a_checkpoint_can_be_named_from_its_folder(trained, monkeypatch):
+    """The evaluation of the run's own checkpoint is not taken for that of another one."""
+    monkeypatch.chdir(trained.parent)
+    before = json.loads((trained / "evaluation.json").read_text())["evaluated"]
+    for name in (f"{trained.name}/checkpoints/last.ckpt", str(trained / "checkpoints" / "last.ckpt")):
+        assert main(["evaluate", name, "--workers", "0"]) == 0
+        assert json.loads((trained / "evaluation.json").read_text())["evaluated"] == before
+
+
 def test_compare(trained, finished, tmp_path, capsys, monkeypatch):
     page, file = tmp_path / "page.html", tmp_path / "figures.json"
     assert main(["compare", str(finished), str(trained), "--out", str(page), "--json", str(file)]) == 0
@@ -212,6 +221,7 @@ def test_compare(trained, finished, tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "default" in printed
     assert str(page) in printed
+    assert main(["compare", str(finished), str(trained), "--html", str(page)]) == 0
     # without a name it takes one that is free
     monkeypatch.chdir(tmp_path)
     (tmp_path / "comparison.html").write_text("mine")

@@ -57,6 +57,7 @@ def said(capsys):
             "did you mean correlation_loss/atss_r50_rank_sort?",
         ),
         (["train", "--resume"], "resume must be the folder of a run, got none"),
+        (["train", "photos", "--out"], "--out"),
         (["train", "--plugins", "none.py", "--out", "x"], "none.py, which does not exist"),
         (["list", "colors"], "kind must be one of detectors, losses"),
         (["predict", "run"], "images"),

@@ -1,6 +1,7 @@
 """concordet train PATH: from a folder as people have it to a run, and evaluation on its splits."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -61,6 +62,32 @@ def test_evaluation_is_on_the_same_images(run, tmp_path):
     moved.rename(root)
     names = [image["file_name"] for image in json.loads((third / "ground_truth.json").read_text())["images"]]
     assert names == json.loads((out / "data.json").read_text())["source"]["held_out"]["images"]
+
+
+def test_a_run_can_be_evaluated_on_another_file(run, tmp_path, monkeypatch):
+    root, out = run
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", str(root), "--out", "copy", "--split", "train"]) == 0
+    annotations = Path("copy", "annotations", "instances_train.json")
+    words = ["--annotations", str(annotations), "--images", "copy/train", "--out", "other"]
+    assert main(["evaluate", str(out), *words, "--workers", "0", "--accelerator", "cpu"]) == 0
+    truth = json.loads((tmp_path / "other" / "ground_truth.json").read_text())
+    expected = json.loads(annotations.read_text(encoding="utf-8"))
+    names, wanted = ([Path(image["file_name"]).name for image in content["images"]] for content in (truth, expected))
+    assert names == wanted
+    assert len(names) == 4  # a fifth of five is held out by default
+
+
+def test_a_run_goes_on_from_another_folder(tmp_path, monkeypatch):
+    """Paths as typed are relative to the folder in which the training was started."""
+    voc_one_folder(tmp_path / "pets")
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "pets", *SETTINGS, "--out", "run"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["evaluate", "../run", "--workers", "0"]) == 0
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    assert main(["train", "--resume", "../run"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,23 @@ def test_temporary_files_of_ended_processes_are_removed(tmp_path):
     assert sorted(tmp_path.iterdir()) == sorted([live, mine])
 
 
+def test_a_lock_can_be_waited_for(tmp_path):
+    code = f"""
+import time
+from concordet.locks import locked
+with locked({str(tmp_path)!r}, 'wait'):
+    print('in', flush=True)
+    time.sleep(0.5)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(ValueError, match="must not be in use"), locked(tmp_path, "wait"):
+            pass
+        with locked(tmp_path, "wait", patience=60):
+            assert not other.stdout.read()
+        assert other.wait() == 0
+
+
 def test_a_folder_has_one_writer(tmp_path):
     code = f"from concordet.locks import locked\nwith locked({str(tmp_path)!r}, 'wait'): print('in', flush=True)"
     with locked(tmp_path, "wait"):

@@ -1,6 +1,7 @@
 """A user's file registers a loss and a coupling, and every command knows them."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -73,6 +74,27 @@ def test_another_process_imports_the_plugin_again(run, command, tmp_path, plugin
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
     status, _, said = run_command(*words)
     assert status == 0, said
+
+
+def test_a_plugin_that_has_moved_can_be_named(run, tmp_path, plugin, monkeypatch):
+    from PIL import Image
+
+    from concordet.losses.criteria import registry
+
+    for table in (registry.BASES, registry.COUPLINGS):
+        for name in [name for name in table if name.startswith("plugin_")]:
+            monkeypatch.delitem(table, name)
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    moved = tmp_path / "moved.py"
+    moved.write_text(PLUGIN)
+    copied = tmp_path / "run"
+    shutil.copytree(run, copied)
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(config.replace(str(plugin), str(tmp_path / "gone.py")))
+    predict = ["predict", str(copied), str(tmp_path / "image.png"), "--out", str(tmp_path / "found.json")]
+    for command in (["evaluate", str(copied)], predict):
+        assert main(command) == 2
+        assert main([*command, "--plugins", str(moved)]) == 0
 
 
 def test_a_lone_checkpoint_needs_the_option(run, tmp_path, plugin):

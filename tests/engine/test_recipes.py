@@ -201,8 +201,9 @@ def test_names_are_those_of_files():
 
 
 def test_files_and_other_words_are_kept(tmp_path):
-    file = tmp_path / "mine.yaml"
+    file = tmp_path / "atss-optim.lr=0.1-seed2.yaml"  # a run of a study
     file.write_text("seed: 2")
+    assert with_recipes([f"--config={file}"]) == [f"--config={file}"]
     words = ["--config", str(file), "--seed", "1", "alrp_loss/retinanet_r50_500_alrp"]
     assert with_recipes(words) == words
     with pytest.raises(UsageError, match=r"did you mean alrp_loss/retinanet_r50_500_alrp\?"):

@@ -1,6 +1,7 @@
 """Exported files give the detections of the detector that they were made from."""
 
 import json
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -209,6 +210,37 @@ class TestCommand:
         assert meta["image_size"] == [64, 64]
         assert len(meta["thresholds"]) == 2
         assert Calibrator.from_dict(meta["calibrator"])
+
+    def test_a_checkpoint_and_a_format_are_enough(self, finished, tmp_path, capsys):
+        copied = tmp_path / "run"
+        shutil.copytree(finished, copied)
+        assert main(["export", str(copied), "--checkpoint", "best", "--format", "torchscript"]) == 0
+        assert f"next: concordet predict {copied / 'detector.torchscript'} PHOTOS" in capsys.readouterr().out
+        best = concordet.load(copied, checkpoint="best", accelerator="cpu")
+        file = concordet.load(copied / "detector.torchscript")
+        sample = min((finished / "samples").iterdir())
+        assert_same_detections(file(sample)[0], best(sample)[0])
+
+    @pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
+    def test_files_run_on_the_cpu(self, exported, accelerator):
+        with pytest.raises(ValueError, match="accelerator must be"):
+            concordet.load(exported, accelerator=accelerator)
+
+    @pytest.mark.parametrize("kind", ["torchscript", "pt2"])
+    def test_a_full_disk_is_a_sentence(self, kind, finished, tmp_path):
+        """PyTorch would end the process, or leave a temporary file."""
+        code = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))
+from concordet.cli import main
+raise SystemExit(main(["export", {str(finished)!r}, "--out", {str(tmp_path / ("model." + kind))!r}]))
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 1, done.stderr
+        assert done.stderr.splitlines()[-1].startswith("concordet: error: ")
+        assert "File too large" in done.stderr
+        assert not list(tmp_path.iterdir())
 
     def test_an_existing_file_is_kept(self, exported, finished, capsys):
         before = exported.read_bytes()

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 
 import pytest
 
+from concordet.engine.config import save_config
 from concordet.measures.bootstrap import MEASURES
 from concordet.study import Study, load_study, run_study
 from concordet.study.results import read_result, result_path
@@ -127,12 +128,17 @@ def test_detectors_without_runs_are_left_out(folder):
 
 
 def test_results_are_copied_without_runs(folder, tmp_path, monkeypatch):
+    """And without the names of this machine's folders."""
     (folder / "weights" / "runs").mkdir()
+    study = load_study(folder / "weights")
+    photos = replace(study.config, data=replace(study.config.data, path=str(tmp_path / "photos"), name=None))
+    save_config(folder / "weights" / "config.yaml", photos)
     monkeypatch.setattr(which_loss, "FOLDER", tmp_path / "elsewhere")
     assert which_loss.copy(folder / "weights") == "weights"
     copied = sorted(p.name for p in (tmp_path / "elsewhere" / "weights").iterdir())
     assert copied == ["config.yaml", "results", "study.json"]
-    assert load_study(tmp_path / "elsewhere" / "weights").losses == tuple(AP)
+    copy = load_study(tmp_path / "elsewhere" / "weights")
+    assert (copy.losses, copy.config.data.path) == (tuple(AP), "photos")
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ from concordet.measures.bootstrap import MEASURES
 from concordet.report.study import study_page
 from concordet.study import Study, compare_study, load_study, run_cell, run_study, runner
 from concordet.study.grid import parse_vary
-from concordet.study.results import draws_of, read_result, result_path
+from concordet.study.results import _write_result, draws_of, read_result, result_path
 from concordet.study.runner import estimate_seconds, failure_file, finish_cell, state_of, stop
 
 from ..trained import tiny
@@ -246,13 +246,32 @@ def test_the_command_reads_a_configuration_file_or_a_recipe(tmp_path, capsys):
         assert f"{detector}-focal-seed2" in capsys.readouterr().out
 
 
-def test_the_estimate_scales_with_what_is_left(study):
-    longer = replace(study, seeds=(1, 2, 3))
-    left, basis = estimate_seconds(longer)
-    assert basis == "the mean of 4 finished runs"
-    timings = [json.loads(p.read_text()) for p in (study.folder / "runs").rglob("timing.json")]
-    seconds = [t["seconds_per_iteration"] * t["updates"] for t in timings]
-    assert left == pytest.approx(2 * sum(seconds) / 4)
+def test_the_estimate_is_for_the_runs_that_are_left(tmp_path):
+    grid = Study(tmp_path / "x", ("fcos",), ("default",), (1, 2, 3, 4, 5), config=tiny(optim_accumulate=4))
+    assert estimate_seconds(grid) is None
+    for cell, per_batch in zip(grid.cells(), (0.1, 0.3), strict=False):
+        folder = grid.run_folder(cell)
+        folder.mkdir(parents=True)
+        timing = {"seconds_per_iteration": per_batch, "seconds_waiting_for_data": 0.05, "updates": 50}
+        (folder / "timing.json").write_text(json.dumps(timing))
+        (folder / "evaluation.json").write_text("{}")
+    failure_file(grid, grid.cells()[2]).write_text("a reason")
+    # 50 updates of 4 batches: 30 s and 70 s
+    assert estimate_seconds(grid) == (pytest.approx(2 * 50), "the mean of 2 finished runs")
+    assert estimate_seconds(grid, retry_failed=True)[0] == pytest.approx(3 * 50)
+
+
+def test_processor_time_is_that_of_an_update(study, tmp_path):
+    """Timings are those of batches, of which an update may have several."""
+    grid = replace(study, folder=tmp_path / "x")
+    cell = grid.cells()[0]
+    folder = grid.run_folder(cell)
+    shutil.copytree(study.run_folder(cell), folder)
+    save_config(folder / "config.yaml", tiny(val_every=1, loss=cell.loss, seed=cell.seed, optim_accumulate=3))
+    of_a_batch = json.loads((folder / "timing.json").read_text())["processor_seconds_per_iteration"]
+    _write_result(grid, cell)
+    written = json.loads(result_path(grid, cell).read_text())
+    assert written["processor_ms"] == pytest.approx(3000 * of_a_batch)
 
 
 @pytest.mark.slow
@@ -429,6 +448,85 @@ def test_runs_use_the_gpus_that_are_visible(visible, expected, tmp_path, monkeyp
     assert seen == expected
 
 
+@pytest.mark.parametrize("status", [-9, 130])
+def test_a_stopped_cell_is_no_success(status, tmp_path, monkeypatch, capsys):
+    """A job array would count it as finished; as in a whole study, a cell has one GPU."""
+    grid = Study(tmp_path / "x", ("fcos",), ("default",), (1, 2, 3), config=tiny())
+    grid.save()
+    seen = []
+
+    class Stopped:
+        def __init__(self, words, env, **_):
+            seen.append(env["CUDA_VISIBLE_DEVICES"])
+
+        def wait(self):
+            return status
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(runner.subprocess, "Popen", Stopped)
+    monkeypatch.setattr(runner, "count_gpus", lambda: 2)
+    for number in (1, 2, 3):
+        assert main(["study", "--out", str(grid.folder), "--cell", str(number)]) == 1
+        assert "got one that was stopped or that another process trains" in capsys.readouterr().err
+    assert seen == ["0", "1", "0"]
+
+
+def test_a_study_goes_on_from_another_folder(tmp_path, monkeypatch, capsys):
+    """Paths in its settings are absolute, and missing data is no reason to count all runs as failed."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = tiny(data_path="photos", data_name=None, plugins=["mine.py", "module"])
+    grid = Study(Path("study"), ("fcos",), ("default",), (1,), config=config)
+    grid.save()
+    monkeypatch.chdir(tmp_path / "other")
+    saved = load_study("../study").config
+    assert saved.data.path == str(tmp_path / "photos")
+    assert saved.plugins == [str(tmp_path / "mine.py"), "module"]
+    replace(grid, folder=Path("../study"), config=replace(config, plugins=saved.plugins, data=saved.data)).save()
+    (tmp_path / "photos").rmdir()
+    (tmp_path / "mine.py").touch()
+    (tmp_path / "other" / "module.py").touch()
+    assert main(["study", "--out", "../study"]) == 2
+    assert f"got {tmp_path / 'photos'}, which does not exist; correct it in" in capsys.readouterr().err
+    assert not (tmp_path / "study" / "runs").exists()
+
+
+def test_what_a_killed_process_leaves_is_still_a_study(tmp_path):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    for name in ("config.yaml", ".lock", ".study.123.tmp.json", ".config.9.tmp.yaml"):
+        (folder / name).touch()
+    grid = Study(folder, ("fcos",), ("default",), (1,), config=tiny())
+    grid.save()
+    assert load_study(folder).seeds == (1,)
+    (folder / "study.json").unlink()
+    (folder / "data.json").touch()  # a run has one, too
+    with pytest.raises(ValueError, match="with other content"):
+        grid.save()
+
+
+def test_a_dry_run_can_be_read_by_programs(tmp_path, capsys):
+    grid = Study(tmp_path / "x", ("fcos",), ("default", "ap"), (1,), config=tiny())
+    grid.save()
+    result_path(grid, grid.cells()[0]).parent.mkdir()
+    result_path(grid, grid.cells()[0]).touch()
+    assert main(["study", "--out", str(grid.folder), "--dry_run", "--json", "-"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["cells"] == [
+        {"cell": 1, "name": "fcos-default-seed1", "state": "finished"},
+        {"cell": 2, "name": "fcos-ap-seed1", "state": "new"},
+    ]
+    assert plan["seconds_left"] is None
+
+
+@pytest.mark.parametrize("words", [["--report"], ["--dry_run"]])
+def test_its_own_output_may_be_replaced(words, study, tmp_path):
+    out = str(tmp_path / "again.json")
+    for _ in range(2):
+        assert main(["study", "--out", str(study.folder), *words, "--json", out]) == 0
+
+
 def test_a_study_is_read_back(tmp_path):
     grid = Study(tmp_path / "x", ("atss",), LOSSES, (1,), {"optim.lr": (0.01, 0.02)}, tiny())
     grid.save()
@@ -438,6 +536,11 @@ def test_a_study_is_read_back(tmp_path):
         other.save()
     replace(grid, losses=("ap",), seeds=(2,)).save()  # forgets nothing
     assert load_study(grid.folder) == replace(grid, losses=(*LOSSES, "ap"), seeds=(1, 2))
+
+
+def test_a_study_needs_evaluations(tmp_path):
+    with pytest.raises(UsageError, match="evaluate must be true in a study"):
+        Study(tmp_path, ("fcos",), ("default",), (1,), config=tiny(evaluate=False))
 
 
 @pytest.mark.parametrize(
@@ -456,6 +559,10 @@ def test_a_study_is_read_back(tmp_path):
         (["--out", "{new}", "--losses", "default", "--vary", "options.x.y=1"], 2, "vary must name settings"),
         (["--out", "{new}", "--losses", "default", "--reference", "ap"], 2, "reference must be one of the losses"),
         (["--out", "{new}", "--losses", "default", "--seeds", "0"], 2, "seeds must be at least 1"),
+        (["--out", "{new}", "--losses", "default", "--vary", "preset=photos,full"], 2, "besides detector, evaluate"),
+        (["--out", "{new}", "--losses", "default", "--cell", "1", "--json", "-"], 2, "json must be left out with --ce"),
+        (["--out", "{new}", "--losses", "ap", "--dry_run", "--html", "x.html"], 2, "html must be left out with --dry"),
+        (["--out", "{new}", "--losses", "ap", "--launcher", "ray", "--jobs", "2"], 2, "jobs must be left out with --l"),
     ],
 )
 def test_mistakes(words, status, message, tmp_path, capsys):

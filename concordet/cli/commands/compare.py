@@ -16,7 +16,10 @@ def parser() -> Parser:
     )
     options.add_argument("runs", nargs="+", type=str, help="Folders of evaluated runs.")
     options.add_argument(
-        "--out", type=str | None, help="HTML page to write; by default comparison.html, or the next free name."
+        "--out",
+        "--html",
+        type=str | None,
+        help="HTML page to write; by default comparison.html, or the next free name.",
     )
     options.add_argument("--json", type=str | None, help="JSON file for the metrics; - is standard output.")
     options.add_force()

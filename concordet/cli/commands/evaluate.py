@@ -54,7 +54,6 @@ def run(words: list[str]) -> None:
     from concordet.engine.checkpoint import run_of
     from concordet.engine.config import load_config
     from concordet.engine.evaluation import evaluate_run
-    from concordet.engine.plugins import import_plugins
     from concordet.errors import UsageError
     from concordet.files import write_json
 
@@ -74,18 +73,19 @@ def run(words: list[str]) -> None:
     out = Path(args.out) if args.out else own
     config = load_config(folder / "config.yaml")
     data = config.data
+    if args.annotations is not None and data.path is not None:  # they replace the folder that the run was trained on
+        data = replace(data, path=None, name="coco", val_split=None)
     settings = {
         "root" if data.path is None else "path": args.root,
         "val_split": args.split,
-        "val_annotations": args.annotations,
-        "val_images": args.images,
+        "val_annotations": _from_here(args.annotations),
+        "val_images": _from_here(args.images),
         "batch_size": args.batch_size,
         "workers": args.workers,
     }
     data = replace(data, **{name: value for name, value in settings.items() if value is not None})
     replace(config, data=data)  # raises where a value is out of its range
     check_outputs({"--json": args.json}, (args.annotations, args.images, args.root, args.plugins), force=args.force)
-    import_plugins([args.plugins] if args.plugins else None)
     report = evaluate_run(
         folder,
         checkpoint=checkpoint,
@@ -94,6 +94,7 @@ def run(words: list[str]) -> None:
         accelerator=args.accelerator,
         averaged=args.averaged,
         raw_scores=args.raw_scores,
+        plugins=[args.plugins] if args.plugins else None,
     )
     with messages(args.json):
         print_runs([out])
@@ -102,3 +103,8 @@ def run(words: list[str]) -> None:
             print(f"evaluation: {out}")
     if args.json is not None:
         write_json(args.json, report)
+
+
+def _from_here(name: str | None) -> str | None:
+    """An absolute name where the file exists; other names are relative to the folder of the data set."""
+    return name if name is None or not Path(name).exists() else str(Path(name).absolute())

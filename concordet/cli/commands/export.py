@@ -13,14 +13,20 @@ def parser() -> Parser:
         "export",
         "Exports a trained detector to one file that takes images and returns boxes, labels and calibrated scores.",
         "concordet export runs/voc --out detector.onnx",
-        "concordet export runs/voc/checkpoints/best.ckpt --format pt2 --out detector.pt2",
+        "concordet export runs/voc --checkpoint best --format pt2      # writes runs/voc/detector.pt2",
     )
-    options.add_argument("checkpoint", type=str, help="Run folder, or checkpoint file.")
-    options.add_argument("--out", type=str | None, help="File to write: .onnx, .torchscript or .pt2.")
+    options.add_argument("run", type=str, help="Run folder, or checkpoint file.")
+    options.add_argument(
+        "--out",
+        type=str | None,
+        help="File to write: .onnx, .torchscript or .pt2; with --format, by default detector.FORMAT in the run folder.",
+    )
     options.add_argument(
         "--format", type=str | None, help="Format: onnx, torchscript or pt2; by default from the suffix of --out."
     )
-    options.add_argument("--which", type=str, default="last", help="Checkpoint of a run folder: last or best.")
+    options.add_argument(
+        "--checkpoint", "--which", type=str, default="last", help="Checkpoint of a run folder: last or best."
+    )
     options.add_argument("--raw_scores", action="store_true", help="Do not include calibration.")
     options.add_argument(
         "--candidates",
@@ -38,22 +44,29 @@ def run(words: list[str]) -> None:
     from concordet.errors import UsageError, unknown
 
     args = parser().parse_args(words)
-    if args.out is None:
-        raise UsageError("an output must be given, got none; add --out FILE, such as --out detector.onnx")
-    if args.which not in ("last", "best"):
-        raise UsageError(unknown("which", args.which, ["last", "best"]))
+    if args.checkpoint not in ("last", "best"):
+        raise UsageError(unknown("checkpoint", args.checkpoint, ["last", "best"]))
 
     from concordet.cli.outputs import check_outputs, messages
-    from concordet.export.files import format_of, is_exported
+    from concordet.engine.checkpoint import run_of
+    from concordet.export.files import FORMATS, check_format, format_of, is_exported
     from concordet.files import write_json
 
-    format_of(args.out, args.format)
-    if is_exported(args.checkpoint):
-        raise UsageError(f"checkpoint must be that of a run, got the exported file {args.checkpoint}; name the run")
-    out = Path(args.out)
+    if is_exported(args.run):
+        raise UsageError(f"run must be a run or a checkpoint, got the exported file {args.run}; name its run")
+    if args.format is not None:
+        check_format(args.format)
+    folder = run_of(args.run)
+    if args.out is not None:
+        out = Path(args.out)
+    elif args.format is not None and folder is not None:
+        out = folder / f"detector{FORMATS[args.format]}"
+    else:
+        raise UsageError("an output must be given, got none; add --out FILE, such as --out detector.onnx")
+    format_of(out, args.format)
     if out.is_file() and out.stat().st_size and not args.force:
-        raise ValueError(f"--out must be a new file, got {args.out}; name another one, or add --force")
-    check_outputs({"--out": args.out, "--json": args.json}, [args.checkpoint, args.plugins], force=args.force)
+        raise ValueError(f"--out must be a new file, got {out}; name another one, or add --force")
+    check_outputs({"--out": out, "--json": args.json}, [args.run, args.plugins], force=args.force)
 
     from concordet.engine.predictor import load
     from concordet.export import export_detector
@@ -61,11 +74,11 @@ def run(words: list[str]) -> None:
     plugins = [args.plugins] if args.plugins else None
     with messages(args.json):
         predictor = load(
-            args.checkpoint, checkpoint=args.which, accelerator="cpu", plugins=plugins, raw_scores=args.raw_scores
+            args.run, checkpoint=args.checkpoint, accelerator="cpu", plugins=plugins, raw_scores=args.raw_scores
         )
         meta = export_detector(
             predictor.model,
-            args.out,
+            out,
             format=args.format,
             class_names=predictor.class_names,
             category_ids=predictor.category_ids,
@@ -76,7 +89,7 @@ def run(words: list[str]) -> None:
         scores = "calibrated scores" if meta["calibrator"] is not None else "raw scores"
         if meta["outputs"] == "candidates":
             scores = "candidates: concordet.export.postprocess makes detections of them"
-        print(f"{args.out}: images [b, 3, h, w] to boxes, labels and {scores}; {len(meta['class_names'])} classes")
-        print(f"next: concordet predict {args.out} PHOTOS --draw drawn")
+        print(f"{out}: images [b, 3, h, w] to boxes, labels and {scores}; {len(meta['class_names'])} classes")
+        print(f"next: concordet predict {out} PHOTOS --draw drawn")
     if args.json is not None:
         write_json(args.json, meta)

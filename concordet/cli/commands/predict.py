@@ -99,7 +99,6 @@ def run(words: list[str]) -> None:
 
     from concordet.cli.outputs import check_outputs, messages
     from concordet.console import QUIET, note
-    from concordet.engine.plugins import import_plugins
     from concordet.engine.prediction import find_images, predict
     from concordet.errors import counted
     from concordet.files import write_json
@@ -108,7 +107,6 @@ def run(words: list[str]) -> None:
     check_outputs({"--out": out}, [args.checkpoint, args.annotations, args.plugins, *paths], force=args.force)
     if args.draw is not None and Path(args.draw).is_file():
         raise ValueError(f"draw must be a folder, got the file {args.draw}; name another")
-    import_plugins([args.plugins] if args.plugins else None)
     with messages(out):
         done = predict(
             args.checkpoint,
@@ -121,6 +119,7 @@ def run(words: list[str]) -> None:
             raw_scores=args.raw_scores,
             class_agnostic=args.class_agnostic,
             every=args.every,
+            plugins=[args.plugins] if args.plugins else None,
         )
         for reason in done.unreadable.values():
             note(f"skipped: {reason}", min_verbosity=QUIET)

@@ -68,7 +68,6 @@ def parser() -> Parser:
 def run(words: list[str]) -> None:
     """Parses and runs."""
     from concordet.cli.outputs import check_outputs, messages
-    from concordet.engine.data import check_named
     from concordet.files import write_json
     from concordet.study import compare_study, run_cell
     from concordet.study.runner import check_cell, count_states, failure_file, state_of
@@ -81,15 +80,24 @@ def run(words: list[str]) -> None:
     check_outputs({"--html": options.html, "--json": options.json}, inputs, force=options.force)
     if options.jobs < 1:
         raise UsageError(f"jobs must be at least 1, got {options.jobs}; choose another number")
+    if options.jobs > 1 and options.launcher == "ray":
+        raise UsageError(f"jobs must be left out with --launcher ray, which fills its cluster, got {options.jobs}")
+    for name in ("html", "json"):
+        part = "--cell" if options.cell is not None else "--dry_run" if options.dry_run and name == "html" else None
+        if part is not None and getattr(options, name) is not None:
+            raise UsageError(f"{name} must be left out with {part}, which compares nothing; write it with --report")
     study = study_of(options)
     if options.cell is not None:
         check_cell(study, options.cell)
     compared = study if options.reference is None else study.compared_with(options.reference)
     if not options.report:
-        check_named(study.config_of(study.cells()[0]).data)
+        _check_data(study)
     with messages(options.json):
         if options.dry_run:
-            _show(study, options.jobs)
+            plan = _plan(study, retry_failed=options.retry_failed)
+            _show(plan, options.jobs)
+            if options.json is not None:
+                write_json(options.json, plan)
             return
         if options.cell is not None:
             study.save()
@@ -100,6 +108,11 @@ def run(words: list[str]) -> None:
                 reason = failure_file(study, cell).read_text(encoding="utf-8").strip()
                 reason = reason.removeprefix("concordet: error: ")
                 raise ValueError(f"the run {cell.name} failed: {reason}; see its log in {study.folder}/runs")
+            if state != "finished":
+                raise ValueError(
+                    f"the run {cell.name} must end to be compared, got one that was stopped or that another process "
+                    "trains; the same command continues it"
+                )
             return
         states = count_states(study) if options.report else _train(study, options)
         print(", ".join(f"{count} {state}" for state, count in states.items() if count))
@@ -215,22 +228,44 @@ def _check_names(study: Any) -> None:
         raise UsageError(str(error)) from error
 
 
-def _show(study: Any, jobs: int) -> None:
-    from concordet.engine.evaluation import duration
+def _check_data(study: Any) -> None:
+    """Raises before all runs fail for the same reason."""
+    from concordet.engine.data import check_named
+
+    data = study.config.data
+    check_named(data)
+    if data.path is not None and not Path(data.path).exists():
+        raise UsageError(
+            f"data.path must be a folder or file, got {data.path}, which does not exist; correct it in "
+            f"{study.folder / 'config.yaml'}"
+        )
+
+
+def _plan(study: Any, *, retry_failed: bool) -> dict[str, Any]:
+    """The runs of a study with their states, and the estimated training time of those that are left."""
     from concordet.study.runner import estimate_seconds, state_of
 
-    cells = study.cells()
+    cells = [
+        {"cell": number, "name": cell.name, "state": state_of(study, cell)}
+        for number, cell in enumerate(study.cells(), 1)
+    ]
+    seconds, basis = estimate_seconds(study, retry_failed=retry_failed) or (None, None)
+    return {"cells": cells, "seconds_left": seconds, "estimated_from": basis}
+
+
+def _show(plan: dict[str, Any], jobs: int) -> None:
+    from concordet.engine.evaluation import duration
+
+    cells, seconds = plan["cells"], plan["seconds_left"]
     width = len(str(len(cells)))
-    for number, cell in enumerate(cells, 1):
-        print(f"{number:>{width}}  {state_of(study, cell):<10}  {cell.name}")
-    estimate = estimate_seconds(study)
-    if estimate is None:
+    for cell in cells:
+        print(f"{cell['cell']:>{width}}  {cell['state']:<10}  {cell['name']}")
+    if seconds is None:
         print(f"{len(cells)} runs; the time can be estimated once one is finished (train one with --cell 1)")
     else:
         with_jobs = f" with {jobs} jobs" if jobs > 1 else ""
-        print(
-            f"{len(cells)} runs; about {duration(estimate[0] / jobs)} of training left{with_jobs}, from {estimate[1]}"
-        )
+        left = f"about {duration(seconds / jobs)} of training left{with_jobs}"
+        print(f"{len(cells)} runs; {left}, from {plan['estimated_from']}")
 
 
 class _Display:

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
@@ -107,11 +106,9 @@ def run(words: list[str]) -> None:
     check_outputs({"--json": args.json}, (*folders, *files), force=args.force)
 
     from concordet.console import note
-    from concordet.engine.plugins import absolute
     from concordet.engine.training.fit import train
     from concordet.engine.training.launch import Launch
 
-    config = replace(config, plugins=absolute(config.plugins))
     launch = Launch.of(config)
     if chosen is not None and launch.is_main:
         note(chosen)
@@ -212,10 +209,13 @@ def checked_configs(words: list[str]) -> Iterator[tuple[list[str], list[Path]]]:
 
 def _folder_to_resume(words: list[str]) -> Path | None:
     """The folder of --resume, or of --out if --resume has no value."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--out")
     first.add_argument("--resume", nargs="?", const="", default=None)
-    args, _ = first.parse_known_args(words)
+    try:
+        args, _ = first.parse_known_args(words)
+    except argparse.ArgumentError:  # --out without a value, of which the whole parser says more
+        return None
     if args.resume is None:
         return None
     folder = args.resume or args.out

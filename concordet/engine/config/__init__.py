@@ -13,6 +13,7 @@ from concordet.engine.config.files import (
     rename_settings,
     save_config,
     to_dict,
+    with_absolute_paths,
 )
 from concordet.engine.config.settings import (
     CalibrationConfig,
@@ -35,4 +36,5 @@ __all__ = [
     "rename_settings",
     "save_config",
     "to_dict",
+    "with_absolute_paths",
 ]

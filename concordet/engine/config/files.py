@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from concordet.engine.config.settings import CalibrationConfig, DataConfig, OptimConfig, TrainConfig
+from concordet.engine.plugins import absolute
 from concordet.errors import UsageError, closest
 from concordet.files import read_yaml, write_text
 from concordet.setting_types import checked_types
@@ -55,6 +56,26 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             settings[f"{prefix}{item.name}"] = list(value) if isinstance(value, tuple) else value
     return settings
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """The same configuration with absolute names of files and folders, which are found from every folder.
+
+    Example:
+        >>> with_absolute_paths(TrainConfig(data=DataConfig(path="photos"))).data.path == str(Path("photos").absolute())
+        True
+    """
+
+    names = ("path", "root", *(_RELATIVE_TO_ROOT if config.data.root is None else ()))
+    paths = {name: value for name in names if (value := getattr(config.data, name)) is not None}
+    whole: dict[str, Any] = {name: str(Path(value).absolute()) for name, value in paths.items()}
+    weights = config.weights
+    if weights is not None and Path(weights).exists():  # not a name
+        weights = str(Path(weights).absolute())
+    return replace(config, data=replace(config.data, **whole), weights=weights, plugins=absolute(config.plugins))
+
+
+_RELATIVE_TO_ROOT = ("train_annotations", "val_annotations", "train_images", "val_images")
 
 
 def to_dict(config: TrainConfig) -> dict[str, Any]:

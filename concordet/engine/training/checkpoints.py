@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from concordet.console import note
-from concordet.engine.checkpoint import EMA_KEY, KEY, check_finite, checkpoint_path, read_checkpoint
-from concordet.files import remove_temporaries, replacing
+from concordet.engine.checkpoint import EMA_KEY, KEY, check_finite, checkpoint_path, read_checkpoint, write_checkpoint
+from concordet.files import remove_temporaries
 
 NAMES = ("last", "best")
 """Checkpoints of a run, in the order in which a resumed run prefers them."""
@@ -35,13 +34,7 @@ class DurableCheckpointIO(TorchCheckpointIO):
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            try:
-                torch.save(checkpoint, file)
-            except RuntimeError as error:  # torch's error for a failed write
-                if isinstance(error.__context__, OSError):
-                    raise error.__context__ from error
-                raise
+        write_checkpoint(checkpoint, path)
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -19,7 +19,7 @@ from torch import nn
 from concordet.console import NORMAL, note, verbosity
 from concordet.detectors import predicts_masks
 from concordet.engine.checkpoint import checkpoint_path, describe, detector_options, is_ours, start_from
-from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config
+from concordet.engine.config import MAY_CHANGE, TrainConfig, flat, load_config, save_config, with_absolute_paths
 from concordet.engine.data import DetectionData, build_dataset, describe_source, hold_out_for_calibration
 from concordet.engine.evaluation import calibrate_checkpoints, evaluate_run, pick_device
 from concordet.engine.plugins import import_plugins
@@ -194,7 +194,7 @@ def _resume(config: TrainConfig, out: Path) -> ResumePoint | None:
     Raises:
         UsageError: a setting differs that changes the results.
     """
-    before, now = flat(load_config(out / CONFIG)), flat(config)
+    before, now = (flat(with_absolute_paths(c)) for c in (load_config(out / CONFIG), config))
     for name, value in now.items():
         if name not in MAY_CHANGE and before[name] != value:
             raise UsageError(
@@ -207,7 +207,7 @@ def _resume(config: TrainConfig, out: Path) -> ResumePoint | None:
 def _note_start(config: TrainConfig, out: Path, splits: dict[str, Any]) -> None:
     from concordet.data import describe as counts
 
-    save_config(out / CONFIG, config)
+    save_config(out / CONFIG, with_absolute_paths(config))
     splits = {name: split for name, split in splits.items() if split is not None}
     summaries = {name: split.summary() for name, split in splits.items()}
     source = describe_source(config.data, splits)
