@@ -44,6 +44,7 @@ def study(tmp_path_factory):
             train(grid.config_of(cell), grid.run_folder(cell))
     states = run_study(grid, jobs=2)
     assert states["finished"] == 4, [p.read_text()[-500:] for p in (grid.folder / "runs").glob("*.log")]
+    compare_study(grid)  # writes results of the first runs, too
     return grid
 
 

@@ -92,13 +92,14 @@ def run(words: list[str]) -> None:
     compared = study if options.reference is None else study.compared_with(options.reference)
     if not options.report:
         _check_data(study)
-    with messages(options.json):
-        if options.dry_run:
-            plan = _plan(study, retry_failed=options.retry_failed)
+    if options.dry_run:
+        plan = _plan(study, retry_failed=options.retry_failed)
+        with messages(options.json):
             _show(plan, options.jobs)
-            if options.json is not None:
-                write_json(options.json, plan)
-            return
+        if options.json is not None:
+            write_json(options.json, plan)
+        return
+    with messages(options.json):
         if options.cell is not None:
             study.save()
             cell = study.cells()[options.cell - 1]
