@@ -23,6 +23,7 @@ from concordet.measures.metrics import BY_KEY
 from concordet.study import compare_study, load_study
 from concordet.study.grid import Cell
 from concordet.study.results import read_result, result_path
+from concordet.study.statistics import StandardError
 from studies.losses import save, subplots
 
 FOLDER = Path(__file__).parent / "results" / "which_loss"
@@ -34,10 +35,13 @@ COMPARED = {
 }
 """The studies with a table per detector, and these detectors."""
 
+DIGITS = ("digits", "digits_deformable_detr")
+"""The studies of all losses on the same scenes."""
+
 TUNED = ("learning_rates", "weight_decay", "averaging")
 """The studies that vary one setting, on other scenes and with another seed than the results."""
 
-SHOWN = ("AP50", "AP90", "APs", "APm", "APl", "AP_few", "AP_many", "beta_cls", "LaECE0")
+SHOWN = ("AP50", "AP90", "APs", "APm", "APl", "AP_few", "AP_many", "beta_cls")
 """Metrics in the tables beside AP, where a study has them."""
 
 COUPLED = re.compile(r"(?P<name>.+)\((?P<weight>[\d.]+)\)")
@@ -106,8 +110,8 @@ def losses(name: str, detector: str) -> str:
     """All losses of a detector: AP, its difference to the reference, and other metrics."""
     entries = group(name, detector)
     shown = [key for key in SHOWN if any(key in entry["metrics"] for entry in entries)]
-    titles = {key: metric.title for key, metric in BY_KEY.items()} | {"LaECE0": "LaECE₀, calibrated"}
-    head = ["loss", "seeds", "AP ↑", "difference", *(f"{titles[key]} {BY_KEY[key].arrow}" for key in shown)]
+    titles = [f"{BY_KEY[key].title} {BY_KEY[key].arrow}" for key in shown]
+    head = ["loss", "seeds", "AP ↑", "difference", *titles]
     rows = [
         [
             f"`{entry['loss']}`",
@@ -121,13 +125,13 @@ def losses(name: str, detector: str) -> str:
     return markdown_table(head, rows)
 
 
-def summary(name: str, n_best: int = 4) -> str:
+def summary(studies: tuple[str, ...] = DIGITS, n_best: int = 4) -> str:
     """AP of the reference and of the losses that are best on average, with differences; one column per detector.
 
     Losses with one seed are left out.
     """
-    entries = {detector: {e["loss"]: e for e in group(name, detector)} for detector in trained(name)}
-    names = load_study(FOLDER / name).losses
+    entries = {d: {e["loss"]: e for e in group(name, d)} for name in studies for d in trained(name)}
+    names = load_study(FOLDER / studies[0]).losses
     seeds = {loss: min(len(e[loss]["seeds"]) if loss in e else 0 for e in entries.values()) for loss in names}
     reference, *others = (loss for loss in names if seeds[loss] > 1)
     others.sort(key=lambda loss: -sum(e[loss]["metrics"]["AP"]["mean"] for e in entries.values()))
@@ -148,7 +152,7 @@ def measured(name: str, detector: str) -> str:
     return f"Trained with {where}.\n\n{losses(name, detector)}"
 
 
-def papers(names: tuple[str, ...] = ("digits", "digits_deformable_detr")) -> str:
+def papers(names: tuple[str, ...] = DIGITS) -> str:
     """Differences in AP between losses that a paper compared, with 95 % intervals, one column per detector."""
     columns = [(name, detector) for name in names for detector in trained(name)]
 
@@ -167,6 +171,39 @@ def papers(names: tuple[str, ...] = ("digits", "digits_deformable_detr")) -> str
     return markdown_table(
         ["loss", "compared with", "its paper", *(detector for _, detector in columns)], rows, text_columns=3
     )
+
+
+def progress(names: tuple[str, ...] = DIGITS) -> str:
+    """Differences in AP to the reference in the middle of the training and at its end, one column per detector."""
+    columns = [(name, detector) for name in names for detector in trained(name)]
+    middle = {column: _at_half(*column) for column in columns}
+    losses = dict.fromkeys(e["loss"] for column in columns for e in group(*column)[1:])
+
+    def text(column: tuple[str, str], loss: str) -> str:
+        entry = next((e for e in group(*column) if e["loss"] == loss), None)
+        if entry is None:
+            return "–"
+        end = difference(entry, interval=False, mark=False)
+        return f"{100 * (middle[column][loss] - middle[column]['default']):+.1f}, {end}"
+
+    rows = [[f"`{loss}`", *(text(column, loss) for column in columns)] for loss in losses]
+    return markdown_table(["loss", *(detector for _, detector in columns)], rows)
+
+
+def _at_half(name: str, detector: str) -> dict[str, float]:
+    """AP of each loss at the evaluation in the middle of the training, mean over seeds."""
+    half = {}
+    for entry in group(name, detector):
+        first, last = entry["curve"][0], entry["curve"][-1]
+        assert 2 * first["update"] == last["update"], "a study with two evaluations"
+        half[entry["loss"]] = first["mean"]
+    return half
+
+
+def seeds_table(seeds: tuple[int, ...] = (3, 5, 10), losses: tuple[int, ...] = (1, 2, 5, 10, 14)) -> str:
+    """The least mean difference that Holm's method sees first, in standard deviations over seeds."""
+    rows = [[n, *(f"{StandardError(1 / n, 0.0, n).half_width(0.05 / m):.1f}" for m in losses)] for n in seeds]
+    return markdown_table(["seeds", *(f"{m} losses" if m > 1 else "1 loss" for m in losses)], rows)
 
 
 def weights(name: str = "weights") -> str:
@@ -189,6 +226,16 @@ def weights(name: str = "weights") -> str:
 
     rows = [[f"`{loss}`", *(text(of_name.get(w, [])) for w in columns)] for loss, of_name in sorted(table.items())]
     return markdown_table(["coupling", *(f"weight {w}" for w in columns)], rows)
+
+
+def repeated(name: str = "digits", again: str = "digits_repeated") -> str:
+    """AP of runs, and of the same runs when they were trained again."""
+    first, second = load_study(FOLDER / name), load_study(FOLDER / again)
+    rows = []
+    for cell in second.cells():
+        before, after = (100 * read_result(study, cell)["metrics"]["AP"] for study in (first, second))
+        rows.append([f"`{cell.loss}`", f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}"])
+    return markdown_table(["AP ↑", "in the tables", "again", "difference"], rows)
 
 
 def settings(name: str) -> str:

@@ -78,7 +78,8 @@ def _group(group: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "loss": e["loss"],
                 "pairs": e["n_pairs"],
-                "needed": {None: "–", 0: "more images"}.get(e["seeds_needed"], e["seeds_needed"]),
+                "needed": e["seeds_needed"],
+                "limit": None if e["limit_of_images"] is None else f"{100 * e['limit_of_images']:.1f}",
                 "cells": [_difference(BY_KEY[key], e["differences"].get(key)) for key in MEASURES],
             }
             for e in losses[1:]

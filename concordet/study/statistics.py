@@ -49,8 +49,9 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
         name, the seeds, ``metrics`` and ``per_class`` AP (mean, standard deviation and values per seed), ``curve`` (AP
         by update), ``by_threshold`` (AP by IoU threshold), ``processor_ms`` per update, and ``differences`` of
         :data:`concordet.measures.bootstrap.MEASURES` (value, low, high, p, verdict: better, worse, may be chance or one
-        seed); ``seeds_needed`` to see half a point of AP on these images in four of five studies (from three seeds on;
-        0 if no number is enough); ``settings`` of all runs; ``failures``.
+        seed); from three seeds on, ``seeds_needed`` to see half a point of AP on these images in four of five studies,
+        and ``limit_of_images``, the difference in AP that can be seen to hold for other images, too, with any number of
+        seeds; ``settings`` of all runs; ``failures``.
 
     Example:
         >>> from pathlib import Path
@@ -74,7 +75,10 @@ def compare_study(study: Study, *, confidence: float = 0.95) -> dict[str, Any]:
             pairs = [(reference[c.seed], c) for c in finished if c.loss == entry["loss"] and c.seed in reference]
             entry["n_pairs"] = len(pairs)
             entry["differences"] = _differences(pairs, draws, confidence)
-            entry["seeds_needed"] = _seeds_needed(pairs, draws)
+            error = _error(_paired(pairs, draws)[:, :, MEASURES.index("AP")]) if len(pairs) > 2 else None
+            if error is not None:
+                entry["seeds_needed"] = seeds_needed(math.sqrt(error.over_seeds * error.n))
+                entry["limit_of_images"] = error.limit_of_images()
         _correct([entry for entry in losses[1:] if entry["differences"]], 1 - confidence)
         groups.append(
             {"detector": detector, "variant": Cell(detector, "", variant, 0).variant, "losses": _by_ap(losses)}
@@ -114,6 +118,7 @@ def _loss(loss: str, results: dict[Cell, dict[str, Any]]) -> dict[str, Any]:
         "processor_ms": _spreads({"": [r["processor_ms"] for r in results.values()]}).get(""),
         "differences": {},
         "seeds_needed": None,
+        "limit_of_images": None,
         "n_pairs": 0,
     }
 
@@ -188,6 +193,10 @@ class StandardError:
             return images
         return math.hypot(float(stats.t.isf(level / 2, self.n - 1)) * math.sqrt(self.over_seeds), images)
 
+    def limit_of_images(self) -> float:
+        """The difference that, without variance over seeds, is detected at a level of 5 % with a power of 80 %."""
+        return float(stats.norm.isf(0.025) + stats.norm.ppf(POWER)) * math.sqrt(self.over_images)
+
     def p_value(self, value: float) -> float:
         """The level whose interval around ``value`` ends at 0."""
         if self.over_seeds + self.over_images == 0:
@@ -222,35 +231,23 @@ def _differences(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats], 
     return report
 
 
-def _seeds_needed(pairs: Sequence[tuple[Cell, Cell]], draws: dict[Cell, Floats]) -> int | None:
-    """Number of seeds for 80 % power to detect half a point of AP; None for fewer than three pairs."""
-    if len(pairs) < 3:
-        return None
-    error = _error(_paired(pairs, draws)[:, :, MEASURES.index("AP")])
-    return None if error is None else seeds_needed(math.sqrt(error.over_seeds * error.n), error.over_images)
-
-
-def seeds_needed(spread: float, over_images: float = 0.0, difference: float = DETECTABLE) -> int:
-    """Number of paired seeds with which a difference is detected at a level of 5 % with a power of 80 %.
+def seeds_needed(spread: float, difference: float = DETECTABLE) -> int:
+    """Number of paired seeds that a two-sided t-test at 5 % needs to detect a difference with a power of 80 %.
 
     Args:
         spread: Standard deviation of the difference over seeds.
-        over_images: Variance of the mean difference over images, which more seeds do not reduce.
-        difference: Difference to detect, in the unit of ``spread``.
-
-    Returns:
-        The number, at least 2; 0 if no number of seeds is enough with these images.
+        difference: Difference to detect, in the same unit.
 
     Example:
-        >>> seeds_needed(0.01), seeds_needed(0.001), seeds_needed(0.001, over_images=0.002**2)
-        (33, 3, 0)
+        >>> seeds_needed(0.01), seeds_needed(0.001)
+        (34, 3)
     """
     for n in range(2, 10_000):
-        error = StandardError(spread**2 / n, over_images, n)
-        # the estimate is above the half width of its interval in four of five studies
-        if difference - error.half_width(0.05) >= stats.norm.ppf(POWER) * math.sqrt(spread**2 / n + over_images):
+        shift = difference / spread * math.sqrt(n) if spread > 0 else math.inf
+        critical = float(stats.t.ppf(0.975, n - 1))
+        if math.isinf(shift) or float(stats.nct.sf(critical, n - 1, shift)) >= POWER:
             return n
-    return 0
+    return 10_000
 
 
 def _correct(entries: Sequence[dict[str, Any]], level: float) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import mean, stdev
 
 import pytest
+from scipy import stats
 
 from concordet.engine.config import save_config
 from concordet.measures.bootstrap import MEASURES
@@ -34,7 +35,7 @@ def folder(tmp_path, monkeypatch):
             "seed": cell.seed,
             "metrics": {"AP": value, "AP50": value + 0.2},
             "per_class": {"a": value},
-            "curve": [],
+            "curve": [[4, value / 2], [8, value]],
             "processor_ms": 10.0,
             "environment": {"torch": "2.14.1", "threads": 1},
             "images": "0",
@@ -69,12 +70,44 @@ def test_losses_are_sorted_with_the_reference_first(folder):
 
 
 def test_the_summary_has_a_column_per_detector(folder):
-    head, _, *lines = rows(which_loss.summary("weights", n_best=2))
+    head, _, *lines = rows(which_loss.summary(("weights",), n_best=2))
     assert head == ["AP ↑", "atss", "fcos"]
     assert [line[0] for line in lines] == ["`default`", "`ap`", "`default+pse(0.1)`"]
     gain = 100 * mean(a - b for a, b in zip(AP["ap"], AP["default"], strict=True))
     assert [line[1] for line in lines[:2]] == ["42.0 ± 2.0", f"52.0 ± 2.1, **{gain:+.1f}**"]
     assert [line[2].split(" ")[0] for line in lines[:2]] == ["52.0", "62.0"]
+
+
+def test_progress_is_in_the_middle_and_at_the_end(folder):
+    head, _, *lines = rows(which_loss.progress(("weights",)))
+    assert head == ["loss", "atss", "fcos"]
+    assert [line[0] for line in lines] == ["`ap`", "`default+pse(0.1)`", "`default+pse(1)`"]
+    gain = 100 * mean(a - b for a, b in zip(AP["ap"], AP["default"], strict=True))
+    assert lines[0][1:] == 2 * [f"{gain / 2:+.1f}, {gain:+.1f}"]
+
+
+def test_repeated_runs_stand_beside_the_first(folder):
+    study = load_study(folder / "weights")
+    again = replace(study, folder=folder / "again", detectors=("atss",), seeds=(2,))
+    again.save()
+    for cell in again.cells():
+        result = json.loads(result_path(study, cell).read_text())
+        result["metrics"]["AP"] -= 0.012
+        result_path(again, cell).parent.mkdir(exist_ok=True)
+        result_path(again, cell).write_text(json.dumps(result))
+    head, _, *lines = rows(which_loss.repeated("weights", "again"))
+    assert head == ["AP ↑", "in the tables", "again", "difference"]
+    assert lines[0] == ["`default`", "42.0", "40.8", "-1.2"]
+    assert len(lines) == len(AP)
+
+
+def test_more_losses_need_larger_differences():
+    """The t-test at Bonferroni's level, which Holm's first step is."""
+    head, _, *lines = rows(which_loss.seeds_table(seeds=(3, 5), losses=(1, 4)))
+    assert head == ["seeds", "1 loss", "4 losses"]
+    for line, n in zip(lines, (3, 5), strict=True):
+        expected = [stats.t.ppf(1 - 0.05 / m / 2, n - 1) / n**0.5 for m in (1, 4)]
+        assert [float(cell) for cell in line[1:]] == pytest.approx(expected, abs=0.051)
 
 
 def test_weights_show_each_detector_and_the_mean(folder):

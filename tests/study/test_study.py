@@ -219,6 +219,7 @@ def test_points_that_may_be_chance_are_hollow():
         "seeds": [],
         "n_pairs": 5,
         "seeds_needed": 7,
+        "limit_of_images": 0.013,
     }
     losses = [empty | entry for entry in [{"loss": "default", "differences": {}}, *entries]]
     group = {"detector": "atss", "variant": "", "losses": losses}
@@ -233,6 +234,7 @@ def test_points_that_may_be_chance_are_hollow():
     page = study_page(report, title="digits")
     (plot,) = re.findall("<svg.*?</svg>", page, re.DOTALL)
     assert plot.count("fill: var(--card)") == 1
+    assert "<td>7</td><td>1.3</td>" in page
     assert "ap +3.0 (+1.0 to +5.0, significant), focal +2.0 (+1.0 to +5.0)" in plot
 
 
