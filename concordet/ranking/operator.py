@@ -265,6 +265,9 @@ def _compute(
     wants_gradient: bool,
     options: RankingOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # kernels address rows by their number: a view of a column or an expanded tensor would be read as another one
+    logits, labels = logits.contiguous(), labels.contiguous()
+    aux, segments = (other if other is None else other.contiguous() for other in (aux, segments))
     processes = process_group(options.group)
     n_terms, n_positives, n_segments = definition.n_terms, options.n_positives, options.n_segments
     per_positive = definition.aux is AuxKind.PER_POSITIVE

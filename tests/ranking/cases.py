@@ -80,6 +80,13 @@ def random_case(p: int, n: int, *, seed: int, spread: float = 2.0, ties: bool = 
     return logits[order].to(dtype), labels[order], side[order].to(dtype)
 
 
+def views_case(dtype: torch.dtype) -> tuple[tuple[Tensor, ...], dict[str, tuple[Tensor, ...]]]:
+    """Logits, labels, side information and segments, and the same as views whose rows are not neighbors in memory."""
+    plain = (*random_case(20, 300, seed=8, dtype=dtype), torch.zeros(323, dtype=torch.long))
+    columns = tuple(torch.stack([tensor, tensor.flip(0)], 1)[:, 0] for tensor in plain)
+    return plain, {"columns": columns, "expanded": (*plain[:3], plain[3][:1].expand(323))}
+
+
 @st.composite
 def adversarial(draw, max_size: int = 14):
     """Ties, differences near delta, huge and tiny logits, any mixture of labels; with the delta they are near to."""
@@ -91,7 +98,7 @@ def adversarial(draw, max_size: int = 14):
     nudges = draw(st.lists(st.sampled_from([0.0, 0.0, 1e-9, -1e-9, 1e-3, -0.4]), min_size=size, max_size=size))
     logits = [b * scale + k * delta + e * max(delta, 1e-9) for b, k, e in zip(base, steps, nudges, strict=True)]
     labels = draw(st.lists(st.sampled_from([1, 1, 0, 0, 0, -1]), min_size=size, max_size=size))
-    if 1 in labels and 0 not in labels:  # refused beside ignored ones, see check_negatives
+    if 1 in labels and 0 not in labels:  # refused beside ignored ones, see check_ranking_labels
         labels = [max(label, 0) for label in labels]
     side = draw(st.lists(st.sampled_from([0.0, 0.2, 0.2, 0.5, 0.9, 1.0]), min_size=size, max_size=size))
     return logits, labels, side, delta

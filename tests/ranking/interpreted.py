@@ -14,7 +14,7 @@ from concordet.ranking import exact, fused_triton, intervals, sums
 from concordet.ranking import operator as engine
 from concordet.ranking.exact import ExactCounts
 from concordet.ranking.operator import UNKNOWN, RankingOptions, compute_terms
-from tests.ranking.cases import CASES, DELTAS, TOLERANCE, random_case, values_and_gradients
+from tests.ranking.cases import CASES, DELTAS, TOLERANCE, random_case, values_and_gradients, views_case
 from tests.ranking.operations import VIEWS
 
 SIZES = [(1, 0), (1, 1), (2, 127), (3, 1000), (40, 1023), (129, 1024), (7, 2500)]
@@ -116,6 +116,21 @@ class TestKernels:
                 outputs = CASES[name].outputs(logits, *case[1:], **options)
             results += [(outputs, torch.autograd.grad(sum(output.sum() for output in outputs), logits)[0])]
         torch.testing.assert_close(results[1], results[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["columns", "expanded"])
+def test_views_are_read_as_what_they_show(name, dtype, layout, poisoned):
+    plain, views = views_case(dtype)
+    *views, segments = views[layout]
+    logits = views[0].requires_grad_()
+    for options in ({}, {"segments": segments, "n_segments": 1}):
+        expected = run(name, "torch", *plain[:3], method="quadratic")
+        with passes.use_backend("triton"):
+            outputs = CASES[name].outputs(logits, *views[1:], **options)
+        got = values_and_gradients(tuple(output.sum() for output in outputs), logits)
+        assert_close(got, expected, TOLERANCE[dtype])
 
 
 class NoWaiting(TorchDispatchMode):

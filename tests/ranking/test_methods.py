@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from concordet.ranking import backend_torch as passes
 from tests.ranking.cases import (
     CASES,
     DELTAS,
@@ -14,6 +15,7 @@ from tests.ranking.cases import (
     own_relation,
     random_case,
     values_and_gradients,
+    views_case,
 )
 from tests.ranking.scalar import bucketed
 
@@ -58,6 +60,22 @@ def test_exact_equals_quadratic(name, delta, dtype, p, n, ties):
     expected = _run(name, *case, delta=delta, method="quadratic")
     _assert_close(_run(name, *case, delta=delta, method="exact"), expected, TOLERANCE[dtype])
     _assert_close(_run(name, *case, delta=delta), expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+@pytest.mark.parametrize("layout", ["columns", "expanded"])
+def test_views_are_read_as_what_they_show(name, backend, layout):
+    if backend == "numba":
+        pytest.importorskip("numba")
+    plain, views = views_case(torch.float64)
+    *views, segments = views[layout]
+    logits = views[0].requires_grad_()
+    expected = _run(name, *plain[:3], method="quadratic")
+    for options in ({}, {"segments": segments, "n_segments": 1}):
+        with passes.use_backend(backend):
+            outputs = CASES[name].outputs(logits, *views[1:], **options)
+        _assert_close(values_and_gradients(tuple(o.sum() for o in outputs), logits), expected, TOLERANCE[torch.float64])
 
 
 @pytest.mark.parametrize("name", CASES)
