@@ -104,6 +104,22 @@ class TestGradients:
         with pytest.raises(RuntimeError, match="must be differentiated once, got a second derivative"):
             gradient.square().sum().backward()
 
+    @pytest.mark.parametrize("name", [*RANKING, "focal"])
+    @pytest.mark.filterwarnings("ignore:There is a performance drop")
+    def test_transforms_of_torch_func(self, name):
+        """As one call per row. PyTorch's custom operators, which ranking losses are, have no torch.func.grad."""
+        rows = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+        labels = torch.tensor([1, 0, 0, 0, 1])
+
+        def loss(logits):
+            return F.focal_loss(logits, labels) if name == "focal" else RANKING[name](logits, labels)
+
+        torch.testing.assert_close(torch.func.vmap(loss)(rows), torch.stack([loss(row) for row in rows]))
+        if name == "focal":
+            leaf = rows.clone().requires_grad_()
+            sum(loss(row) for row in leaf).backward()
+            torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss))(rows), leaf.grad)
+
     def test_negatives_of_matchability_aware_loss_have_a_constant_weight(self):
         """d/ds -w log(1 - p) = w p with w = p^gamma."""
         logits = torch.tensor([-1.0, 0.5, 2.0], dtype=torch.float64, requires_grad=True)

@@ -73,6 +73,10 @@ def test_unsigned_labels_classes_and_segments(integer):
     assert torch.equal(classes, F.task_contrastive_loss(probabilities, labels.long(), quality))
     with pytest.raises(ValueError, match="labels must be from 0 to 3"):
         F.task_contrastive_loss(probabilities, small * 7, quality)
+    for loss in (F.focal_loss, F.quality_focal_loss, F.varifocal_loss, F.matchability_aware_loss):
+        assert torch.equal(loss(logits, small), loss(logits, labels.float()))
+        with pytest.raises(ValueError, match=r"targets must be in \[0, 1\], got values from 0 to 7"):
+            loss(logits, small * 7)
 
 
 @pytest.mark.parametrize("integer", [torch.int8, torch.int16, torch.int32, torch.int64])

@@ -1,8 +1,8 @@
 """Checks of the arguments of losses: errors say what was expected, what was passed and what to do.
 
 Shapes, dtypes and devices are always checked. Reading a value waits for the device: values are checked on a CPU, on
-other devices where :func:`value_checks` asks for it, and never inside torch.compile. Invalid values that are not
-checked may become NaN, and NaN stays NaN.
+other devices where :func:`value_checks` asks for it, and never inside torch.compile or the transforms of torch.func.
+Invalid values that are not checked may become NaN, and NaN stays NaN.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ def values_are_checked(tensor: Tensor) -> bool:
     """Whether checks that look at this tensor's values run here."""
     if torch.compiler.is_compiling():  # first: older compilers do not know context variables
         return False
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # one of vmap has many values
+        return False
     asked = _VALUE_CHECKS.get()
     return on_host(tensor) if asked is None else asked
 
@@ -71,6 +73,13 @@ def check_integer(where: str, name: str, tensor: Tensor, *, or_bool: bool = Fals
         or (tensor.dtype == torch.bool and not or_bool)
     ):
         raise ValueError(f"{where}: {name} must be an integer tensor, got {_kind(tensor)}; convert it with .long()")
+
+
+def check_bool(where: str, name: str, tensor: Tensor) -> None:
+    """Checks that ``tensor`` is a bool tensor."""
+    check_tensor(where, name, tensor)
+    if tensor.dtype != torch.bool:
+        raise ValueError(f"{where}: {name} must be a bool tensor, got {_kind(tensor)}; convert it with .bool()")
 
 
 def check_same(where: str, name: str, tensor: Tensor, other_name: str, other: Tensor, *, hint: str = "") -> None:
@@ -130,7 +139,10 @@ def check_range(where: str, name: str, tensor: Tensor, low: float, high: float, 
     """Checks that all values are in [low, high + slack], where values are checked; ``slack`` allows for rounding."""
     if not values_are_checked(tensor) or tensor.numel() == 0:
         return
-    smallest, largest = (as_number(value) for value in tensor.detach().aminmax())
+    values = tensor.detach()
+    if not values.is_floating_point():
+        values = values.long()  # no unsigned aminmax
+    smallest, largest = (as_number(value) for value in values.aminmax())
     if not (smallest >= low and largest <= high + slack):
         raise ValueError(
             f"{where}: {name} must be in [{low:g}, {high:g}], got values from {smallest:g} to {largest:g}; clamp or "
