@@ -81,6 +81,19 @@ def test_matchability_keeps_a_positive_of_no_overlap():
     assert float(F.matchability_aware_loss(logits, targets)) == pytest.approx(0.5**1.5 * math.log(2))
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5])
+def test_matchability_of_a_negative_ignores_its_target(gamma):
+    targets, positive = torch.tensor([0.7, 0.7, 0.0]), torch.tensor([True, False, False])
+    p = 1 / (1 + math.exp(-0.3))
+    expected = [_log_loss(p, 0.7**gamma), *[-(p**gamma) * math.log(1 - p)] * 2]
+    got = F.matchability_aware_loss(torch.full((3,), 0.3), targets, positive=positive, gamma=gamma, reduction="none")
+    assert got.tolist() == pytest.approx(expected)
+    without = F.matchability_aware_loss(torch.full((1,), 0.3), torch.zeros(1), gamma=gamma)
+    assert without.item() == pytest.approx(expected[2])
+    with pytest.raises(ValueError, match="positive must be a bool tensor, got a tensor of torch.int64; convert"):
+        F.matchability_aware_loss(torch.zeros(3), targets, positive=positive.long())
+
+
 def test_distributional_ranking_equals_the_published_code():
     labels = torch.tensor([1, 0, 0, 1, -1, 0, 0, 1, 0, 0, 0, -1])
     positive, negative = LOGITS[labels == 1].sigmoid(), LOGITS[labels == 0].sigmoid()
@@ -132,7 +145,9 @@ def test_harmonic_gradient_is_equations_6_and_7():
     F.harmonic_loss(-p.log(), regression, reduction="sum").backward()
     beta = torch.exp(-regression)
     torch.testing.assert_close(p.grad, -(1 + beta) / p.detach() + regression)  # Eq. 6
-    torch.testing.assert_close(p.grad, regression - (1 + torch.exp(-regression)) / p.detach())  # Eq. 7
+    loc_losses = regression.clone().requires_grad_()
+    F.harmonic_loss(-UNIT.log(), loc_losses, reduction="sum").backward()
+    torch.testing.assert_close(loc_losses.grad, 1 + UNIT + beta * UNIT.log())  # by L, where e^-CE = p and CE = -log p
 
 
 def test_harmonic_factors_follow_the_other_task():
@@ -202,11 +217,11 @@ def test_published_spearman_is_pearson(n, seed):
 
 
 def test_correlation_loss_moves_scores_only():
-    scores, quality = UNIT.clone().requires_grad_(), QUALITY.clone().requires_grad_()
     for coefficient in ("pearson", "concordance", "spearman"):
+        scores, quality = UNIT.clone().requires_grad_(), QUALITY.clone().requires_grad_()
         F.correlation_loss(scores, quality, coefficient=coefficient).backward()
-    assert quality.grad is None
-    assert scores.grad.abs().sum() > 0
+        assert quality.grad is None
+        assert scores.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("coefficient", ["pearson", "concordance", "spearman"])
@@ -219,6 +234,22 @@ def test_undefined_correlation_is_zero_with_zero_gradient(coefficient, n):
     assert float(loss.detach()) == 0
     assert torch.equal(gradient, torch.zeros(n))
     assert F.correlation(scores, quality, coefficient).isnan()
+
+
+@pytest.mark.parametrize("coefficient", ["pearson", "concordance", "spearman"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_quality_keeps_its_precision_beside_coarser_scores(coefficient, dtype):
+    """IoUs within 0.01 of each other, of which bfloat16 tells a few apart only."""
+    scores, quality = _rand(50, seed=7).to(dtype), 0.9 + 0.01 * _rand(50, seed=8)
+    wide = scores.double().requires_grad_()
+    expected = 1 - F.correlation(wide, quality, coefficient)
+    scores.requires_grad_()
+    loss = F.correlation_loss(scores, quality, coefficient=coefficient)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    gradients = [torch.autograd.grad(v, x)[0].double() for v, x in ((loss, scores), (expected, wide))]
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=1e-2 * float(gradients[1].abs().max()))
+    if coefficient == "pearson":
+        assert expected.item() == pytest.approx(1 - np.corrcoef(wide.detach(), quality)[0, 1])
 
 
 def test_correlation_loss_of_half_precision_is_float32():

@@ -104,7 +104,7 @@ def correlation_loss(
     _check_pair("correlation_loss", "scores", scores, "quality", quality)
     check_range("correlation_loss", "scores", scores, 0, 1)
     check_range("correlation_loss", "quality", quality, 0, 1, slack=1e-3)
-    quality = quality.detach().to(scores.dtype).clamp_min(1e-6)
+    quality = quality.detach().double().clamp_min(1e-6)  # not in the scores' dtype, which may be coarser
     numerator, denominator, n = _fraction(scores, quality, coefficient, strength, process_group(group))
     # where the coefficient is 0 / 0, the division must not be computed: its gradient would be NaN
     undefined = (denominator <= torch.finfo(denominator.dtype).tiny) | (n < 2)

@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from concordet.losses.functional.checks import (
     check_binary,
+    check_bool,
     check_finite,
     check_floating,
     check_positive,
@@ -157,8 +158,10 @@ def matchability_aware_loss(
     if positive is None:
         positive = targets > 0
     check_same("matchability_aware_loss", "positive", positive, "logits", logits)
+    check_bool("matchability_aware_loss", "positive", positive)
     weights = torch.where(positive, 1.0, logits.detach().sigmoid().pow(gamma))
-    return reduce("matchability_aware_loss", weights * _cross_entropy(logits, targets.pow(gamma)), reduction)
+    targets = torch.where(positive, targets.pow(gamma), 0.0)  # 0 at negatives for every gamma: 0^0 is 1
+    return reduce("matchability_aware_loss", weights * _cross_entropy(logits, targets), reduction)
 
 
 def _power_of_sigmoid(logits: Tensor, exponent: float) -> Tensor:
