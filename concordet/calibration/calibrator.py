@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
 from os import PathLike
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from concordet.calibration.maps import MAPS, Identity, Isotonic, Map, strictly_increasing
 from concordet.files import read_json, write_json
@@ -53,8 +52,8 @@ class ClassCalibration:
 class Calibrator:
     """Replaces scores by the IoU to expect, and keeps the order of detections within each class.
 
-    Every map is strictly increasing, so average precision, matches and LRP do not change at all. Created by
-    :func:`concordet.calibration.fit_calibrator`.
+    Every map is strictly increasing in float64, so that average precision, matches and LRP do not change at all;
+    :meth:`apply` says what holds for tensors in float32. Created by :func:`concordet.calibration.fit_calibrator`.
 
     Attributes:
         method: method that fitted the maps, such as ``"isotonic"``.
@@ -87,12 +86,7 @@ class Calibrator:
         Raises:
             ValueError: for a score outside [0, 1], or where scores and classes differ in number.
         """
-        scores, class_ids = check_scores(to_numpy(scores)), to_numpy(class_ids)
-        if scores.ndim != 1 or scores.shape != class_ids.shape:
-            raise ValueError(
-                f"scores and class_ids must be columns of the same length, got shapes {scores.shape} and "
-                f"{class_ids.shape}; give one class per score"
-            )
+        scores, class_ids = _columns(scores, class_ids)
         result = np.empty(len(scores))
         order = np.argsort(class_ids, kind="stable")
         ids, starts = np.unique(class_ids[order], return_index=True)
@@ -114,16 +108,19 @@ class Calibrator:
 
         Returns:
             The form of ``detections``. Scores of tensors keep their device; scores in half precision become float32,
-            since rounding would create ties, and integers float64.
+            since rounding would create ties, and integers float64. Where a map is nearly flat, float32 has fewer
+            numbers than it needs: scores in float32 are then raised by as little as keeps apart all detections of this
+            call. Detections of different calls may tie or change places where their scores are closer than that. To
+            evaluate, calibrate the list of all images in one call, or scores in float64, which need no raising.
 
         Raises:
             ValueError: for a score outside [0, 1], or detections of another form.
         """
         if isinstance(detections, Mapping):
-            return self._apply_to_image(detections, labels or {})
+            return self._apply_to_images([detections], labels or {})[0]
         if isinstance(detections, list | tuple):
             if all(isinstance(d, Mapping) and "scores" in d for d in detections):
-                return [self._apply_to_image(d, labels or {}) for d in detections]
+                return self._apply_to_images(detections, labels or {})
             if all(isinstance(d, Mapping) and "score" in d and "category_id" in d for d in detections):
                 return self._apply_to_records(detections, labels or {})
         else:
@@ -148,29 +145,30 @@ class Calibrator:
         calibrated = self.calibrate(scores, ids).tolist()
         return [{**r, "score": score} for r, score in zip(records, calibrated, strict=True)]
 
-    def _apply_to_image(self, image: Mapping[str, Any], labels: Mapping[int, int]) -> dict[str, Any]:
-        missing = [name for name in ("scores", "labels") if name not in image]
-        if missing:
-            raise ValueError(
-                f"detections of an image must have scores and labels, got none named {missing[0]}; give the list under "
-                "'annotations' of a COCO dict"
-            )
-        before = image["scores"]
-        is_tensor = hasattr(before, "new_tensor")
-        dtype = before.dtype if is_tensor else np.asarray(before).dtype
-        scores, ids = to_numpy(before).astype(np.float64), _translated(to_numpy(image["labels"]), labels)
-        calibrated: NDArray[Any] = self.calibrate(scores, ids)
-        if "float" in str(dtype) and dtype.itemsize < 8:  # rounding to float32 may create ties
-            narrow = np.empty(len(scores), np.float32)
-            for ident in np.unique(ids):
-                rows = ids == ident
-                narrow[rows] = strictly_increasing(scores[rows], calibrated[rows].astype(np.float32))
-            calibrated = narrow
-        if is_tensor:
-            import torch
+    def _apply_to_images(self, images: Sequence[Mapping[str, Any]], labels: Mapping[int, int]) -> list[dict[str, Any]]:
+        """All images together: detections are ranked across images."""
+        if not images:
+            return []
+        pairs = [_columns(*_scores_and_labels(image, labels)) for image in images]
+        scores, ids = (np.concatenate(column) for column in zip(*pairs, strict=True))
+        wide = self.calibrate(scores, ids)
+        narrow = wide.astype(np.float32)
+        for ident in np.unique(ids):  # rounding to float32 may create ties
+            rows = ids == ident
+            narrow[rows] = strictly_increasing(scores[rows], narrow[rows])
+        ends = np.cumsum([len(column) for column, _ in pairs])[:-1]
+        results = []
+        for image, own, rounded in zip(images, np.split(wide, ends), np.split(narrow, ends), strict=True):
+            before = image["scores"]
+            is_tensor = hasattr(before, "new_tensor")
+            dtype = before.dtype if is_tensor else np.asarray(before).dtype
+            calibrated: Any = rounded if "float" in str(dtype) and dtype.itemsize < 8 else own
+            if is_tensor:
+                import torch
 
-            return {**image, "scores": torch.from_numpy(calibrated).to(before.device)}
-        return {**image, "scores": calibrated}
+                calibrated = torch.from_numpy(calibrated).to(before.device)
+            results.append({**image, "scores": calibrated})
+        return results
 
     def thresholds(self) -> dict[int, float | None]:
         """Class id to the LRP-optimal threshold of its calibrated scores; None where there is none."""
@@ -277,6 +275,27 @@ def check_scores(scores: Any, file: str = "") -> Floats:
         where = f"{file}: " if file else ""
         raise ValueError(f"{where}scores must be in [0, 1], got {value:g} at index {bad[0]}; {fix}")
     return column
+
+
+def _columns(scores: Any, class_ids: Any) -> tuple[Floats, Ints]:
+    """``[n]`` float64 scores in [0, 1] and ``[n]`` classes as arrays."""
+    scores, class_ids = check_scores(to_numpy(scores)), to_numpy(class_ids)
+    if scores.ndim != 1 or scores.shape != class_ids.shape:
+        raise ValueError(
+            f"scores and class_ids must be columns of the same length, got shapes {scores.shape} and "
+            f"{class_ids.shape}; give one class per score"
+        )
+    return scores, class_ids
+
+
+def _scores_and_labels(image: Mapping[str, Any], labels: Mapping[int, int]) -> tuple[Any, Ints]:
+    missing = [name for name in ("scores", "labels") if name not in image]
+    if missing:
+        raise ValueError(
+            f"detections of an image must have scores and labels, got none named {missing[0]}; give the list under "
+            "'annotations' of a COCO dict"
+        )
+    return image["scores"], _translated(to_numpy(image["labels"]), labels)
 
 
 def _translated(labels: Ints, ids: Mapping[int, int]) -> Ints:

@@ -19,7 +19,7 @@ TILT = 1e-4
 r"""Weight :math:`\tau` of the strictly increasing part.
 
 It changes a calibrated score by at most 1e-4, below the precision that calibration errors are reported with.
-Neighboring float32 scores stay at least 7e-15 apart, above float64's spacing of 1e-16 near 1.
+Neighboring float32 scores stay at least 7e-15 apart, above float64's spacing of 1e-16 near 1 and far below float32's.
 """
 
 _LOWEST, _HIGHEST = -745.2, 36.8  # log-odds of the smallest positive float64, and of the largest one below 1
@@ -39,7 +39,8 @@ def log_odds(scores: Floats) -> Floats:
 def strictly_increasing(scores: Floats, values: Floats) -> Floats:
     """``values`` raised by the least possible amounts so that they are ordered as ``scores`` are, with the same ties.
 
-    Maps keep float32 scores apart without this; it also keeps apart float64 scores that differ in the last digits.
+    In float64, maps keep float32 scores apart without this; it also keeps apart float64 scores that differ in the last
+    digits, and calibrated scores that were rounded to float32.
 
     Args:
         scores: ``[n]`` scores before calibration.

@@ -296,6 +296,40 @@ class TestForms:
         expected = calibrator.calibrate(scores.double().numpy(), np.array([3, 8] * 250))
         np.testing.assert_allclose(got["scores"].numpy(), expected, atol=1e-5)
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+    def test_order_across_images(self, dtype):
+        """Random scores, which most of a map's range is flat for; float64 scores may come in any number of calls."""
+        rng = np.random.default_rng(0)
+        truth, results = ranking_results(150)
+        results = with_scores(results, np.sort(rng.random(len(results)) * 0.05).astype(dtype))
+        hit = [r["bbox"][1] == 0 for r in results]
+        assert 0 < sum(hit) < len(hit)
+        calibrator = fit_calibrator(truth, results)
+        by_image = [[r for r in results if r["image_id"] == image["id"]] for image in truth["images"]]
+        images = [
+            {"scores": np.array([r["score"] for r in own], dtype), "labels": np.array([r["category_id"] for r in own])}
+            for own in by_image
+        ]
+        calls = [calibrator.apply(images)]
+        if dtype == np.float64:
+            calls.append([calibrator.apply(image) for image in images])
+        before = analyze(truth, results).to_dict()
+        for call in calls:
+            scores = np.concatenate([image["scores"] for image in call])
+            assert scores.dtype == (np.float32 if dtype == np.float16 else dtype)
+            for ident in (3, 8):
+                own = [r["category_id"] == ident for own in by_image for r in own]
+                raw = np.array([r["score"] for own in by_image for r in own])[own]
+                assert (np.sign(raw[:, None] - raw) == np.sign(scores[own][:, None] - scores[own])).all()
+            after = analyze(truth, with_scores([r for own in by_image for r in own], scores)).to_dict()
+            for name in ("AP", "AP50", "beta_cls", "oLRP"):
+                assert after[name] == before[name], name
+
+    def test_columns_of_each_image_are_checked(self, fitted):
+        images = [{"scores": np.zeros(n), "labels": np.ones(3 - n)} for n in (1, 2)]
+        with pytest.raises(ValueError, match=r"columns of the same length, got shapes \(1,\) and \(2,\)"):
+            fitted[0].apply(images)
+
     def test_a_file_gives_the_same_calibrator(self, fitted, tmp_path):
         calibrator, results = fitted
         calibrator.save(tmp_path / "cal.json")
