@@ -11,6 +11,7 @@ from hypothesis import given, settings
 
 from concordet.losses import APLoss, RankSortLoss, value_checks
 from concordet.losses import functional as F
+from tests.ranking import scalar
 from tests.ranking.cases import CASES, DELTAS, TOLERANCE, adversarial, random_case, values_and_gradients
 
 METHODS = ["exact", "quadratic", "bucketed"]
@@ -38,6 +39,42 @@ def test_empty_sides_give_connected_zeros(name, method, labels):
         assert float(output.detach()) == pytest.approx(0, abs=1e-6)
         (gradient,) = torch.autograd.grad(output, logits, retain_graph=True)
         assert torch.equal(gradient, torch.zeros_like(logits))
+
+
+@pytest.mark.parametrize("method", ["exact", "quadratic"])
+@pytest.mark.parametrize("delta", DELTAS)
+def test_positives_without_negatives_are_still_sorted_and_localized(method, delta):
+    logits, _, side = random_case(7, 0, seed=4)
+    labels, leaf = torch.ones_like(side).long(), logits.clone().requires_grad_()
+    sort = F.rank_sort_loss(leaf, labels, side, delta=delta, method=method)
+    loop = scalar.rank_sort(logits.tolist(), labels.tolist(), side.tolist(), delta, 0.5 if delta else 1.0)
+    (gradient,) = torch.autograd.grad(sum(sort), leaf)
+    assert [value.item() for value in sort] == pytest.approx(loop.values)
+    assert loop.values[0] == 0
+    assert loop.values[1] > 0
+    assert any(loop.gradients[1])
+    assert gradient.tolist() == pytest.approx(loop.gradients[1])
+
+    errors = side.clone().requires_grad_()
+    parts = F.alrp_loss(leaf, labels, errors, delta=delta, method=method)
+    loop = scalar.alrp(logits.tolist(), labels.tolist(), side.tolist(), delta, 1.0)
+    gradients = torch.autograd.grad(sum(parts), [leaf, errors])
+    assert [value.item() for value in parts] == pytest.approx(loop.values)
+    assert loop.values[1] > 0
+    assert not gradients[0].any()
+    assert gradients[1].tolist() == pytest.approx(loop.loc_gradient)
+
+
+@pytest.mark.parametrize("n_positives", [2.0, -1, -5, torch.tensor(2), "2"])
+def test_a_number_of_positives_is_a_natural_one(n_positives):
+    with pytest.raises(ValueError, match=r"ap_loss: n_positives must be an integer >= 0, got .*; leave it out"):
+        F.ap_loss(torch.zeros(3), torch.tensor([1, 0, 1]), n_positives=n_positives)
+
+
+def test_localization_errors_are_not_negative():
+    with pytest.raises(ValueError, match=r"alrp_loss: loc_errors must be in \[.*\], got values from -2 to 0.5"):
+        F.alrp_loss(torch.zeros(3), torch.tensor([1, 0, 1]), torch.tensor([-2.0, 0.5]))
+    F.alrp_loss(torch.zeros(3), torch.tensor([1, 0, 1]), torch.tensor([-1e-6, 0.5]))  # rounding
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -196,8 +233,8 @@ def test_bad_input_is_refused():
         (lambda: F.ap_loss(logits, labels, self_relation=0), "self_relation must be a finite number > 0, got 0"),
         (lambda: F.rank_sort_loss(logits, labels, side[:1]), r"got \(1,\); give one value per logit, 0 except at pos"),
         (lambda: F.rank_sort_loss(logits, labels, side * float("inf")), "quality must be finite"),
-        (lambda: F.alrp_loss(logits, labels, side), "values per positive must be 1, .* got 4"),
-        (lambda: F.alrp_loss(logits, labels, side[:0]), "values per positive must be 1"),
+        (lambda: F.alrp_loss(logits, labels, side), "alrp_loss: loc_errors must be one value per positive, 1 in .* 4"),
+        (lambda: F.alrp_loss(logits, labels, side[:0]), "loc_errors must be one .* 1 in all, got 0"),
         (lambda: F.alrp_loss(logits, labels, side[:1] * float("nan")), "loc_errors must be finite, got 1 NaN"),
     ]  # fmt: skip
     for call, sentence in cases:

@@ -90,7 +90,7 @@ def test_matchability_of_a_negative_ignores_its_target(gamma):
     assert got.tolist() == pytest.approx(expected)
     without = F.matchability_aware_loss(torch.full((1,), 0.3), torch.zeros(1), gamma=gamma)
     assert without.item() == pytest.approx(expected[2])
-    with pytest.raises(ValueError, match="positive must be a bool tensor, got a tensor of torch.int64; convert"):
+    with pytest.raises(ValueError, match=r"positive must be a bool tensor, got a tensor of torch\.int64; convert"):
         F.matchability_aware_loss(torch.zeros(3), targets, positive=positive.long())
 
 

@@ -180,10 +180,15 @@ def check_segments(where: str, segments: Tensor, n_segments: int | None, logits:
     """Checks that ``segments`` has an integer for every logit, in 0..n_segments-1 where values are checked."""
     check_integer(where, "segments", segments)
     check_same(where, "segments", segments, "logits", logits)
-    if not isinstance(n_segments, (int, torch.SymInt)) or n_segments < 1:
-        raise ValueError(f"{where}: n_segments must be an integer >= 1, got {n_segments}; give the number of segments")
-    if values_are_checked(segments):
+    check_count(where, "n_segments", n_segments, 1, hint="give the number of segments")
+    if n_segments is not None and values_are_checked(segments):
         check_segment_range(segments, n_segments, f"{where}: ")
+
+
+def check_count(where: str, name: str, value: int | None, least: int, *, hint: str) -> None:
+    """Checks that an argument is an integer of at least ``least``."""
+    if not isinstance(value, (int, torch.SymInt)) or value < least:
+        raise ValueError(f"{where}: {name} must be an integer >= {least}, got {value}; {hint}")
 
 
 def check_positive(where: str, name: str, value: float, *, or_zero: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from concordet.distributed import process_group
 from concordet.losses.functional.checks import (
     check_choice,
+    check_count,
     check_device,
     check_finite,
     check_floating,
@@ -25,6 +27,7 @@ from concordet.ranking import RankingOptions, ranking_loss, step_at_zero
 from concordet.ranking.definitions import ALRP as ALRP_DEFINITION
 from concordet.ranking.definitions import AP, NDCG, RANK_SORT, Definition
 from concordet.ranking.operator import UNKNOWN
+from concordet.ranking.sums import as_number
 
 Method = Literal["auto", "exact", "quadratic", "bucketed"]
 """How a ranking loss is computed: ``auto`` and ``exact`` are near-linear, ``quadratic`` is the definition, ``bucketed``
@@ -131,6 +134,7 @@ def ap_loss(
         >>> loss.detach(), logits.grad
         (tensor(0.5000), tensor([ 0.5000, -0.5000,  0.0000]))
     """
+    labels = _checked_labels("ap_loss", logits, labels, n_positives, group)
     settings = {"interpolated": float(interpolated)}
     values, _ = _rank(
         "ap_loss", AP, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives, segments,
@@ -181,7 +185,7 @@ def alrp_loss(
         ALRP(classification, localization), 0-dim each, or ``[s]`` each with ``segments``.
 
     Raises:
-        ValueError: as :func:`ap_loss`, or ``loc_errors`` does not have one value per positive.
+        ValueError: as :func:`ap_loss`, or ``loc_errors`` does not have one value, at least 0, per positive.
 
     Paper:
         Oksuz et al.: A Ranking-based, Balanced Loss Function Unifying Classification and Localisation in Object
@@ -195,7 +199,8 @@ def alrp_loss(
     """
     check_floating("alrp_loss", "loc_errors", loc_errors, 1)
     check_device("alrp_loss", "loc_errors", loc_errors, "logits", logits)
-    check_finite("alrp_loss", "loc_errors", loc_errors)
+    labels = _checked_labels("alrp_loss", logits, labels, n_positives, group)
+    _check_errors(loc_errors, labels)
     values, weights = _rank(
         "alrp_loss", ALRP_DEFINITION, logits, labels, loc_errors, delta, self_relation, 1.0, method, group, n_positives,
         segments, n_segments,
@@ -275,7 +280,7 @@ def rank_sort_loss(
     check_same(
         "rank_sort_loss", "quality", quality, "logits", logits, hint="give one value per logit, 0 except at positives"
     )
-    labels = check_ranking_labels("rank_sort_loss", labels, logits)
+    labels = _checked_labels("rank_sort_loss", logits, labels, n_positives, group)
     if values_are_checked(quality):
         own_quality = quality.detach().masked_fill(labels != 1, 0)  # only positives are read
         check_finite("rank_sort_loss", "quality", own_quality)
@@ -334,11 +339,36 @@ def ndcg_loss(
         >>> ndcg_loss(torch.tensor([2.0, 1.0, 0.0]), torch.tensor([0, 1, 0]), delta=0.0)
         tensor(0.3691)
     """
+    labels = _checked_labels("ndcg_loss", logits, labels, n_positives, group)
     values, _ = _rank(
         "ndcg_loss", NDCG, logits, labels, None, delta, self_relation, 1.0, method, group, n_positives, segments,
         n_segments,
     )  # fmt: skip
     return values.squeeze(0)
+
+
+def _checked_labels(
+    where: str, logits: Tensor, labels: Tensor, n_positives: int | None, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Labels as int64, after the checks that all losses have in common."""
+    check_floating(where, "logits", logits, 1)
+    if n_positives is not None:
+        check_count(where, "n_positives", n_positives, 0, hint="leave it out where it is not known")
+    # a caller that counts the positives knows what the labels mean; other processes may have the negatives
+    return check_ranking_labels(where, labels, logits, negatives=n_positives is None and group is None)
+
+
+def _check_errors(loc_errors: Tensor, labels: Tensor) -> None:
+    where = "alrp_loss"
+    check_finite(where, "loc_errors", loc_errors)
+    check_range(where, "loc_errors", loc_errors, -1e-3, math.inf)  # 1 - GIoU may be rounded below 0
+    if values_are_checked(labels):
+        count = int(as_number((labels == 1).sum()))
+        if len(loc_errors) != count:
+            raise ValueError(
+                f"{where}: loc_errors must be one value per positive, {count} in all, got {len(loc_errors)}; give them "
+                "in the order of the positives in labels"
+            )
 
 
 def _rank(
@@ -357,10 +387,6 @@ def _rank(
     n_segments: int | None,
     **settings: float,
 ) -> tuple[Tensor, Tensor]:
-    check_floating(where, "logits", logits, 1)
-    # a caller that counts the positives knows what the labels mean; other processes may have the negatives
-    must_have_negatives = n_positives is None and group is None
-    labels = check_ranking_labels(where, labels, logits, negatives=must_have_negatives)
     check_positive(where, "delta", delta, or_zero=True)
     check_choice(where, "method", method, get_args(Method))
     if self_relation is None:
