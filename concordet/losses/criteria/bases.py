@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
+from concordet.errors import unknown
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.criteria.classification import (
     CrossEntropyTerm,
@@ -62,6 +63,11 @@ class LossDefaults:
     ap_box_weight: float = 2.0
     no_object_weight: float | None = None
     mask: MaskTerm = field(default_factory=MaskTerm)
+
+    def __post_init__(self) -> None:
+        heads = get_args(QualityHead)
+        if self.quality is not None and self.quality not in heads:
+            raise ValueError(unknown("quality of LossDefaults", str(self.quality), (*heads, "None")))
 
 
 @dataclass(frozen=True)

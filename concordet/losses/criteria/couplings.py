@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from concordet.assigned import Assigned
@@ -23,11 +24,13 @@ class Coupling:
         function: of (assigned, IoUs of the positives ``[p]``, settings by name) to a 0-dim value.
         weight: default weight.
         settings: names of the numbers that a loss name may set, as in ``spearman(0.1,strength=1)``.
+        check: function of the settings by name that raises a ValueError where one is out of range; None for no check.
     """
 
     function: CouplingFunction
     weight: float = 1.0
     settings: tuple[str, ...] = ()
+    check: Callable[..., object] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,17 @@ def association_coupling(
     return losses / assigned.normalizer
 
 
+_NONE = torch.zeros(0)  # the functions check their settings without any positive, too
+_check_strength = partial(functional.correlation_loss, _NONE, _NONE, coefficient="spearman")
+_check_slope = partial(functional.association_loss, _NONE, _NONE)
+
 COUPLINGS: dict[str, Coupling] = {
     "concordance": Coupling(partial(correlation_coupling, coefficient="concordance"), weight=0.3),
-    "spearman": Coupling(partial(correlation_coupling, coefficient="spearman"), weight=0.1, settings=("strength",)),
+    "spearman": Coupling(
+        partial(correlation_coupling, coefficient="spearman"), 0.1, settings=("strength",), check=_check_strength
+    ),
     "pearson": Coupling(partial(correlation_coupling, coefficient="pearson"), weight=0.3),
-    "pse": Coupling(partial(association_coupling, form="squared"), settings=("slope",)),
-    "pce": Coupling(partial(association_coupling, form="cross_entropy"), settings=("slope",)),
+    "pse": Coupling(partial(association_coupling, form="squared"), settings=("slope",), check=_check_slope),
+    "pce": Coupling(partial(association_coupling, form="cross_entropy"), settings=("slope",), check=_check_slope),
 }
 """Couplings by the name that is added to a loss name with ``+``."""

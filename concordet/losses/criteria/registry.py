@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, overload
 
-from concordet.errors import closest
+from concordet.errors import closest, unknown
 from concordet.losses.criteria.bases import BASES, Base, LossDefaults, QualityHead
 from concordet.losses.criteria.box import BoxTerm
 from concordet.losses.criteria.cores import Core, SelfBalancedCore, SeparateCore
@@ -96,6 +96,8 @@ def _base(loss: LossName, defaults: LossDefaults) -> tuple[Base, dict[str, float
             "'focal+concordance(0.3)'"
         )
     if loss.is_default:
+        if defaults.classification not in BASES:  # checked here: it may be registered after the defaults are made
+            raise ValueError(unknown("classification of LossDefaults", defaults.classification, BASES))
         return BASES[defaults.classification], _settings(part, (), loss)
     return BASES[part.name], _settings(part, BASES[part.name].settings, loss)
 
@@ -117,6 +119,8 @@ def _coupling(part: NamePart, couplings: dict[str, WeightedCoupling], loss: Loss
         raise ValueError(f"coupling {part.name!r} must be named once, got {str(loss)!r}; add up the weights instead")
     entry = COUPLINGS[part.name]
     settings = _settings(part, entry.settings, loss)
+    if settings and entry.check is not None:
+        entry.check(**settings)
     function = partial(entry.function, **settings) if settings else entry.function
     return WeightedCoupling(function, entry.weight if part.weight is None else part.weight)
 
@@ -216,19 +220,18 @@ def register_loss(
 
     def register(loss: LossT) -> LossT:
         factory: Callable[..., Core]
+        wanted = f"loss {name!r} must be a function of ({', '.join(_ARGUMENTS)}) or a subclass of Core"
         if inspect.isclass(loss):
             if not issubclass(loss, Core):
-                raise ValueError(
-                    f"loss {name!r} must be a function of (assigned, ious) or a subclass of Core, got {loss!r}"
-                )
+                raise ValueError(f"{wanted}, got {loss!r}")
             if box is not None or balances_boxes:
                 raise ValueError(
                     f"box and balances_boxes of loss {name!r} belong to functions, and a Core decides; leave them out"
                 )
-            factory, settings = loss, _keyword_settings(name, loss, ("defaults",))
+            factory, settings = loss, _keyword_settings(wanted, loss, ("defaults",))
         else:
-            factory, settings = _function_core(loss, box, balances_boxes), _keyword_settings(name, loss, _ARGUMENTS)
-        _check_name(name, loss)
+            factory, settings = _function_core(loss, box, balances_boxes), _keyword_settings(wanted, loss, _ARGUMENTS)
+        _check_name("loss", name, loss)
         BASES[name] = Base(factory, ranks_only, softmax, balances_boxes, mask, settings)
         _REGISTERED[name] = loss
         return loss
@@ -274,8 +277,9 @@ def register_coupling(
         raise ValueError(f"weight of coupling {name!r} must be a number of at least 0, got {weight!r}")
 
     def register(coupling: LossT) -> LossT:
-        settings = _keyword_settings(name, coupling, _ARGUMENTS)
-        _check_name(name, coupling)
+        wanted = f"coupling {name!r} must be a function of ({', '.join(_ARGUMENTS)})"
+        settings = _keyword_settings(wanted, coupling, _ARGUMENTS)
+        _check_name("coupling", name, coupling)
         COUPLINGS[name] = Coupling(coupling, weight, settings)
         _REGISTERED[name] = coupling
         return coupling
@@ -297,12 +301,12 @@ def _function_core(function: Callable[..., Any], box: BoxTerm | None, balances_b
     return build
 
 
-def _check_name(name: str, loss: Callable[..., Any]) -> None:
+def _check_name(kind: str, name: str, loss: Callable[..., Any]) -> None:
     if not NAME_PATTERN.fullmatch(name):
-        raise ValueError(f"name of a loss must be lowercase letters, digits and underscores, got {name!r}")
+        raise ValueError(f"name of a {kind} must be lowercase letters, digits and underscores, got {name!r}")
     taken = name == "default" or name in BASES or name in COUPLINGS or name in HEADS
     if taken and not (name in _REGISTERED and _same_definition(_REGISTERED[name], loss)):
-        raise ValueError(f"name of a loss must be new, got {name!r}, which is registered; choose another name")
+        raise ValueError(f"name of a {kind} must be new, got {name!r}, which is registered; choose another name")
 
 
 def _same_definition(first: Callable[..., Any], second: Callable[..., Any]) -> bool:
@@ -311,13 +315,17 @@ def _same_definition(first: Callable[..., Any], second: Callable[..., Any]) -> b
     return first is second or (origins[0] == origins[1] and "<lambda>" not in origins[0][1])
 
 
-def _keyword_settings(name: str, loss: Callable[..., Any], arguments: Sequence[str]) -> tuple[str, ...]:
-    """Names of the settings of a user's loss: its keyword-only parameters.
+def _keyword_settings(wanted: str, loss: Callable[..., Any], arguments: Sequence[str]) -> tuple[str, ...]:
+    """Names of the settings of a user's loss or coupling: its keyword-only parameters.
+
+    Args:
+        wanted: Beginning of a message: which loss or coupling must be what.
+        loss: Loss or coupling.
+        arguments: Names of the other arguments that it must take.
 
     Raises:
         ValueError: if it cannot be called with the arguments, or a setting has no number as default.
     """
-    wanted = f"loss {name!r} must be a function of ({', '.join(_ARGUMENTS)}) or a subclass of Core"
     if not callable(loss):
         raise ValueError(f"{wanted}, got {loss!r}")
     signature = inspect.signature(loss)
@@ -325,7 +333,8 @@ def _keyword_settings(name: str, loss: Callable[..., Any], arguments: Sequence[s
     for parameter in keywords:
         if not isinstance(parameter.default, int | float):
             raise ValueError(
-                f"setting {parameter.name!r} of loss {name!r} must have a number as default, got {parameter.default!r}"
+                f"setting {parameter.name!r} of {' '.join(wanted.split()[:2])} must have a number as default, "
+                f"got {parameter.default!r}"
             )
     try:
         signature.bind(*arguments)

@@ -58,7 +58,7 @@ def correlation(x: Tensor, y: Tensor, coefficient: Coefficient, *, strength: flo
         >>> correlation(x, y, "pearson"), correlation(x, y, "concordance")
         (tensor(1.), tensor(0.5714))
     """
-    check_choice("correlation", "coefficient", coefficient, get_args(Coefficient))
+    _check_settings("correlation", coefficient, strength)
     _check_pair("correlation", "x", x, "y", y)
     numerator, denominator, n = _fraction(x, y, coefficient, strength)
     return numerator / torch.where(n > 1, denominator, 0)
@@ -100,7 +100,7 @@ def correlation_loss(
         >>> correlation_loss(torch.tensor([0.2, 0.5, 0.9]), torch.tensor([0.9, 0.5, 0.2]), coefficient="pearson")
         tensor(1.9865)
     """
-    check_choice("correlation_loss", "coefficient", coefficient, get_args(Coefficient))
+    _check_settings("correlation_loss", coefficient, strength)
     _check_pair("correlation_loss", "scores", scores, "quality", quality)
     check_range("correlation_loss", "scores", scores, 0, 1)
     check_range("correlation_loss", "quality", quality, 0, 1, slack=1e-3)
@@ -253,6 +253,12 @@ def _fraction(
         # the square root has no derivative at 0
         numerator, denominator = covariance, torch.where(product > 0, product, 1.0).sqrt() * (product > 0)
     return numerator.to(dtype), denominator.to(dtype), count
+
+
+def _check_settings(where: str, coefficient: str, strength: float | None) -> None:
+    check_choice(where, "coefficient", coefficient, get_args(Coefficient))
+    if strength is not None:
+        check_positive(where, "strength", strength)
 
 
 def _check_pair(where: str, name: str, x: Tensor, other_name: str, y: Tensor) -> None:
