@@ -1,6 +1,7 @@
 """Losses and couplings of users: registered by name, and used like any other."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from concordet.losses import (
     register_coupling,
     register_loss,
 )
-from concordet.losses.criteria import LossDefaults, MaskTerm
+from concordet.losses.criteria import LossDefaults, MaskTerm, StagedCriterion, add_l1
 from concordet.losses.criteria.box import box_losses
 from tests.losses.test_criteria import record
 
@@ -70,6 +71,59 @@ def test_a_function_is_a_classification_loss_beside_the_default_box_term():
     torch.testing.assert_close(terms["box"], build_criterion("default", defaults)(assigned)["box"])
     assert criterion.mask == defaults.mask
     assert not criterion.needs.ranks_only
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("focal+pse(slope=0)", "association_loss: slope must be a finite number > 0, got 0.0"),
+        ("focal+pce(slope=0)", "association_loss: slope must be a finite number > 0, got 0.0"),
+        ("focal+spearman(strength=0)", "correlation_loss: strength must be a finite number > 0, got 0.0"),
+        ("harmonic(gamma=2)", r"harmonic_iou_loss: gamma must be in \[0, 1\], got 2.0"),
+    ],
+)
+def test_settings_are_checked_when_a_criterion_is_built(loss, message):
+    with pytest.raises(ValueError, match=message):
+        build_criterion(loss)
+
+
+def test_defaults_are_checked():
+    with pytest.raises(ValueError, match=r"classification of LossDefaults must be .*, got focl; did you mean focal"):
+        build_criterion("default", LossDefaults(classification="focl"))
+    with pytest.raises(ValueError, match=r"quality of LossDefaults .* got centernes; did you mean centerness"):
+        LossDefaults(quality="centernes")
+
+
+def test_messages_about_couplings_name_couplings():
+    with pytest.raises(ValueError, match=r"coupling 'gap' must be a function of \(assigned, ious\), got 3"):
+        register_coupling("gap", 3)
+    with pytest.raises(ValueError, match=r"coupling 'gap' must be a function of \(assigned, ious\), got one with"):
+        register_coupling("gap", lambda assigned: 0)
+    with pytest.raises(ValueError, match="setting 'by' of coupling 'gap' must have a number as default, got 'x'"):
+        register_coupling("gap", lambda assigned, ious, *, by="x": 0)
+    with pytest.raises(ValueError, match="name of a coupling must be lowercase letters, digits and underscores, got"):
+        register_coupling("Gap", lambda assigned, ious: 0)
+    with pytest.raises(ValueError, match="name of a coupling must be new, got 'focal'"):
+        register_coupling("focal", lambda assigned, ious: 0)
+
+
+@pytest.mark.parametrize("name", ["box", "concordance", "quality", "l1"])
+def test_a_term_of_a_name_that_is_taken_is_refused(name):
+    """It would replace the other one, or be replaced by it, without a word."""
+    register_loss("my_terms", lambda assigned, ious: {"classification": ious.sum(), name: 2 * ious.sum()})
+    criterion = build_criterion("my_terms+concordance+iou_head")
+    add_l1(criterion)
+    assigned = record()
+    with pytest.raises(ValueError, match=f"term '{name}' must come from one part of the loss, got it from two; rename"):
+        criterion(assigned)
+
+
+def test_terms_of_stages_do_not_replace_each_other():
+    stages = {name: build_criterion("focal") for name in ("head", "rpn")}
+    records = [replace(record(), stage=stage) for stage in ("head", "rpn", "head")]
+    assert len(StagedCriterion(stages)(records[:2])) == 4
+    with pytest.raises(ValueError, match="term 'head_classification' must come from one part"):
+        StagedCriterion(stages)(records)
 
 
 def test_settings_and_couplings_by_name():

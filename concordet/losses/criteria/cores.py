@@ -14,7 +14,7 @@ from concordet.losses import functional
 from concordet.losses.criteria.box import BoxTerm, box_losses, box_value, weigh
 from concordet.losses.criteria.classification import Classification, softmax_entropies
 from concordet.losses.criteria.ranking import ALRPTerm, RankingTerm
-from concordet.losses.criteria.terms import CoreTerms, Term, as_terms, balance, sum_of_role
+from concordet.losses.criteria.terms import CoreTerms, Term, as_terms, balance, joined, sum_of_role
 from concordet.losses.functional.ranking import Method
 
 
@@ -95,7 +95,7 @@ class SeparateCore(Core):
 
     def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
         terms = as_terms(self.classification(assigned, ious))
-        return {**terms, "box": Term(box_value(self.box, assigned, ious), "box")}
+        return joined(terms, {"box": Term(box_value(self.box, assigned, ious), "box")})
 
 
 class SelfBalancedCore(SeparateCore):
@@ -156,30 +156,35 @@ class HarmonicCore(Core):
         self.contrast_weight: float
         self.margin, self.contrast_weight = margin, contrast_weight
         self.no_object_weight: float = 1.0 if no_object_weight is None else no_object_weight
+        none = torch.zeros(0)  # numbers out of range are found here, not at the first batch
+        functional.harmonic_iou_loss(none, gamma=gamma)
+        functional.task_contrastive_loss(none[:, None].expand(0, 1), none.long(), none, margin=margin)
 
     def losses(self, assigned: Assigned) -> tuple[Tensor, Tensor]:
         """``[p]`` cross entropies of the positives' classes, and ``[p]`` localization losses (Eq. 11)."""
-        ious = paired_iou(assigned.boxes, assigned.gt_boxes)
-        localization = self.alpha * functional.harmonic_iou_loss(ious, gamma=self.gamma, reduction="none")
-        if assigned.regression is not None:
-            localization = localization + box_losses("smooth_l1", assigned, self.beta)
-        if assigned.softmax:
-            return softmax_entropies(assigned)[assigned.positive], localization
-        return F.softplus(-assigned.positive_logits), localization
+        return self._entropies(assigned)[0], self._localization(assigned, _differentiable_ious(assigned))
+
+    def _localization(self, assigned: Assigned, ious: Tensor) -> Tensor:
+        losses = self.alpha * functional.harmonic_iou_loss(ious, gamma=self.gamma, reduction="none")
+        if assigned.regression is None:
+            return losses
+        return losses + box_losses("smooth_l1", assigned, self.beta)
+
+    def _entropies(self, assigned: Assigned) -> tuple[Tensor, Tensor]:
+        """``[p]`` cross entropies of the positives' classes, and the 0-dim loss of the negatives."""
+        if not assigned.softmax:
+            negatives = assigned.normalized_sum(F.softplus(assigned.logits) * (1 - assigned.class_targets()))
+            return F.softplus(-assigned.positive_logits), negatives
+        losses = softmax_entropies(assigned)
+        own = losses[assigned.positive]
+        return own, self.no_object_weight * (losses.sum() - own.sum()) / assigned.normalizer
 
     def forward(self, assigned: Assigned, ious: Tensor) -> CoreTerms:
-        entropies, localization = self.losses(assigned)
-        if assigned.softmax:
-            losses = softmax_entropies(assigned)
-            negatives = self.no_object_weight * (losses.sum() - losses[assigned.positive].sum()) / assigned.normalizer
-        else:
-            negatives = assigned.normalized_sum(F.softplus(assigned.logits) * (1 - assigned.class_targets()))
+        ious = _differentiable_ious(assigned)
+        localization = self._localization(assigned, ious)
+        entropies, negatives = self._entropies(assigned)
         contrasts = functional.task_contrastive_loss(
-            assigned.probabilities(),
-            assigned.labels[assigned.positive],
-            paired_iou(assigned.boxes, assigned.gt_boxes),
-            margin=self.margin,
-            reduction="sum",
+            assigned.probabilities(), assigned.labels[assigned.positive], ious, margin=self.margin, reduction="sum"
         )
         joint = functional.harmonic_loss(entropies, localization, reduction="sum")
         return {
@@ -192,6 +197,10 @@ class HarmonicCore(Core):
         """``classification_factor`` and ``localization_factor``: means of 1 + beta_r and 1 + beta_c (Figure 4)."""
         classification, localization = functional.harmonic_factors(*self.losses(assigned))
         return {"classification_factor": classification.mean(), "localization_factor": localization.mean()}
+
+
+def _differentiable_ious(assigned: Assigned) -> Tensor:
+    return paired_iou(assigned.boxes, assigned.gt_boxes)
 
 
 class ALRPCore(Core):
@@ -282,13 +291,13 @@ class WithL1(Core):
         if self.balanced:
             value = weigh(_SCORED_L1, assigned, losses, ious)
             factor = balance(sum_of_role(terms, "classification"), value, assigned.group)
-            return {**terms, "l1": Term(value * factor, "box")}
+            return joined(terms, {"l1": Term(value * factor, "box")})
         if self.classification != 1:
             terms = {
                 name: Term(self.classification * term.value, term.role) if term.role == "classification" else term
                 for name, term in terms.items()
             }
-        return {**terms, "l1": Term(weigh(BoxTerm("l1", self.l1), assigned, losses, ious), "box")}
+        return joined(terms, {"l1": Term(weigh(BoxTerm("l1", self.l1), assigned, losses, ious), "box")})
 
     def observe(self, assigned: Assigned, ious: Tensor) -> dict[str, Tensor]:
         return self.core.observe(assigned, ious)

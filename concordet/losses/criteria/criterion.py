@@ -22,7 +22,7 @@ from concordet.losses.criteria.cores import Core, WithL1
 from concordet.losses.criteria.couplings import WeightedCoupling
 from concordet.losses.criteria.mask import MaskTerm, mask_value, segmentation_value
 from concordet.losses.criteria.ranking import RankingTerm, rank_together
-from concordet.losses.criteria.terms import CoreTerms, Terms, sum_of_role
+from concordet.losses.criteria.terms import CoreTerms, Terms, joined, sum_of_role
 from concordet.losses.functional.reduction import at_least_float32
 
 
@@ -105,12 +105,9 @@ class Criterion(nn.Module):
         with torch.autocast(assigned.logits.device.type, enabled=False):
             assigned, ious = self.prepare(assigned)
             terms = self.core(assigned, ious)
-            values = {name: term.value for name, term in terms.items()}
-            for name, extra in self._extra_terms().items():
-                value = extra(assigned, ious, terms)
-                if value is not None:
-                    values[name] = value
-        return values
+            extras = {name: extra(assigned, ious, terms) for name, extra in self._extra_terms().items()}
+        values = {name: term.value for name, term in terms.items()}
+        return joined(values, {name: value for name, value in extras.items() if value is not None})
 
     def prepare(self, assigned: Assigned) -> tuple[Assigned, Tensor]:
         """The record with logits in float32 or better and this criterion's processes, and ``[p]`` IoUs."""
@@ -267,12 +264,12 @@ class StagedCriterion(nn.Module):
 
     def forward(self, records: Sequence[Assigned]) -> Terms:
         """Weighted terms of all stages, each named ``stage_term``."""
-        losses = {}
+        losses: Terms = {}
         criteria = [self.stages[assigned.stage] for assigned in records]
         for criterion, assigned in zip(criteria, rank_records(criteria, records), strict=True):
             weight = self.weights.get(assigned.stage, 1.0)
-            for name, value in criterion(assigned).items():
-                losses[f"{assigned.stage}_{name}"] = weight * value
+            named = {f"{assigned.stage}_{name}": weight * value for name, value in criterion(assigned).items()}
+            losses = joined(losses, named)
         return losses
 
     def on_epoch_end(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from torch import Tensor
 from concordet.distributed import process_group
 
 Role = Literal["classification", "box", "extra"]
+ValueT = TypeVar("ValueT")
 Terms = dict[str, Tensor]
 """Values of a criterion's terms by name; their sum is the loss."""
 
@@ -48,6 +49,24 @@ def as_terms(values: Tensor | Mapping[str, Tensor | Term]) -> CoreTerms:
     """
     named = {"classification": values} if isinstance(values, Tensor) else values
     return {name: value if isinstance(value, Term) else Term(value) for name, value in named.items()}
+
+
+def joined(terms: Mapping[str, ValueT], others: Mapping[str, ValueT]) -> dict[str, ValueT]:
+    """Terms of two parts of a loss.
+
+    Raises:
+        ValueError: if both have a term of the same name.
+
+    Example:
+        >>> joined({"classification": 1.0}, {"box": 2.0})
+        {'classification': 1.0, 'box': 2.0}
+    """
+    for name in others:
+        if name in terms:
+            raise ValueError(
+                f"term {name!r} must come from one part of the loss, got it from two; rename the term of your own part"
+            )
+    return {**terms, **others}
 
 
 def sum_terms(terms: Mapping[str, Tensor]) -> Tensor:
