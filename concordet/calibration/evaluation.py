@@ -9,7 +9,14 @@ from scipy.sparse import csr_matrix
 
 from concordet.calibration.calibrator import Calibrator, check_scores
 from concordet.calibration.fit import Method
-from concordet.calibration.fitting import Matched, fit_matched, match_all, matched_columns
+from concordet.calibration.fitting import (
+    MIN_DETECTIONS,
+    MIN_MATCHED,
+    Matched,
+    fit_matched,
+    match_all,
+    matched_columns,
+)
 from concordet.errors import UsageError
 from concordet.measures import Analysis, coco
 from concordet.measures.bootstrap import check_settings, draw_weights
@@ -40,7 +47,8 @@ def evaluate_calibration(
     n_resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-    **fit_options: Any,
+    min_detections: int = MIN_DETECTIONS,
+    min_matched: int = MIN_MATCHED,
 ) -> tuple[Calibrator, dict[str, Any]]:
     """A calibrator fitted on these detections, and a cross-fitted report of what calibration changes.
 
@@ -50,8 +58,7 @@ def evaluate_calibration(
 
     Args:
         ground_truth, detections, iou_type, lvis, max_dets: as :func:`concordet.measures.analyze` takes them.
-        method, per_class: as :func:`concordet.calibration.fit_calibrator` takes them.
-        **fit_options: further arguments of that function, such as ``min_detections``.
+        method, per_class, min_detections, min_matched: as :func:`concordet.calibration.fit_calibrator` takes them.
         folds: number of parts that the images are split into, at least 2.
         n_resamples: draws of the bootstrap over images; 0 leaves intervals out.
         confidence: confidence of the intervals, in (0, 1).
@@ -89,10 +96,10 @@ def evaluate_calibration(
     dataset = read_dataset(ground_truth, detections, iou_type=iou_type, lvis=lvis, max_dets=limit)
     truth = coco.load(dataset)
     matched = match_all(dataset, limit, truth)
-    settings: dict[str, Any] = {"method": method, "per_class": per_class, **fit_options}
     calibrator, report = evaluate_matched(
-        matched, folds=folds, n_resamples=n_resamples, confidence=confidence, seed=seed, **settings
-    )
+        matched, folds=folds, n_resamples=n_resamples, seed=seed, method=method, confidence=confidence,
+        per_class=per_class, min_detections=min_detections, min_matched=min_matched,
+    )  # fmt: skip
     calibrated = calibrator.calibrate(dataset.dt_scores, dataset.class_ids[dataset.dt_classes])
 
     def ap(scores: Floats | None) -> float | None:
@@ -120,13 +127,23 @@ def same_order(first: Floats, second: Floats, classes: Ints) -> bool:
 
 
 def evaluate_analysis(
-    analysis: Analysis, *, folds: int = 5, n_resamples: int = 0, seed: int = 0, **settings: Any
+    analysis: Analysis,
+    *,
+    folds: int = 5,
+    n_resamples: int = 0,
+    seed: int = 0,
+    method: Method = "isotonic",
+    confidence: float = 0.95,
+    per_class: bool = True,
+    min_detections: int = MIN_DETECTIONS,
+    min_matched: int = MIN_MATCHED,
 ) -> tuple[Calibrator, dict[str, Any]]:
     """:func:`evaluate_calibration` of detections that are read and matched already.
 
     Args:
         analysis: what :func:`concordet.measures.analyze` returns.
-        folds, n_resamples, seed, settings: as :func:`evaluate_calibration` takes them; without intervals by default.
+        folds, n_resamples, seed, method, confidence, per_class, min_detections, min_matched: as
+            :func:`evaluate_calibration` takes them; without intervals by default.
 
     Returns:
         As :func:`evaluate_calibration`; ``AP`` after calibration is the one before, which no calibrator changes.
@@ -137,7 +154,10 @@ def evaluate_analysis(
     evidence = analysis.evidence
     check_scores(evidence.dataset.dt_scores, evidence.dataset.dt_file)
     matched = matched_columns(evidence.dataset, evidence.overlaps, evidence.matches)
-    calibrator, report = evaluate_matched(matched, folds=folds, n_resamples=n_resamples, seed=seed, **settings)
+    calibrator, report = evaluate_matched(
+        matched, folds=folds, n_resamples=n_resamples, seed=seed, method=method, confidence=confidence,
+        per_class=per_class, min_detections=min_detections, min_matched=min_matched,
+    )  # fmt: skip
     report["before"]["AP"] = report["after"]["AP"] = analysis.summary["AP"]
     return calibrator, report
 
@@ -150,13 +170,17 @@ def evaluate_matched(
     seed: int,
     method: Method = "isotonic",
     confidence: float = 0.95,
-    **settings: Any,
+    per_class: bool = True,
+    min_detections: int = MIN_DETECTIONS,
+    min_matched: int = MIN_MATCHED,
 ) -> tuple[Calibrator, dict[str, Any]]:
     """The calibrator of matched detections and the cross-fitted report, without AP."""
     if n_resamples < 0:
         raise UsageError(f"n_resamples must be at least 0, got {n_resamples}; 0 leaves intervals out")
     check_settings(n_resamples or 1, confidence)
-    settings["method"] = method
+    settings: dict[str, Any] = {
+        "method": method, "per_class": per_class, "min_detections": min_detections, "min_matched": min_matched
+    }  # fmt: skip
     calibrator = fit_matched(matched, **settings)
     after, kept = cross_fitted(matched, folds=folds, seed=seed, **settings)
     everything = np.ones(len(after), bool)
@@ -165,7 +189,7 @@ def evaluate_matched(
     weights = np.array(draws, np.float64).reshape(-1, n_images)  # [draws, images]
     report = compare_scores(matched, matched.scores, after, everything, weights, confidence)
     report["operating"] = compare_scores(matched, matched.scores, after, kept, weights, confidence)
-    report["method"], report["folds"], report["confidence"] = method, folds, confidence
+    report["method"], report["folds"], report["confidence"] = method, min(folds, n_images), confidence
     report["n_images"], report["n_detections"] = n_images, len(after)
     report["per_class"] = [
         {

@@ -198,7 +198,7 @@ def fit_matched(
         classes=entries,
         shared=shared,
         fit={
-            "n_images": len(np.unique(matched.images)),
+            "n_images": len(matched.image_ids),
             "n_detections": len(counted),
             "n_matched": int((targets > 0).sum()),
             "n_objects": len(matched.object_classes),

@@ -415,6 +415,20 @@ class TestAwkwardInput:
             evaluate_calibration(truth, results)
         assert fit_calibrator(truth, results).fit["n_images"] == 1
 
+    def test_images_without_detections_count_as_images(self):
+        truth, results = ranking_results(30)
+        fit = fit_calibrator(truth, [r for r in results if r["image_id"] < 10]).fit
+        assert (fit["n_images"], fit["n_objects"]) == (30, 60)
+
+    def test_folds_are_those_used(self):
+        truth, results = ranking_results(3)
+        assert evaluate_calibration(truth, results, folds=5, n_resamples=0)[1]["folds"] == 3
+        assert evaluate_calibration(truth, results, folds=2, n_resamples=0)[1]["folds"] == 2
+
+    def test_an_unknown_option_is_that_of_the_function_called(self):
+        with pytest.raises(TypeError, match=r"evaluate_calibration\(\) got an unexpected keyword .*'min_detection'"):
+            evaluate_calibration(*ranking_results(3), min_detection=5)
+
     def test_zero_overlap_is_no_match(self):
         """With pycocotools' rule IoU >= 0 the box far away would take the object."""
         truth = {
