@@ -80,7 +80,7 @@ class Predictor:
         self.class_agnostic = class_agnostic
         self.advised: bool = thresholds is not None
         self.thresholds: Tensor = torch.tensor(
-            thresholds or [DEFAULT_THRESHOLD] * len(self.class_names), dtype=torch.float32
+            thresholds or [DEFAULT_THRESHOLD] * len(self.class_names), dtype=torch.float64
         )
 
     @torch.no_grad()
@@ -96,7 +96,8 @@ class Predictor:
 
         Returns:
             One dict per image, on the CPU: ``boxes`` ``[k, 4]`` xyxy in pixels, ``labels`` ``[k]`` from 1, ``scores``
-            ``[k]`` in descending order, and ``masks`` ``[k, 1, h, w]`` if the detector predicts them.
+            ``[k]`` in descending order (float64 if they are calibrated, except by exported files), and ``masks``
+            ``[k, 1, h, w]`` if the detector predicts them.
 
         Raises:
             ValueError: an image does not exist or cannot be read.
@@ -109,6 +110,8 @@ class Predictor:
         (detection,) = self.model([to_tensor(image).to(self.device)])
         detection = {name: value.cpu() for name, value in detection.items()}
         if self.calibrator is not None:
+            # in float32, detections of different images could change places
+            detection["scores"] = detection["scores"].double()
             detection = self.calibrator.apply(detection, labels=dict(enumerate(self.category_ids, 1)))
             order = detection["scores"].argsort(descending=True, stable=True)  # each class has its own map
             detection = {name: value[order] for name, value in detection.items()}
@@ -155,7 +158,7 @@ class Predictor:
                 raise UsageError(unknown("class of a threshold", missing[0], self.class_names))
             for name, score in threshold.items():
                 lowest[self.class_names.index(name)] = _score(score)
-        kept = detection["scores"] >= lowest[detection["labels"] - 1]
+        kept = detection["scores"] >= lowest.to(detection["scores"].dtype)[detection["labels"] - 1]
         return {name: value[kept] for name, value in detection.items()}
 
     def to_dicts(self, detection: Mapping[str, Tensor]) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Prediction: thresholds per class, class-agnostic NMS, videos, and results in other programs' forms."""
 
+import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import torch
 from PIL import Image
 
 import concordet
+from concordet.calibration import ClassCalibration
+from concordet.calibration.maps import Isotonic
 from concordet.cli import main
 from concordet.engine.prediction import predict
 from concordet.engine.video.frames import read_video, written_frames
@@ -39,6 +43,24 @@ def test_a_threshold_of_numpy_is_named_like_a_plain_one(finished, samples):
     plain, other = (predict(finished, samples[:1], threshold=t, accelerator="cpu") for t in (0.25, threshold))
     assert plain.drawn_from == other.drawn_from == "with a score of at least 0.25"
     assert plain.results == other.results
+
+
+def test_calibrated_scores_keep_the_order_across_images(predictor, samples):
+    """As average precision ranks them; in float32, close scores of different images may change places."""
+    step = Isotonic((0.0, 1e-4, 0.99, 1.0), (0.0, 0.25, 0.25, 1.0))  # nearly flat for most scores
+    classes = {i: ClassCalibration(str(i), step) for i in predictor.category_ids}
+    calibrator = replace(predictor.calibrator, classes=classes)
+    twin = copy.copy(predictor)
+    twin.calibrator = None
+    raw = twin(samples)
+    twin.calibrator = calibrator
+    before, labels = (torch.cat([d[name] for d in raw]) for name in ("scores", "labels"))
+    after = torch.cat([d["scores"] for d in twin(samples)])
+    after_labels = torch.cat([d["labels"] for d in twin(samples)])
+    for label in labels.unique():
+        own = before[labels == label].unique()
+        assert len(after[after_labels == label].unique()) == len(own)
+        assert len(own) > 100
 
 
 def test_thresholds_per_class(predictor, samples):
