@@ -276,8 +276,8 @@ def _compute(
     positive = _positives(labels, n_positives)  # [p]
     if per_positive and aux is not None and len(aux) != len(positive):
         raise ValueError(
-            f"values per positive must be {len(positive)}, as many as the positives in labels, got {len(aux)}; "
-            "give them in the order of the positives"
+            f"{definition.name}: values per positive must be {len(positive)}, as many as the positives in labels, got "
+            f"{len(aux)}; give them in the order of the positives"
         )
     fused = fused_for(logits)
     exact_here = processes.size == 1 and options.method in ("auto", "exact")

@@ -212,11 +212,13 @@ class Study:
 def check_folder(folder: Path) -> None:
     """Raises a ValueError where a study in this folder would mix with other files.
 
-    Results may be there already, and what a process that has just begun to write the study, or was killed, leaves.
+    Results may be there already, and, with a lock, what a process leaves that has just begun to write the study.
     """
-    own = re.compile(rf"results|runs|config\.yaml|{re.escape(NAME)}|\.lock|\.(config|study)\.\d+\.tmp\.\w+")
-    others = folder.exists() and (not folder.is_dir() or any(not own.fullmatch(p.name) for p in folder.iterdir()))
-    if others and not (folder / NAME).exists():
+    if not folder.exists() or (folder / NAME).exists():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else {""}
+    own = r"results|runs|\.lock|\.(config|study)\.\d+\.tmp\.\w+" + (r"|config\.yaml" if ".lock" in names else "")
+    if not all(re.fullmatch(own, name) for name in names):
         raise ValueError(f"out must be a new folder or one of a study, got {folder} with other content; name another")
 
 

@@ -108,7 +108,7 @@ def test_plain_dicts_and_supervision(predictor, samples):
     converted = predictor.to_supervision(detection)
     assert isinstance(converted, supervision.Detections)
     assert np.array_equal(converted.xyxy, detection["boxes"].numpy())
-    assert converted.confidence.tolist() == [row["score"] for row in rows]
+    assert converted.confidence.tolist() == np.float32([row["score"] for row in rows]).tolist()
     assert (converted.class_id + 1).tolist() == detection["labels"].tolist()
     assert converted.data["class_name"].tolist() == [row["class"] for row in rows]
     none = {name: value[:0] for name, value in detection.items()}

@@ -158,7 +158,7 @@ def test_candidates_become_detections_in_numpy(tmp_path):
         (expected,) = concordet.Predictor(model, NAMES, [1, 2, 3], calibrator=calibrator)([image])
         (got,) = load_exported(tmp_path / "model.torchscript")([image])
         for key, value in expected.items():
-            torch.testing.assert_close(got[key], value, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(got[key], value.to(got[key].dtype), rtol=1e-4, atol=1e-4)
 
 
 def test_the_postprocessor_needs_numpy_only():

@@ -233,9 +233,9 @@ def test_bad_input_is_refused():
         (lambda: F.ap_loss(logits, labels, self_relation=0), "self_relation must be a finite number > 0, got 0"),
         (lambda: F.rank_sort_loss(logits, labels, side[:1]), r"got \(1,\); give one value per logit, 0 except at pos"),
         (lambda: F.rank_sort_loss(logits, labels, side * float("inf")), "quality must be finite"),
-        (lambda: F.alrp_loss(logits, labels, side), "alrp_loss: loc_errors must be one value per positive, 1 in .* 4"),
-        (lambda: F.alrp_loss(logits, labels, side[:0]), "loc_errors must be one .* 1 in all, got 0"),
-        (lambda: F.alrp_loss(logits, labels, side[:1] * float("nan")), "loc_errors must be finite, got 1 NaN"),
+        (lambda: F.alrp_loss(logits, labels, side), "alrp: values per positive must be 1, .* got 4"),
+        (lambda: F.alrp_loss(logits, labels, side[:0]), "alrp: values per positive must be 1, .* got 0"),
+        (lambda: F.alrp_loss(logits, labels, side[:1] * float("nan")), "loc_errors must be in .* from nan to nan"),
     ]  # fmt: skip
     for call, sentence in cases:
         with pytest.raises(ValueError, match=sentence):
