@@ -142,6 +142,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "which loss, summary": which_loss.summary,
     "which loss, papers": which_loss.papers,
     "which loss, progress": which_loss.progress,
+    "which loss, repeated": which_loss.repeated,
     "study, seeds": which_loss.seeds_table,
     "which loss, weights": which_loss.weights,
     **{f"which loss, {study.replace('_', ' ')}": partial(which_loss.settings, study) for study in which_loss.TUNED},

@@ -38,7 +38,7 @@ COMPARED = {
 DIGITS = ("digits", "digits_deformable_detr")
 """The studies of all losses on the same scenes."""
 
-TUNED = ("learning_rates",)
+TUNED = ("learning_rates", "weight_decay", "averaging")
 """The studies that vary one setting, on other scenes and with another seed than the results."""
 
 SHOWN = ("AP50", "AP90", "APs", "APm", "APl", "AP_few", "AP_many", "beta_cls")
